@@ -1,1 +1,31 @@
-//! Placeholder.
+//! The block device trait, and everything a device is described with.
+//!
+//! Whatever holds an image is a [`BlockDevice`]: a local file, an NBD export, a generated sample, an
+//! image format inside another device, a filter around one. This crate has the trait, the types of
+//! its vocabulary ([`ByteRange`], [`Extent`], [`Buffer`], [`Error`], [`DeviceInfo`]), and the plain
+//! devices that need nothing but the operating system. It knows nothing of NBD or of any format.
+//!
+//! ```text
+//!             BlockDevice
+//!   ┌────────┬────┴────┬────────┐
+//!  file    memory    null    sample        (here)
+//!  nbd     formats   filters               (crates above)
+//! ```
+
+#![forbid(unsafe_code)]
+
+mod buffer;
+mod device;
+mod error;
+mod extent;
+mod info;
+mod range;
+mod stream;
+
+pub use buffer::{BUFFER_ALIGNMENT, Buffer, BufferPool};
+pub use device::{BlockDevice, BoxFuture, Mapping, WriteFlags, ZeroFlags};
+pub use error::{Error, ErrorKind, Operation, Result};
+pub use extent::{Context, Extent, Status, push_merged};
+pub use info::{BlockLimits, Capabilities, DeviceInfo};
+pub use range::{ByteRange, RangeError};
+pub use stream::{ByteSink, ByteSource};

@@ -1,1 +1,10 @@
-//! Placeholder.
+//! Every `unsafe` block and every Linux system call of the project, behind safe functions.
+//!
+//! One file per subject. Nothing here knows of images, NBD or devices.
+
+#[cfg(not(target_os = "linux"))]
+compile_error!("blockferry runs on Linux only");
+
+mod aligned;
+
+pub use aligned::{AlignedBytes, PAGE_ALIGNMENT};

@@ -1,0 +1,178 @@
+//! The trait that everything which holds an image has.
+
+use std::{future::Future, os::fd::BorrowedFd, pin::Pin};
+
+use bitflags::bitflags;
+
+use crate::{
+    Buffer, ByteRange, Capabilities, Context, DeviceInfo, Error, ErrorKind, Extent, Operation,
+    Result, Status,
+};
+
+/// A future behind a pointer, so that the trait works as `dyn BlockDevice`.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A random-access device of bytes.
+///
+/// Buffers go in owned and come back: a future that is dropped can never leave anyone writing into
+/// memory that was freed. Requests of one device may run concurrently; the result of overlapping
+/// writes is undefined, as on a disk. A device splits nothing: offsets, lengths and sizes respect
+/// [`DeviceInfo::limits`], and what does not is refused with `InvalidInput` or `OutOfBounds`.
+///
+/// Errors name the operation and the range; whoever opened the device adds the endpoint.
+pub trait BlockDevice: Send + Sync {
+    /// What the device is. Fixed while it is open.
+    fn info(&self) -> &DeviceInfo;
+
+    /// Fills the whole of `buffer` from `offset` on and gives it back, or fails.
+    fn read(&self, offset: u64, buffer: Buffer) -> BoxFuture<'_, Result<Buffer>>;
+
+    /// Writes the whole of `data` at `offset` and gives the buffer back.
+    fn write(&self, offset: u64, data: Buffer, flags: WriteFlags) -> BoxFuture<'_, Result<Buffer>> {
+        let _ = flags;
+        let length = data.len() as u64;
+        let error = Error::new(ErrorKind::ReadOnly)
+            .during(Operation::Write)
+            .at(offset, length);
+        Box::pin(async move { Err(error) })
+    }
+
+    /// Makes `range` read as zeroes, by a hole unless [`ZeroFlags::NO_HOLE`] is given.
+    ///
+    /// Fails with `Unsupported` where the device has no such operation, or, with
+    /// [`ZeroFlags::FAST`], where it would be no faster than writing; nothing has changed then.
+    fn zero(&self, range: ByteRange, flags: ZeroFlags) -> BoxFuture<'_, Result<()>> {
+        let _ = flags;
+        unsupported(Operation::Zero, range)
+    }
+
+    /// Discards `range`: its contents are undefined afterwards.
+    fn trim(&self, range: ByteRange, flags: WriteFlags) -> BoxFuture<'_, Result<()>> {
+        let _ = flags;
+        unsupported(Operation::Trim, range)
+    }
+
+    /// Makes everything durable that was acknowledged before the call.
+    fn flush(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    /// Brings `range` closer (a cache, the page cache). A hint: doing nothing is right.
+    fn cache(&self, range: ByteRange) -> BoxFuture<'_, Result<()>> {
+        let _ = range;
+        Box::pin(async { Ok(()) })
+    }
+
+    /// What is known of `range` in `context`.
+    ///
+    /// The answer begins at the range's start, is contiguous, has no empty extent, ends inside the
+    /// range, and may be shorter than it, but not empty unless the range is. A context that the
+    /// device does not know is `Unsupported`; the default knows `base:allocation` as all data.
+    fn extents<'a>(
+        &'a self,
+        range: ByteRange,
+        context: &'a Context,
+    ) -> BoxFuture<'a, Result<Vec<Extent>>> {
+        if *context != Context::Allocation {
+            return unsupported(Operation::Extents, range);
+        }
+        let whole = if range.is_empty() {
+            Vec::new()
+        } else {
+            vec![Extent {
+                range,
+                status: Status::DATA,
+            }]
+        };
+        Box::pin(async move { Ok(whole) })
+    }
+
+    /// Where the bytes at the start of `range` lie, for those who can move them without a copy.
+    /// The answer holds until the next write.
+    fn mapping(&self, range: ByteRange) -> Mapping<'_> {
+        let _ = range;
+        Mapping::Opaque
+    }
+
+    /// Sets the size to `size` bytes; what is new reads as zeroes. `info()` keeps the old size.
+    fn resize(&self, size: u64) -> BoxFuture<'_, Result<()>> {
+        unsupported(Operation::Resize, ByteRange::between(0, size))
+    }
+}
+
+/// Where the bytes of a range are.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum Mapping<'a> {
+    /// The first `length` bytes of the range lie in this file at this offset.
+    File {
+        /// The file or block device.
+        fd: BorrowedFd<'a>,
+        /// The offset of the range's first byte in the file.
+        offset: u64,
+        /// How many bytes of the range the answer is good for.
+        length: u64,
+    },
+    /// The first `length` bytes of the range are zeroes and lie nowhere.
+    Zero {
+        /// How many bytes of the range the answer is good for.
+        length: u64,
+    },
+    /// The bytes must be read.
+    Opaque,
+}
+
+bitflags! {
+    /// How a write or a trim is done.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct WriteFlags: u8 {
+        /// Durable when acknowledged (force unit access). Needs [`Capabilities::FUA`].
+        const FUA = 1 << 0;
+    }
+
+    /// How a range is zeroed.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct ZeroFlags: u8 {
+        /// Durable when acknowledged (force unit access). Needs [`Capabilities::FUA`].
+        const FUA = 1 << 0;
+        /// Leave the range allocated.
+        const NO_HOLE = 1 << 1;
+        /// Fail at once with `Unsupported` rather than be as slow as writing zeroes.
+        /// Needs [`Capabilities::FAST_ZERO`].
+        const FAST = 1 << 2;
+    }
+}
+
+fn unsupported<'a, T: Send + 'a>(
+    operation: Operation,
+    range: ByteRange,
+) -> BoxFuture<'a, Result<T>> {
+    let error = Error::new(ErrorKind::Unsupported)
+        .during(operation)
+        .at(range.start(), range.len());
+    Box::pin(async move { Err(error) })
+}
+
+impl DeviceInfo {
+    /// Checks a request against the device's size and against its being writable; growth past the end
+    /// is allowed to a device with [`Capabilities::RESIZE`]. Alignment is not looked at.
+    ///
+    /// # Errors
+    /// `ReadOnly` or `OutOfBounds`, with the operation and the range.
+    pub fn check(&self, operation: Operation, range: ByteRange) -> Result<()> {
+        let changes = matches!(
+            operation,
+            Operation::Write | Operation::Zero | Operation::Trim
+        );
+        let kind = if changes && !self.can(Capabilities::WRITE) {
+            ErrorKind::ReadOnly
+        } else if range.end() > self.size && !(changes && self.can(Capabilities::RESIZE)) {
+            ErrorKind::OutOfBounds
+        } else {
+            return Ok(());
+        };
+        Err(Error::new(kind)
+            .during(operation)
+            .at(range.start(), range.len()))
+    }
+}

@@ -1,0 +1,82 @@
+//! Memory aligned to a page, always initialised.
+
+use std::{
+    alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error},
+    ops::{Deref, DerefMut},
+    ptr::NonNull,
+    slice,
+};
+
+/// The alignment of [`AlignedBytes`] in bytes.
+pub const PAGE_ALIGNMENT: usize = 4096;
+
+/// Owned bytes that begin at a multiple of [`PAGE_ALIGNMENT`]. Zeroed when allocated.
+pub struct AlignedBytes {
+    start: NonNull<u8>,
+    length: usize,
+}
+
+impl AlignedBytes {
+    /// `length` zero bytes. They are cleared once, here, so that no later user has to.
+    ///
+    /// # Panics
+    /// When `length` exceeds `isize::MAX`; aborts when memory runs out, as `Vec` does.
+    #[must_use]
+    pub fn zeroed(length: usize) -> Self {
+        if length == 0 {
+            return Self::default();
+        }
+        let layout = Self::layout(length);
+        // SAFETY: the layout's size is not zero.
+        let start = unsafe { alloc_zeroed(layout) };
+        let Some(start) = NonNull::new(start) else {
+            handle_alloc_error(layout)
+        };
+        Self { start, length }
+    }
+
+    fn layout(length: usize) -> Layout {
+        Layout::from_size_align(length, PAGE_ALIGNMENT).expect("a length below isize::MAX")
+    }
+}
+
+impl Default for AlignedBytes {
+    fn default() -> Self {
+        let start = std::ptr::without_provenance_mut(PAGE_ALIGNMENT);
+        Self {
+            start: NonNull::new(start).expect("the alignment is not 0"),
+            length: 0,
+        }
+    }
+}
+
+impl Deref for AlignedBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: `start` is valid for `length` initialised bytes (or dangling, aligned and 0 long),
+        // and the borrow of `self` keeps others from writing.
+        unsafe { slice::from_raw_parts(self.start.as_ptr(), self.length) }
+    }
+}
+
+impl DerefMut for AlignedBytes {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `deref`, and the unique borrow of `self` keeps everyone else out.
+        unsafe { slice::from_raw_parts_mut(self.start.as_ptr(), self.length) }
+    }
+}
+
+impl Drop for AlignedBytes {
+    fn drop(&mut self) {
+        if self.length > 0 {
+            // SAFETY: the memory was allocated in `zeroed` with this same layout.
+            unsafe { dealloc(self.start.as_ptr(), Self::layout(self.length)) }
+        }
+    }
+}
+
+// SAFETY: the bytes are owned by this value alone, as a `Vec<u8>`'s are.
+unsafe impl Send for AlignedBytes {}
+// SAFETY: a shared borrow only reads.
+unsafe impl Sync for AlignedBytes {}
