@@ -6,5 +6,7 @@
 compile_error!("blockferry runs on Linux only");
 
 mod aligned;
+mod process;
 
 pub use aligned::{AlignedBytes, PAGE_ALIGNMENT};
+pub use process::{is_signal_ignored, spawn_activated, take_activated_sockets};
