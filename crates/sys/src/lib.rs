@@ -6,7 +6,11 @@
 compile_error!("blockferry runs on Linux only");
 
 mod aligned;
+mod path;
 mod process;
 
 pub use aligned::{AlignedBytes, PAGE_ALIGNMENT};
-pub use process::{is_signal_ignored, spawn_activated, take_activated_sockets};
+pub use path::open_location;
+pub use process::{
+    is_signal_ignored, kill_group, spawn_activated, take_activated_sockets, terminate_group,
+};

@@ -201,6 +201,28 @@ fn check(result: libc::c_int) -> io::Result<()> {
     Ok(())
 }
 
+/// Asks every process of the group that `leader` leads to end (SIGTERM).
+///
+/// # Errors
+/// `NotFound`-like (`ESRCH`) when all of them are gone.
+pub fn terminate_group(leader: &Child) -> io::Result<()> {
+    signal_group(leader, Signal::TERM)
+}
+
+/// Ends every process of the group that `leader` leads (SIGKILL).
+///
+/// # Errors
+/// As [`terminate_group`].
+pub fn kill_group(leader: &Child) -> io::Result<()> {
+    signal_group(leader, Signal::KILL)
+}
+
+fn signal_group(leader: &Child, signal: Signal) -> io::Result<()> {
+    let pid = i32::try_from(leader.id()).ok().and_then(Pid::from_raw);
+    let pid = pid.ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
+    Ok(rustix::process::kill_process_group(pid, signal)?)
+}
+
 /// Takes the listening sockets that this process was handed by systemd socket activation: none when
 /// it was not, and none at any call but the first.
 ///
@@ -292,6 +314,22 @@ mod tests {
         assert!(child.wait().expect("its status").success());
         std::fs::remove_dir_all(&directory).expect("removed");
         output
+    }
+
+    #[test]
+    fn the_whole_group_ends() {
+        let mut child = Command::new("sh")
+            .args(["-c", "sleep 1000 & wait"])
+            .process_group(0)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("a shell");
+        let mut output = child.stdout.take().expect("piped");
+        terminate_group(&child).expect("signalled");
+        assert!(!child.wait().expect("its status").success());
+        // Its end is seen only when the last process that holds the pipe is gone.
+        let mut rest = Vec::new();
+        io::Read::read_to_end(&mut output, &mut rest).expect("closed");
     }
 
     #[test]
