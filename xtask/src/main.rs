@@ -1,1 +1,59 @@
-fn main() {}
+//! The project's chores. `cargo xtask test` and `cargo xtask lint` are what CI runs.
+//!
+//! This crate is kept thin: it starts other programs, and needs nothing of the project itself, so that
+//! it runs (and can say what is wrong) while the project does not compile.
+
+#![forbid(unsafe_code)]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command line of chores talks to a terminal"
+)]
+
+mod bench;
+mod house;
+mod lint;
+mod packages;
+mod program;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about, disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Installs what the tests need, builds the workspace and runs every test.
+    Test(test::Options),
+    /// Checks format, clippy, documentation and the rules of the house.
+    Lint,
+    /// Runs the benchmarks, ours and the rivals', in interleaved rounds.
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// What the runner understands; `--help` lists it.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().chore {
+        Chore::Test(options) => test::run(&options),
+        Chore::Lint => lint::run(),
+        Chore::Bench { arguments } => bench::run(&arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
