@@ -1,0 +1,16 @@
+//! The client's side: [`ClientHandshake`] until transmission begins, [`ClientSession`] after.
+
+mod coverage;
+mod negotiation;
+mod options;
+mod request;
+mod session;
+mod status;
+mod table;
+
+pub use negotiation::{
+    ClientConfig, ClientHandshake, Goal, InfoReport, Listed, Outcome, Step, Tls,
+};
+pub use request::{Request, RequestHeader};
+pub use session::{ClientSession, ReplyEvent, ServerError};
+pub use table::Cookie;
