@@ -1,1 +1,29 @@
-//! Placeholder.
+//! NBD clients.
+//!
+//! Two of them, side by side over the protocol core of `blockferry-proto`; neither hides the other:
+//!
+//! - [`blocking::Client`]: plain calls on plain slices. A long read is cut into pieces that are in flight
+//!   together, so that even one call keeps the server busy.
+//! - [`Client`]: asynchronous (tokio), cheap to clone, a [`BlockDevice`](blockferry_block::BlockDevice).
+//!   Requests are pipelined; dropping a future is safe.
+//!
+//! Both receive the payload where it belongs: [`receiver`] plans one system call that takes the rest of
+//! one payload, the next reply's header and the payload that will most probably follow it.
+
+#![forbid(unsafe_code)]
+
+pub mod blocking;
+mod client;
+mod connect;
+mod driver;
+mod errors;
+mod handshake;
+mod in_flight;
+mod info;
+mod options;
+mod receiver;
+mod status;
+mod stream;
+
+pub use client::Client;
+pub use options::ConnectOptions;

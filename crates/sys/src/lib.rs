@@ -8,6 +8,7 @@ compile_error!("blockferry runs on Linux only");
 mod aligned;
 mod path;
 mod process;
+pub mod socket;
 
 pub use aligned::{AlignedBytes, PAGE_ALIGNMENT};
 pub use path::open_location;

@@ -226,6 +226,11 @@ impl ClientSession {
         }
     }
 
+    /// Whether a part of a reply's header has been taken and the rest is still to come.
+    pub fn is_inside_reply_header(&self) -> bool {
+        !matches!(self.state, State::Header) || !self.gather.partial().is_empty()
+    }
+
     /// How many bytes the next event needs at least; 0 when it is ready without any.
     pub fn needed(&self) -> usize {
         let want = match self.state {

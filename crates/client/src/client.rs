@@ -1,0 +1,320 @@
+//! The asynchronous client: a handle to a connection that a task of its own drives.
+
+use std::{
+    future::poll_fn,
+    sync::Arc,
+    task::{Context as TaskContext, Poll},
+};
+
+use blockferry_block::{
+    BlockDevice, BoxFuture, Buffer, ByteRange, Capabilities, Context, DeviceInfo, Error, ErrorKind,
+    Extent, Operation, Result, WriteFlags, ZeroFlags,
+};
+use blockferry_proto::{ClientSession, Command, CommandFlags, NbdUri, Negotiated, Request};
+
+use crate::{
+    ConnectOptions,
+    connect::connect_for_transmission,
+    driver::drive,
+    errors,
+    in_flight::{Reply, Shared, Ticket},
+    info::{device_info, write_flags, zero_flags},
+    status::{context_id, extents_of},
+};
+
+/// An asynchronous connection to one export. Cloning is cheap and shares the connection.
+///
+/// Requests are pipelined: each call enters its request at once, and answers come in any order. A
+/// future may be dropped at any time: its request goes on to its end in the background, and the buffer
+/// goes back to its pool then. When the connection is lost, every request in flight fails with a
+/// transient error, and so does every later one.
+///
+/// It must be used inside the tokio runtime that it was connected in (with I/O enabled).
+#[derive(Clone)]
+pub struct Client {
+    handle: Arc<Handle>,
+}
+
+/// What the clones share; the last one to go closes the connection.
+struct Handle {
+    shared: Arc<Shared>,
+    info: DeviceInfo,
+    negotiated: Negotiated,
+}
+
+impl Client {
+    /// Connects to `uri` as `options` say.
+    ///
+    /// # Errors
+    /// When nobody answers, or the server refuses the export.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub async fn connect(uri: &NbdUri, options: &ConnectOptions) -> Result<Self> {
+        let (uri, options) = (uri.clone(), options.clone());
+        let connecting =
+            tokio::task::spawn_blocking(move || connect_for_transmission(&uri, &options));
+        let (stream, negotiated, name) = connecting.await.map_err(|error| {
+            Error::with_source(ErrorKind::Cancelled, error).during(Operation::Open)
+        })??;
+        let stream = stream
+            .into_async()
+            .map_err(|error| Error::from(error).during(Operation::Open).on(&name))?;
+        let shared = Arc::new(Shared::new(ClientSession::new(&negotiated)));
+        tokio::spawn(drive(stream, Arc::clone(&shared)));
+        let info = device_info(&negotiated, name);
+        Ok(Self {
+            handle: Arc::new(Handle {
+                shared,
+                info,
+                negotiated,
+            }),
+        })
+    }
+
+    /// What was negotiated with the server.
+    #[must_use]
+    pub fn negotiated(&self) -> &Negotiated {
+        &self.handle.negotiated
+    }
+
+    /// Finishes what is in flight, says goodbye, and waits until the connection is closed. Requests
+    /// made afterwards, through any clone, fail.
+    pub async fn disconnect(&self) {
+        self.handle.shared.close();
+        poll_fn(|context| self.handle.shared.poll_closed(context)).await;
+    }
+
+    /// Enters a request and waits for its answer.
+    async fn request(
+        &self,
+        operation: Operation,
+        request: Request,
+        buffer: Option<Buffer>,
+    ) -> Result<Reply> {
+        let mut exchange = Exchange {
+            shared: &self.handle.shared,
+            ticket: None,
+        };
+        let mut buffer = buffer;
+        let answer = poll_fn(|context| exchange.poll(context, request, &mut buffer)).await;
+        answer.map_err(|error| {
+            let error = error.during(operation);
+            let error = match operation {
+                Operation::Flush => error,
+                _ => error.at(request.offset, request.length),
+            };
+            error.on(&self.handle.info.name)
+        })
+    }
+
+    /// One request per piece of `range` that is short enough, one after the other.
+    async fn change(
+        &self,
+        operation: Operation,
+        command: Command,
+        flags: CommandFlags,
+        range: ByteRange,
+    ) -> Result<()> {
+        self.check(operation, range)?;
+        let limit = self.handle.shared.max_length(command);
+        for piece in range.pieces(limit) {
+            let request = Request {
+                command,
+                flags,
+                offset: piece.start(),
+                length: piece.len(),
+            };
+            self.request(operation, request, None).await?;
+        }
+        Ok(())
+    }
+
+    fn check(&self, operation: Operation, range: ByteRange) -> Result<()> {
+        self.handle
+            .info
+            .check(operation, range)
+            .map_err(errors::naming(&self.handle.info.name))
+    }
+
+    fn range_of(&self, operation: Operation, offset: u64, length: usize) -> Result<ByteRange> {
+        let range = ByteRange::new(offset, length as u64)
+            .map_err(|error| Error::with_source(ErrorKind::OutOfBounds, error).during(operation))?;
+        self.check(operation, range)?;
+        Ok(range)
+    }
+
+    async fn transfer(
+        &self,
+        operation: Operation,
+        command: Command,
+        flags: CommandFlags,
+        offset: u64,
+        buffer: Buffer,
+    ) -> Result<Buffer> {
+        let range = self.range_of(operation, offset, buffer.len())?;
+        if range.is_empty() {
+            return Ok(buffer);
+        }
+        let request = Request {
+            command,
+            flags,
+            offset,
+            length: range.len(),
+        };
+        let reply = self.request(operation, request, Some(buffer)).await?;
+        reply
+            .buffer
+            .ok_or_else(|| Error::new(ErrorKind::Io).during(operation))
+    }
+
+    fn lacks(&self, capability: Capabilities) -> bool {
+        !self.handle.info.can(capability)
+    }
+
+    fn unsupported(&self, operation: Operation, range: ByteRange) -> Error {
+        Error::with_message(ErrorKind::Unsupported, "the server has no such command")
+            .during(operation)
+            .at(range.start(), range.len())
+            .on(&self.handle.info.name)
+    }
+}
+
+impl BlockDevice for Client {
+    fn info(&self) -> &DeviceInfo {
+        &self.handle.info
+    }
+
+    fn read(&self, offset: u64, buffer: Buffer) -> BoxFuture<'_, Result<Buffer>> {
+        let none = CommandFlags::empty();
+        Box::pin(self.transfer(Operation::Read, Command::Read, none, offset, buffer))
+    }
+
+    fn write(&self, offset: u64, data: Buffer, flags: WriteFlags) -> BoxFuture<'_, Result<Buffer>> {
+        let flags = write_flags(flags);
+        Box::pin(self.transfer(Operation::Write, Command::Write, flags, offset, data))
+    }
+
+    fn zero(&self, range: ByteRange, flags: ZeroFlags) -> BoxFuture<'_, Result<()>> {
+        let fast = flags.contains(ZeroFlags::FAST) && self.lacks(Capabilities::FAST_ZERO);
+        if (self.lacks(Capabilities::ZERO) || fast) && !self.lacks(Capabilities::WRITE) {
+            let error = self.unsupported(Operation::Zero, range);
+            return Box::pin(async move { Err(error) });
+        }
+        Box::pin(self.change(
+            Operation::Zero,
+            Command::WriteZeroes,
+            zero_flags(flags),
+            range,
+        ))
+    }
+
+    fn trim(&self, range: ByteRange, flags: WriteFlags) -> BoxFuture<'_, Result<()>> {
+        if self.lacks(Capabilities::TRIM) && !self.lacks(Capabilities::WRITE) {
+            let error = self.unsupported(Operation::Trim, range);
+            return Box::pin(async move { Err(error) });
+        }
+        Box::pin(self.change(Operation::Trim, Command::Trim, write_flags(flags), range))
+    }
+
+    /// A server without a flush command has nothing to make durable.
+    fn flush(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async {
+            if self.lacks(Capabilities::FLUSH) {
+                return Ok(());
+            }
+            let flush = Request {
+                command: Command::Flush,
+                flags: CommandFlags::empty(),
+                offset: 0,
+                length: 0,
+            };
+            self.request(Operation::Flush, flush, None).await.map(drop)
+        })
+    }
+
+    fn cache(&self, range: ByteRange) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            if self.lacks(Capabilities::CACHE) {
+                return Ok(());
+            }
+            self.change(
+                Operation::Cache,
+                Command::Cache,
+                CommandFlags::empty(),
+                range,
+            )
+            .await
+        })
+    }
+
+    fn extents<'a>(
+        &'a self,
+        range: ByteRange,
+        context: &'a Context,
+    ) -> BoxFuture<'a, Result<Vec<Extent>>> {
+        Box::pin(async move {
+            self.check(Operation::Extents, range)?;
+            let naming = errors::naming(&self.handle.info.name);
+            let id = context_id(&self.handle.negotiated, context).map_err(&naming)?;
+            if range.is_empty() {
+                return Ok(Vec::new());
+            }
+            let (asked, _) = range.split_at(self.handle.shared.max_length(Command::BlockStatus));
+            let request = Request {
+                command: Command::BlockStatus,
+                flags: CommandFlags::empty(),
+                offset: asked.start(),
+                length: asked.len(),
+            };
+            let reply = self.request(Operation::Extents, request, None).await?;
+            let answer = reply.extents.iter().find(|(context, _)| *context == id);
+            let extents = answer.map_or(&[][..], |(_, extents)| extents);
+            extents_of(asked, extents).map_err(naming)
+        })
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shared.close();
+    }
+}
+
+/// A request on its way: not yet entered, or waiting for its answer. Dropping it leaves the request to
+/// the driver.
+struct Exchange<'a> {
+    shared: &'a Shared,
+    ticket: Option<Ticket>,
+}
+
+impl Exchange<'_> {
+    fn poll(
+        &mut self,
+        context: &mut TaskContext<'_>,
+        request: Request,
+        buffer: &mut Option<Buffer>,
+    ) -> Poll<Result<Reply>> {
+        if self.ticket.is_none() {
+            let entered = std::task::ready!(self.shared.poll_enter(context, request, buffer));
+            self.ticket = Some(entered?);
+            return Poll::Pending;
+        }
+        let Some(ticket) = self.ticket.take() else {
+            return Poll::Pending;
+        };
+        let answer = self.shared.poll_reply(context, ticket);
+        if answer.is_pending() {
+            self.ticket = Some(ticket);
+        }
+        answer
+    }
+}
+
+impl Drop for Exchange<'_> {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket {
+            self.shared.abandon(ticket);
+        }
+    }
+}

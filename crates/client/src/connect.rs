@@ -1,0 +1,63 @@
+//! From a URI to a negotiated connection.
+
+use std::{sync::Arc, time::Instant};
+
+use blockferry_block::{Error, ErrorKind, Operation, Result};
+use blockferry_proto::{Goal, NbdUri, Negotiated, Outcome, Transport};
+
+use crate::{ConnectOptions, errors, handshake, stream::BlockingStream};
+
+/// Connects and negotiates, all within the time that `options` gives. Errors name the endpoint.
+pub(crate) fn connect(
+    uri: &NbdUri,
+    options: &ConnectOptions,
+    goal: Goal,
+) -> Result<(BlockingStream, Outcome)> {
+    let name = options.endpoint_name(uri);
+    let deadline = Instant::now() + options.connect_timeout;
+    let attempt = || {
+        let stream = dial(&uri.transport, deadline)?;
+        let outcome = handshake::negotiate(&stream, options.handshake(uri, goal), deadline)?;
+        stream.set_deadline(None)?;
+        Ok((stream, outcome))
+    };
+    attempt().map_err(|error: Error| error.during(Operation::Open).on(&name))
+}
+
+/// Connects for transmission: the socket, what was negotiated, and the endpoint's name.
+pub(crate) fn connect_for_transmission(
+    uri: &NbdUri,
+    options: &ConnectOptions,
+) -> Result<(BlockingStream, Negotiated, Arc<str>)> {
+    match connect(uri, options, Goal::Transmit)? {
+        (stream, Outcome::Transmit(negotiated)) => {
+            Ok((stream, negotiated, options.endpoint_name(uri)))
+        }
+        _ => Err(unexpected_outcome()),
+    }
+}
+
+/// The negotiation ended in another state than it was asked for.
+pub(crate) fn unexpected_outcome() -> Error {
+    Error::with_message(
+        ErrorKind::Protocol,
+        "the negotiation ended in an unexpected state",
+    )
+}
+
+fn dial(transport: &Transport, deadline: Instant) -> Result<BlockingStream> {
+    let stream = match transport {
+        Transport::Tcp { host, port } => BlockingStream::tcp(host, *port, deadline),
+        Transport::Unix { path } => BlockingStream::unix(path),
+        Transport::Vsock { .. } => return Err(unsupported("vsock sockets are")),
+        Transport::Ssh { .. } => return Err(unsupported("SSH tunnels are")),
+    };
+    stream.map_err(|error| match error.kind() {
+        std::io::ErrorKind::TimedOut | std::io::ErrorKind::WouldBlock => errors::timed_out(),
+        _ => Error::from(error),
+    })
+}
+
+fn unsupported(what: &str) -> Error {
+    Error::with_message(ErrorKind::Unsupported, format!("{what} not supported yet"))
+}

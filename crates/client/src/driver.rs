@@ -1,0 +1,220 @@
+//! The task that moves the bytes of one asynchronous connection.
+//!
+//! It sends what was entered, several requests in one system call, and receives by the receiver's plan.
+//! After an answer it lets the tasks that waited for it run before it goes on, so that their next
+//! requests leave together and the server never runs dry.
+
+use std::{
+    collections::VecDeque,
+    future::poll_fn,
+    io::{IoSlice, IoSliceMut},
+    sync::Arc,
+    task::{Context, Poll, Waker, ready},
+};
+
+use blockferry_block::{Buffer, Error, Result};
+use blockferry_proto::RequestHeader;
+
+use crate::{
+    errors,
+    in_flight::{Outgoing, Shared, State, Table, disconnected},
+    receiver::{Receiver, Target},
+    stream::Stream,
+};
+
+/// How many requests leave in one system call at most.
+const BURST: usize = 32;
+
+/// Drives a connection until it ends.
+pub(crate) async fn drive(stream: Stream, shared: Arc<Shared>) {
+    let mut driver = Driver {
+        stream,
+        shared,
+        receiver: Receiver::new(),
+        queue: VecDeque::new(),
+        sent: 0,
+    };
+    let end = loop {
+        match poll_fn(|context| driver.poll_round(context)).await {
+            Round::Yield => tokio::task::yield_now().await,
+            Round::Over(end) => break end,
+        }
+    };
+    driver.say_goodbye();
+    driver.shared.end(end);
+}
+
+struct Driver {
+    stream: Stream,
+    shared: Arc<Shared>,
+    receiver: Receiver,
+    /// What is being sent.
+    queue: VecDeque<Outgoing>,
+    /// How many bytes of the queue's first element were sent.
+    sent: usize,
+}
+
+impl Driver {
+    /// Sends what waits. Ready when nothing is left, pending when the socket is full.
+    fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<Result<()>> {
+        loop {
+            let mut state = self.shared.lock();
+            state.take_outgoing(&mut self.queue);
+            drop(state);
+            if self.queue.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            let mut slices = [IoSlice::new(&[]); 2 * BURST];
+            let mut count = 0;
+            let mut skip = self.sent;
+            for outgoing in self.queue.iter().take(BURST) {
+                for part in [
+                    outgoing.header.as_bytes(),
+                    outgoing.payload.as_deref().unwrap_or_default(),
+                ] {
+                    let skipped = skip.min(part.len());
+                    skip -= skipped;
+                    if skipped < part.len() {
+                        slices[count] = IoSlice::new(&part[skipped..]);
+                        count += 1;
+                    }
+                }
+            }
+            let sent = ready!(self.stream.poll_send(context, &slices[..count]));
+            self.note_sent(sent.map_err(errors::lost)?);
+        }
+    }
+
+    /// `count` more bytes of the queue have left.
+    fn note_sent(&mut self, count: usize) {
+        self.sent += count;
+        while let Some(first) = self.queue.front() {
+            let length =
+                first.header.as_bytes().len() + first.payload.as_ref().map_or(0, |it| it.len());
+            if self.sent < length {
+                return;
+            }
+            self.sent -= length;
+            if let Some(Outgoing {
+                ticket,
+                cookie,
+                payload: Some(payload),
+                ..
+            }) = self.queue.pop_front()
+            {
+                self.shared
+                    .lock()
+                    .table
+                    .payload_sent(ticket, cookie, payload);
+            }
+        }
+    }
+
+    /// Receives once. Ready when something came, pending when nothing is there.
+    fn poll_receive(&mut self, context: &mut Context<'_>) -> Poll<Result<()>> {
+        let mut state = self.shared.lock();
+        let plan = self.receiver.plan(&state.session);
+        let mut current = Loan::take(&mut state.table, plan.current.as_ref());
+        let mut predicted = Loan::take(&mut state.table, plan.predicted.as_ref());
+        drop(state);
+        let header = &mut self.receiver.header_room()[..plan.header];
+        let mut slices = [
+            IoSliceMut::new(current.part()),
+            IoSliceMut::new(header),
+            IoSliceMut::new(predicted.part()),
+        ];
+        let received = self.stream.poll_receive(context, &mut slices);
+        let mut state = self.shared.lock();
+        current.give_back(&mut state.table);
+        predicted.give_back(&mut state.table);
+        let count = ready!(received).map_err(errors::lost)?;
+        if count == 0 {
+            return Poll::Ready(Err(errors::closed_by_server()));
+        }
+        let State { session, table, .. } = &mut *state;
+        let result = self.receiver.received(session, &plan, count, table);
+        Poll::Ready(result.map_err(errors::from_proto))
+    }
+
+    /// Sends and receives as long as there is something to.
+    fn poll_round(&mut self, context: &mut Context<'_>) -> Poll<Round> {
+        let before = self.shared.lock().table.answered();
+        loop {
+            if let Poll::Ready(Err(error)) = self.poll_send(context) {
+                return Poll::Ready(Round::Over(error));
+            }
+            match self.poll_receive(context) {
+                Poll::Ready(Ok(())) => {
+                    let state = self.shared.lock();
+                    let answered = state.table.answered() - before;
+                    // At half of what was in flight, the tasks that wait for answers get their turn.
+                    if answered > 0 && answered >= state.session.in_flight() as u64 {
+                        return Poll::Ready(Round::Yield);
+                    }
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Round::Over(error)),
+                Poll::Pending => {
+                    let mut state = self.shared.lock();
+                    if state.is_finished() && self.queue.is_empty() {
+                        return Poll::Ready(Round::Over(disconnected()));
+                    }
+                    if !state.has_outgoing() {
+                        state.set_driver(context.waker());
+                        return Poll::Pending;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Says goodbye, as far as the socket takes it at once: the connection closes anyway.
+    fn say_goodbye(&self) {
+        let mut header = RequestHeader::new();
+        self.shared.lock().session.disconnect(&mut header);
+        let mut context = Context::from_waker(Waker::noop());
+        let _ = self
+            .stream
+            .poll_send(&mut context, &[IoSlice::new(header.as_bytes())]);
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        // Nobody waits for ever, also when the runtime is gone before the connection.
+        self.shared.end(disconnected());
+    }
+}
+
+/// Why a round ended.
+enum Round {
+    /// There is more to do, after others had their turn.
+    Yield,
+    /// The connection is over.
+    Over(Error),
+}
+
+/// A buffer that is out of its entry while it is received into.
+struct Loan<'a> {
+    target: Option<&'a Target>,
+    buffer: Option<Buffer>,
+}
+
+impl<'a> Loan<'a> {
+    fn take(table: &mut Table, target: Option<&'a Target>) -> Self {
+        let buffer = target.and_then(|target| table.lend_buffer(target.cookie));
+        Self { target, buffer }
+    }
+
+    fn part(&mut self) -> &mut [u8] {
+        match (&mut self.buffer, self.target) {
+            (Some(buffer), Some(target)) => &mut buffer[target.range.clone()],
+            _ => &mut [],
+        }
+    }
+
+    fn give_back(self, table: &mut Table) {
+        if let (Some(buffer), Some(target)) = (self.buffer, self.target) {
+            table.return_buffer(target.cookie, buffer);
+        }
+    }
+}

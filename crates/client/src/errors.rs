@@ -1,0 +1,79 @@
+//! From the protocol's errors and the sockets' to the one error type of devices.
+
+use std::{io, sync::Arc};
+
+use blockferry_block::{Error, ErrorKind};
+use blockferry_proto::{self as proto, Errno, OptionErrorCode, ServerError};
+
+/// A protocol error as a device error.
+pub(crate) fn from_proto(error: proto::Error) -> Error {
+    let kind = match &error {
+        proto::Error::Misbehaved(_) => ErrorKind::Protocol,
+        proto::Error::Incompatible(_) => ErrorKind::Incompatible,
+        proto::Error::Misuse(_) => ErrorKind::InvalidInput,
+        proto::Error::Refused(refusal) => match refusal.code {
+            OptionErrorCode::Unknown => ErrorKind::NotFound,
+            OptionErrorCode::Policy => ErrorKind::NotPermitted,
+            OptionErrorCode::Shutdown => ErrorKind::ShuttingDown,
+            OptionErrorCode::Unsupported => ErrorKind::Unsupported,
+            _ => ErrorKind::Refused,
+        },
+        _ => ErrorKind::Io,
+    };
+    Error::with_message(kind, error.to_string())
+}
+
+/// What a server answered to a request, as a device error.
+pub(crate) fn from_server(error: &ServerError) -> Error {
+    let kind = match error.errno {
+        Errno::EPERM => ErrorKind::NotPermitted,
+        Errno::ENOMEM => ErrorKind::OutOfMemory,
+        Errno::EINVAL => ErrorKind::InvalidInput,
+        Errno::ENOSPC => ErrorKind::NoSpace,
+        Errno::EOVERFLOW => ErrorKind::InvalidInput,
+        Errno::ENOTSUP => ErrorKind::Unsupported,
+        Errno::ESHUTDOWN => ErrorKind::ShuttingDown,
+        _ => ErrorKind::Io,
+    };
+    let text = match &error.message {
+        Some(message) if !message.is_empty() => {
+            format!(
+                "the server says {}: {}",
+                error.errno,
+                message.escape_debug()
+            )
+        }
+        _ => format!("the server says {}", error.errno),
+    };
+    let text = match error.offset {
+        Some(offset) => format!("{text} (at offset {offset})"),
+        None => text,
+    };
+    Error::with_message(kind, text)
+}
+
+/// A failed receive or send: whatever broke it, the connection is gone.
+pub(crate) fn lost(error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => timed_out(),
+        _ => Error::with_source(ErrorKind::ConnectionLost, error),
+    }
+}
+
+/// The server closed the connection while something was expected of it.
+pub(crate) fn closed_by_server() -> Error {
+    Error::with_message(
+        ErrorKind::ConnectionLost,
+        "the server closed the connection",
+    )
+}
+
+/// The server did not answer in time.
+pub(crate) fn timed_out() -> Error {
+    Error::with_message(ErrorKind::TimedOut, "the server did not answer in time")
+}
+
+/// `error`, naming `endpoint`.
+pub(crate) fn naming(endpoint: &Arc<str>) -> impl Fn(Error) -> Error + '_ {
+    move |error| error.on(endpoint)
+}

@@ -1,0 +1,52 @@
+//! How to connect.
+
+use std::{sync::Arc, time::Duration};
+
+use blockferry_block::Context;
+use blockferry_proto::{ClientConfig, Goal, NbdUri, Tls};
+
+/// How a client connects. `Default` is right for most.
+#[derive(Clone, Debug)]
+pub struct ConnectOptions {
+    /// What errors call the endpoint. Default: the URI.
+    pub name: Option<Arc<str>>,
+    /// Negotiate structured replies: needed for block status and sparse reads. Default: true.
+    pub structured: bool,
+    /// Negotiate extended (64-bit) headers, where the server has them. Default: true.
+    pub extended: bool,
+    /// The meta contexts to ask for. Default: `base:allocation`.
+    pub contexts: Vec<Context>,
+    /// How long connecting and negotiating may take together. Default: 30 seconds.
+    pub connect_timeout: Duration,
+}
+
+impl Default for ConnectOptions {
+    fn default() -> Self {
+        Self {
+            name: None,
+            structured: true,
+            extended: true,
+            contexts: vec![Context::Allocation],
+            connect_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+impl ConnectOptions {
+    pub(crate) fn endpoint_name(&self, uri: &NbdUri) -> Arc<str> {
+        self.name
+            .clone()
+            .unwrap_or_else(|| Arc::from(uri.to_string()))
+    }
+
+    pub(crate) fn handshake(&self, uri: &NbdUri, goal: Goal) -> ClientConfig {
+        ClientConfig {
+            export: uri.export.clone(),
+            goal,
+            tls: if uri.tls { Tls::Require } else { Tls::Off },
+            contexts: self.contexts.iter().map(ToString::to_string).collect(),
+            structured: self.structured,
+            extended: self.extended,
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! Receiving replies with few system calls: payload goes straight to where it belongs.
+//!
+//! One receive takes, in order, the rest of the payload that is arriving, the header of the next
+//! reply, and the payload that will most probably follow it: that of the oldest read in flight. When
+//! the guess is right, a reply costs one system call and no copy. When it is wrong, the bytes that
+//! landed in the wrong buffer are taken out as a stream and parsed from there; the buffer's own data is
+//! still to come, so nothing is lost in it.
+//!
+//! No I/O here: [`Receiver::plan`] says what to receive, the caller receives it, and
+//! [`Receiver::received`] says what it meant. Both clients use it.
+
+use std::ops::Range;
+
+use blockferry_proto::{ClientSession, Cookie, Error, Extent, ReplyEvent, ServerError};
+
+/// Room for many small replies when no payload is expected.
+const HEADER_ROOM: usize = 4096;
+
+/// How much one wrong prediction that had to be copied adds to [`Receiver::surprise`]. Each reply
+/// without prediction takes 1 away, so a server that answers in any order is mostly left in peace.
+const SURPRISE: u32 = 4;
+
+/// The bound of [`Receiver::surprise`]: in order again, the server is trusted after so many replies.
+const MOST_SURPRISED: u32 = 64;
+
+/// Whose requests are answered: the owner of the buffers.
+pub(crate) trait Requests {
+    /// The whole buffer of the read `cookie`.
+    fn buffer(&mut self, cookie: Cookie) -> &mut [u8];
+
+    /// Exchanges the buffers of two reads, when they are of the same length and the owner does not mind.
+    /// Returns whether it did.
+    fn exchange(&mut self, one: Cookie, other: Cookie) -> bool;
+
+    /// A block status reply of `cookie` in the context with id `context`.
+    fn extents(&mut self, cookie: Cookie, context: u32, extents: Vec<Extent>);
+
+    /// The request is answered; its buffer is complete when it was a successful read.
+    fn done(&mut self, cookie: Cookie, result: Result<(), ServerError>);
+}
+
+/// Part of the buffer of one read in flight.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Target {
+    pub(crate) cookie: Cookie,
+    pub(crate) range: Range<usize>,
+}
+
+/// What to receive next: these parts, in this order, in one vectored call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Plan {
+    /// The rest of the payload that is arriving.
+    pub(crate) current: Option<Target>,
+    /// How many bytes of [`Receiver::header_room`] come next.
+    pub(crate) header: usize,
+    /// Where the next payload will probably belong; never the same read as `current`.
+    pub(crate) predicted: Option<Target>,
+}
+
+/// The receiving half of a connection, without the socket.
+pub(crate) struct Receiver {
+    /// The header bytes land here.
+    room: Box<[u8; HEADER_ROOM]>,
+    /// The payload that is arriving.
+    current: Option<Target>,
+    /// Bytes that were received out of place, in order.
+    spilled: Vec<u8>,
+    /// How little the order of the replies can be predicted of late: above 0, nothing is.
+    surprise: u32,
+}
+
+impl Receiver {
+    pub(crate) fn new() -> Self {
+        Self {
+            room: Box::new([0; HEADER_ROOM]),
+            current: None,
+            spilled: Vec::new(),
+            surprise: 0,
+        }
+    }
+
+    /// Where the header bytes of a plan go: its first `plan.header` bytes.
+    pub(crate) fn header_room(&mut self) -> &mut [u8] {
+        &mut *self.room
+    }
+
+    /// What to receive next.
+    pub(crate) fn plan(&self, session: &ClientSession) -> Plan {
+        let busy = self.current.as_ref().map(|target| target.cookie);
+        let next = (0..2)
+            .filter_map(|n| session.nth_predicted_read(n))
+            .find(|(cookie, ..)| Some(*cookie) != busy);
+        let predicted = next.and_then(|(cookie, offset, length)| {
+            let start = usize::try_from(offset).ok()?;
+            let end = start.checked_add(usize::try_from(length).ok()?)?;
+            (start < end).then_some(Target {
+                cookie,
+                range: start..end,
+            })
+        });
+        let header = match (&predicted, &self.current) {
+            // The end of a header comes before anything can be predicted.
+            (Some(_), None) if session.is_inside_reply_header() => session.needed().max(1),
+            (Some(_), _) => {
+                let header = session.predicted_header_len();
+                let predicted = predicted.filter(|_| self.surprise == 0);
+                return Plan {
+                    current: self.current.clone(),
+                    header,
+                    predicted,
+                };
+            }
+            (None, _) => HEADER_ROOM,
+        };
+        Plan {
+            current: self.current.clone(),
+            header: header.min(HEADER_ROOM),
+            predicted: None,
+        }
+    }
+
+    /// Takes note of `count` bytes that were received by `plan`.
+    ///
+    /// # Errors
+    /// When the server broke the protocol; the connection is of no use then.
+    pub(crate) fn received(
+        &mut self,
+        session: &mut ClientSession,
+        plan: &Plan,
+        count: usize,
+        requests: &mut impl Requests,
+    ) -> Result<(), Error> {
+        let mut rest = count;
+        if let Some(target) = &plan.current {
+            let taken = rest.min(target.range.len());
+            rest -= taken;
+            self.advance(taken);
+        }
+        if self.current.is_none() {
+            self.parse(session, &[], requests)?;
+        }
+        if rest == 0 {
+            return Ok(());
+        }
+        let header = rest.min(plan.header);
+        let ahead = rest - header;
+        let (consumed, event) = session.receive(&self.room[..header])?;
+        let landed = match (&event, &plan.predicted) {
+            (
+                ReplyEvent::Payload {
+                    cookie,
+                    offset,
+                    length,
+                },
+                Some(predicted),
+            ) if consumed == header => {
+                let arriving = (*cookie, *offset, *length);
+                self.landed(arriving, predicted, ahead, requests)
+            }
+            (ReplyEvent::Payload { .. }, None) => {
+                self.surprise = self.surprise.saturating_sub(1);
+                0
+            }
+            _ => 0,
+        };
+        // What is out of place is taken out before the event is told: it may be the end of the very
+        // read whose buffer holds it.
+        let mut spilled = std::mem::take(&mut self.spilled);
+        spilled.clear();
+        spilled.extend_from_slice(&self.room[consumed..header]);
+        if let Some(predicted) = plan.predicted.as_ref().filter(|_| ahead > landed) {
+            let start = predicted.range.start;
+            let misplaced = start + landed..start + ahead;
+            let holder = match event {
+                ReplyEvent::Payload { cookie, .. } if landed > 0 => cookie,
+                _ => predicted.cookie,
+            };
+            spilled.extend_from_slice(&requests.buffer(holder)[misplaced]);
+        }
+        self.handle(event, requests);
+        self.advance(landed);
+        let result = self.parse(session, &spilled, requests);
+        self.spilled = spilled;
+        result
+    }
+
+    /// How many of the `ahead` bytes that were received into the predicted read's buffer are now where
+    /// the payload that is `arriving` (cookie, offset, length) belongs.
+    fn landed(
+        &mut self,
+        (cookie, offset, length): (Cookie, u64, u64),
+        predicted: &Target,
+        ahead: usize,
+        requests: &mut impl Requests,
+    ) -> usize {
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        if cookie == predicted.cookie && offset == predicted.range.start as u64 {
+            return ahead.min(length);
+        }
+        let both_untouched = offset == 0
+            && predicted.range == (0..length)
+            && requests.buffer(predicted.cookie).len() == length;
+        if both_untouched && requests.exchange(cookie, predicted.cookie) {
+            return ahead.min(length);
+        }
+        self.surprise = MOST_SURPRISED.min(self.surprise + SURPRISE);
+        0
+    }
+
+    /// Goes through `bytes` of the reply stream, payload and headers, and tells what they meant.
+    fn parse(
+        &mut self,
+        session: &mut ClientSession,
+        mut bytes: &[u8],
+        requests: &mut impl Requests,
+    ) -> Result<(), Error> {
+        loop {
+            if let Some(target) = &self.current {
+                if bytes.is_empty() {
+                    return Ok(());
+                }
+                let (taken, rest) = bytes.split_at(bytes.len().min(target.range.len()));
+                let start = target.range.start;
+                requests.buffer(target.cookie)[start..start + taken.len()].copy_from_slice(taken);
+                self.advance(taken.len());
+                bytes = rest;
+                continue;
+            }
+            if bytes.is_empty() && session.needed() > 0 {
+                return Ok(());
+            }
+            let (consumed, event) = session.receive(bytes)?;
+            bytes = &bytes[consumed..];
+            self.handle(event, requests);
+        }
+    }
+
+    /// `count` more bytes of the current payload are in their place.
+    fn advance(&mut self, count: usize) {
+        if let Some(target) = &mut self.current {
+            target.range.start += count;
+            if target.range.is_empty() {
+                self.current = None;
+            }
+        }
+    }
+
+    fn handle(&mut self, event: ReplyEvent, requests: &mut impl Requests) {
+        match event {
+            ReplyEvent::NeedMore => {}
+            ReplyEvent::Payload {
+                cookie,
+                offset,
+                length,
+            } => {
+                if let Some(range) = within(offset, length, requests.buffer(cookie).len()) {
+                    self.current = Some(Target { cookie, range });
+                }
+            }
+            ReplyEvent::Hole {
+                cookie,
+                offset,
+                length,
+            } => {
+                let buffer = requests.buffer(cookie);
+                if let Some(range) = within(offset, length, buffer.len()) {
+                    buffer[range].fill(0);
+                }
+            }
+            ReplyEvent::Extents {
+                cookie,
+                context,
+                extents,
+            } => {
+                requests.extents(cookie, context, extents);
+            }
+            ReplyEvent::Done { cookie, result } => requests.done(cookie, result),
+        }
+    }
+}
+
+/// `length` bytes from `offset` as a range of a buffer of `size` bytes; the session has validated it.
+fn within(offset: u64, length: u64, size: usize) -> Option<Range<usize>> {
+    let start = usize::try_from(offset).ok()?;
+    let end = start.checked_add(usize::try_from(length).ok()?)?;
+    debug_assert!(end <= size, "the session lets no payload past its request");
+    (start < end && end <= size).then_some(start..end)
+}

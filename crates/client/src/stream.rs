@@ -1,0 +1,197 @@
+//! The sockets that a client talks through, each in a blocking and in an asynchronous form.
+
+use std::{
+    io::{self, IoSlice, IoSliceMut},
+    net::{TcpStream as StdTcp, ToSocketAddrs},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixStream as StdUnix,
+    },
+    path::Path,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use blockferry_sys::socket;
+use tokio::{
+    io::Interest,
+    net::{TcpStream, UnixStream},
+};
+
+/// The buffers of a unix socket in bytes: several payloads, so that a server can run ahead.
+const UNIX_BUFFER: usize = 1 << 20;
+
+/// A connected socket whose calls block.
+#[derive(Debug)]
+pub(crate) enum BlockingStream {
+    Tcp(StdTcp),
+    Unix(StdUnix),
+}
+
+impl BlockingStream {
+    /// Connects to the first address of `host` that answers.
+    pub(crate) fn tcp(host: &str, port: u16, deadline: Instant) -> io::Result<Self> {
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "the host name has no address");
+        for address in (host, port).to_socket_addrs()? {
+            match StdTcp::connect_timeout(&address, remaining(deadline)?) {
+                Ok(stream) => {
+                    stream.set_nodelay(true)?;
+                    return Ok(Self::Tcp(stream));
+                }
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// Connects to the unix socket at `path`.
+    pub(crate) fn unix(path: &Path) -> io::Result<Self> {
+        let stream = StdUnix::connect(path)?;
+        // A smaller buffer only costs speed.
+        let _ = socket::set_buffer_sizes(stream.as_fd(), UNIX_BUFFER);
+        Ok(Self::Unix(stream))
+    }
+
+    /// Lets each call take until `deadline` at most, or for ever.
+    pub(crate) fn set_deadline(&self, deadline: Option<Instant>) -> io::Result<()> {
+        let timeout = deadline.map(remaining).transpose()?;
+        match self {
+            Self::Tcp(stream) => {
+                stream.set_read_timeout(timeout)?;
+                stream.set_write_timeout(timeout)
+            }
+            Self::Unix(stream) => {
+                stream.set_read_timeout(timeout)?;
+                stream.set_write_timeout(timeout)
+            }
+        }
+    }
+
+    pub(crate) fn receive(&self, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        socket::receive(self.as_fd(), slices)
+    }
+
+    pub(crate) fn send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        socket::send(self.as_fd(), slices)
+    }
+
+    /// The same socket for use in the current tokio runtime.
+    pub(crate) fn into_async(self) -> io::Result<Stream> {
+        match self {
+            Self::Tcp(stream) => {
+                stream.set_nonblocking(true)?;
+                TcpStream::from_std(stream).map(Stream::Tcp)
+            }
+            Self::Unix(stream) => {
+                stream.set_nonblocking(true)?;
+                UnixStream::from_std(stream).map(Stream::Unix)
+            }
+        }
+    }
+}
+
+impl AsFd for BlockingStream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
+        }
+    }
+}
+
+/// What is left until `deadline`, at least a millisecond's worth.
+fn remaining(deadline: Instant) -> io::Result<Duration> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    Ok(left.max(Duration::from_millis(1)))
+}
+
+/// A connected socket of a tokio runtime.
+#[derive(Debug)]
+pub(crate) enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Stream {
+    /// Receives into `slices`; after a short receive the socket counts as empty, which saves the call
+    /// that would only say so: the next bytes wake the task.
+    pub(crate) fn poll_receive(
+        &self,
+        context: &mut Context<'_>,
+        slices: &mut [IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let room: usize = slices.iter().map(|slice| slice.len()).sum();
+        loop {
+            match self {
+                Self::Tcp(stream) => std::task::ready!(stream.poll_read_ready(context))?,
+                Self::Unix(stream) => std::task::ready!(stream.poll_read_ready(context))?,
+            }
+            if let Some(result) = self.attempt(Interest::READABLE, room, || {
+                socket::receive(self.as_fd(), slices)
+            }) {
+                return Poll::Ready(result);
+            }
+        }
+    }
+
+    /// Sends `slices` as far as there is room.
+    pub(crate) fn poll_send(
+        &self,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let size: usize = slices.iter().map(|slice| slice.len()).sum();
+        loop {
+            match self {
+                Self::Tcp(stream) => std::task::ready!(stream.poll_write_ready(context))?,
+                Self::Unix(stream) => std::task::ready!(stream.poll_write_ready(context))?,
+            }
+            if let Some(result) = self.attempt(Interest::WRITABLE, size, || {
+                socket::send(self.as_fd(), slices)
+            }) {
+                return Poll::Ready(result);
+            }
+        }
+    }
+
+    /// Runs `call` and clears the socket's readiness when it moved fewer than `wanted` bytes. `None`
+    /// means that the socket was not ready after all.
+    fn attempt(
+        &self,
+        interest: Interest,
+        wanted: usize,
+        call: impl FnOnce() -> io::Result<usize>,
+    ) -> Option<io::Result<usize>> {
+        let mut moved = 0;
+        let call = || {
+            moved = call()?;
+            if moved > 0 && moved < wanted {
+                Err(io::ErrorKind::WouldBlock.into())
+            } else {
+                Ok(())
+            }
+        };
+        let result = match self {
+            Self::Tcp(stream) => stream.try_io(interest, call),
+            Self::Unix(stream) => stream.try_io(interest, call),
+        };
+        match result {
+            Ok(()) => Some(Ok(moved)),
+            Err(_) if moved > 0 => Some(Ok(moved)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            Err(error) => Some(Err(error)),
+        }
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! Stream sockets: vectored receive and send without signals, buffer sizes.
+
+use std::{
+    io::{self, IoSlice, IoSliceMut},
+    os::fd::BorrowedFd,
+};
+
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg, sockopt};
+
+/// Receives into `slices`, in order, as much as is there. 0 means that the peer closed its side.
+///
+/// # Errors
+/// As `readv(2)`; `WouldBlock` when nothing is there and the socket does not block. An interrupted
+/// call is repeated.
+pub fn receive(socket: BorrowedFd<'_>, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+    Ok(rustix::io::retry_on_intr(|| {
+        rustix::io::readv(socket, slices)
+    })?)
+}
+
+/// Sends `slices`, in order, as much as there is room for. A closed peer is `BrokenPipe`, never a
+/// signal.
+///
+/// # Errors
+/// As `sendmsg(2)`; `WouldBlock` when there is no room and the socket does not block. An interrupted
+/// call is repeated.
+pub fn send(socket: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    Ok(rustix::io::retry_on_intr(|| {
+        sendmsg(
+            socket,
+            slices,
+            &mut SendAncillaryBuffer::default(),
+            SendFlags::NOSIGNAL,
+        )
+    })?)
+}
+
+/// Asks for socket buffers of `bytes` each way. The kernel grants what its limits allow.
+///
+/// # Errors
+/// As `setsockopt(2)`.
+pub fn set_buffer_sizes(socket: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
+    sockopt::set_socket_recv_buffer_size(socket, bytes)?;
+    sockopt::set_socket_send_buffer_size(socket, bytes)?;
+    Ok(())
+}
