@@ -8,6 +8,7 @@ use blockferry_proto::{self as proto, Errno, OptionErrorCode, ServerError};
 /// A protocol error as a device error.
 pub(crate) fn from_proto(error: proto::Error) -> Error {
     let kind = match &error {
+        proto::Error::Misbehaved(proto::Misbehaviour::HungUp) => ErrorKind::ConnectionLost,
         proto::Error::Misbehaved(_) => ErrorKind::Protocol,
         proto::Error::Incompatible(_) => ErrorKind::Incompatible,
         proto::Error::Misuse(_) => ErrorKind::InvalidInput,
@@ -20,7 +21,7 @@ pub(crate) fn from_proto(error: proto::Error) -> Error {
         },
         _ => ErrorKind::Io,
     };
-    Error::with_message(kind, error.to_string())
+    Error::with_source(kind, error)
 }
 
 /// What a server answered to a request, as a device error.

@@ -24,7 +24,9 @@ pub(crate) fn negotiate(
             Step::Send(bytes) => send_all(stream, &bytes)?,
             Step::Receive(count) => {
                 received.resize(count, 0);
-                receive_exact(stream, &mut received)?;
+                if !receive_exact(stream, &mut received)? {
+                    return Err(errors::from_proto(handshake.hung_up()));
+                }
                 handshake.receive(&received).map_err(errors::from_proto)?;
             }
             Step::StartTls => {
@@ -53,15 +55,16 @@ pub(crate) fn send_all(stream: &BlockingStream, mut bytes: &[u8]) -> Result<()> 
     Ok(())
 }
 
-fn receive_exact(stream: &BlockingStream, mut bytes: &mut [u8]) -> Result<()> {
+/// Fills `bytes`. False when the server closed the connection first.
+fn receive_exact(stream: &BlockingStream, mut bytes: &mut [u8]) -> Result<bool> {
     while !bytes.is_empty() {
         let count = stream
             .receive(&mut [IoSliceMut::new(bytes)])
             .map_err(errors::lost)?;
         if count == 0 {
-            return Err(errors::closed_by_server());
+            return Ok(false);
         }
         bytes = &mut bytes[count..];
     }
-    Ok(())
+    Ok(true)
 }

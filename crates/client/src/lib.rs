@@ -7,7 +7,7 @@
 //! - [`Client`]: asynchronous (tokio), cheap to clone, a [`BlockDevice`](blockferry_block::BlockDevice).
 //!   Requests are pipelined; dropping a future is safe.
 //!
-//! Both receive the payload where it belongs: [`receiver`] plans one system call that takes the rest of
+//! Both receive the payload where it belongs: one system call takes the rest of
 //! one payload, the next reply's header and the payload that will most probably follow it.
 
 #![forbid(unsafe_code)]
