@@ -286,3 +286,6 @@ fn within(offset: u64, length: u64, size: usize) -> Option<Range<usize>> {
     debug_assert!(end <= size, "the session lets no payload past its request");
     (start < end && end <= size).then_some(start..end)
 }
+
+#[cfg(test)]
+mod tests;

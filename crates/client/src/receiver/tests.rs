@@ -1,0 +1,222 @@
+//! A server that answers in any order, in any chunks, through a socket that cuts anywhere: every byte
+//! must land where it belongs, whatever was predicted.
+
+use blockferry_proto::{
+    Command, CommandFlags, ExportInfo, Negotiated, ReplyMode, Request, RequestHeader,
+    TransmissionFlags,
+};
+use proptest::prelude::*;
+
+use super::*;
+
+/// How one read is answered.
+#[derive(Clone, Debug)]
+struct Answer {
+    length: usize,
+    /// Where its data is cut, and which parts are holes.
+    parts: Vec<(usize, bool)>,
+    /// The chunks go out back to front.
+    reversed: bool,
+    fails: bool,
+}
+
+/// The reads in flight and what became of them.
+#[derive(Default)]
+struct Reads {
+    cookies: Vec<Cookie>,
+    buffers: Vec<Vec<u8>>,
+    results: Vec<Option<bool>>,
+    exchanges: bool,
+}
+
+impl Reads {
+    fn index(&self, cookie: Cookie) -> usize {
+        self.cookies.iter().position(|it| *it == cookie).expect("a known cookie")
+    }
+}
+
+impl Requests for Reads {
+    fn buffer(&mut self, cookie: Cookie) -> &mut [u8] {
+        let index = self.index(cookie);
+        assert!(self.results[index].is_none(), "the buffer of a finished read is touched");
+        &mut self.buffers[index]
+    }
+
+    fn exchange(&mut self, one: Cookie, other: Cookie) -> bool {
+        let (one, other) = (self.index(one), self.index(other));
+        let same = self.buffers[one].len() == self.buffers[other].len();
+        if self.exchanges && same {
+            self.buffers.swap(one, other);
+        }
+        self.exchanges && same
+    }
+
+    fn extents(&mut self, _: Cookie, _: u32, _: Vec<Extent>) {
+        panic!("nobody asked for extents");
+    }
+
+    fn done(&mut self, cookie: Cookie, result: Result<(), ServerError>) {
+        let index = self.index(cookie);
+        assert!(self.results[index].replace(result.is_ok()).is_none(), "answered twice");
+    }
+}
+
+/// The byte at `position` of the export: never 0, so that holes are told from data.
+fn byte_at(position: usize) -> u8 {
+    (position % 251) as u8 + 1
+}
+
+fn negotiated(mode: ReplyMode) -> Negotiated {
+    Negotiated {
+        export_name: String::new(),
+        export: ExportInfo {
+            name: None,
+            description: None,
+            size: 1 << 20,
+            flags: TransmissionFlags::HAS_FLAGS | TransmissionFlags::SEND_DF,
+            block_sizes: None,
+        },
+        mode,
+        contexts: Vec::new(),
+        tls: false,
+        handshake_flags: blockferry_proto::HandshakeFlags::FIXED_NEWSTYLE,
+    }
+}
+
+fn simple(wire: &mut Vec<u8>, cookie: Cookie, offset: usize, answer: &Answer) -> Vec<u8> {
+    wire.extend(0x6744_6698_u32.to_be_bytes());
+    wire.extend(if answer.fails { 5_u32 } else { 0 }.to_be_bytes());
+    wire.extend(cookie.0.to_be_bytes());
+    let data: Vec<u8> = (offset..offset + answer.length).map(byte_at).collect();
+    if !answer.fails {
+        wire.extend(&data);
+    }
+    data
+}
+
+fn structured(wire: &mut Vec<u8>, cookie: Cookie, offset: usize, answer: &Answer) -> Vec<u8> {
+    let mut data: Vec<u8> = (offset..offset + answer.length).map(byte_at).collect();
+    let mut chunks = Vec::new();
+    let mut start = 0;
+    let cuts = answer.parts.iter().copied().chain([(answer.length, false)]);
+    for (end, hole) in cuts {
+        if end <= start {
+            continue;
+        }
+        let position = ((offset + start) as u64).to_be_bytes();
+        let mut payload = position.to_vec();
+        if hole {
+            data[start..end].fill(0);
+            payload.extend(((end - start) as u32).to_be_bytes());
+        } else {
+            payload.extend(&data[start..end]);
+        }
+        chunks.push((if hole { 2_u16 } else { 1 }, payload));
+        start = end;
+    }
+    if answer.reversed {
+        chunks.reverse();
+    }
+    if answer.fails {
+        chunks.truncate(chunks.len() / 2);
+        chunks.push((0x8001, [&5_u32.to_be_bytes()[..], &[0, 2], b"no"].concat()));
+    }
+    let last = chunks.len() - 1;
+    for (index, (kind, payload)) in chunks.into_iter().enumerate() {
+        wire.extend(0x668e_33ef_u32.to_be_bytes());
+        wire.extend(u16::from(index == last).to_be_bytes());
+        wire.extend(kind.to_be_bytes());
+        wire.extend(cookie.0.to_be_bytes());
+        wire.extend((payload.len() as u32).to_be_bytes());
+        wire.extend(payload);
+    }
+    data
+}
+
+/// Moves up to `count` bytes of `wire` to where `plan` says. Returns how many.
+fn receive(receiver: &mut Receiver, plan: &Plan, reads: &mut Reads, wire: &[u8]) -> usize {
+    let mut rest = wire;
+    let mut fill = |part: &mut [u8]| {
+        let (now, later) = rest.split_at(rest.len().min(part.len()));
+        part[..now.len()].copy_from_slice(now);
+        rest = later;
+    };
+    if let Some(target) = &plan.current {
+        fill(&mut reads.buffer(target.cookie)[target.range.clone()]);
+    }
+    fill(&mut receiver.header_room()[..plan.header]);
+    if let Some(target) = &plan.predicted {
+        fill(&mut reads.buffer(target.cookie)[target.range.clone()]);
+    }
+    wire.len() - rest.len()
+}
+
+fn answers() -> impl Strategy<Value = Vec<Answer>> {
+    let answer = (
+        prop_oneof![1..300_usize, Just(64)],
+        prop::collection::vec((1..300_usize, any::<bool>()), 0..4),
+        any::<bool>(),
+        prop::bool::weighted(0.2),
+    );
+    let answer = answer.prop_map(|(length, mut parts, reversed, fails)| {
+        parts.sort_unstable();
+        parts.retain(|(end, _)| *end < length);
+        Answer { length, parts, reversed, fails }
+    });
+    prop::collection::vec(answer, 1..8)
+}
+
+proptest! {
+    #[test]
+    fn every_byte_lands_where_it_belongs(
+        answers in answers(),
+        order in any::<prop::sample::Index>(),
+        cuts in prop::collection::vec(1..400_usize, 1..20),
+        exchanges in any::<bool>(),
+        chunked in any::<bool>(),
+    ) {
+        let mode = if chunked { ReplyMode::Structured } else { ReplyMode::Simple };
+        let mut session = ClientSession::new(&negotiated(mode));
+        let mut reads = Reads { exchanges, ..Reads::default() };
+        let (mut wires, mut expected) = (Vec::new(), Vec::new());
+        for (index, answer) in answers.iter().enumerate() {
+            let request = Request {
+                command: Command::Read,
+                flags: CommandFlags::empty(),
+                offset: index as u64 * 1000,
+                length: answer.length as u64,
+            };
+            let cookie = session.submit(request, &mut RequestHeader::new()).expect("a good request");
+            reads.cookies.push(cookie);
+            reads.buffers.push(vec![0xee; answer.length]);
+            reads.results.push(None);
+            let mut wire = Vec::new();
+            let encode = if chunked { structured } else { simple };
+            expected.push(encode(&mut wire, cookie, index * 1000, answer));
+            wires.push(wire);
+        }
+        let turn = order.index(wires.len());
+        wires.rotate_left(turn);
+        let wire = wires.concat();
+
+        let mut receiver = Receiver::new();
+        let mut rest = &wire[..];
+        for cut in cuts.iter().cycle() {
+            if rest.is_empty() {
+                break;
+            }
+            let plan = receiver.plan(&session);
+            let count = receive(&mut receiver, &plan, &mut reads, &rest[..rest.len().min(*cut)]);
+            prop_assert!(count > 0, "a plan has room for something");
+            rest = &rest[count..];
+            receiver.received(&mut session, &plan, count, &mut reads).expect("a good server");
+        }
+        prop_assert_eq!(session.in_flight(), 0);
+        for (index, answer) in answers.iter().enumerate() {
+            prop_assert_eq!(reads.results[index], Some(!answer.fails));
+            if !answer.fails {
+                prop_assert_eq!(&reads.buffers[index], &expected[index]);
+            }
+        }
+    }
+}
