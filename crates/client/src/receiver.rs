@@ -171,11 +171,7 @@ impl Receiver {
         if let Some(predicted) = plan.predicted.as_ref().filter(|_| ahead > landed) {
             let start = predicted.range.start;
             let misplaced = start + landed..start + ahead;
-            let holder = match event {
-                ReplyEvent::Payload { cookie, .. } if landed > 0 => cookie,
-                _ => predicted.cookie,
-            };
-            spilled.extend_from_slice(&requests.buffer(holder)[misplaced]);
+            spilled.extend_from_slice(&requests.buffer(predicted.cookie)[misplaced]);
         }
         self.handle(event, requests);
         self.advance(landed);
@@ -201,7 +197,7 @@ impl Receiver {
             && predicted.range == (0..length)
             && requests.buffer(predicted.cookie).len() == length;
         if both_untouched && requests.exchange(cookie, predicted.cookie) {
-            return ahead.min(length);
+            return ahead;
         }
         self.surprise = MOST_SURPRISED.min(self.surprise + SURPRISE);
         0
