@@ -44,6 +44,7 @@ mod gather;
 pub mod limits;
 mod option;
 mod reader;
+pub mod server;
 pub mod types;
 pub mod uri;
 pub mod wire;
@@ -53,6 +54,11 @@ pub use client::{
     ReplyEvent, Request, RequestHeader, ServerError, Step, Tls,
 };
 pub use error::{Error, Incompatibility, Misbehaviour, Misuse, Result};
+pub use server::{
+    ContextSelection, OpenPurpose, OptionRefusal, RefusedRequest, ReplyHeader, ReplyTo,
+    ReplyWriter, RequestEvent, RequestLimits, ServedExport, ServerConfig, ServerHandshake,
+    ServerRequest, ServerSession, ServerStep, TlsPolicy,
+};
 pub use types::{BlockSizes, ExportInfo, Extent, ListedExport, MetaContext, Negotiated, ReplyMode};
 pub use uri::{NbdUri, Transport, UriError, is_nbd_uri};
 pub use wire::{

@@ -142,6 +142,15 @@ pub(crate) fn name(bytes: &[u8]) -> Option<String> {
     String::from_utf8(bytes.to_vec()).ok()
 }
 
+/// The longest prefix of `text` that fits in a protocol string.
+pub(crate) fn bounded(text: &str) -> &str {
+    let mut end = text.len().min(crate::limits::STRING);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,5 +176,13 @@ mod tests {
         assert_eq!(name(b"a\0b"), None);
         assert_eq!(name(&[0xff]), None);
         assert_eq!(name(&[b'a'; 4097]), None);
+    }
+
+    #[test]
+    fn a_long_message_is_cut_between_characters() {
+        let long = "é".repeat(3000);
+        assert_eq!(bounded(&long).len(), 4096);
+        let odd = format!("a{long}");
+        assert_eq!(bounded(&odd).len(), 4095);
     }
 }
