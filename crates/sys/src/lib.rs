@@ -9,9 +9,11 @@ mod aligned;
 mod path;
 mod process;
 pub mod socket;
+mod usage;
 
 pub use aligned::{AlignedBytes, PAGE_ALIGNMENT};
 pub use path::open_location;
 pub use process::{
     is_signal_ignored, kill_group, spawn_activated, take_activated_sockets, terminate_group,
 };
+pub use usage::{Usage, Waited, await_exit, reap};

@@ -1,0 +1,174 @@
+//! What a child cost: waiting for it without losing sight of anything else, and its resource usage.
+
+use std::{
+    io, mem,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::process::ExitStatusExt,
+    },
+    process::{Child, ExitStatus},
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, pidfd_open},
+};
+
+/// What a process and those of its children that it waited for have used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Processor time in user mode.
+    pub user: Duration,
+    /// Processor time in the kernel.
+    pub system: Duration,
+    /// The largest resident set of any one of these processes, in bytes. Never less than what the
+    /// parent had resident when it started the child.
+    pub peak_memory: u64,
+}
+
+/// Why [`await_exit`] returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waited {
+    /// The child has ended. It still has to be reaped.
+    Exited,
+    /// The descriptor became readable while the child was running.
+    Interrupted,
+    /// The time is up.
+    TimedOut,
+}
+
+/// Waits until `child` has ended, `interrupt` is readable, or `timeout` is over, whichever is first.
+/// It reaps nothing: the process id stays the child's own.
+///
+/// # Errors
+/// What `pidfd_open` or `poll` failed with; `ESRCH` when the child was reaped before.
+pub fn await_exit(
+    child: &Child,
+    interrupt: BorrowedFd<'_>,
+    timeout: Duration,
+) -> io::Result<Waited> {
+    let process = pidfd_open(pid(child)?, PidfdFlags::empty())?;
+    let deadline = Instant::now() + timeout;
+    loop {
+        let mut watched = [
+            PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(interrupt, PollFlags::IN),
+        ];
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).map_err(io::Error::other)?;
+        match poll(&mut watched, Some(&left)) {
+            Ok(0) => return Ok(Waited::TimedOut),
+            Ok(_) if !watched[0].revents().is_empty() => return Ok(Waited::Exited),
+            Ok(_) => return Ok(Waited::Interrupted),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Waits for the end of `child` and takes its exit status together with what it used.
+///
+/// # Errors
+/// `ECHILD` when it was reaped before.
+pub fn reap(child: Child) -> io::Result<(ExitStatus, Usage)> {
+    let pid = pid(&child)?.as_raw_nonzero().get();
+    // By value, so that nobody can wait for a process id that will be someone else's.
+    drop(child);
+    let mut status: libc::c_int = 0;
+    let mut usage = mem::MaybeUninit::<libc::rusage>::zeroed();
+    loop {
+        // SAFETY: both pointers are valid for writing what the call writes.
+        let result = unsafe { libc::wait4(pid, &raw mut status, 0, usage.as_mut_ptr()) };
+        if result == pid {
+            break;
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+    // SAFETY: zeroed memory is a valid `rusage`, and the call filled it.
+    let usage = unsafe { usage.assume_init() };
+    let usage = Usage {
+        user: duration(usage.ru_utime),
+        system: duration(usage.ru_stime),
+        // Linux counts in KiB.
+        peak_memory: u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024,
+    };
+    Ok((ExitStatus::from_raw(status), usage))
+}
+
+fn pid(child: &Child) -> io::Result<Pid> {
+    i32::try_from(child.id())
+        .ok()
+        .and_then(Pid::from_raw)
+        .ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
+}
+
+fn duration(time: libc::timeval) -> Duration {
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    let micros = u64::try_from(time.tv_usec).unwrap_or(0);
+    Duration::from_secs(seconds) + Duration::from_micros(micros)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{
+        io::Write as _,
+        os::unix::net::UnixStream,
+        process::{Command, Stdio},
+    };
+
+    const LONG: Duration = Duration::from_secs(600);
+
+    fn shell(script: &str) -> Child {
+        Command::new("sh")
+            .args(["-c", script])
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("a shell")
+    }
+
+    #[test]
+    fn a_child_that_ended_is_reported_before_an_interrupt() {
+        let (mut ours, theirs) = UnixStream::pair().expect("a pair");
+        ours.write_all(b"x").expect("written");
+        let child = shell("exit 3");
+        while await_exit(&child, theirs.as_fd(), LONG).expect("waited") != Waited::Exited {}
+        let (status, _) = reap(child).expect("reaped");
+        assert_eq!(status.code(), Some(3));
+    }
+
+    #[test]
+    fn an_interrupt_ends_the_wait_and_leaves_the_child() {
+        let (mut ours, theirs) = UnixStream::pair().expect("a pair");
+        ours.write_all(b"x").expect("written");
+        let mut child = shell("exec sleep 1000");
+        let waited = await_exit(&child, theirs.as_fd(), LONG).expect("waited");
+        assert_eq!(waited, Waited::Interrupted);
+        child.kill().expect("still there");
+        assert!(!reap(child).expect("reaped").0.success());
+    }
+
+    #[test]
+    fn the_time_can_be_up() {
+        let (_ours, theirs) = UnixStream::pair().expect("a pair");
+        let mut child = shell("exec sleep 1000");
+        let waited = await_exit(&child, theirs.as_fd(), Duration::ZERO).expect("waited");
+        assert_eq!(waited, Waited::TimedOut);
+        child.kill().expect("still there");
+        reap(child).expect("reaped");
+    }
+
+    #[test]
+    fn the_usage_includes_what_the_children_of_the_child_used() {
+        // The loop runs in a subshell, which the shell waits for.
+        let child = shell("(i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done); exit 0");
+        let (status, usage) = reap(child).expect("reaped");
+        assert!(status.success());
+        assert!(usage.user + usage.system > Duration::ZERO);
+        assert!(usage.peak_memory > 4096);
+    }
+}
