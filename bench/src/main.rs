@@ -1,0 +1,178 @@
+//! The benchmark runner. `cargo xtask bench` builds everything and starts it.
+//!
+//! Scenarios are data, in `bench/scenarios`. Each contender's command runs once a round; servers are
+//! started anew before each run. Results are a table on stdout, and JSON and a chart in
+//! `bench/results`, which name the machine and the versions of the rivals.
+
+#![forbid(unsafe_code)]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command line: data to stdout, messages to stderr"
+)]
+
+mod image;
+mod interrupt;
+mod machine;
+mod placeholder;
+mod process;
+mod report;
+mod runner;
+mod scenario;
+mod server;
+mod size;
+mod statistics;
+mod tools;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+
+use crate::{
+    interrupt::Interrupt, report::Report, runner::Settings, scenario::Scenario, tools::Tools,
+};
+
+/// The exit code of a program that was interrupted, as a shell has it for SIGINT.
+const INTERRUPTED: u8 = 130;
+
+/// Runs benchmarks, ours and the rivals', in interleaved rounds.
+#[derive(Parser)]
+#[command(name = "cargo xtask bench")]
+struct Arguments {
+    /// The scenarios to run. [default: all]
+    #[arg(value_name = "NAME")]
+    names: Vec<String>,
+
+    /// Lists the scenarios and runs nothing.
+    #[arg(long)]
+    list: bool,
+
+    /// How many rounds count. [default: the scenario's, mostly 5]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    runs: Option<usize>,
+
+    /// Small images and two rounds: shows that the scenarios work, and measures nothing.
+    /// The results are only printed.
+    #[arg(long)]
+    quick: bool,
+
+    /// Where the results are written. [default: bench/results, and nowhere for a quick run]
+    #[arg(long, value_name = "DIRECTORY")]
+    results: Option<PathBuf>,
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("at least one run is needed".into()),
+        Ok(runs) => Ok(runs),
+        Err(error) => Err(format!("{error}")),
+    }
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            let interrupted = error.to_string() == interrupt::MESSAGE;
+            ExitCode::from(if interrupted { INTERRUPTED } else { 1 })
+        }
+    }
+}
+
+/// Whether everything that was to be measured was.
+fn run(arguments: &Arguments) -> Result<bool> {
+    let home = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let scenarios = chosen(all(&home.join("scenarios"))?, &arguments.names)?;
+    if arguments.list {
+        for scenario in &scenarios {
+            println!("{}: {}", scenario.name, scenario.shows.trim());
+        }
+        return Ok(true);
+    }
+    let results = match (&arguments.results, arguments.quick) {
+        (Some(directory), _) => Some(directory.clone()),
+        (None, true) => None,
+        (None, false) => Some(home.join("results")),
+    };
+    let settings = Settings {
+        runs: arguments.runs,
+        quick: arguments.quick,
+    };
+    let interrupt = Interrupt::install()?;
+    let tools = Tools::beside_the_runner()?;
+
+    let mut sound = true;
+    for scenario in scenarios {
+        let name = &scenario.name;
+        let mut progress = |text: &str| eprintln!("{name}: {text}");
+        let outcomes = match runner::run(&scenario, settings, &tools, &interrupt, &mut progress) {
+            Ok(outcomes) => outcomes,
+            Err(error) if error.to_string() == interrupt::MESSAGE => return Err(error),
+            Err(error) => {
+                // The other scenarios may need other things.
+                eprintln!("bench: {name} could not be run: {error:#}");
+                sound = false;
+                continue;
+            }
+        };
+        let report = Report::new(&scenario, settings, &outcomes);
+        println!("\n{}", report::table(&report));
+        sound &= report.is_sound();
+        if let Some(directory) = &results {
+            write(&report, directory)?;
+        }
+    }
+    Ok(sound)
+}
+
+/// Every scenario, by name.
+fn all(directory: &Path) -> Result<Vec<Scenario>> {
+    let mut scenarios = Vec::new();
+    let entries = fs::read_dir(directory).with_context(|| directory.display().to_string())?;
+    for entry in entries {
+        let path = entry?.path();
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "toml")
+        {
+            scenarios.push(Scenario::read(&path)?);
+        }
+    }
+    scenarios.sort_by(|one, other| one.name.cmp(&other.name));
+    Ok(scenarios)
+}
+
+/// Those that were named, in the order in which they were; all of them if none was.
+fn chosen(mut scenarios: Vec<Scenario>, names: &[String]) -> Result<Vec<Scenario>> {
+    if names.is_empty() {
+        return Ok(scenarios);
+    }
+    let mut chosen = Vec::new();
+    for name in names {
+        let Some(index) = scenarios.iter().position(|one| one.name == *name) else {
+            bail!("there is no scenario `{name}`, or it was named twice (--list shows them)");
+        };
+        chosen.push(scenarios.remove(index));
+    }
+    Ok(chosen)
+}
+
+fn write(report: &Report, directory: &Path) -> Result<()> {
+    fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
+    for (extension, text) in [
+        ("json", report::json(report)?),
+        ("svg", report::svg(report)),
+    ] {
+        let path = directory.join(format!("{}.{extension}", report.scenario));
+        fs::write(&path, text).with_context(|| path.display().to_string())?;
+        eprintln!("wrote {}", path.display());
+    }
+    Ok(())
+}

@@ -1,0 +1,198 @@
+//! The report as a table for a terminal.
+
+use std::fmt::Write as _;
+
+use super::{Entry, Report, State, Verdict};
+use crate::{scenario::Measure, statistics::Summary};
+
+const HEADINGS: [&str; 6] = [
+    "",
+    "",
+    "ours is x times as fast",
+    "CPU s",
+    "server CPU s",
+    "peak MiB",
+];
+
+/// The table, with the machine above it and the targets below.
+pub(crate) fn table(report: &Report) -> String {
+    let mut text = format!("{}: {}\n", report.scenario, report.shows);
+    // Writing to a String cannot fail, here and below.
+    let _ = writeln!(text, "{}", subtitle(report));
+    let mut rows = vec![headings(report)];
+    rows.extend(report.contenders.iter().map(row));
+    text.push_str(&aligned(&rows));
+    for entry in &report.contenders {
+        match &entry.state {
+            State::Measured(_) => {}
+            State::Missing { program } => {
+                let _ = writeln!(text, "{}: there is no {program}", entry.name);
+            }
+            State::Failed { why } => {
+                let _ = writeln!(text, "{}: FAILED: {why}", entry.name);
+            }
+        }
+    }
+    for verdict in &report.targets {
+        let _ = writeln!(text, "{}", target(verdict));
+    }
+    if report.quick {
+        text.push_str("a quick run: it shows that the scenario works, and measures nothing\n");
+    }
+    text
+}
+
+/// Where and how it was measured, in one line.
+pub(super) fn subtitle(report: &Report) -> String {
+    let mut text = report.machine_summary.clone();
+    if let Some(size) = &report.size {
+        let _ = write!(text, "; {size}");
+    }
+    let _ = write!(text, "; median of {}", report.rounds);
+    text
+}
+
+fn headings(report: &Report) -> Vec<String> {
+    let mut headings = HEADINGS.map(str::to_owned);
+    headings[1] = match report.measure {
+        Measure::Wall => "wall s (min..max)".into(),
+        Measure::Rate => "GB/s (min..max)".into(),
+    };
+    headings.into()
+}
+
+fn row(entry: &Entry) -> Vec<String> {
+    let Some(figures) = entry.figures() else {
+        let state = match entry.state {
+            State::Missing { .. } => "missing",
+            _ => "failed",
+        };
+        return vec![entry.name.clone(), state.into()];
+    };
+    let spread = |summary: &Summary| {
+        let [median, minimum, maximum] = [summary.median, summary.minimum, summary.maximum];
+        format!(
+            "{} ({}..{})",
+            figure(median),
+            figure(minimum),
+            figure(maximum)
+        )
+    };
+    vec![
+        entry.name.clone(),
+        spread(figures.rate.as_ref().unwrap_or(&figures.wall_seconds)),
+        figures.speed_of_ours.as_ref().map_or("".into(), spread),
+        figure(figures.cpu_seconds.median),
+        figures
+            .server_cpu_seconds
+            .map_or("".into(), |cpu| figure(cpu.median)),
+        format!("{}", figures.peak_memory_bytes.div_ceil(1 << 20)),
+    ]
+}
+
+/// Three significant digits, for times from microseconds to hours.
+pub(super) fn figure(value: f64) -> String {
+    match value {
+        value if value >= 100.0 => format!("{value:.0}"),
+        value if value >= 10.0 => format!("{value:.1}"),
+        value if value >= 0.1 => format!("{value:.2}"),
+        value if value >= 0.01 => format!("{value:.3}"),
+        value => format!("{value:.4}"),
+    }
+}
+
+fn target(verdict: &Verdict) -> String {
+    let Verdict {
+        rival,
+        wanted_speed,
+        ..
+    } = verdict;
+    let state = match (verdict.speed, verdict.reached) {
+        (None, _) => "NOT MEASURED",
+        (_, true) => "reached",
+        (_, false) => "MISSED",
+    };
+    let shown = |value: Option<f64>| value.map_or("nothing".into(), figure);
+    let mut text = format!(
+        "target: at least {wanted_speed} times as fast as {rival}: {}",
+        shown(verdict.speed)
+    );
+    if let Some(wanted) = verdict.wanted_cpu {
+        let reached = shown(verdict.cpu);
+        let _ = write!(
+            text,
+            "; its CPU time at least {wanted} times ours: {reached}"
+        );
+    }
+    format!("{text}: {state}")
+}
+
+/// Columns as wide as their widest cell; names to the left, numbers to the right.
+fn aligned(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (column, cell) in row.iter().enumerate() {
+            let width = widths[column];
+            let _ = match column {
+                0 => write!(line, "  {cell:<width$}"),
+                _ => write!(line, "  {cell:>width$}"),
+            };
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::tests::example;
+
+    #[test]
+    fn the_table_shows_every_contender_and_every_target() {
+        let text = table(&example());
+        let row = text.lines().find(|line| line.starts_with("  they "));
+        let cells: Vec<_> = row.unwrap().split_whitespace().collect();
+        let expected = [
+            "they",
+            "4.00",
+            "(3.00..5.00)",
+            "2.50",
+            "(2.00..3.00)",
+            "1.00",
+            "1",
+        ];
+        assert_eq!(cells, expected);
+        assert!(text.lines().any(|line| line.starts_with("  we ")));
+        assert!(text.contains("others: there is no no-such-program-anywhere"));
+        assert!(
+            text.contains(
+                "as fast as they: 2.50; its CPU time at least 2 times ours: 1.00: MISSED"
+            )
+        );
+        assert!(text.contains("as fast as others: nothing: NOT MEASURED"));
+    }
+
+    #[test]
+    fn figures_have_three_digits() {
+        let shown = [1234.4, 12.34, 1.234, 0.1234, 0.01234, 0.00123].map(figure);
+        assert_eq!(shown, ["1234", "12.3", "1.23", "0.12", "0.012", "0.0012"]);
+    }
+
+    #[test]
+    fn columns_are_aligned() {
+        let rows = [
+            vec!["a".into(), "10".into()],
+            vec!["bcd".into(), "2".into()],
+        ];
+        assert_eq!(aligned(&rows), "  a    10\n  bcd   2\n");
+    }
+}

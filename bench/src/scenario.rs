@@ -1,0 +1,321 @@
+//! Scenarios are data: one TOML file says what is compared, on which images, behind which servers.
+//!
+//! A file is checked as a whole when it is read, so that a wrong name is an error before the first
+//! image is made and not after the first round.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::{placeholder, size::Size};
+
+/// One question that is put to several programs.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Scenario {
+    /// The name on the command line, and of the result files. The file is `NAME.toml`.
+    pub(crate) name: String,
+    /// What it shows, in a sentence or two.
+    pub(crate) shows: String,
+    /// How many rounds count.
+    #[serde(default = "five")]
+    pub(crate) runs: usize,
+    /// What is compared.
+    #[serde(default)]
+    pub(crate) measure: Measure,
+    /// The size of the images: `{size}` in a command.
+    pub(crate) size: Option<Amount>,
+    /// The images, made once. Each lies at `{image:NAME}`.
+    #[serde(default, rename = "image")]
+    pub(crate) images: Vec<Image>,
+    /// The servers, started anew before each run. Each is reached at `{uri:NAME}`.
+    #[serde(default, rename = "server")]
+    pub(crate) servers: Vec<Server>,
+    /// The programs, in the order in which each round runs them.
+    #[serde(rename = "contender")]
+    pub(crate) contenders: Vec<Contender>,
+    /// How much better than which rival we mean to be.
+    #[serde(default, rename = "target")]
+    pub(crate) targets: Vec<Target>,
+}
+
+fn five() -> usize {
+    5
+}
+
+/// What a scenario compares.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Measure {
+    /// The seconds from the start of the command to its end.
+    #[default]
+    Wall,
+    /// The number that the command prints: GB/s (10^9 bytes).
+    Rate,
+}
+
+/// One size for a real run, and a small one for `--quick`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Amount {
+    full: Size,
+    quick: Size,
+}
+
+impl Amount {
+    pub(crate) fn of(&self, quick: bool) -> &Size {
+        if quick { &self.quick } else { &self.full }
+    }
+}
+
+/// An image, and how it is made.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+pub(crate) enum Image {
+    /// As large as the scenario's `size`, filled with random bytes, the same ones each time.
+    Random { name: String },
+    /// A sparse image of the scenario's `size` with an ext4 file system that holds files of `/usr`, up to
+    /// `files` bytes of them.
+    Ext4 { name: String, files: Amount },
+    /// A qcow2 image of what the image `of` contains.
+    Qcow2 { name: String, of: String },
+}
+
+impl Image {
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Self::Random { name } | Self::Ext4 { name, .. } | Self::Qcow2 { name, .. } => name,
+        }
+    }
+}
+
+/// An NBD server on a unix socket. It has to outlive a client, for we ask it whether it is there.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Server {
+    pub(crate) name: String,
+    /// The command, with `{socket}` for the path it is to listen at.
+    pub(crate) command: Vec<String>,
+}
+
+/// One of the programs that are compared.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Contender {
+    pub(crate) name: String,
+    /// Whether it is ours. The others are its rivals.
+    #[serde(default)]
+    pub(crate) ours: bool,
+    pub(crate) command: Vec<String>,
+    /// Where its standard output goes.
+    #[serde(default)]
+    pub(crate) stdout: Stdout,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Stdout {
+    /// `/dev/null` itself.
+    #[default]
+    Null,
+    /// A pipe whose other end reads as fast as it can.
+    Pipe,
+}
+
+/// What we mean to reach against one rival, in medians.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Target {
+    pub(crate) rival: String,
+    /// How many times as fast as the rival: its seconds by ours, or our rate by its rate.
+    pub(crate) speed: f64,
+    /// How many times less processor time than the rival: its seconds by ours.
+    pub(crate) cpu: Option<f64>,
+}
+
+impl Scenario {
+    /// Reads the scenario and checks that everything it names is there.
+    pub(crate) fn read(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        let scenario: Self = toml::from_str(&text).with_context(|| path.display().to_string())?;
+        scenario
+            .check()
+            .with_context(|| path.display().to_string())?;
+        let stem = path.file_stem().unwrap_or_default();
+        ensure!(
+            stem == scenario.name.as_str(),
+            "{}: the file of scenario `{}` has another name",
+            path.display(),
+            scenario.name
+        );
+        Ok(scenario)
+    }
+
+    /// Our contender that the rivals are compared with: the first of ours.
+    pub(crate) fn ours(&self) -> &Contender {
+        let ours = self.contenders.iter().find(|contender| contender.ours);
+        ours.expect("checked when the scenario was read")
+    }
+
+    fn check(&self) -> Result<()> {
+        ensure!(self.runs > 0, "`runs` has to be at least 1");
+        distinct("image", self.images.iter().map(Image::name))?;
+        distinct("server", self.servers.iter().map(|server| &*server.name))?;
+        distinct("contender", self.contenders.iter().map(|c| &*c.name))?;
+        ensure!(
+            self.contenders.iter().any(|contender| contender.ours),
+            "none of the contenders is `ours`"
+        );
+        self.check_images()?;
+        for server in &self.servers {
+            self.check_command(&server.command, true)
+                .with_context(|| format!("server `{}`", server.name))?;
+        }
+        for contender in &self.contenders {
+            self.check_command(&contender.command, false)
+                .with_context(|| format!("contender `{}`", contender.name))?;
+            ensure!(
+                self.measure == Measure::Wall || contender.stdout == Stdout::Null,
+                "a contender that prints a rate has no other use for its output"
+            );
+        }
+        for Target { rival, .. } in &self.targets {
+            let found = self.contenders.iter().find(|c| c.name == *rival);
+            ensure!(
+                found.is_some_and(|contender| !contender.ours),
+                "a target names `{rival}`, which is no rival"
+            );
+        }
+        Ok(())
+    }
+
+    fn check_images(&self) -> Result<()> {
+        for (index, image) in self.images.iter().enumerate() {
+            match image {
+                Image::Random { name } | Image::Ext4 { name, .. } => {
+                    ensure!(self.size.is_some(), "image `{name}` needs a `size`");
+                }
+                Image::Qcow2 { name, of } => {
+                    let before = self.images[..index].iter().any(|other| other.name() == of);
+                    ensure!(
+                        before,
+                        "image `{name}` is made of `{of}`, which is not there"
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_command(&self, command: &[String], is_server: bool) -> Result<()> {
+        ensure!(!command.is_empty(), "it has no command");
+        for argument in command {
+            for name in placeholder::names(argument)? {
+                let known = match name.split_once(':') {
+                    Some(("image", image)) => self.images.iter().any(|i| i.name() == image),
+                    Some(("uri", server)) => self.servers.iter().any(|s| s.name == server),
+                    Some(("example", _)) => true,
+                    Some(_) => false,
+                    None => match name {
+                        "blockferry" => true,
+                        "size" => self.size.is_some(),
+                        "socket" => is_server,
+                        "out" => !is_server,
+                        "uri" => !is_server && self.servers.len() == 1,
+                        "image" => self.images.len() == 1,
+                        _ => false,
+                    },
+                };
+                if !known {
+                    bail!("`{{{name}}}` stands for nothing here");
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn distinct<'a>(what: &str, names: impl Iterator<Item = &'a str>) -> Result<()> {
+    let mut seen = BTreeSet::new();
+    for name in names {
+        ensure!(seen.insert(name), "there are two {what}s named `{name}`");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: &str = r#"
+        name = "small"
+        shows = "something"
+        size = { full = "1G", quick = "1M" }
+        [[image]]
+        kind = "random"
+        name = "noise"
+        [[server]]
+        name = "qemu"
+        command = ["qemu-nbd", "-k", "{socket}", "{image}"]
+        [[contender]]
+        name = "we"
+        ours = true
+        command = ["{blockferry}", "copy", "{uri}", "null:"]
+        [[contender]]
+        name = "they"
+        command = ["nbdcopy", "{uri:qemu}", "{out}"]
+        [[target]]
+        rival = "they"
+        speed = 1.5
+    "#;
+
+    fn parse(text: &str) -> Result<Scenario> {
+        let scenario: Scenario = toml::from_str(text)?;
+        scenario.check()?;
+        Ok(scenario)
+    }
+
+    #[test]
+    fn a_sound_scenario_is_accepted_with_its_defaults() {
+        let scenario = parse(SMALL).unwrap();
+        assert_eq!(scenario.runs, 5);
+        assert_eq!(scenario.measure, Measure::Wall);
+        assert_eq!(scenario.ours().name, "we");
+        assert_eq!(scenario.contenders[1].stdout, Stdout::Null);
+        let size = scenario.size.unwrap();
+        assert_eq!(
+            (size.of(false).bytes, size.of(true).bytes),
+            (1 << 30, 1 << 20)
+        );
+    }
+
+    #[test]
+    fn what_is_named_and_not_there_is_refused() {
+        for (right, wrong) in [
+            ("{socket}", "{sockets}"),
+            ("{uri:qemu}", "{uri:other}"),
+            ("\"{image}\"", "\"{image:other}\""),
+            ("rival = \"they\"", "rival = \"we\""),
+            ("ours = true", "ours = false"),
+            ("name = \"they\"", "name = \"we\""),
+            ("speed = 1.5", "sped = 1.5"),
+            ("size = { full = \"1G\", quick = \"1M\" }", ""),
+            ("{out}", "{socket}"),
+        ] {
+            assert!(SMALL.contains(right));
+            assert!(parse(&SMALL.replace(right, wrong)).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn every_scenario_of_the_project_is_sound() {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
+        let mut count = 0;
+        for entry in fs::read_dir(directory).unwrap() {
+            Scenario::read(&entry.unwrap().path()).unwrap();
+            count += 1;
+        }
+        assert!(count > 0);
+    }
+}
