@@ -3,6 +3,7 @@
 use std::{
     env,
     ffi::OsString,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -53,6 +54,14 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
         bail!("{shown}: {status}");
     }
     Ok(())
+}
+
+/// Shows the command and becomes it. It returns only if that fails.
+pub(crate) fn replace(command: &mut Command) -> Result<()> {
+    let shown = display(command);
+    eprintln!("$ {shown}");
+    let error = command.exec();
+    Err(error).with_context(|| format!("cannot start {shown}"))
 }
 
 /// Runs the command silently and returns what it wrote to stdout.
