@@ -3,6 +3,7 @@
 use std::{
     io::{self, IoSlice, IoSliceMut},
     os::fd::BorrowedFd,
+    time::Duration,
 };
 
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg, sockopt};
@@ -42,5 +43,17 @@ pub fn send(socket: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> io::Result<usize>
 pub fn set_buffer_sizes(socket: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
     sockopt::set_socket_recv_buffer_size(socket, bytes)?;
     sockopt::set_socket_send_buffer_size(socket, bytes)?;
+    Ok(())
+}
+
+/// Lets the kernel ask a TCP peer that is silent for `interval` (whole seconds), and then every
+/// `interval`, whether it still lives, and break the connection when it does not answer.
+///
+/// # Errors
+/// As `setsockopt(2)`.
+pub fn set_keepalive(socket: BorrowedFd<'_>, interval: Duration) -> io::Result<()> {
+    sockopt::set_socket_keepalive(socket, true)?;
+    sockopt::set_tcp_keepidle(socket, interval)?;
+    sockopt::set_tcp_keepintvl(socket, interval)?;
     Ok(())
 }
