@@ -1,1 +1,41 @@
-//! Placeholder.
+//! An NBD server for any block device.
+//!
+//! ```text
+//! listener ─▶ handshake ─▶ export name ─▶ device ─▶ connection: request ─▶ device ─▶ reply
+//! ```
+//!
+//! A [`Server`] accepts clients on [`Listener`]s, leads them through the handshake, opens the device
+//! that they ask for ([`Exports`]) and carries out their requests on it. Each connection has a thread
+//! with a single-threaded runtime; its requests run concurrently, bounded in number and bytes
+//! ([`ServerOptions`]). The bytes of the protocol are `blockferry-proto`'s, what a device is, is
+//! `blockferry-block`'s.
+//!
+//! | file | has |
+//! |---|---|
+//! | `server` | accepting, threads, shutdown |
+//! | `listener`, `stream` | the sockets |
+//! | `handshake` | option haggling, what an export offers |
+//! | `connection` | the loop: requests in, replies out |
+//! | `requests` | a request on a device |
+//! | `replies` | the output queue |
+//! | `errno` | errors on the wire |
+
+#![forbid(unsafe_code)]
+
+mod buffers;
+mod connection;
+mod errno;
+mod exports;
+mod handshake;
+mod input;
+mod listener;
+mod options;
+mod replies;
+mod requests;
+mod server;
+mod stream;
+
+pub use exports::{Exports, SingleExport};
+pub use listener::Listener;
+pub use options::{ConnectionId, Ending, ServerEvent, ServerOptions};
+pub use server::Server;

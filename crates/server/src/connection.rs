@@ -1,0 +1,520 @@
+//! A connection after the handshake: requests in, replies out, in one task.
+
+use std::{
+    future::poll_fn,
+    io,
+    pin::{Pin, pin},
+    task::{Context as TaskContext, Poll, ready},
+};
+
+use blockferry_block::{Buffer, ByteRange, Context};
+use blockferry_proto::{
+    Command, CommandFlags, Errno, Negotiated, ReplyWriter, RequestEvent, RequestLimits,
+    ServerRequest, ServerSession,
+};
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use tokio::time::sleep;
+
+use crate::{
+    errno,
+    input::Input,
+    options::{ConnectionId, Ending, MAX_PAYLOAD, ServerEvent},
+    replies::Replies,
+    requests::{Answer, Target, Task, Work},
+    server::Shared,
+    stream::Stream,
+};
+
+/// So many bytes of replies are sent before the next request is looked at: they leave while they are in
+/// the processor's cache.
+const SEND_AT: u64 = 256 << 10;
+
+/// After so many rounds without a wait, the runtime gets a turn for its timers and other tasks.
+const ROUNDS: usize = 64;
+
+/// A connection in transmission.
+///
+/// The task alternates between three things until none makes progress: collecting what the device has
+/// finished, sending replies, and receiving requests. Receiving pauses while the bounds on requests and
+/// bytes are reached, sending while the client doesn't read; neither stops the other, nor the device.
+pub(crate) struct Connection<'d> {
+    id: ConnectionId,
+    stream: &'d Stream,
+    target: &'d Target,
+    shared: &'d Shared,
+    session: ServerSession,
+    writer: ReplyWriter,
+    contexts: Vec<(u32, Context)>,
+    input: Input,
+    incoming: Incoming,
+    running: FuturesUnordered<Running<'d>>,
+    /// Bytes of payload that running requests hold.
+    running_bytes: u64,
+    replies: Replies,
+    /// Set when nothing more is received: how the connection will end.
+    ending: Option<Ending>,
+    /// Set when the server shuts down: what arrives now is refused.
+    refusing: bool,
+    /// Set when the client is given up: there is nobody to reply to.
+    is_cut: bool,
+    /// Whether something was written since the last flush.
+    unflushed: bool,
+}
+
+/// Where in the stream of requests the input stands.
+enum Incoming {
+    /// Before a request, or in its header.
+    Header,
+    /// Behind the header of a request for which there is no room yet.
+    Held(ServerRequest),
+    /// In the payload of a write.
+    Payload {
+        request: ServerRequest,
+        buffer: Buffer,
+        filled: usize,
+    },
+    /// In the payload of a request that was refused; the answer follows it.
+    Dropping { left: u64, answer: Vec<u8> },
+}
+
+/// What is left when a connection is over.
+pub(crate) struct Outcome {
+    pub(crate) ending: Ending,
+    /// Whether something was written and not flushed.
+    pub(crate) unflushed: bool,
+}
+
+/// A request that the device works on.
+struct Running<'d> {
+    request: Option<ServerRequest>,
+    work: Work<'d>,
+    /// Bytes of payload that it holds.
+    bytes: u64,
+}
+
+struct Finished {
+    request: ServerRequest,
+    bytes: u64,
+    result: blockferry_block::Result<Answer>,
+}
+
+impl<'d> Connection<'d> {
+    pub(crate) fn new(
+        id: ConnectionId,
+        stream: &'d Stream,
+        target: &'d Target,
+        shared: &'d Shared,
+        negotiated: &Negotiated,
+    ) -> Self {
+        let limits = RequestLimits {
+            max_payload: MAX_PAYLOAD,
+        };
+        let contexts = negotiated.contexts.iter();
+        Self {
+            id,
+            stream,
+            target,
+            shared,
+            session: ServerSession::new(negotiated, limits),
+            writer: ReplyWriter::new(negotiated.mode),
+            contexts: contexts
+                .map(|context| (context.id, Context::from(context.name.as_str())))
+                .collect(),
+            input: Input::new(),
+            incoming: Incoming::Header,
+            running: FuturesUnordered::new(),
+            running_bytes: 0,
+            replies: Replies::default(),
+            ending: None,
+            refusing: false,
+            is_cut: false,
+            unflushed: false,
+        }
+    }
+
+    /// Serves the client until it is gone or the server shuts down.
+    pub(crate) async fn run(mut self) -> Outcome {
+        let shared = self.shared;
+        let mut shutdown = pin!(shared.shutting_down());
+        // The time starts to run with the first poll.
+        let mut grace = pin!(async { sleep(shared.options.shutdown_grace).await });
+        let ending = poll_fn(|cx| {
+            if !self.refusing && shutdown.as_mut().poll(cx).is_ready() {
+                self.refusing = true;
+            }
+            if self.refusing && !self.is_cut && grace.as_mut().poll(cx).is_ready() {
+                self.cut(Ending::ShutDown);
+            }
+            self.poll(cx)
+        })
+        .await;
+        Outcome {
+            ending,
+            unflushed: self.unflushed,
+        }
+    }
+
+    fn poll(&mut self, cx: &mut TaskContext<'_>) -> Poll<Ending> {
+        for _ in 0..ROUNDS {
+            let collected = self.collect(cx);
+            let sent = self.send(cx);
+            let received = self.receive(cx);
+            if self.is_quiet() {
+                if let Some(ending) = self.ending.take() {
+                    return Poll::Ready(ending);
+                }
+                if self.refusing && !received && !self.is_amid_write() {
+                    return Poll::Ready(Ending::ShutDown);
+                }
+            }
+            if !(collected || sent || received) {
+                return Poll::Pending;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Turns what the device has finished into replies.
+    fn collect(&mut self, cx: &mut TaskContext<'_>) -> bool {
+        let mut progress = false;
+        while !self.running.is_empty()
+            && let Poll::Ready(Some(finished)) = self.running.poll_next_unpin(cx)
+        {
+            self.running_bytes -= finished.bytes;
+            self.finish(finished);
+            progress = true;
+        }
+        progress
+    }
+
+    /// Sends replies while there is room for them.
+    fn send(&mut self, cx: &mut TaskContext<'_>) -> bool {
+        let mut progress = false;
+        while !self.replies.is_empty() {
+            match self.replies.poll_send(cx, self.stream) {
+                Poll::Ready(Ok(())) => progress = true,
+                Poll::Ready(Err(error)) => {
+                    self.cut(Ending::from_io(error));
+                    return true;
+                }
+                Poll::Pending => break,
+            }
+        }
+        progress
+    }
+
+    /// Receives requests and starts them while the bounds allow it.
+    fn receive(&mut self, cx: &mut TaskContext<'_>) -> bool {
+        let mut progress = false;
+        while self.ending.is_none() {
+            let step = match std::mem::replace(&mut self.incoming, Incoming::Header) {
+                Incoming::Header => self.receive_header(cx),
+                Incoming::Held(request) => self.admit(request, cx),
+                Incoming::Payload {
+                    request,
+                    buffer,
+                    filled,
+                } => self.receive_payload(request, buffer, filled, cx),
+                Incoming::Dropping { left, answer } => self.drop_payload(left, answer, cx),
+            };
+            if step.is_pending() {
+                return progress;
+            }
+            progress = true;
+            if self.replies.bytes() >= SEND_AT {
+                return progress;
+            }
+        }
+        progress
+    }
+
+    /// Takes one request out of the input.
+    fn receive_header(&mut self, cx: &mut TaskContext<'_>) -> Poll<()> {
+        let in_flight = self.running.len() + self.replies.len();
+        if in_flight >= self.shared.options.max_in_flight_requests.max(1) {
+            return Poll::Pending;
+        }
+        if self.input.is_empty() {
+            let received = ready!(self.input.poll_fill(cx, self.stream));
+            self.received(received);
+            return Poll::Ready(());
+        }
+        match self.session.receive(self.input.bytes()) {
+            Ok((used, event)) => {
+                self.input.consume(used);
+                self.handle(event, cx)
+            }
+            Err(error) => {
+                self.cut(Ending::Misbehaved(error));
+                Poll::Ready(())
+            }
+        }
+    }
+
+    fn handle(&mut self, event: RequestEvent, cx: &mut TaskContext<'_>) -> Poll<()> {
+        match event {
+            RequestEvent::NeedMore => Poll::Ready(()),
+            RequestEvent::Disconnect => {
+                self.ending = Some(Ending::Disconnected);
+                Poll::Ready(())
+            }
+            RequestEvent::Request(request) if self.refusing => {
+                let payload = match request.command {
+                    Command::Write => request.length,
+                    _ => 0,
+                };
+                let message = "the server is shutting down";
+                let answer = self.writer.error(&request, Errno::ESHUTDOWN, message);
+                self.drop_payload(payload, answer, cx)
+            }
+            RequestEvent::Request(request) => self.admit(request, cx),
+            RequestEvent::Refused {
+                request,
+                errno,
+                payload,
+                message,
+            } => {
+                let answer = self.writer.error(&request, errno, message);
+                self.drop_payload(payload, answer, cx)
+            }
+        }
+    }
+
+    /// Starts a request, or goes on to receive its payload, if the bound on bytes allows it.
+    fn admit(&mut self, request: ServerRequest, cx: &mut TaskContext<'_>) -> Poll<()> {
+        let held = self.running_bytes + self.replies.bytes();
+        let more = held.saturating_add(self.payload_of(&request));
+        if held > 0 && more > self.shared.options.max_in_flight_bytes {
+            self.incoming = Incoming::Held(request);
+            return Poll::Pending;
+        }
+        if request.command == Command::Write {
+            let length = usize::try_from(request.length).unwrap_or(usize::MAX);
+            let mut buffer = self.target.take_buffer(length);
+            let filled = self.input.take(&mut buffer);
+            return self.receive_payload(request, buffer, filled, cx);
+        }
+        self.start(request, None, cx);
+        Poll::Ready(())
+    }
+
+    /// Receives the payload of a write, and what follows it.
+    fn receive_payload(
+        &mut self,
+        request: ServerRequest,
+        mut buffer: Buffer,
+        mut filled: usize,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<()> {
+        let mut progress = Poll::Pending;
+        while filled < buffer.len() {
+            let rest = &mut buffer[filled..];
+            match self.input.poll_fill_payload(cx, self.stream, rest) {
+                Poll::Ready(received) => {
+                    filled += self.received(received);
+                    if self.ending.is_some() {
+                        return Poll::Ready(());
+                    }
+                    progress = Poll::Ready(());
+                }
+                Poll::Pending => {
+                    self.incoming = Incoming::Payload {
+                        request,
+                        buffer,
+                        filled,
+                    };
+                    return progress;
+                }
+            }
+        }
+        self.start(request, Some(buffer), cx);
+        Poll::Ready(())
+    }
+
+    /// Reads and forgets the payload of a refused request, then answers it.
+    fn drop_payload(
+        &mut self,
+        mut left: u64,
+        answer: Vec<u8>,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<()> {
+        let there = self.input.bytes().len();
+        let part = usize::try_from(left).map_or(there, |left| left.min(there));
+        self.input.consume(part);
+        left -= part as u64;
+        if left == 0 {
+            self.replies.push_bytes(answer, true);
+            return Poll::Ready(());
+        }
+        match self.input.poll_fill(cx, self.stream) {
+            Poll::Ready(received) => {
+                self.received(received);
+                self.incoming = Incoming::Dropping { left, answer };
+                Poll::Ready(())
+            }
+            Poll::Pending => {
+                self.incoming = Incoming::Dropping { left, answer };
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Hands a request to the device, and its answer to the replies if that is there at once.
+    fn start(&mut self, request: ServerRequest, payload: Option<Buffer>, cx: &mut TaskContext<'_>) {
+        if request.length == 0 && request.command != Command::Flush {
+            // Nothing of anything: no device is bothered, and a chunk of no data must not be sent.
+            self.replies.push_header(self.writer.done(&request));
+            return;
+        }
+        if request.command == Command::Flush {
+            // What is written while the flush runs is not covered by it.
+            self.unflushed = false;
+        }
+        let bytes = self.payload_of(&request);
+        let task = Task {
+            command: request.command,
+            flags: request.flags,
+            range: ByteRange::between(
+                request.offset,
+                request.offset.saturating_add(request.length),
+            ),
+            payload,
+            contexts: self.contexts_of(&request),
+        };
+        let mut running = Running {
+            request: Some(request),
+            work: self.target.start(task),
+            bytes,
+        };
+        match Pin::new(&mut running).poll(cx) {
+            Poll::Ready(finished) => self.finish(finished),
+            Poll::Pending => {
+                self.running_bytes += bytes;
+                self.running.push(running);
+            }
+        }
+    }
+
+    fn finish(&mut self, finished: Finished) {
+        let Finished {
+            request, result, ..
+        } = finished;
+        self.note_write(&request, result.is_ok());
+        if self.is_cut {
+            return;
+        }
+        match result {
+            Ok(Answer::Done) => self.replies.push_header(self.writer.done(&request)),
+            Ok(Answer::Data(buffer)) => self.push_data(&request, [buffer]),
+            Ok(Answer::Pieces(pieces)) => self.push_data(&request, pieces),
+            Ok(Answer::Extents(contexts)) => {
+                let count = contexts.len();
+                for (index, (id, extents)) in contexts.iter().enumerate() {
+                    let last = index + 1 == count;
+                    let chunk = self.writer.block_status(&request, *id, extents, last);
+                    self.replies.push_bytes(chunk, last);
+                }
+            }
+            Err(error) => {
+                self.shared.observe(&ServerEvent::RequestFailed {
+                    connection: self.id,
+                    command: request.command,
+                    error: &error,
+                });
+                let number = errno::errno(request.command, &error);
+                let answer = self.writer.error(&request, number, &error.to_string());
+                self.replies.push_bytes(answer, true);
+            }
+        }
+    }
+
+    fn push_data(&mut self, request: &ServerRequest, data: impl IntoIterator<Item = Buffer>) {
+        // The session lets no read of 4 GiB through.
+        let length = u32::try_from(request.length).unwrap_or(u32::MAX);
+        let header = self.writer.data(request, request.offset, length, true);
+        self.replies.push_data(header, data);
+    }
+
+    fn note_write(&mut self, request: &ServerRequest, done: bool) {
+        let durable = request.flags.contains(CommandFlags::FUA);
+        match request.command {
+            command if command.is_write() && !durable => self.unflushed = true,
+            Command::Flush if !done => self.unflushed = true,
+            _ => {}
+        }
+    }
+
+    /// Bytes of payload that a request holds until its reply is sent.
+    fn payload_of(&self, request: &ServerRequest) -> u64 {
+        match request.command {
+            Command::Read | Command::Write => request.length,
+            // An extent for each 4 KiB and 16 bytes for each extent, up to the bound on extents.
+            Command::BlockStatus => {
+                (request.length / 256).min(1 << 20) * self.contexts.len().max(1) as u64
+            }
+            _ => 0,
+        }
+    }
+
+    fn contexts_of(&self, request: &ServerRequest) -> Vec<(u32, Context)> {
+        if request.command != Command::BlockStatus {
+            return Vec::new();
+        }
+        let selected = self.contexts.iter();
+        selected
+            .filter(|(id, _)| request.contexts.contains(*id))
+            .cloned()
+            .collect()
+    }
+
+    /// Takes note of a receive: its end, its failure, or how many bytes came.
+    fn received(&mut self, result: io::Result<usize>) -> usize {
+        match result {
+            Ok(0) => {
+                // The replies to what was asked before may still be wanted.
+                self.ending = Some(Ending::Vanished);
+                0
+            }
+            Ok(received) => received,
+            Err(error) => {
+                self.cut(Ending::from_io(error));
+                0
+            }
+        }
+    }
+
+    /// Gives the client up: nothing is received or sent any more. What the device is doing goes on.
+    fn cut(&mut self, ending: Ending) {
+        self.is_cut = true;
+        self.replies.clear();
+        self.incoming = Incoming::Header;
+        self.ending = Some(ending);
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.running.is_empty() && self.replies.is_empty()
+    }
+
+    /// Whether a write was received in part, or waits for room.
+    fn is_amid_write(&self) -> bool {
+        matches!(self.incoming, Incoming::Payload { .. } | Incoming::Held(_))
+    }
+}
+
+impl Future for Running<'_> {
+    type Output = Finished;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Finished> {
+        let result = ready!(Pin::new(&mut self.work).poll(cx));
+        let Some(request) = self.request.take() else {
+            // It has ended before.
+            return Poll::Pending;
+        };
+        Poll::Ready(Finished {
+            request,
+            bytes: self.bytes,
+            result,
+        })
+    }
+}

@@ -1,0 +1,180 @@
+//! The handshake of one connection: carries out what the protocol's state machine asks for.
+
+use std::{io, sync::Arc, time::Duration};
+
+use blockferry_block::{BlockDevice, Capabilities, DeviceInfo};
+use blockferry_proto::{
+    BlockSizes, Negotiated, OptionErrorCode, OptionRefusal, ServedExport, ServerConfig,
+    ServerHandshake, ServerStep, TlsPolicy, TransmissionFlags,
+};
+use tokio::time::{Instant, timeout_at};
+
+use crate::{
+    errno,
+    options::{ConnectionId, Ending, MAX_PAYLOAD, ServerEvent, ServerOptions},
+    server::Shared,
+    stream::Stream,
+};
+
+/// What a client announced and nobody wants to see goes through a buffer of this many bytes.
+const DISCARD_BUFFER: usize = 4096;
+
+/// A client that is ready for requests, and the device that it chose.
+pub(crate) struct Settled {
+    pub(crate) negotiated: Negotiated,
+    pub(crate) device: Arc<dyn BlockDevice>,
+}
+
+/// Leads a client through the handshake. A device is opened when the client asks for it.
+pub(crate) async fn negotiate(
+    stream: &Stream,
+    shared: &Shared,
+    connection: ConnectionId,
+) -> Result<Settled, Ending> {
+    let options = &shared.options;
+    let mut machine = ServerHandshake::new(config(options));
+    let mut opened: Option<(String, Arc<dyn BlockDevice>)> = None;
+    let mut clock = Clock::new(options.handshake_timeout);
+    loop {
+        match machine.step() {
+            ServerStep::Send(bytes) => clock.limit(stream.send_all(&bytes)).await?,
+            ServerStep::Receive(length) => {
+                let mut bytes = vec![0; length];
+                clock.limit(stream.receive_exact(&mut bytes)).await?;
+                machine.receive(&bytes).map_err(Ending::Misbehaved)?;
+            }
+            ServerStep::Discard(length) => clock.limit(discard(stream, length)).await?,
+            ServerStep::Open { name, .. } => {
+                let known = opened.take().filter(|(open, _)| *open == name);
+                let device = match known {
+                    Some((_, device)) => Ok(device),
+                    None => clock.pause(shared.exports.open(&name)).await,
+                };
+                let answer = match device {
+                    Ok(device) => {
+                        let export = served_export(device.info(), options);
+                        opened = Some((name, device));
+                        export
+                    }
+                    Err(error) => {
+                        shared.observe(&ServerEvent::OpenFailed {
+                            connection,
+                            export: &name,
+                            error: &error,
+                        });
+                        Err(errno::refusal(&error))
+                    }
+                };
+                machine.export(answer);
+            }
+            ServerStep::List => {
+                let exports = clock.pause(shared.exports.list()).await;
+                machine.exports(exports.map_err(|error| errno::refusal(&error)));
+            }
+            ServerStep::Done(negotiated) => {
+                return match opened {
+                    Some((name, device)) if name == negotiated.export_name => {
+                        Ok(Settled { negotiated, device })
+                    }
+                    _ => Err(Ending::Refused),
+                };
+            }
+            ServerStep::StartTls | ServerStep::Close => return Err(Ending::Refused),
+        }
+    }
+}
+
+fn config(options: &ServerOptions) -> ServerConfig {
+    ServerConfig {
+        tls: TlsPolicy::Off,
+        structured: options.structured,
+        extended: options.extended,
+        ..ServerConfig::default()
+    }
+}
+
+/// What a client is told of a device.
+fn served_export(
+    info: &DeviceInfo,
+    options: &ServerOptions,
+) -> Result<ServedExport, OptionRefusal> {
+    let limits = info.limits;
+    let preferred = limits.preferred.max(limits.minimum).max(512);
+    let block_sizes = BlockSizes::new(limits.minimum, preferred, MAX_PAYLOAD)
+        .map_err(|error| OptionRefusal::new(OptionErrorCode::Platform, error.to_string()))?;
+    let contexts = info.contexts.iter().map(ToString::to_string);
+    Ok(ServedExport {
+        canonical_name: None,
+        description: info.description.clone(),
+        size: info.size,
+        flags: transmission_flags(info, options.read_only),
+        block_sizes: Some(block_sizes),
+        contexts: contexts.collect(),
+    })
+}
+
+/// What a client may do: what the device can, and what is made of that in [`requests`](crate::requests).
+fn transmission_flags(info: &DeviceInfo, read_only: bool) -> TransmissionFlags {
+    use TransmissionFlags as Flags;
+    let writable = !read_only && info.can(Capabilities::WRITE);
+    let durable = info
+        .capabilities
+        .intersects(Capabilities::FLUSH | Capabilities::FUA);
+    let mut flags = Flags::HAS_FLAGS | Flags::SEND_DF;
+    flags.set(Flags::READ_ONLY, !writable);
+    flags.set(Flags::SEND_FLUSH, info.can(Capabilities::FLUSH));
+    flags.set(Flags::SEND_FUA, writable && durable);
+    flags.set(Flags::ROTATIONAL, info.rotational);
+    flags.set(Flags::SEND_TRIM, writable && info.can(Capabilities::TRIM));
+    flags.set(Flags::SEND_WRITE_ZEROES, writable);
+    flags.set(
+        Flags::SEND_FAST_ZERO,
+        writable && info.can(Capabilities::FAST_ZERO),
+    );
+    flags.set(Flags::CAN_MULTI_CONN, info.can(Capabilities::MULTI_CONN));
+    flags.set(Flags::SEND_CACHE, info.can(Capabilities::CACHE));
+    flags
+}
+
+async fn discard(stream: &Stream, mut length: usize) -> io::Result<()> {
+    let mut buffer = [0; DISCARD_BUFFER];
+    while length > 0 {
+        let part = length.min(buffer.len());
+        stream.receive_exact(&mut buffer[..part]).await?;
+        length -= part;
+    }
+    Ok(())
+}
+
+/// The time that a client has left.
+struct Clock {
+    deadline: Instant,
+}
+
+impl Clock {
+    fn new(timeout: Duration) -> Self {
+        let now = Instant::now();
+        Self {
+            // A timeout beyond what the clock can say is none: a century.
+            deadline: now
+                .checked_add(timeout)
+                .unwrap_or(now + Duration::from_secs(100 * 365 * 86400)),
+        }
+    }
+
+    /// Waits for the client until the deadline.
+    async fn limit<T>(&self, io: impl Future<Output = io::Result<T>>) -> Result<T, Ending> {
+        match timeout_at(self.deadline, io).await {
+            Ok(result) => result.map_err(Ending::from_io),
+            Err(_) => Err(Ending::HandshakeTimedOut),
+        }
+    }
+
+    /// Waits for something that is not the client's fault.
+    async fn pause<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let start = Instant::now();
+        let result = work.await;
+        self.deadline += start.elapsed();
+        result
+    }
+}

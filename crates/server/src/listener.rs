@@ -1,0 +1,147 @@
+//! Where clients come in.
+
+use std::{
+    io,
+    net::{TcpListener, TcpStream},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::{UnixListener, UnixStream},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use blockferry_sys::socket;
+
+/// The buffers of a unix socket in bytes: several payloads, so that neither side waits for the other.
+const UNIX_BUFFER: usize = 1 << 20;
+
+/// How long a TCP connection may be silent before the kernel asks whether its client still lives.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// A listening socket.
+#[derive(Debug)]
+pub enum Listener {
+    /// A unix socket. Its file is the caller's to remove.
+    Unix(UnixListener),
+    /// A TCP socket.
+    Tcp(TcpListener),
+}
+
+impl Listener {
+    /// A listening socket that was handed to this process, by socket activation for one.
+    ///
+    /// # Errors
+    /// `InvalidInput` when it is neither a unix nor a TCP socket.
+    pub fn from_activation(socket: OwnedFd) -> io::Result<Self> {
+        let unix = UnixListener::from(socket);
+        if unix.local_addr().is_ok() {
+            return Ok(Self::Unix(unix));
+        }
+        let tcp = TcpListener::from(OwnedFd::from(unix));
+        if tcp.local_addr().is_ok() {
+            return Ok(Self::Tcp(tcp));
+        }
+        Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "neither a unix nor a TCP socket",
+        ))
+    }
+}
+
+impl From<UnixListener> for Listener {
+    fn from(listener: UnixListener) -> Self {
+        Self::Unix(listener)
+    }
+}
+
+impl From<TcpListener> for Listener {
+    fn from(listener: TcpListener) -> Self {
+        Self::Tcp(listener)
+    }
+}
+
+/// A client that just connected.
+pub(crate) struct Accepted {
+    pub(crate) socket: Socket,
+    /// Its address.
+    pub(crate) peer: String,
+}
+
+/// A connected socket that does not block and belongs to no runtime yet.
+pub(crate) enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// The listeners of a server, in its runtime.
+pub(crate) struct Listeners {
+    all: Vec<Accepting>,
+    /// Which one is asked first, so that a busy one cannot starve the others.
+    first: usize,
+}
+
+enum Accepting {
+    Unix(tokio::net::UnixListener),
+    Tcp(tokio::net::TcpListener),
+}
+
+impl Listeners {
+    pub(crate) fn new(listeners: Vec<Listener>) -> io::Result<Self> {
+        let all = listeners.into_iter().map(Accepting::new);
+        Ok(Self {
+            all: all.collect::<io::Result<_>>()?,
+            first: 0,
+        })
+    }
+
+    /// Accepts one client on any of the listeners.
+    pub(crate) fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
+        let count = self.all.len();
+        for index in (self.first..count).chain(0..self.first) {
+            if let Poll::Ready(result) = self.all[index].poll_accept(cx) {
+                self.first = (index + 1) % count;
+                return Poll::Ready(result);
+            }
+        }
+        Poll::Pending
+    }
+}
+
+impl Accepting {
+    fn new(listener: Listener) -> io::Result<Self> {
+        match listener {
+            Listener::Unix(listener) => {
+                listener.set_nonblocking(true)?;
+                tokio::net::UnixListener::from_std(listener).map(Self::Unix)
+            }
+            Listener::Tcp(listener) => {
+                listener.set_nonblocking(true)?;
+                tokio::net::TcpListener::from_std(listener).map(Self::Tcp)
+            }
+        }
+    }
+
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
+        // A socket whose options cannot be set still works, only slower.
+        match self {
+            Self::Unix(listener) => listener.poll_accept(cx).map(|result| {
+                let stream = result?.0.into_std()?;
+                let _ = socket::set_buffer_sizes(stream.as_fd(), UNIX_BUFFER);
+                Ok(Accepted {
+                    socket: Socket::Unix(stream),
+                    peer: "unix".to_owned(),
+                })
+            }),
+            Self::Tcp(listener) => listener.poll_accept(cx).map(|result| {
+                let (stream, address) = result?;
+                let _ = stream.set_nodelay(true);
+                let _ = socket::set_keepalive(stream.as_fd(), KEEPALIVE);
+                Ok(Accepted {
+                    socket: Socket::Tcp(stream.into_std()?),
+                    peer: address.to_string(),
+                })
+            }),
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! What a server can be told, and what it tells while it runs.
+
+use std::time::Duration;
+
+use blockferry_block::Error;
+use blockferry_proto::{Command, Negotiated};
+
+/// How a server behaves. Everything that a client can make it hold is bounded here.
+#[derive(Clone, Debug)]
+pub struct ServerOptions {
+    /// Refuses every change, whatever the devices can do. Default: false.
+    pub read_only: bool,
+    /// Connections at a time; more of them wait in the listener's backlog. At least 1, default 100.
+    pub max_connections: usize,
+    /// How long a client may take from connecting to the end of the handshake, not counting the
+    /// time that it takes to open a device. Default 10 s.
+    pub handshake_timeout: Duration,
+    /// Requests of one connection that are carried out or wait to be answered at a time; the
+    /// connection is not read from while there are so many. At least 1, default 64.
+    pub max_in_flight_requests: usize,
+    /// Bytes of payload that one connection holds at a time. A single request beyond it is let
+    /// through alone. Default 8 MiB.
+    pub max_in_flight_bytes: u64,
+    /// Offers structured replies, without which there is no block status. Default: true.
+    pub structured: bool,
+    /// Offers extended (64-bit) headers. Default: true.
+    pub extended: bool,
+    /// How long clients may take to hear the last answers when the server shuts down; after it
+    /// their connections are cut. What a device is still doing is waited for. Default 5 s.
+    pub shutdown_grace: Duration,
+}
+
+impl Default for ServerOptions {
+    fn default() -> Self {
+        Self {
+            read_only: false,
+            max_connections: 100,
+            handshake_timeout: Duration::from_secs(10),
+            max_in_flight_requests: 64,
+            max_in_flight_bytes: 8 << 20,
+            structured: true,
+            extended: true,
+            shutdown_grace: Duration::from_secs(5),
+        }
+    }
+}
+
+/// The number of a connection: counted from 1 for every one that a server accepted.
+pub type ConnectionId = u64;
+
+/// What happens in a server. The library prints nothing: an observer gets these, on the thread where
+/// they happen, and must not block. Strings in them may come from clients: escape before printing.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ServerEvent<'a> {
+    /// A client connected.
+    Connected {
+        /// The new connection.
+        connection: ConnectionId,
+        /// The address of the client, `unix` for a unix socket.
+        peer: &'a str,
+    },
+    /// The handshake is over, the client uses an export.
+    Serving {
+        /// The connection.
+        connection: ConnectionId,
+        /// What client and server agreed on.
+        negotiated: &'a Negotiated,
+    },
+    /// A device could not be opened, which its client was told.
+    OpenFailed {
+        /// The connection.
+        connection: ConnectionId,
+        /// The export as the client named it.
+        export: &'a str,
+        /// Why.
+        error: &'a Error,
+    },
+    /// A request failed on the device, which its client was told.
+    RequestFailed {
+        /// The connection.
+        connection: ConnectionId,
+        /// What the client wanted.
+        command: Command,
+        /// Why it failed.
+        error: &'a Error,
+    },
+    /// A connection is over.
+    Closed {
+        /// The connection.
+        connection: ConnectionId,
+        /// How it ended.
+        ending: &'a Ending,
+    },
+    /// A connection could not be taken on: descriptors or threads ran out.
+    AcceptFailed(&'a std::io::Error),
+    /// What was written could not be made durable at the end.
+    FlushFailed(&'a Error),
+}
+
+/// How a connection ended.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Ending {
+    /// The client said goodbye, with `NBD_CMD_DISC` or `NBD_OPT_ABORT`.
+    Disconnected,
+    /// The client went away without a word.
+    Vanished,
+    /// The handshake took too long.
+    HandshakeTimedOut,
+    /// The client asked for what the server could not give, where the protocol leaves closing only.
+    Refused,
+    /// The client broke the protocol.
+    Misbehaved(blockferry_proto::Error),
+    /// The socket failed.
+    Io(std::io::Error),
+    /// The server shut down.
+    ShutDown,
+}
+
+/// The most bytes of a read or a write that a server takes in one request.
+pub(crate) const MAX_PAYLOAD: u32 = 64 << 20;
+
+impl Ending {
+    /// What a failure of the socket says of the client.
+    pub(crate) fn from_io(error: std::io::Error) -> Self {
+        use std::io::ErrorKind;
+        match error.kind() {
+            ErrorKind::UnexpectedEof | ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => {
+                Self::Vanished
+            }
+            _ => Self::Io(error),
+        }
+    }
+}
