@@ -6,14 +6,24 @@
 compile_error!("blockferry runs on Linux only");
 
 mod aligned;
+mod block_device;
+mod fs;
 mod path;
 mod process;
 pub mod socket;
+mod stream;
 mod usage;
 
 pub use aligned::{AlignedBytes, PAGE_ALIGNMENT};
+pub use block_device::{BlockDeviceFacts, discard_blocks, inspect_block_device, zero_blocks};
+pub use fs::{
+    FileFacts, FileKind, OpenMode, ZeroMethod, inspect, lives_in_memory, next_data, next_hole,
+    open_mode, read_at, read_cached_at, set_size, sync_all, sync_data, will_need, write_all_at,
+    zero_range,
+};
 pub use path::open_location;
 pub use process::{
     is_signal_ignored, kill_group, spawn_activated, take_activated_sockets, terminate_group,
 };
+pub use stream::{read_stream, write_stream};
 pub use usage::{Usage, Waited, await_exit, reap};
