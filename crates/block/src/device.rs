@@ -153,6 +153,30 @@ fn unsupported<'a, T: Send + 'a>(
     Box::pin(async move { Err(error) })
 }
 
+/// The range of a request of `bytes` at `offset`.
+pub(crate) fn request_range(operation: Operation, offset: u64, bytes: &[u8]) -> Result<ByteRange> {
+    let length = bytes.len() as u64;
+    ByteRange::new(offset, length).map_err(|error| {
+        Error::with_source(ErrorKind::OutOfBounds, error)
+            .during(operation)
+            .at(offset, length)
+    })
+}
+
+/// Refuses every context but `base:allocation`.
+pub(crate) fn check_allocation(range: ByteRange, context: &Context) -> Result<()> {
+    if *context == Context::Allocation {
+        return Ok(());
+    }
+    let error = Error::with_message(
+        ErrorKind::Unsupported,
+        format!("there is no {context} here"),
+    );
+    Err(error
+        .during(Operation::Extents)
+        .at(range.start(), range.len()))
+}
+
 impl DeviceInfo {
     /// Checks a request against the device's size and against its being writable; growth past the end
     /// is allowed to a device with [`Capabilities::RESIZE`]. Alignment is not looked at.
@@ -160,13 +184,23 @@ impl DeviceInfo {
     /// # Errors
     /// `ReadOnly` or `OutOfBounds`, with the operation and the range.
     pub fn check(&self, operation: Operation, range: ByteRange) -> Result<()> {
+        self.check_within(self.size, operation, range)
+    }
+
+    /// As [`check`](Self::check), for a device that has grown or shrunk to `size` since it was opened.
+    pub(crate) fn check_within(
+        &self,
+        size: u64,
+        operation: Operation,
+        range: ByteRange,
+    ) -> Result<()> {
         let changes = matches!(
             operation,
             Operation::Write | Operation::Zero | Operation::Trim
         );
         let kind = if changes && !self.can(Capabilities::WRITE) {
             ErrorKind::ReadOnly
-        } else if range.end() > self.size && !(changes && self.can(Capabilities::RESIZE)) {
+        } else if range.end() > size && !(changes && self.can(Capabilities::RESIZE)) {
             ErrorKind::OutOfBounds
         } else {
             return Ok(());
@@ -174,5 +208,20 @@ impl DeviceInfo {
         Err(Error::new(kind)
             .during(operation)
             .at(range.start(), range.len()))
+    }
+
+    /// Checks that the device can become `size` bytes long.
+    pub(crate) fn check_resize(&self, size: u64) -> Result<()> {
+        let kind = if !self.can(Capabilities::RESIZE) {
+            ErrorKind::Unsupported
+        } else if i64::try_from(size).is_err() {
+            ErrorKind::InvalidInput
+        } else {
+            return Ok(());
+        };
+        Err(
+            Error::with_message(kind, format!("the size cannot become {size} bytes"))
+                .during(Operation::Resize),
+        )
     }
 }

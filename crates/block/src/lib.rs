@@ -14,18 +14,32 @@
 
 #![forbid(unsafe_code)]
 
+mod blocking;
 mod buffer;
 mod device;
 mod error;
 mod extent;
+mod fd_stream;
+mod file;
 mod info;
+mod memory;
+mod null;
 mod range;
+mod size;
 mod stream;
+pub mod testing;
+mod zeroes;
 
 pub use buffer::{BUFFER_ALIGNMENT, Buffer, BufferPool};
 pub use device::{BlockDevice, BoxFuture, Mapping, WriteFlags, ZeroFlags};
 pub use error::{Error, ErrorKind, Operation, Result};
 pub use extent::{Context, Extent, Status, push_merged};
+pub use fd_stream::{FdSink, FdSource};
+pub use file::{Access, FileDevice};
 pub use info::{BlockLimits, Capabilities, DeviceInfo};
+pub use memory::MemoryDevice;
+pub use null::NullDevice;
 pub use range::{ByteRange, RangeError};
+pub use size::{HumanSize, SizeError, parse_size};
 pub use stream::{ByteSink, ByteSource};
+pub use zeroes::{ZeroRun, is_zero, zero_runs};

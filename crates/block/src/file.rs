@@ -1,0 +1,298 @@
+//! Regular files and block devices of this machine.
+//!
+//! Data that lies in the page cache is read at once, on the caller's thread: a hop to another thread
+//! costs more than the copy. What the disk must be asked for is read on the runtime's threads for
+//! blocking calls. Writes go to the page cache and stay on the caller's thread; making them durable
+//! does not.
+
+mod extents;
+mod open;
+mod zero;
+
+use std::{
+    fs::File,
+    io,
+    os::fd::AsFd,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use blockferry_sys as sys;
+
+use crate::{
+    BlockDevice, BoxFuture, Buffer, ByteRange, Capabilities, Context, DeviceInfo, Error, ErrorKind,
+    Extent, Mapping, Operation, Result, WriteFlags, ZeroFlags,
+    blocking::run_blocking,
+    device::{check_allocation, request_range},
+};
+
+pub use open::Access;
+
+/// A regular file or a block device as a device of bytes.
+///
+/// The size is that of the moment it was opened: when someone else makes the file longer, the new
+/// part is not seen, and reading what someone else cut off fails with `UnexpectedEnd`.
+#[derive(Debug)]
+pub struct FileDevice {
+    info: DeviceInfo,
+    handle: Arc<Handle>,
+}
+
+/// The open file and what was learned of it; calls on other threads share it.
+#[derive(Debug)]
+struct Handle {
+    file: File,
+    is_block_device: bool,
+    /// Sectors of a block device, in bytes.
+    sector: u64,
+    /// The size as far as this device has changed it.
+    size: AtomicU64,
+    /// Reads never wait for a disk: the file lives in memory.
+    in_memory: bool,
+    /// Set when the size was changed, so that a flush has more than data to make durable.
+    resized: AtomicBool,
+    /// The directory of a file that was created here, until its entry is durable.
+    directory: Mutex<Option<File>>,
+    lacks: Lacks,
+}
+
+/// What the file turned out not to be able to do; asked once each.
+#[derive(Debug, Default)]
+struct Lacks {
+    cached_reads: AtomicBool,
+    punch_hole: AtomicBool,
+    zero_range: AtomicBool,
+    discard: AtomicBool,
+    seek_data: AtomicBool,
+}
+
+impl Handle {
+    fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// Reads what can be had without waiting for a disk and says how many bytes came.
+    fn read_cached(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+        if !self.lacks.cached_reads.load(Ordering::Relaxed) {
+            match sys::read_cached_at(&self.file, bytes, offset) {
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                    self.lacks.cached_reads.store(true, Ordering::Relaxed);
+                }
+                result => return result,
+            }
+        }
+        if self.in_memory {
+            return sys::read_at(&self.file, bytes, offset);
+        }
+        Ok(0)
+    }
+
+    /// Reads what `read_cached` left: all but the first `done` bytes.
+    fn read_rest(&self, bytes: &mut [u8], offset: u64, done: usize) -> Result<()> {
+        let from = offset + done as u64;
+        let count = sys::read_at(&self.file, &mut bytes[done..], from)?;
+        if count == bytes.len() - done {
+            return Ok(());
+        }
+        let end = from + count as u64;
+        Err(Error::with_message(
+            ErrorKind::UnexpectedEnd,
+            format!("the file shrank: it ends at offset {end}"),
+        ))
+    }
+
+    fn write(&self, data: &[u8], range: ByteRange) -> io::Result<()> {
+        sys::write_all_at(&self.file, data, range.start())?;
+        self.grown_to(range.end());
+        Ok(())
+    }
+
+    fn grown_to(&self, end: u64) {
+        if self.size.fetch_max(end, Ordering::AcqRel) < end {
+            self.resized.store(true, Ordering::Release);
+        }
+    }
+
+    fn resize(&self, size: u64) -> io::Result<()> {
+        sys::set_size(&self.file, size)?;
+        self.size.store(size, Ordering::Release);
+        self.resized.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        if self.resized.load(Ordering::Acquire) {
+            sys::sync_all(&self.file)?;
+        } else {
+            sys::sync_data(&self.file)?;
+        }
+        let mut directory = self
+            .directory
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = &*directory {
+            match sys::sync_all(open) {
+                // Some file systems cannot sync a directory, and need not.
+                Err(error) if error.kind() != io::ErrorKind::InvalidInput => return Err(error),
+                _ => *directory = None,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl FileDevice {
+    fn check(&self, operation: Operation, range: ByteRange) -> Result<()> {
+        self.info.check_within(self.handle.size(), operation, range)
+    }
+
+    /// Runs a call that may take long on another thread.
+    async fn hop<T, F>(&self, call: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Handle) -> Result<T> + Send + 'static,
+    {
+        let handle = Arc::clone(&self.handle);
+        run_blocking(move || call(&handle)).await?
+    }
+
+    async fn change<F>(&self, durable: bool, call: F) -> Result<()>
+    where
+        F: FnOnce(&Handle) -> Result<()> + Send + 'static,
+    {
+        // Of a file only its metadata changes; a block device may be busy for seconds.
+        if self.handle.is_block_device {
+            self.hop(call).await?;
+        } else {
+            call(&self.handle)?;
+        }
+        if durable {
+            self.hop(|handle| Ok(sys::sync_data(&handle.file)?)).await?;
+        }
+        Ok(())
+    }
+}
+
+impl BlockDevice for FileDevice {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn read(&self, offset: u64, mut buffer: Buffer) -> BoxFuture<'_, Result<Buffer>> {
+        Box::pin(async move {
+            let range = request_range(Operation::Read, offset, &buffer)?;
+            self.check(Operation::Read, range)?;
+            let cached = self.handle.read_cached(&mut buffer, offset);
+            let done = cached.map_err(|error| failed(error, Operation::Read, range))?;
+            if done == buffer.len() {
+                return Ok(buffer);
+            }
+            let rest = self.hop(move |handle| {
+                handle.read_rest(&mut buffer, offset, done)?;
+                Ok(buffer)
+            });
+            rest.await
+                .map_err(|error| failed(error, Operation::Read, range))
+        })
+    }
+
+    fn write(&self, offset: u64, data: Buffer, flags: WriteFlags) -> BoxFuture<'_, Result<Buffer>> {
+        Box::pin(async move {
+            let range = request_range(Operation::Write, offset, &data)?;
+            self.check(Operation::Write, range)?;
+            let written = self.handle.write(&data, range);
+            written.map_err(|error| failed(error, Operation::Write, range))?;
+            if flags.contains(WriteFlags::FUA) {
+                let durable = self.hop(|handle| Ok(sys::sync_data(&handle.file)?));
+                durable
+                    .await
+                    .map_err(|error| failed(error, Operation::Write, range))?;
+            }
+            Ok(data)
+        })
+    }
+
+    fn zero(&self, range: ByteRange, flags: ZeroFlags) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.check(Operation::Zero, range)?;
+            let durable = flags.contains(ZeroFlags::FUA);
+            self.change(durable, move |handle| handle.zero(range, flags))
+                .await
+                .map_err(|error| failed(error, Operation::Zero, range))
+        })
+    }
+
+    fn trim(&self, range: ByteRange, flags: WriteFlags) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.check(Operation::Trim, range)?;
+            let durable = flags.contains(WriteFlags::FUA);
+            self.change(durable, move |handle| Ok(handle.trim(range)?))
+                .await
+                .map_err(|error| failed(error, Operation::Trim, range))
+        })
+    }
+
+    fn flush(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            if !self.info.can(Capabilities::FLUSH) {
+                return Ok(());
+            }
+            self.hop(|handle| Ok(handle.flush()?))
+                .await
+                .map_err(|error| error.during(Operation::Flush))
+        })
+    }
+
+    fn cache(&self, range: ByteRange) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.check(Operation::Cache, range)?;
+            sys::will_need(&self.handle.file, range.start(), range.len())
+                .map_err(|error| failed(error, Operation::Cache, range))
+        })
+    }
+
+    /// `base:allocation`, from the holes of the file; a block device is all data. One answer has at
+    /// most 4096 extents.
+    fn extents<'a>(
+        &'a self,
+        range: ByteRange,
+        context: &'a Context,
+    ) -> BoxFuture<'a, Result<Vec<Extent>>> {
+        Box::pin(async move {
+            check_allocation(range, context)?;
+            self.check(Operation::Extents, range)?;
+            self.hop(move |handle| Ok(handle.extents(range)?))
+                .await
+                .map_err(|error| failed(error, Operation::Extents, range))
+        })
+    }
+
+    fn mapping(&self, range: ByteRange) -> Mapping<'_> {
+        let inside = range.intersection(ByteRange::between(0, self.handle.size()));
+        if inside.is_empty() {
+            return Mapping::Opaque;
+        }
+        Mapping::File {
+            fd: self.handle.file.as_fd(),
+            offset: inside.start(),
+            length: inside.len(),
+        }
+    }
+
+    fn resize(&self, size: u64) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.info.check_resize(size)?;
+            let resized = self.handle.resize(size);
+            resized.map_err(|error| Error::from(error).during(Operation::Resize))
+        })
+    }
+}
+
+fn failed(error: impl Into<Error>, operation: Operation, range: ByteRange) -> Error {
+    error
+        .into()
+        .during(operation)
+        .at(range.start(), range.len())
+}
