@@ -218,7 +218,7 @@ impl Scenario {
                     Some(("example", _)) => true,
                     Some(_) => false,
                     None => match name {
-                        "blockferry" => true,
+                        "blockferry" | "zero-scan" => true,
                         "size" => self.size.is_some(),
                         "socket" => is_server,
                         "out" => !is_server,
