@@ -1,0 +1,83 @@
+//! What a copy tells while it runs.
+
+use std::{fmt, sync::Arc};
+
+use blockferry_block::Error;
+
+/// Whoever wants to know how a copy gets on. Called from within the copy: it must not block.
+pub trait Observer: Send + Sync {
+    /// Something happened.
+    fn event(&self, event: Event);
+}
+
+/// Nobody.
+impl Observer for () {
+    fn event(&self, _: Event) {}
+}
+
+impl<F: Fn(Event) + Send + Sync> Observer for F {
+    fn event(&self, event: Event) {
+        self(event);
+    }
+}
+
+/// What happened.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Event {
+    /// The copy was found possible and begins.
+    Planned {
+        /// The image's size in bytes; `None` when a stream's end will tell.
+        size: Option<u64>,
+    },
+    /// A piece is done. The numbers never fall, and `done` is the image's size in the end.
+    Progress(Progress),
+    /// Something is not as it should be, and the copy goes on.
+    Warning(Warning),
+    /// All is written; the destination makes it durable now.
+    Flushing,
+}
+
+/// How far a copy is, in bytes. `data + zero == done`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// The bytes that have their final contents in the destination.
+    pub done: u64,
+    /// Those of them that were moved as data.
+    pub data: u64,
+    /// Those of them that were zeroes.
+    pub zero: u64,
+}
+
+impl Progress {
+    /// Adds bytes that are done.
+    pub(crate) fn add(&mut self, data: u64, zero: u64) {
+        self.data += data;
+        self.zero += zero;
+        self.done += data + zero;
+    }
+}
+
+/// What is not as it should be.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Warning {
+    /// The source's extents could not be had for some of the image, or made no sense: that part was
+    /// read as data. Told once in a copy.
+    Extents {
+        /// The source.
+        endpoint: Arc<str>,
+        /// What went wrong.
+        error: Error,
+    },
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Extents { error, .. } => {
+                write!(f, "{error}; reading as data what may be holes")
+            }
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! What the source knows of itself, asked ahead of the data.
+//!
+//! One question covers up to 1 GiB. While the answer to one is being copied the next is under way; no
+//! more than these two are held. An answer that fails or makes no sense turns its range into data.
+
+use std::{
+    sync::Arc,
+    task::{Context as TaskContext, Poll},
+    vec,
+};
+
+use blockferry_block::{
+    BlockDevice, BoxFuture, ByteRange, Context, Error, ErrorKind, Extent, Operation, Result,
+};
+
+use crate::Warning;
+
+/// The longest question in bytes.
+const QUESTION: u64 = 1 << 30;
+/// How many stretches of one answer are kept; what lies behind them is asked again later.
+const MAX_STRETCHES: usize = 1 << 16;
+
+/// A part of the image that is zero, or that must be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stretch {
+    pub(crate) range: ByteRange,
+    pub(crate) zero: bool,
+}
+
+/// Walks over the image once, in order.
+pub(crate) struct ExtentWalker {
+    device: Arc<dyn BlockDevice>,
+    /// Stretches begin and end at multiples of this, or at the end.
+    alignment: u64,
+    /// The end of the walk, in bytes.
+    end: u64,
+    /// Where the next question begins.
+    asked: u64,
+    /// How long the next question is at most.
+    reach: u64,
+    asking: bool,
+    question: Option<(ByteRange, BoxFuture<'static, Result<Vec<Extent>>>)>,
+    current: vec::IntoIter<Stretch>,
+    next: Option<Vec<Stretch>>,
+    requests: u64,
+    warned: bool,
+}
+
+impl ExtentWalker {
+    /// A walk from 0 to `end`. Unless `asking`, all of it is data.
+    pub(crate) fn new(
+        device: Arc<dyn BlockDevice>,
+        end: u64,
+        alignment: u32,
+        asking: bool,
+    ) -> Self {
+        Self {
+            device,
+            alignment: u64::from(alignment),
+            end,
+            asked: 0,
+            reach: QUESTION.max(u64::from(alignment)),
+            asking,
+            question: None,
+            current: Vec::new().into_iter(),
+            next: None,
+            requests: 0,
+            warned: false,
+        }
+    }
+
+    /// The next stretch, as far as it is known.
+    pub(crate) fn next_stretch(&mut self) -> Option<Stretch> {
+        if let Some(stretch) = self.current.next() {
+            return Some(stretch);
+        }
+        if !self.asking && self.next.is_none() && self.question.is_none() {
+            let range = ByteRange::between(self.asked, self.end);
+            self.asked = self.end;
+            return (!range.is_empty()).then_some(Stretch { range, zero: false });
+        }
+        self.current = self.next.take()?.into_iter();
+        self.current.next()
+    }
+
+    /// Whether nothing will come any more.
+    pub(crate) fn is_done(&self) -> bool {
+        self.asked >= self.end
+            && self.question.is_none()
+            && self.next.is_none()
+            && self.current.as_slice().is_empty()
+    }
+
+    /// How many questions were asked.
+    pub(crate) fn requests(&self) -> u64 {
+        self.requests
+    }
+
+    /// Drives the questions on. Ready when an answer came, with what should be told about it.
+    pub(crate) fn poll_answer(&mut self, cx: &mut TaskContext<'_>) -> Poll<Option<Warning>> {
+        self.ask();
+        let Some((range, answer)) = &mut self.question else {
+            return Poll::Pending;
+        };
+        let range = *range;
+        let answer = std::task::ready!(answer.as_mut().poll(cx));
+        self.question = None;
+        Poll::Ready(self.take_in(range, answer))
+    }
+
+    fn ask(&mut self) {
+        let idle = self.question.is_none() && self.next.is_none();
+        if !self.asking || !idle || self.asked >= self.end {
+            return;
+        }
+        let range = ByteRange::between(self.asked, self.end)
+            .split_at(self.reach)
+            .0;
+        let device = Arc::clone(&self.device);
+        let answer = async move { device.extents(range, &Context::Allocation).await };
+        self.question = Some((range, Box::pin(answer)));
+        self.requests += 1;
+    }
+
+    fn take_in(&mut self, range: ByteRange, answer: Result<Vec<Extent>>) -> Option<Warning> {
+        let (stretches, error) = match answer.and_then(|extents| self.stretches(range, &extents)) {
+            Ok(stretches) => (stretches, None),
+            Err(error) => {
+                // Who cannot do it at all is not asked again.
+                self.asking = error.kind() != ErrorKind::Unsupported;
+                (vec![Stretch { range, zero: false }], Some(error))
+            }
+        };
+        self.asked = stretches
+            .last()
+            .map_or(range.end(), |last| last.range.end());
+        self.next = Some(stretches);
+
+        let error = error?;
+        let first = !std::mem::replace(&mut self.warned, true);
+        let endpoint = Arc::clone(&self.device.info().name);
+        first.then(|| Warning::Extents {
+            error: error
+                .during(Operation::Extents)
+                .at(range.start(), range.len())
+                .on(&endpoint),
+            endpoint,
+        })
+    }
+
+    /// An answer to the question about `range` as aligned stretches from its start on: at least one.
+    fn stretches(&mut self, range: ByteRange, extents: &[Extent]) -> Result<Vec<Stretch>> {
+        let covered = check(range, extents)?;
+        let mut stretches = Vec::new();
+        let mut done = range.start();
+        for run in zero_runs(extents) {
+            let zero = self.aligned_within(run);
+            if zero.is_empty() {
+                continue;
+            }
+            if stretches.len() + 2 > MAX_STRETCHES {
+                self.reach = (done - range.start()).max(self.alignment);
+                return Ok(stretches);
+            }
+            push(
+                &mut stretches,
+                ByteRange::between(done, zero.start()),
+                false,
+            );
+            push(&mut stretches, zero, true);
+            done = zero.end();
+        }
+        self.reach = (self.reach * 2).min(QUESTION.max(self.alignment));
+        let end = self.aligned_end(range, covered);
+        push(&mut stretches, ByteRange::between(done, end), false);
+        Ok(stretches)
+    }
+
+    /// The part of a zero run that can be zeroed: a block that is partly data is data.
+    fn aligned_within(&self, run: ByteRange) -> ByteRange {
+        let aligned = run.aligned_within(self.alignment);
+        if run.end() < self.end {
+            return aligned;
+        }
+        // The image may end within a block, and that block may be all that the run has of it.
+        match run.start().checked_next_multiple_of(self.alignment) {
+            Some(start) => ByteRange::between(start, run.end()),
+            None => aligned,
+        }
+    }
+
+    /// Where an answer that covers its question up to `covered` is left, to go on with the next
+    /// question: always behind the question's start.
+    fn aligned_end(&self, range: ByteRange, covered: u64) -> u64 {
+        if covered >= range.end() {
+            return range.end();
+        }
+        let whole = covered - covered % self.alignment;
+        // Less than a block: the block is data, so that the walk goes on.
+        whole.max(range.start() + self.alignment).min(range.end())
+    }
+}
+
+/// Where a valid answer ends; an error for an answer that breaks the rules.
+fn check(range: ByteRange, extents: &[Extent]) -> Result<u64> {
+    let mut end = range.start();
+    for extent in extents {
+        if extent.range.is_empty() || extent.range.start() != end {
+            return Err(broken("the extents are not contiguous"));
+        }
+        end = extent.range.end();
+    }
+    if end > range.end() {
+        return Err(broken("the extents go beyond the range asked for"));
+    }
+    if end == range.start() {
+        return Err(broken("no extents in the answer"));
+    }
+    Ok(end)
+}
+
+fn broken(message: &str) -> Error {
+    Error::with_message(ErrorKind::Protocol, message)
+}
+
+/// The longest zero runs of contiguous extents.
+fn zero_runs(extents: &[Extent]) -> impl Iterator<Item = ByteRange> + '_ {
+    let runs = extents.chunk_by(|a, b| a.status.is_zero() == b.status.is_zero());
+    runs.filter_map(|run| match run {
+        [first, .., last] if first.status.is_zero() => {
+            Some(ByteRange::between(first.range.start(), last.range.end()))
+        }
+        [only] if only.status.is_zero() => Some(only.range),
+        _ => None,
+    })
+}
+
+fn push(stretches: &mut Vec<Stretch>, range: ByteRange, zero: bool) {
+    if !range.is_empty() {
+        stretches.push(Stretch { range, zero });
+    }
+}

@@ -1,0 +1,217 @@
+//! Makes two endpoints and the options agree, or says why they cannot, before a byte moves.
+
+use blockferry_block::{BlockLimits, Capabilities, Error, ErrorKind};
+
+use crate::{
+    CopyError, CopyOptions, Destination, Side, Source, buffers::Buffers, zeroes::ZeroPolicy,
+};
+
+/// The unit of scheduling in bytes: no request crosses a multiple of it, not even one for zeroes, so
+/// that progress moves and a cancelled copy ends soon.
+pub(crate) const SEGMENT: u64 = 128 << 20;
+
+/// The largest size that an image can have.
+const MAX_SIZE: u64 = i64::MAX as u64;
+
+/// What was agreed on. Sizes are in bytes.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    /// The image's size; `None` when a stream's end will tell.
+    pub(crate) size: Option<u64>,
+    /// Pieces begin at multiples of this power of two, and end at them or at the image's end.
+    pub(crate) alignment: u32,
+    /// The longest read and write: a multiple of `alignment`.
+    pub(crate) request_size: u32,
+    /// How many pieces may be in flight, at least 1.
+    pub(crate) requests: usize,
+    /// How many bytes may be in flight, at least one request's.
+    pub(crate) queue_size: u64,
+    /// Whether the source is asked for extents.
+    pub(crate) extents: bool,
+    /// The shortest run of zeroes that is looked for in data: a multiple of `alignment`, `request_size`
+    /// at most. `None` when none are looked for.
+    pub(crate) granularity: Option<u32>,
+    /// How zeroes come about.
+    pub(crate) zeroes: ZeroPolicy,
+    /// The destination takes the size of the image.
+    pub(crate) resize: bool,
+    /// The size that the destination has and keeps.
+    pub(crate) room: Option<u64>,
+    /// The destination's block size.
+    pub(crate) block: u32,
+}
+
+impl Plan {
+    /// The plan for these two.
+    pub(crate) fn new(
+        source: &Source,
+        destination: &Destination,
+        options: &CopyOptions,
+    ) -> Result<Self, CopyError> {
+        let from = Shape::of_source(source);
+        let to = Shape::of_destination(destination);
+        from.check()
+            .map_err(|error| refused(error.on(source.name())))?;
+        to.check()
+            .map_err(|error| refused(error.on(destination.name())))?;
+        if let Some(error) = misfit(&from, &to) {
+            return Err(refused(error.on(destination.name())));
+        }
+
+        let alignment = from.limits.minimum.max(to.limits.minimum);
+        let request_size = request_size(&from.limits, &to.limits, alignment, options)
+            .ok_or_else(|| refused(no_common_size(&from.limits, &to.limits)))?;
+        let zeroes = match destination {
+            Destination::Device(device) => ZeroPolicy::new(device.info().capabilities, options),
+            Destination::Stream(_) => ZeroPolicy::Write,
+        };
+        let to_device = matches!(destination, Destination::Device(_));
+        let granularity = options
+            .sparse
+            .filter(|_| to_device && !options.allocated && zeroes != ZeroPolicy::Write)
+            .map(|run| granularity(run, alignment, request_size));
+        let extents = match source {
+            Source::Device(device) => options.extents && device.info().knows_allocation(),
+            Source::Stream(_) => false,
+        };
+        Ok(Self {
+            size: from.size,
+            alignment,
+            request_size,
+            requests: options.requests.max(1),
+            queue_size: options.queue_size.max(u64::from(request_size)),
+            extents,
+            granularity,
+            zeroes,
+            resize: to_device && to.size.is_none(),
+            room: to.size,
+            block: to.limits.minimum,
+        })
+    }
+
+    /// The buffers for pieces of this plan.
+    pub(crate) fn buffers(&self) -> Buffers {
+        let longest = self.request_size as usize;
+        let in_queue = self.queue_size / u64::from(self.request_size);
+        let keep = usize::try_from(in_queue).unwrap_or(usize::MAX);
+        Buffers::new(longest, keep.min(self.requests))
+    }
+
+    /// Where the last, incomplete block of an image of `size` bytes begins, when the destination goes
+    /// on behind the image and so takes only whole blocks there.
+    pub(crate) fn incomplete_block(&self, size: u64) -> Option<u64> {
+        let goes_on = self.room.is_some_and(|room| room > size);
+        let incomplete = !size.is_multiple_of(u64::from(self.block));
+        (goes_on && incomplete).then(|| size - size % u64::from(self.alignment))
+    }
+}
+
+/// What matters of an endpoint.
+struct Shape {
+    /// The fixed size; `None` when it has none.
+    size: Option<u64>,
+    limits: BlockLimits,
+    writable: bool,
+}
+
+impl Shape {
+    fn of_source(source: &Source) -> Self {
+        match source {
+            Source::Device(device) => Self {
+                size: Some(device.info().size),
+                limits: device.info().limits,
+                writable: true,
+            },
+            Source::Stream(_) => Self::stream(),
+        }
+    }
+
+    fn of_destination(destination: &Destination) -> Self {
+        let Destination::Device(device) = destination else {
+            return Self::stream();
+        };
+        let info = device.info();
+        Self {
+            size: (!info.can(Capabilities::RESIZE)).then_some(info.size),
+            limits: info.limits,
+            writable: info.can(Capabilities::WRITE),
+        }
+    }
+
+    fn stream() -> Self {
+        Self {
+            size: None,
+            limits: BlockLimits {
+                minimum: 1,
+                preferred: 4096,
+                maximum: u32::MAX,
+            },
+            writable: true,
+        }
+    }
+
+    /// Whether the endpoint makes sense by itself.
+    fn check(&self) -> Result<(), Error> {
+        let BlockLimits {
+            minimum, maximum, ..
+        } = self.limits;
+        if !self.writable {
+            return Err(Error::new(ErrorKind::ReadOnly));
+        }
+        if let Some(size) = self.size.filter(|size| *size > MAX_SIZE) {
+            let message = format!("its size of {size} bytes exceeds the largest, {MAX_SIZE} bytes");
+            return Err(Error::with_message(ErrorKind::Incompatible, message));
+        }
+        let possible = minimum.is_power_of_two() && u64::from(minimum) <= SEGMENT;
+        if !possible || maximum < minimum {
+            let message = format!("it takes requests of {minimum} to {maximum} bytes: impossible");
+            return Err(Error::with_message(ErrorKind::Incompatible, message));
+        }
+        Ok(())
+    }
+}
+
+/// Why an image of this source cannot be in this destination.
+fn misfit(from: &Shape, to: &Shape) -> Option<Error> {
+    let (needed, room) = (from.size?, to.size?);
+    let message = format!("the destination is too small: {room} bytes, {needed} needed");
+    (needed > room).then(|| Error::with_message(ErrorKind::OutOfBounds, message))
+}
+
+fn request_size(
+    from: &BlockLimits,
+    to: &BlockLimits,
+    alignment: u32,
+    options: &CopyOptions,
+) -> Option<u32> {
+    let allowed = from.maximum.min(to.maximum);
+    if allowed < alignment {
+        return None;
+    }
+    let queue_size = u32::try_from(options.queue_size).unwrap_or(u32::MAX);
+    // A piece is one segment's alone, so it is no longer than one.
+    let wanted = options
+        .request_size
+        .min(queue_size)
+        .min(allowed)
+        .min(SEGMENT as u32);
+    Some((wanted - wanted % alignment).max(alignment))
+}
+
+fn no_common_size(from: &BlockLimits, to: &BlockLimits) -> Error {
+    let message = format!(
+        "no request suits both sides: the source takes {} to {} bytes, the destination {} to {}",
+        from.minimum, from.maximum, to.minimum, to.maximum
+    );
+    Error::with_message(ErrorKind::Incompatible, message)
+}
+
+fn granularity(run: u32, alignment: u32, request_size: u32) -> u32 {
+    run.max(1)
+        .checked_next_multiple_of(alignment)
+        .map_or(request_size, |run| run.min(request_size))
+}
+
+fn refused(error: Error) -> CopyError {
+    CopyError::new(Side::Plan, error)
+}

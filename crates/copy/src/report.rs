@@ -1,0 +1,18 @@
+//! What a copy did.
+
+/// A copy that succeeded. `data + zero == size`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Report {
+    /// The size of the image in bytes.
+    pub size: u64,
+    /// How many bytes were moved as data.
+    pub data: u64,
+    /// How many bytes were zeroes, known by extents or found: made holes, written, or left alone
+    /// where the destination was zero already.
+    pub zero: u64,
+    /// Whether the destination was flushed: asked for, and the destination can.
+    pub flushed: bool,
+    /// How many questions for extents the source was asked.
+    pub extent_requests: u64,
+}

@@ -1,0 +1,270 @@
+//! One piece on its way into a device: where it is zero, and how either part gets there.
+
+use std::sync::Arc;
+
+use blockferry_block::{
+    BlockDevice, Buffer, ByteRange, Error, ErrorKind, Operation, Result, WriteFlags, zero_runs,
+};
+use futures_util::{StreamExt, stream::FuturesUnordered};
+
+use crate::{
+    buffers::Buffers,
+    plan::Plan,
+    zeroes::{ZeroPolicy, Zeroing},
+};
+
+/// How many parts of one piece are in flight at a time, where a piece is zero here and data there.
+const PARTS_IN_FLIGHT: usize = 8;
+
+/// The device that is written to.
+pub(crate) struct Target {
+    device: Arc<dyn BlockDevice>,
+    buffers: Arc<Buffers>,
+    zeroing: Zeroing,
+    granularity: Option<u32>,
+    request_size: u64,
+}
+
+/// What became of a piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// It is there: so many bytes of data, so many of zeroes.
+    Done { data: u64, zero: u64 },
+    /// The device does not zero. The piece is too long to be written as zeroes at once.
+    NotZeroed(ByteRange),
+}
+
+/// A run of a piece that is partly zero.
+struct Part {
+    range: ByteRange,
+    /// `None` for zeroes.
+    data: Option<Buffer>,
+}
+
+impl Target {
+    /// The device as the plan wants it written.
+    pub(crate) fn new(device: Arc<dyn BlockDevice>, buffers: Arc<Buffers>, plan: &Plan) -> Self {
+        Self {
+            device,
+            buffers,
+            zeroing: Zeroing::new(plan.zeroes),
+            granularity: plan.granularity,
+            request_size: u64::from(plan.request_size),
+        }
+    }
+
+    /// The endpoint, for messages.
+    pub(crate) fn name(&self) -> &Arc<str> {
+        &self.device.info().name
+    }
+
+    /// How zeroes come about now.
+    pub(crate) fn zero_policy(&self) -> ZeroPolicy {
+        self.zeroing.policy()
+    }
+
+    /// Stores `bytes` at `range`; where they are zero, by not writing them.
+    pub(crate) async fn store(&self, range: ByteRange, bytes: Buffer) -> Result<Outcome> {
+        let whole = bytes.len();
+        let Some(granularity) = self.detection() else {
+            return self.store_data(range, bytes).await;
+        };
+        let first = zero_runs(&bytes, granularity as usize).next();
+        match first {
+            Some(run) if run.range.len() == whole && !run.is_zero => {
+                self.store_data(range, bytes).await
+            }
+            Some(run) if run.range.len() == whole => {
+                drop(bytes);
+                self.store_zeroes(range).await
+            }
+            _ => {
+                let parts = self.parts(range, &bytes, granularity as usize);
+                drop(bytes);
+                self.store_parts(parts).await
+            }
+        }
+    }
+
+    /// Stores `bytes` at `range` as they are.
+    pub(crate) async fn store_data(&self, range: ByteRange, bytes: Buffer) -> Result<Outcome> {
+        self.write(range, bytes).await?;
+        Ok(Outcome::Done {
+            data: range.len(),
+            zero: 0,
+        })
+    }
+
+    /// Makes a piece zero that is known to be, or says that it must be written.
+    pub(crate) async fn zero_piece(&self, range: ByteRange) -> Result<Outcome> {
+        if self.zero(range).await? {
+            return Ok(Outcome::Done {
+                data: 0,
+                zero: range.len(),
+            });
+        }
+        if range.len() > self.request_size {
+            return Ok(Outcome::NotZeroed(range));
+        }
+        self.store_zeroes(range).await
+    }
+
+    /// Sets the size of the device to `size` bytes.
+    pub(crate) async fn resize(&self, size: u64) -> Result<()> {
+        let done = self.device.resize(size).await;
+        done.map_err(|error| self.named(error.during(Operation::Resize)))
+    }
+
+    /// Stores `bytes` as the end of the image within a block that the device goes on in: what the
+    /// device has behind the image stays.
+    pub(crate) async fn store_padded(
+        &self,
+        range: ByteRange,
+        bytes: &[u8],
+        block: u32,
+    ) -> Result<Outcome> {
+        let block = u64::from(block);
+        let end = range.end().next_multiple_of(block);
+        let end = end.min(self.device.info().size);
+        let last = ByteRange::between(range.end() - range.end() % block, end);
+        let present = read(&self.device, last, self.buffers.take(length(last))).await?;
+
+        let padded = ByteRange::between(range.start(), end);
+        let mut whole = self.buffers.take(length(padded));
+        let kept = present.len() - (whole.len() - bytes.len());
+        whole[..bytes.len()].copy_from_slice(bytes);
+        whole[bytes.len()..].copy_from_slice(&present[kept..]);
+        self.write(padded, whole).await?;
+        Ok(Outcome::Done {
+            data: range.len(),
+            zero: 0,
+        })
+    }
+
+    /// Makes durable what was written. False when the device has no such thing.
+    pub(crate) async fn flush(&self) -> Result<bool> {
+        match self.device.flush().await {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::Unsupported => Ok(false),
+            Err(error) => Err(self.named(error.during(Operation::Flush))),
+        }
+    }
+
+    /// The granularity of zero detection, where finding zeroes helps.
+    fn detection(&self) -> Option<u32> {
+        self.granularity
+            .filter(|_| self.zeroing.policy() != ZeroPolicy::Write)
+    }
+
+    fn parts(&self, range: ByteRange, bytes: &[u8], granularity: usize) -> Vec<Part> {
+        let parts = zero_runs(bytes, granularity).map(|run| Part {
+            range: ByteRange::between(
+                range.start() + run.range.start as u64,
+                range.start() + run.range.end as u64,
+            ),
+            data: (!run.is_zero).then(|| self.buffers.copy_of(&bytes[run.range])),
+        });
+        parts.collect()
+    }
+
+    /// Stores the parts of a piece, several at a time. After a failure no more are begun.
+    async fn store_parts(&self, parts: Vec<Part>) -> Result<Outcome> {
+        let mut parts = parts.into_iter();
+        let mut running = FuturesUnordered::new();
+        let (mut data, mut zero) = (0, 0);
+        let mut failure = None;
+        loop {
+            while failure.is_none() && running.len() < PARTS_IN_FLIGHT {
+                let Some(part) = parts.next() else { break };
+                running.push(self.store_part(part));
+            }
+            match running.next().await {
+                Some(Ok(Outcome::Done { data: d, zero: z })) => {
+                    data += d;
+                    zero += z;
+                }
+                Some(Ok(Outcome::NotZeroed(_))) => {}
+                Some(Err(error)) => failure = failure.or(Some(error)),
+                None => break,
+            }
+        }
+        failure.map_or(Ok(Outcome::Done { data, zero }), Err)
+    }
+
+    async fn store_part(&self, part: Part) -> Result<Outcome> {
+        match part.data {
+            Some(bytes) => self.store_data(part.range, bytes).await,
+            None => self.store_zeroes(part.range).await,
+        }
+    }
+
+    /// Makes `range`, a request's length at most, zero in any way there is.
+    async fn store_zeroes(&self, range: ByteRange) -> Result<Outcome> {
+        if !self.zero(range).await? {
+            let zeroes = self.buffers.zeroes(length(range));
+            self.write(range, zeroes).await?;
+        }
+        Ok(Outcome::Done {
+            data: 0,
+            zero: range.len(),
+        })
+    }
+
+    /// Makes `range` zero without writing it; false where that cannot be.
+    async fn zero(&self, range: ByteRange) -> Result<bool> {
+        let flags = match self.zeroing.policy() {
+            ZeroPolicy::Skip => return Ok(true),
+            ZeroPolicy::Write => return Ok(false),
+            ZeroPolicy::Request(flags) => flags,
+        };
+        match self.device.zero(range, flags).await {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::Unsupported => {
+                self.zeroing.refuse();
+                Ok(false)
+            }
+            Err(error) => {
+                let error = error.during(Operation::Zero);
+                Err(self.named(error.at(range.start(), range.len())))
+            }
+        }
+    }
+
+    async fn write(&self, range: ByteRange, bytes: Buffer) -> Result<()> {
+        let done = self.device.write(range.start(), bytes, WriteFlags::empty());
+        match done.await {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                let error = error.during(Operation::Write);
+                Err(self.named(error.at(range.start(), range.len())))
+            }
+        }
+    }
+
+    fn named(&self, error: Error) -> Error {
+        error.on(self.name())
+    }
+}
+
+/// Reads `range` of `device` into `buffer`, which has room for it.
+pub(crate) async fn read(
+    device: &Arc<dyn BlockDevice>,
+    range: ByteRange,
+    buffer: Buffer,
+) -> Result<Buffer> {
+    let name = |error: Error| {
+        let error = error.during(Operation::Read);
+        error.at(range.start(), range.len()).on(&device.info().name)
+    };
+    let buffer = device.read(range.start(), buffer).await.map_err(name)?;
+    if buffer.len() as u64 != range.len() {
+        let message = format!("{} bytes came of {}", buffer.len(), range.len());
+        return Err(name(Error::with_message(ErrorKind::UnexpectedEnd, message)));
+    }
+    Ok(buffer)
+}
+
+/// The length of a range that was made to fit in memory.
+pub(crate) fn length(range: ByteRange) -> usize {
+    usize::try_from(range.len()).expect("a piece fits in memory")
+}
