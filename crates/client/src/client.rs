@@ -15,7 +15,7 @@ use blockferry_proto::{ClientSession, Command, CommandFlags, NbdUri, Negotiated,
 use crate::{
     ConnectOptions,
     connect::connect_for_transmission,
-    driver::drive,
+    driver::Driver,
     errors,
     in_flight::{Reply, Shared, Ticket},
     info::{device_info, write_flags, zero_flags},
@@ -61,7 +61,7 @@ impl Client {
             .into_async()
             .map_err(|error| Error::from(error).during(Operation::Open).on(&name))?;
         let shared = Arc::new(Shared::new(ClientSession::new(&negotiated)));
-        tokio::spawn(drive(stream, Arc::clone(&shared)));
+        tokio::spawn(Driver::new(stream, Arc::clone(&shared)).drive());
         let info = device_info(&negotiated, name);
         Ok(Self {
             handle: Arc::new(Handle {

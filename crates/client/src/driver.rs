@@ -25,26 +25,8 @@ use crate::{
 /// How many requests leave in one system call at most.
 const BURST: usize = 32;
 
-/// Drives a connection until it ends.
-pub(crate) async fn drive(stream: Stream, shared: Arc<Shared>) {
-    let mut driver = Driver {
-        stream,
-        shared,
-        receiver: Receiver::new(),
-        queue: VecDeque::new(),
-        sent: 0,
-    };
-    let end = loop {
-        match poll_fn(|context| driver.poll_round(context)).await {
-            Round::Yield => tokio::task::yield_now().await,
-            Round::Over(end) => break end,
-        }
-    };
-    driver.say_goodbye();
-    driver.shared.end(end);
-}
-
-struct Driver {
+/// One connection. Dropping it, also before it ran, ends the connection for its handles.
+pub(crate) struct Driver {
     stream: Stream,
     shared: Arc<Shared>,
     receiver: Receiver,
@@ -55,6 +37,28 @@ struct Driver {
 }
 
 impl Driver {
+    pub(crate) fn new(stream: Stream, shared: Arc<Shared>) -> Self {
+        Self {
+            stream,
+            shared,
+            receiver: Receiver::new(),
+            queue: VecDeque::new(),
+            sent: 0,
+        }
+    }
+
+    /// Drives the connection until it ends.
+    pub(crate) async fn drive(mut self) {
+        let end = loop {
+            match poll_fn(|context| self.poll_round(context)).await {
+                Round::Yield => tokio::task::yield_now().await,
+                Round::Over(end) => break end,
+            }
+        };
+        self.say_goodbye();
+        self.shared.end(end);
+    }
+
     /// Sends what waits. Ready when nothing is left, pending when the socket is full.
     fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<Result<()>> {
         loop {

@@ -117,9 +117,16 @@ impl<'a> Batch<'a> {
         let mut used = 0;
         while self.count < DEPTH {
             let Some(piece) = pieces.next() else { break };
-            let cookie = session
-                .submit(piece.request, &mut headers[used])
-                .map_err(|error| errors::from_proto(error).during(self.operation))?;
+            let Request { offset, length, .. } = piece.request;
+            let cookie = match session.submit(piece.request, &mut headers[used]) {
+                Ok(cookie) => cookie,
+                // Nothing of this piece was sent: the connection is as good as before.
+                Err(error) => {
+                    let error = errors::from_proto(error).during(self.operation);
+                    self.refused.get_or_insert(error.at(offset, length));
+                    break;
+                }
+            };
             if let Payload::From(data) = &self.payload {
                 payloads[used] = &data[piece.range.clone()];
             }

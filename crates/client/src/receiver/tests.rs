@@ -31,14 +31,20 @@ struct Reads {
 
 impl Reads {
     fn index(&self, cookie: Cookie) -> usize {
-        self.cookies.iter().position(|it| *it == cookie).expect("a known cookie")
+        self.cookies
+            .iter()
+            .position(|it| *it == cookie)
+            .expect("a known cookie")
     }
 }
 
 impl Requests for Reads {
     fn buffer(&mut self, cookie: Cookie) -> &mut [u8] {
         let index = self.index(cookie);
-        assert!(self.results[index].is_none(), "the buffer of a finished read is touched");
+        assert!(
+            self.results[index].is_none(),
+            "the buffer of a finished read is touched"
+        );
         &mut self.buffers[index]
     }
 
@@ -57,7 +63,10 @@ impl Requests for Reads {
 
     fn done(&mut self, cookie: Cookie, result: Result<(), ServerError>) {
         let index = self.index(cookie);
-        assert!(self.results[index].replace(result.is_ok()).is_none(), "answered twice");
+        assert!(
+            self.results[index].replace(result.is_ok()).is_none(),
+            "answered twice"
+        );
     }
 }
 
@@ -161,7 +170,12 @@ fn answers() -> impl Strategy<Value = Vec<Answer>> {
     let answer = answer.prop_map(|(length, mut parts, reversed, fails)| {
         parts.sort_unstable();
         parts.retain(|(end, _)| *end < length);
-        Answer { length, parts, reversed, fails }
+        Answer {
+            length,
+            parts,
+            reversed,
+            fails,
+        }
     });
     prop::collection::vec(answer, 1..8)
 }

@@ -1,0 +1,239 @@
+//! The asynchronous client against a server that does as its script says.
+
+mod support;
+
+use std::{pin::pin, time::Duration};
+
+use blockferry_block::{
+    BlockDevice, Buffer, BufferPool, ByteRange, Context, ErrorKind, Status, WriteFlags, ZeroFlags,
+};
+use blockferry_client::{Client, ConnectOptions};
+use blockferry_proto::{Command, Errno};
+use support::{Script, Server, byte_at};
+use tokio::task::JoinSet;
+
+async fn connect(server: &Server) -> Client {
+    Client::connect(&server.uri(), &ConnectOptions::default())
+        .await
+        .expect("a connection")
+}
+
+/// Reads everything in pieces of `length` bytes, all at once, and checks every byte.
+async fn read_all(client: &Client, length: usize) {
+    let mut tasks = JoinSet::new();
+    for start in (0..client.info().size as usize).step_by(length) {
+        let client = client.clone();
+        tasks.spawn(async move {
+            let length = length.min(client.info().size as usize - start);
+            let buffer = client
+                .read(start as u64, Buffer::zeroed(length))
+                .await
+                .expect("a read");
+            assert_eq!(buffer.len(), length);
+            let right = buffer
+                .iter()
+                .enumerate()
+                .all(|(index, it)| *it == byte_at(start + index));
+            assert!(right, "at {start}");
+        });
+    }
+    while let Some(task) = tasks.join_next().await {
+        task.expect("no panic");
+    }
+}
+
+#[tokio::test]
+async fn pipelined_reads_arrive_whole_whatever_the_order_of_the_answers() {
+    for (structured, extended) in [(false, false), (true, false), (true, true)] {
+        for (backwards, chunks) in [(1, 1), (5, 1), (7, 4)] {
+            let server = Server::start(Script {
+                structured,
+                extended,
+                backwards,
+                chunks,
+                ..Script::default()
+            });
+            read_all(&connect(&server).await, 100_000).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn clones_work_from_many_threads() {
+    let server = Server::start(Script {
+        backwards: 6,
+        ..Script::default()
+    });
+    let client = connect(&server).await;
+    for _ in 0..5 {
+        read_all(&client, 12_345).await;
+    }
+}
+
+#[tokio::test]
+async fn more_requests_than_fit_wait_for_their_turn() {
+    let server = Server::start(Script {
+        size: 300_000,
+        ..Script::default()
+    });
+    read_all(&connect(&server).await, 100).await;
+    assert_eq!(server.requests(Command::Read).len(), 3000);
+}
+
+#[tokio::test]
+async fn every_command_reaches_the_server() {
+    let server = Server::start(Script::default());
+    let client = connect(&server).await;
+    let range = ByteRange::new(4096, 8192).expect("a range");
+    let data = Buffer::from(&[7; 5000][..]);
+    let data = client
+        .write(0, data, WriteFlags::FUA)
+        .await
+        .expect("a write");
+    assert_eq!(data.len(), 5000, "the buffer comes back");
+    client
+        .zero(range, ZeroFlags::empty())
+        .await
+        .expect("zeroes");
+    client
+        .trim(range, WriteFlags::empty())
+        .await
+        .expect("a trim");
+    client.cache(range).await.expect("a cache");
+    client.flush().await.expect("a flush");
+    let extents = client
+        .extents(range, &Context::Allocation)
+        .await
+        .expect("extents");
+    let found: Vec<_> = extents
+        .iter()
+        .map(|it| (it.range.end(), it.status))
+        .collect();
+    assert_eq!(found, [(8192, Status::DATA), (12288, Status::HOLE_ZERO)]);
+    assert_eq!(server.memory()[..4096], [7; 4096]);
+    assert_eq!(server.memory()[4096..12288], [0; 8192]);
+    for command in [
+        Command::Write,
+        Command::Trim,
+        Command::Cache,
+        Command::Flush,
+    ] {
+        assert_eq!(server.requests(command).len(), 1, "{command:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_dropped_future_leaves_the_others_in_peace() {
+    let server = Server::start(Script {
+        backwards: 4,
+        ..Script::default()
+    });
+    let client = connect(&server).await;
+    let pool = BufferPool::new(100_000, 8);
+    for round in 0..50_u64 {
+        let mut dropped = Box::pin(client.read(round * 1000, pool.take(100_000)));
+        // It is entered, and given up before its answer came.
+        let waited = tokio::time::timeout(Duration::ZERO, &mut dropped).await;
+        drop(dropped);
+        let start = round * 2000;
+        let buffer = client.read(start, pool.take(50_000)).await.expect("a read");
+        let mut bytes = buffer.iter().enumerate();
+        assert!(
+            bytes.all(|(index, it)| *it == byte_at(start as usize + index)),
+            "{waited:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_refused_request_leaves_the_connection_usable() {
+    let server = Server::start(Script {
+        fails: |request| (request.offset == 4096).then_some(Errno::ENOSPC),
+        ..Script::default()
+    });
+    let client = connect(&server).await;
+    let refused = client
+        .write(4096, Buffer::zeroed(512), WriteFlags::empty())
+        .await;
+    let error = refused.expect_err("as the script says");
+    assert_eq!(
+        (error.kind(), error.offset()),
+        (ErrorKind::NoSpace, Some(4096))
+    );
+    assert!(error.to_string().contains("server.sock"), "{error}");
+    client
+        .write(0, Buffer::zeroed(512), WriteFlags::empty())
+        .await
+        .expect("well");
+}
+
+#[tokio::test]
+async fn death_fails_every_request_in_flight_with_a_transient_error() {
+    let server = Server::start(Script {
+        dies_at: Some(2),
+        backwards: 6,
+        ..Script::default()
+    });
+    let client = connect(&server).await;
+    let mut tasks = JoinSet::new();
+    for index in 0..6_u64 {
+        let client = client.clone();
+        tasks.spawn(async move { client.read(index * 4096, Buffer::zeroed(4096)).await });
+    }
+    let (mut good, mut bad) = (0, 0);
+    while let Some(task) = tasks.join_next().await {
+        match task.expect("no panic") {
+            Ok(_) => good += 1,
+            Err(error) => {
+                assert!(error.is_transient(), "{error:?}");
+                bad += 1;
+            }
+        }
+    }
+    assert_eq!((good, bad), (2, 4));
+    assert!(client.flush().await.expect_err("still dead").is_transient());
+}
+
+#[tokio::test]
+async fn disconnect_waits_for_what_is_in_flight() {
+    let server = Server::start(Script {
+        backwards: 2,
+        ..Script::default()
+    });
+    let client = connect(&server).await;
+    let mut write = pin!(client.write(0, Buffer::from(&[5; 4096][..]), WriteFlags::empty()));
+    assert!(
+        tokio::time::timeout(Duration::ZERO, &mut write)
+            .await
+            .is_err(),
+        "not yet answered"
+    );
+    client.disconnect().await;
+    write.await.expect("answered before the goodbye");
+    assert_eq!(server.memory()[0], 5);
+    let late = client
+        .read(0, Buffer::zeroed(1))
+        .await
+        .expect_err("too late");
+    assert_eq!(late.kind(), ErrorKind::ConnectionLost);
+}
+
+#[test]
+fn a_runtime_that_is_gone_fails_requests_instead_of_hanging() {
+    let server = Server::start(Script {
+        backwards: 100,
+        ..Script::default()
+    });
+    let runtime = || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+    };
+    let first = runtime().expect("a runtime");
+    let client = first.block_on(connect(&server));
+    drop(first);
+    let answer = runtime()
+        .expect("another")
+        .block_on(client.read(0, Buffer::zeroed(512)));
+    assert!(answer.expect_err("nobody drives it").is_transient());
+}

@@ -1,0 +1,287 @@
+//! A server of a piece of memory that does as its script says: answers late, backwards, in pieces,
+//! with errors, or dies.
+
+use std::{
+    io::{self, Read, Write},
+    os::unix::net::{UnixListener, UnixStream},
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    thread,
+    time::Duration,
+};
+
+use blockferry_proto::{
+    BlockSizes, Command, Errno, Extent, NbdUri, Negotiated, ReplyMode, ReplyWriter, RequestEvent,
+    RequestLimits, ServedExport, ServerConfig, ServerHandshake, ServerRequest, ServerSession,
+    ServerStep, TransmissionFlags,
+};
+use tempfile::TempDir;
+
+/// What the server is like.
+#[derive(Clone)]
+pub(crate) struct Script {
+    pub(crate) size: usize,
+    pub(crate) structured: bool,
+    pub(crate) extended: bool,
+    pub(crate) block_sizes: Option<BlockSizes>,
+    /// Up to so many requests are collected before they are answered, the last one first.
+    pub(crate) backwards: usize,
+    /// Reads are answered in so many chunks, the last one first, where chunks exist.
+    pub(crate) chunks: usize,
+    /// The connection dies in the middle of the answer to this request, counted from 0.
+    pub(crate) dies_at: Option<usize>,
+    /// Which requests fail.
+    pub(crate) fails: fn(&ServerRequest) -> Option<Errno>,
+}
+
+impl Default for Script {
+    fn default() -> Self {
+        Self {
+            size: 4 << 20,
+            structured: true,
+            extended: true,
+            block_sizes: None,
+            backwards: 1,
+            chunks: 1,
+            dies_at: None,
+            fails: |_| None,
+        }
+    }
+}
+
+/// The running server; its socket goes with the value.
+pub(crate) struct Server {
+    _room: TempDir,
+    socket: PathBuf,
+    memory: Arc<Mutex<Vec<u8>>>,
+    requests: Arc<Mutex<Vec<ServerRequest>>>,
+}
+
+impl Server {
+    pub(crate) fn start(script: Script) -> Self {
+        let room = tempfile::tempdir().expect("a directory");
+        let socket = room.path().join("server.sock");
+        let listener = UnixListener::bind(&socket).expect("a free name");
+        let memory = Arc::new(Mutex::new((0..script.size).map(byte_at).collect()));
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let (shared, log) = (Arc::clone(&memory), Arc::clone(&requests));
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (script, memory, log) = (script.clone(), Arc::clone(&shared), Arc::clone(&log));
+                thread::spawn(move || {
+                    // A client that goes away is no concern of the server.
+                    let _ = serve(stream.expect("a connection"), &script, &memory, &log);
+                });
+            }
+        });
+        Self {
+            _room: room,
+            socket,
+            memory,
+            requests,
+        }
+    }
+
+    pub(crate) fn uri(&self) -> NbdUri {
+        format!("nbd+unix:///?socket={}", self.socket.display())
+            .parse()
+            .expect("a good URI")
+    }
+
+    pub(crate) fn memory(&self) -> Vec<u8> {
+        self.memory.lock().expect("not poisoned").clone()
+    }
+
+    /// The requests of `command` that came so far.
+    pub(crate) fn requests(&self, command: Command) -> Vec<ServerRequest> {
+        let requests = self.requests.lock().expect("not poisoned");
+        requests
+            .iter()
+            .filter(|request| request.command == command)
+            .copied()
+            .collect()
+    }
+}
+
+/// The byte that the memory has at `position` to begin with.
+pub(crate) fn byte_at(position: usize) -> u8 {
+    (position % 251) as u8 + 1
+}
+
+fn serve(
+    mut stream: UnixStream,
+    script: &Script,
+    memory: &Mutex<Vec<u8>>,
+    log: &Mutex<Vec<ServerRequest>>,
+) -> io::Result<()> {
+    let negotiated = negotiate(&mut stream, script)?;
+    let mut session = ServerSession::new(&negotiated, RequestLimits::default());
+    let replies = ReplyWriter::new(negotiated.mode);
+    let mut waiting: Vec<(ServerRequest, Option<Errno>)> = Vec::new();
+    let mut answered = 0;
+    loop {
+        stream.set_read_timeout(Some(match waiting.len() {
+            0 => Duration::from_secs(60),
+            _ => Duration::from_millis(20),
+        }))?;
+        let mut head = vec![0; session.needed()];
+        let event = match stream.read_exact(&mut head) {
+            Ok(()) => session.receive(&head).map_err(io::Error::other)?.1,
+            // Nobody sends more: what waits is answered.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                answer(
+                    &mut stream,
+                    script,
+                    replies,
+                    memory,
+                    &mut waiting,
+                    &mut answered,
+                )?;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        match event {
+            RequestEvent::NeedMore => continue,
+            RequestEvent::Disconnect => {
+                return answer(
+                    &mut stream,
+                    script,
+                    replies,
+                    memory,
+                    &mut waiting,
+                    &mut answered,
+                );
+            }
+            RequestEvent::Refused { request, errno, .. } => {
+                panic!("the client sent a bad request: {request:?}, {errno}");
+            }
+            RequestEvent::Request(request) => {
+                let error = (script.fails)(&request);
+                if request.command == Command::Write {
+                    let mut data = vec![0; request.length as usize];
+                    stream.set_read_timeout(None)?;
+                    stream.read_exact(&mut data)?;
+                    if error.is_none() {
+                        let start = request.offset as usize;
+                        memory.lock().expect("not poisoned")[start..start + data.len()]
+                            .copy_from_slice(&data);
+                    }
+                }
+                log.lock().expect("not poisoned").push(request);
+                waiting.push((request, error));
+            }
+        }
+        if waiting.len() >= script.backwards {
+            answer(
+                &mut stream,
+                script,
+                replies,
+                memory,
+                &mut waiting,
+                &mut answered,
+            )?;
+        }
+    }
+}
+
+fn answer(
+    stream: &mut UnixStream,
+    script: &Script,
+    replies: ReplyWriter,
+    memory: &Mutex<Vec<u8>>,
+    waiting: &mut Vec<(ServerRequest, Option<Errno>)>,
+    answered: &mut usize,
+) -> io::Result<()> {
+    for (request, error) in waiting.drain(..).rev() {
+        let bytes = match error {
+            Some(errno) => replies.error(&request, errno, "as the script says"),
+            None => success(script, replies, memory, &request),
+        };
+        if script.dies_at == Some(*answered) {
+            stream.write_all(&bytes[..bytes.len() - 1])?;
+            stream.shutdown(std::net::Shutdown::Both)?;
+            return Err(io::ErrorKind::Other.into());
+        }
+        stream.write_all(&bytes)?;
+        *answered += 1;
+    }
+    Ok(())
+}
+
+fn success(
+    script: &Script,
+    replies: ReplyWriter,
+    memory: &Mutex<Vec<u8>>,
+    request: &ServerRequest,
+) -> Vec<u8> {
+    let mut memory = memory.lock().expect("not poisoned");
+    let (start, end) = (
+        request.offset as usize,
+        (request.offset + request.length) as usize,
+    );
+    match request.command {
+        Command::Read => {
+            let pieces = if replies.mode() == ReplyMode::Simple {
+                1
+            } else {
+                script.chunks
+            };
+            let step = (end - start).div_ceil(pieces);
+            let mut cuts: Vec<usize> = (start..end).step_by(step).collect();
+            cuts.reverse();
+            let mut bytes = Vec::new();
+            for (index, &cut) in cuts.iter().enumerate() {
+                let data = &memory[cut..end.min(cut + step)];
+                let last = index + 1 == cuts.len();
+                let head = replies.data(request, cut as u64, data.len() as u32, last);
+                bytes.extend(head.as_bytes());
+                bytes.extend(data);
+            }
+            bytes
+        }
+        Command::BlockStatus => {
+            // The first half is data, the second a hole.
+            let half = request.length / 2;
+            let extents = [(half, 0), (request.length - half, 3)]
+                .map(|(length, flags)| Extent { length, flags });
+            replies.block_status(request, 1, &extents, true)
+        }
+        command => {
+            if command == Command::WriteZeroes {
+                memory[start..end].fill(0);
+            }
+            replies.done(request).as_bytes().to_vec()
+        }
+    }
+}
+
+fn negotiate(stream: &mut UnixStream, script: &Script) -> io::Result<Negotiated> {
+    let mut handshake = ServerHandshake::new(ServerConfig {
+        structured: script.structured,
+        extended: script.extended,
+        ..ServerConfig::default()
+    });
+    loop {
+        match handshake.step() {
+            ServerStep::Send(bytes) => stream.write_all(&bytes)?,
+            ServerStep::Receive(count) => {
+                let mut bytes = vec![0; count];
+                stream.read_exact(&mut bytes)?;
+                handshake.receive(&bytes).map_err(io::Error::other)?;
+            }
+            ServerStep::Open { .. } => handshake.export(Ok(ServedExport {
+                canonical_name: None,
+                description: Some("a piece of memory".to_owned()),
+                size: script.size as u64,
+                flags: TransmissionFlags::all()
+                    - TransmissionFlags::READ_ONLY
+                    - TransmissionFlags::ROTATIONAL,
+                block_sizes: script.block_sizes,
+                contexts: vec!["base:allocation".to_owned()],
+            })),
+            ServerStep::Done(negotiated) => return Ok(negotiated),
+            _ => return Err(io::ErrorKind::ConnectionAborted.into()),
+        }
+    }
+}
