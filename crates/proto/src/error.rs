@@ -9,7 +9,7 @@ use crate::option::{OptionCode, OptionError};
 use crate::types::{InvalidBlockSizes, ReplyMode};
 use crate::wire::{Command, CommandFlags};
 
-/// `Result` with this crate's [`Error`] unless told otherwise.
+/// `Result` with this crate's [`enum@Error`] unless told otherwise.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a handshake or a session cannot go on.

@@ -40,6 +40,9 @@ const QUERY: &AsciiSet = &PATH.add(b'&').add(b'+').add(b'=').add(b';');
 /// The same in a user or a host name.
 const AUTHORITY: &AsciiSet = &QUERY.add(b'/').add(b'@').add(b':');
 
+/// The same in an IPv6 address, where only a zone has anything to encode.
+const ADDRESS: &AsciiSet = &AUTHORITY.remove(b':');
+
 /// The schemes, with and without TLS.
 const SCHEMES: &str = "nbd, nbds, nbd+unix, nbds+unix, nbd+vsock, nbds+vsock, nbd+ssh, nbds+ssh";
 
@@ -322,7 +325,11 @@ fn parse_host(address: &str) -> Result<(String, Option<u16>), UriError> {
         if port.is_some_and(|port| port.contains(':')) {
             return Err(bad_host());
         }
-        (decode(host)?, port)
+        let host = decode(host)?;
+        if host.contains(':') {
+            return Err(bad_host());
+        }
+        (host, port)
     };
     if host.chars().any(|c| c.is_control() || c.is_whitespace()) {
         return Err(bad_host());
@@ -411,15 +418,10 @@ fn encode_path(path: &Path) -> impl fmt::Display + '_ {
 
 fn write_host(f: &mut fmt::Formatter<'_>, host: &str) -> fmt::Result {
     if host.contains(':') {
-        write!(f, "[{}]", encode_zone(host))
+        write!(f, "[{}]", encode(host, ADDRESS))
     } else {
         write!(f, "{}", encode(host, AUTHORITY))
     }
-}
-
-/// An IPv6 address, where only the zone has anything to encode.
-fn encode_zone(host: &str) -> impl fmt::Display + '_ {
-    percent_encode(host.as_bytes(), PATH)
 }
 
 impl fmt::Display for NbdUri {

@@ -3,3 +3,5 @@
 
 mod handshake;
 mod link;
+mod sides;
+mod transmission;
