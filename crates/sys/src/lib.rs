@@ -8,6 +8,7 @@ compile_error!("blockferry runs on Linux only");
 mod aligned;
 mod block_device;
 mod fs;
+mod page_cache;
 mod path;
 mod process;
 pub mod socket;
@@ -21,6 +22,7 @@ pub use fs::{
     open_mode, read_at, read_cached_at, set_size, sync_all, sync_data, will_need, write_all_at,
     zero_range,
 };
+pub use page_cache::is_cached;
 pub use path::open_location;
 pub use process::{
     is_signal_ignored, kill_group, spawn_activated, take_activated_sockets, terminate_group,

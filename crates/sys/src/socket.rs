@@ -36,6 +36,25 @@ pub fn send(socket: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> io::Result<usize>
     })?)
 }
 
+/// Sends up to `length` bytes of `file` from `offset` on, without a copy: the pages of the page cache
+/// themselves go into the socket. 0 means that the file has ended.
+///
+/// A closed peer is `BrokenPipe`, and a signal unless the process ignores SIGPIPE, as Rust programs do.
+///
+/// # Errors
+/// As `sendfile(2)`; `WouldBlock` when there is no room and the socket does not block. An interrupted
+/// call is repeated.
+pub fn send_file(
+    socket: BorrowedFd<'_>,
+    file: BorrowedFd<'_>,
+    offset: u64,
+    length: usize,
+) -> io::Result<usize> {
+    Ok(rustix::io::retry_on_intr(|| {
+        rustix::fs::sendfile(socket, file, Some(&mut { offset }), length)
+    })?)
+}
+
 /// Asks for socket buffers of `bytes` each way. The kernel grants what its limits allow.
 ///
 /// # Errors
