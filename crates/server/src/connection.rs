@@ -25,9 +25,9 @@ use crate::{
     stream::Stream,
 };
 
-/// So many bytes of replies are sent before the next request is looked at: they leave while they are in
-/// the processor's cache.
-const SEND_AT: u64 = 256 << 10;
+/// Reads of so many bytes are answered from the page cache where that is possible: for shorter ones a
+/// copy is cheaper.
+const FILE_READ: u64 = 64 << 10;
 
 /// After so many rounds without a wait, the runtime gets a turn for its timers and other tasks.
 const ROUNDS: usize = 64;
@@ -50,7 +50,7 @@ pub(crate) struct Connection<'d> {
     running: FuturesUnordered<Running<'d>>,
     /// Bytes of payload that running requests hold.
     running_bytes: u64,
-    replies: Replies,
+    replies: Replies<'d>,
     /// Set when nothing more is received: how the connection will end.
     ending: Option<Ending>,
     /// Set when the server shuts down: what arrives now is refused.
@@ -110,13 +110,14 @@ impl<'d> Connection<'d> {
             max_payload: MAX_PAYLOAD,
         };
         let contexts = negotiated.contexts.iter();
+        let writer = ReplyWriter::new(negotiated.mode);
         Self {
             id,
             stream,
             target,
             shared,
             session: ServerSession::new(negotiated, limits),
-            writer: ReplyWriter::new(negotiated.mode),
+            writer,
             contexts: contexts
                 .map(|context| (context.id, Context::from(context.name.as_str())))
                 .collect(),
@@ -124,7 +125,7 @@ impl<'d> Connection<'d> {
             incoming: Incoming::Header,
             running: FuturesUnordered::new(),
             running_bytes: 0,
-            replies: Replies::default(),
+            replies: Replies::new(stream, target, writer),
             ending: None,
             refusing: false,
             is_cut: false,
@@ -192,7 +193,7 @@ impl<'d> Connection<'d> {
     fn send(&mut self, cx: &mut TaskContext<'_>) -> bool {
         let mut progress = false;
         while !self.replies.is_empty() {
-            match self.replies.poll_send(cx, self.stream) {
+            match self.replies.poll_send(cx) {
                 Poll::Ready(Ok(())) => progress = true,
                 Poll::Ready(Err(error)) => {
                     self.cut(Ending::from_io(error));
@@ -222,7 +223,7 @@ impl<'d> Connection<'d> {
                 return progress;
             }
             progress = true;
-            if self.replies.bytes() >= SEND_AT {
+            if self.replies.is_worth_sending() {
                 return progress;
             }
         }
@@ -371,14 +372,16 @@ impl<'d> Connection<'d> {
             // What is written while the flush runs is not covered by it.
             self.unflushed = false;
         }
+        let range = range_of(&request);
+        if self.is_sent_from_file(&request, range) {
+            self.replies.push_file(request, range);
+            return;
+        }
         let bytes = self.payload_of(&request);
         let task = Task {
             command: request.command,
             flags: request.flags,
-            range: ByteRange::between(
-                request.offset,
-                request.offset.saturating_add(request.length),
-            ),
+            range,
             payload,
             contexts: self.contexts_of(&request),
         };
@@ -394,6 +397,14 @@ impl<'d> Connection<'d> {
                 self.running.push(running);
             }
         }
+    }
+
+    /// Whether a read is answered with the pages of a file, instead of a copy of them.
+    fn is_sent_from_file(&self, request: &ServerRequest, range: ByteRange) -> bool {
+        request.command == Command::Read
+            && request.length >= FILE_READ
+            && self.stream.takes_files()
+            && self.target.is_cached_file(range)
     }
 
     fn finish(&mut self, finished: Finished) {
@@ -500,6 +511,12 @@ impl<'d> Connection<'d> {
     fn is_amid_write(&self) -> bool {
         matches!(self.incoming, Incoming::Payload { .. } | Incoming::Held(_))
     }
+}
+
+/// The session has checked that it lies in the device.
+fn range_of(request: &ServerRequest) -> ByteRange {
+    let end = request.offset.saturating_add(request.length);
+    ByteRange::between(request.offset, end)
 }
 
 impl Future for Running<'_> {

@@ -4,16 +4,21 @@
 //! flush, zeroing of one that can only write, requests longer than the device takes.
 
 use std::{
+    os::fd::BorrowedFd,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context as TaskContext, Poll, ready},
 };
 
 use blockferry_block::{
-    BlockDevice, BoxFuture, Buffer, ByteRange, Capabilities, Context, Error, ErrorKind, Operation,
-    Result, WriteFlags, ZeroFlags,
+    BlockDevice, BoxFuture, Buffer, ByteRange, Capabilities, Context, Error, ErrorKind, Mapping,
+    Operation, Result, WriteFlags, ZeroFlags,
 };
 use blockferry_proto::{Command, CommandFlags, Extent};
+use blockferry_sys::is_cached;
 
 use crate::buffers::Buffers;
 
@@ -27,6 +32,11 @@ const ZERO_PIECE: u64 = 256 << 10;
 pub(crate) struct Target {
     device: Arc<dyn BlockDevice>,
     buffers: Buffers,
+    /// Whether the whole device lies in one file, one byte after the other, so that no write moves
+    /// anything.
+    is_file: bool,
+    /// Whether the system tells what is cached.
+    knows_cached: AtomicBool,
 }
 
 /// What a client wants done, in terms of a device. The range was checked by the protocol's session.
@@ -64,11 +74,47 @@ pub(crate) enum Work<'d> {
 
 impl Target {
     pub(crate) fn new(device: Arc<dyn BlockDevice>, buffers: Buffers) -> Self {
-        Self { device, buffers }
+        let size = device.info().size;
+        let is_file = match device.mapping(ByteRange::between(0, size)) {
+            Mapping::File { length, .. } => length == size,
+            _ => false,
+        };
+        Self {
+            device,
+            buffers,
+            is_file,
+            knows_cached: AtomicBool::new(true),
+        }
     }
 
     pub(crate) fn device(&self) -> &Arc<dyn BlockDevice> {
         &self.device
+    }
+
+    /// The file that `range` lies in, and where.
+    pub(crate) fn file(&self, range: ByteRange) -> Option<(BorrowedFd<'_>, u64)> {
+        if !self.is_file {
+            return None;
+        }
+        match self.device.mapping(range) {
+            Mapping::File { fd, offset, length } if length >= range.len() => Some((fd, offset)),
+            _ => None,
+        }
+    }
+
+    /// Whether `range` lies in a file and in memory. What must come from a disk is better read by the
+    /// device, which does not hold up the connection meanwhile.
+    pub(crate) fn is_cached_file(&self, range: ByteRange) -> bool {
+        let Some((file, offset)) = self
+            .file(range)
+            .filter(|_| self.knows_cached.load(Ordering::Relaxed))
+        else {
+            return false;
+        };
+        is_cached(file, offset, range.len()).unwrap_or_else(|_| {
+            self.knows_cached.store(false, Ordering::Relaxed);
+            false
+        })
     }
 
     /// A buffer for the payload of a write.

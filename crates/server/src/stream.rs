@@ -64,10 +64,29 @@ impl Stream {
             if let Some(result) = self.attempt(Interest::WRITABLE, size, send) {
                 return Poll::Ready(result);
             }
-            ready!(match self {
-                Self::Tcp(socket) => socket.poll_write_ready(cx),
-                Self::Unix(socket) => socket.poll_write_ready(cx),
-            })?;
+            ready!(self.poll_write_ready(cx))?;
+        }
+    }
+
+    /// Whether sending the pages of a file beats copying them: over TCP it does not.
+    pub(crate) fn takes_files(&self) -> bool {
+        matches!(self, Self::Unix(_))
+    }
+
+    /// Sends the start of `length` bytes of `file`. 0 means that the file has ended.
+    pub(crate) fn poll_send_file(
+        &self,
+        cx: &mut Context<'_>,
+        (file, offset): (BorrowedFd<'_>, u64),
+        length: usize,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            let send = || socket::send_file(self.as_fd(), file, offset, length);
+            // Being short says nothing of the socket: it may be the file that is.
+            if let Some(result) = self.attempt(Interest::WRITABLE, 0, send) {
+                return Poll::Ready(result);
+            }
+            ready!(self.poll_write_ready(cx))?;
         }
     }
 
@@ -94,6 +113,13 @@ impl Stream {
             bytes = &bytes[sent..];
         }
         Ok(())
+    }
+
+    fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(socket) => socket.poll_write_ready(cx),
+            Self::Unix(socket) => socket.poll_write_ready(cx),
+        }
     }
 
     /// Makes `call`, and marks the socket as not ready when it moved fewer bytes than `wanted`.
