@@ -1,0 +1,9 @@
+//! The server as its clients see it: over real sockets, driven by the protocol's client side.
+
+mod commands;
+mod concurrency;
+mod devices;
+mod hostile;
+mod lifecycle;
+mod peer;
+mod probe;
