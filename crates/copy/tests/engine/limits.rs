@@ -222,14 +222,14 @@ async fn a_destination_that_is_zero_already_is_not_zeroed() {
 #[tokio::test]
 async fn no_more_is_in_flight_than_was_allowed() {
     let cases = [
-        (16, 16_384, 1 << 20),
-        (3, 16_384, 1 << 20),
-        (64, 16_384, 50_000),
-        (4, 65_536, 1),
+        (1 << 20, 16, 16_384, 1 << 20),
+        (1 << 20, 3, 16_384, 1 << 20),
+        (1 << 20, 64, 16_384, 50_000),
+        (1000, 4, 65_536, 1),
     ];
-    for (requests, request_size, queue_size) in cases {
-        let from = Disk::new(pattern(1 << 20, 7)).slow();
-        let to = Disk::dirty(1 << 20).slow().counting_with(&from).into_arc();
+    for (size, requests, request_size, queue_size) in cases {
+        let from = Disk::new(pattern(size, 7)).slow();
+        let to = Disk::dirty(size).slow().counting_with(&from).into_arc();
         let from = Arc::new(from);
         let options = CopyOptions {
             requests,

@@ -6,6 +6,7 @@ mod faults;
 mod limits;
 mod oracle;
 mod pipe;
+mod plain;
 mod streams;
 
 use std::sync::{Arc, Mutex};

@@ -105,13 +105,10 @@ fn targets() -> impl Strategy<Value = Target> {
 
 fn options() -> impl Strategy<Value = CopyOptions> {
     let sparse = prop_oneof![Just(None), (0..20_000_u32).prop_map(Some)];
-    let parts = (
-        0..9_usize,
-        0..40_000_u32,
-        0..100_000_u64,
-        sparse,
-        any::<bool>(),
-    );
+    // Mostly large enough to be done soon.
+    let request_size = prop_oneof![1 => 0..100_u32, 9 => 512..40_000_u32];
+    let queue_size = prop_oneof![1 => 0..100_u64, 9 => 512..100_000_u64];
+    let parts = (0..9_usize, request_size, queue_size, sparse, any::<bool>());
     parts.prop_map(
         |(requests, request_size, queue_size, sparse, extents)| CopyOptions {
             requests,
