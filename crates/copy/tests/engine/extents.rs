@@ -368,7 +368,7 @@ async fn a_hole_that_need_not_be_zero_is_read() {
 
 #[tokio::test]
 async fn an_answer_of_very_many_extents_is_taken_in_parts() {
-    let size = 200_000 * 2;
+    let size = 70_000 * 2;
     let holes = (0..size / 2).map(|n| (n * 2, n * 2 + 1));
     let from = Disk::new(pattern(size as usize, 7));
     // Answered as they are, byte by byte.
