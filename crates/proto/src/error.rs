@@ -242,9 +242,6 @@ pub enum Misbehaviour {
     /// More payload than a server reads only to refuse it.
     #[error("a request has {0} bytes of payload")]
     PayloadTooLong(u64),
-    /// A write under extended headers that does not say whether its data follows.
-    #[error("a write under extended headers lacks NBD_CMD_FLAG_PAYLOAD_LEN")]
-    PayloadUnannounced,
 }
 
 /// Why two well-behaved sides cannot work together.
