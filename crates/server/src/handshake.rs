@@ -120,7 +120,7 @@ fn transmission_flags(info: &DeviceInfo, read_only: bool) -> TransmissionFlags {
     let durable = info
         .capabilities
         .intersects(Capabilities::FLUSH | Capabilities::FUA);
-    let mut flags = Flags::HAS_FLAGS | Flags::SEND_DF;
+    let mut flags = Flags::HAS_FLAGS | Flags::SEND_DF | Flags::BLOCK_STATUS_PAYLOAD;
     flags.set(Flags::READ_ONLY, !writable);
     flags.set(Flags::SEND_FLUSH, info.can(Capabilities::FLUSH));
     flags.set(Flags::SEND_FUA, writable && durable);

@@ -85,7 +85,7 @@ fn the_export_offers_what_the_device_can_do() {
     let with = |capabilities| {
         flags(Probe::new(&pattern(4096)).described(|info| info.capabilities = capabilities))
     };
-    let common = Flags::HAS_FLAGS | Flags::SEND_DF;
+    let common = Flags::HAS_FLAGS | Flags::SEND_DF | Flags::BLOCK_STATUS_PAYLOAD;
     assert_eq!(with(Capabilities::empty()), common | Flags::READ_ONLY);
     assert_eq!(with(Capabilities::WRITE), common | Flags::SEND_WRITE_ZEROES);
     assert_eq!(
