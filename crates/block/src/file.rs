@@ -122,7 +122,7 @@ impl Handle {
         Ok(())
     }
 
-    fn flush(&self) -> io::Result<()> {
+    fn flush(&self) -> Result<()> {
         if self.resized.load(Ordering::Acquire) {
             sys::sync_all(&self.file)?;
         } else {
@@ -135,7 +135,9 @@ impl Handle {
         if let Some(open) = &*directory {
             match sys::sync_all(open) {
                 // Some file systems cannot sync a directory, and need not.
-                Err(error) if error.kind() != io::ErrorKind::InvalidInput => return Err(error),
+                Err(error) if error.kind() != io::ErrorKind::InvalidInput => {
+                    return Err(error.into());
+                }
                 _ => *directory = None,
             }
         }
@@ -169,7 +171,7 @@ impl FileDevice {
             call(&self.handle)?;
         }
         if durable {
-            self.hop(|handle| Ok(sys::sync_data(&handle.file)?)).await?;
+            self.hop(Handle::flush).await?;
         }
         Ok(())
     }
@@ -205,7 +207,7 @@ impl BlockDevice for FileDevice {
             let written = self.handle.write(&data, range);
             written.map_err(|error| failed(error, Operation::Write, range))?;
             if flags.contains(WriteFlags::FUA) {
-                let durable = self.hop(|handle| Ok(sys::sync_data(&handle.file)?));
+                let durable = self.hop(Handle::flush);
                 durable
                     .await
                     .map_err(|error| failed(error, Operation::Write, range))?;
@@ -239,7 +241,7 @@ impl BlockDevice for FileDevice {
             if !self.info.can(Capabilities::FLUSH) {
                 return Ok(());
             }
-            self.hop(|handle| Ok(handle.flush()?))
+            self.hop(Handle::flush)
                 .await
                 .map_err(|error| error.during(Operation::Flush))
         })
@@ -295,4 +297,123 @@ fn failed(error: impl Into<Error>, operation: Operation, range: ByteRange) -> Er
         .into()
         .during(operation)
         .at(range.start(), range.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Status;
+
+    const SIZE: u64 = 300_000;
+
+    /// A file without a hole, whose byte at `n` is `n` modulo 251, and its device after `lacking`.
+    fn device(lacking: impl FnOnce(&Lacks)) -> (tempfile::NamedTempFile, FileDevice) {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let bytes: Vec<u8> = (0..SIZE).map(|at| (at % 251) as u8).collect();
+        std::fs::write(file.path(), &bytes).expect("written");
+        let device = FileDevice::open(file.path(), Access::ReadWrite).expect("opened");
+        lacking(&device.handle.lacks);
+        (file, device)
+    }
+
+    async fn check_contents(device: &FileDevice) {
+        let read = device.read(1, Buffer::zeroed(SIZE as usize - 1)).await;
+        let read = read.expect("read");
+        assert!(
+            (1..)
+                .zip(&read[..])
+                .all(|(at, byte)| *byte == (at % 251) as u8)
+        );
+    }
+
+    #[tokio::test]
+    async fn what_is_not_known_to_be_cached_is_read_all_the_same() {
+        let (_file, device) = device(|lacks| lacks.cached_reads.store(true, Ordering::Relaxed));
+        check_contents(&device).await;
+    }
+
+    #[tokio::test]
+    async fn where_nothing_can_zero_nothing_changes() {
+        let (_file, device) = device(|lacks| {
+            lacks.punch_hole.store(true, Ordering::Relaxed);
+            lacks.zero_range.store(true, Ordering::Relaxed);
+        });
+        for flags in [ZeroFlags::empty(), ZeroFlags::NO_HOLE, ZeroFlags::FAST] {
+            let zero = device.zero(ByteRange::between(10, 100_000), flags).await;
+            let error = zero.expect_err("unsupported");
+            assert_eq!(error.kind(), ErrorKind::Unsupported);
+            assert_eq!((error.offset(), error.length()), (Some(10), Some(99_990)));
+        }
+        let trim = device.trim(ByteRange::between(0, 8192), WriteFlags::empty());
+        trim.await.expect("a trim may do nothing");
+        check_contents(&device).await;
+    }
+
+    #[tokio::test]
+    async fn where_nothing_can_punch_zeroing_keeps_the_space() {
+        let (_file, device) = device(|lacks| lacks.punch_hole.store(true, Ordering::Relaxed));
+        let range = ByteRange::between(5, 200_000);
+        match device.zero(range, ZeroFlags::empty()).await {
+            Ok(()) => {
+                let read = device.read(4, Buffer::zeroed(200_000)).await.expect("read");
+                assert_eq!((read[0], read[199_996]), (4, (200_000 % 251) as u8));
+                assert!(crate::is_zero(&read[1..199_996]));
+            }
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Unsupported),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_still_grows_by_zeroes_where_nothing_can_zero() {
+        let (_file, device) = device(|lacks| {
+            lacks.punch_hole.store(true, Ordering::Relaxed);
+            lacks.zero_range.store(true, Ordering::Relaxed);
+        });
+        let device = device.growable();
+        let beyond = ByteRange::between(SIZE, SIZE + 10_000);
+        let zero = device.zero(beyond, ZeroFlags::empty());
+        zero.await.expect("what is new is zero anyhow");
+        let read = device.read(SIZE - 1, Buffer::zeroed(10_001)).await;
+        let read = read.expect("it has grown");
+        assert_eq!(read[0], ((SIZE - 1) % 251) as u8);
+        assert!(crate::is_zero(&read[1..]));
+    }
+
+    #[tokio::test]
+    async fn without_a_way_to_find_holes_everything_is_data() {
+        let (file, device) = device(|lacks| lacks.seek_data.store(true, Ordering::Relaxed));
+        file.as_file().set_len(0).expect("cut");
+        file.as_file().set_len(SIZE).expect("one hole");
+        let range = ByteRange::between(7, SIZE);
+        let extents = device.extents(range, &Context::Allocation).await;
+        let status = Status::DATA;
+        assert_eq!(extents.expect("an answer"), [Extent { range, status }]);
+    }
+
+    #[tokio::test]
+    async fn the_directory_of_a_new_file_is_synced_once() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("new");
+        let device = FileDevice::create(&path).expect("created");
+        let pending = || {
+            device
+                .handle
+                .directory
+                .lock()
+                .expect("not poisoned")
+                .is_some()
+        };
+        assert!(pending());
+        device.flush().await.expect("flushed");
+        assert!(!pending());
+        let again = FileDevice::create(&path).expect("emptied");
+        assert!(
+            again
+                .handle
+                .directory
+                .lock()
+                .expect("not poisoned")
+                .is_none()
+        );
+    }
 }

@@ -204,17 +204,14 @@ async fn an_answer_about_extents_is_bounded() {
         write.await.expect("written");
     }
     let mut at = 0;
-    let mut answers = 0;
     while at < 12_000 * 4096 {
         let list = extents(&device, range(at, 12_000 * 4096)).await;
-        assert!(list.len() <= 4097);
+        assert!(!list.is_empty() && list.len() <= 4096);
         for extent in &list {
             assert_eq!(extent.range.start(), at);
             at = extent.range.end();
         }
-        answers += 1;
     }
-    assert!(answers >= 1);
 }
 
 #[test]

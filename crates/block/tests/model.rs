@@ -1,5 +1,7 @@
 //! Every plain device against a row of bytes.
 
+#![allow(clippy::print_stdout, reason = "a test that is skipped says why")]
+
 use std::{fs, path::Path, sync::Arc};
 
 use blockferry_block::{

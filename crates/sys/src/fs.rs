@@ -256,3 +256,95 @@ pub fn will_need(fd: impl AsFd, offset: u64, length: u64) -> io::Result<()> {
         Advice::WillNeed,
     )?)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, path::PathBuf};
+
+    use super::*;
+
+    fn file(name: &str) -> (File, PathBuf) {
+        let path = std::env::temp_dir().join(format!("sys-fs-{name}-{}", std::process::id()));
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .expect("a file");
+        (file, path)
+    }
+
+    #[test]
+    fn what_was_written_is_read_up_to_the_end() {
+        let (file, path) = file("read");
+        write_all_at(&file, &[7; 10_000], 5_000).expect("written");
+        let mut bytes = [1; 20_000];
+        assert_eq!(read_at(&file, &mut bytes, 4_999).expect("read"), 10_001);
+        assert_eq!(
+            (bytes[0], bytes[1], bytes[10_000], bytes[10_001]),
+            (0, 7, 7, 1)
+        );
+        assert_eq!(read_at(&file, &mut bytes, 15_000).expect("the end"), 0);
+        std::fs::remove_file(path).expect("removed");
+    }
+
+    #[test]
+    fn a_cached_read_gives_a_true_part_or_nothing() {
+        let (file, path) = file("cached");
+        let written: Vec<u8> = (0..1 << 20).map(|at: u32| (at % 253) as u8).collect();
+        write_all_at(&file, &written, 0).expect("written");
+        sync_all(&file).expect("durable");
+        for advice in [Advice::Normal, Advice::DontNeed] {
+            rustix::fs::fadvise(&file, 0, None, advice).expect("advice");
+            let mut bytes = vec![0; written.len()];
+            match read_cached_at(&file, &mut bytes, 0) {
+                Ok(count) => assert_eq!(bytes[..count], written[..count]),
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::Unsupported),
+            }
+        }
+        assert_eq!(read_cached_at(&file, &mut [], 0).expect("nothing"), 0);
+        std::fs::remove_file(path).expect("removed");
+    }
+
+    #[test]
+    fn holes_are_found_and_made() {
+        let (file, path) = file("holes");
+        set_size(&file, 4 << 20).expect("sized");
+        write_all_at(&file, &[1; 1 << 20], 1 << 20).expect("written");
+        sync_data(&file).expect("durable");
+        assert_eq!(next_data(&file, 0).expect("data"), Some(1 << 20));
+        assert_eq!(next_hole(&file, 1 << 20).expect("a hole"), Some(2 << 20));
+        assert_eq!(next_data(&file, 2 << 20).expect("none"), None);
+        assert_eq!(next_hole(&file, 4 << 20).expect("behind the end"), None);
+        let before = inspect(&file).expect("facts").allocated;
+        zero_range(&file, 1 << 20, 1 << 20, ZeroMethod::PunchHole).expect("punched");
+        let after = inspect(&file).expect("facts");
+        assert!(after.allocated < before && after.size == 4 << 20);
+        assert_eq!(next_data(&file, 0).expect("none"), None);
+        std::fs::remove_file(path).expect("removed");
+    }
+
+    #[test]
+    fn descriptors_are_told_apart() {
+        let kind = |file: File| inspect(file).expect("facts").kind;
+        assert_eq!(kind(File::open("/").expect("opened")), FileKind::Directory);
+        let null = File::open("/dev/null").expect("opened");
+        assert_eq!(inspect(&null).expect("facts").major, 1);
+        assert_eq!(kind(null), FileKind::CharacterDevice);
+        let (reader, writer) = io::pipe().expect("a pipe");
+        assert_eq!(inspect(&reader).expect("facts").kind, FileKind::Pipe);
+        let mode = open_mode(&writer).expect("a mode");
+        assert!(mode.write && !mode.read && !mode.append);
+        drop((reader, writer));
+    }
+
+    #[test]
+    fn a_full_disk_says_so() {
+        let full = File::options()
+            .write(true)
+            .open("/dev/full")
+            .expect("opened");
+        let error = write_all_at(&full, &[0; 10], 0).expect_err("full");
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    }
+}

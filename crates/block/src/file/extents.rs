@@ -29,6 +29,7 @@ impl Handle {
             }
             result => result?,
         }
+        list.truncate(MOST_EXTENTS);
         Ok(list)
     }
 
