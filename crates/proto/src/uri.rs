@@ -231,7 +231,7 @@ impl FromStr for NbdUri {
             Some((user, address)) => (Some(decode(user)?), address),
             None => (None, authority),
         };
-        let (parameters, socket) = parse_query(query)?;
+        let Query { parameters, socket } = parse_query(query)?;
         if socket.is_some() && !matches!(kind, Kind::Unix | Kind::Ssh) {
             return Err(UriError::UnexpectedSocket);
         }
@@ -346,9 +346,14 @@ fn parse_host(address: &str) -> Result<(String, Option<u16>), UriError> {
     Ok((host, port))
 }
 
-/// The parameters, and the socket among them.
-#[allow(clippy::type_complexity)]
-fn parse_query(query: &str) -> Result<(Vec<(String, String)>, Option<PathBuf>), UriError> {
+/// What stands behind `?`.
+struct Query {
+    parameters: Vec<(String, String)>,
+    /// The parameter of this name, which is part of the transport; never empty.
+    socket: Option<PathBuf>,
+}
+
+fn parse_query(query: &str) -> Result<Query, UriError> {
     let mut parameters: Vec<(String, String)> = Vec::new();
     let mut socket = None;
     for item in query.split('&').filter(|item| !item.is_empty()) {
@@ -367,7 +372,7 @@ fn parse_query(query: &str) -> Result<(Vec<(String, String)>, Option<PathBuf>), 
         }
     }
     let socket = socket.filter(|path: &PathBuf| !path.as_os_str().is_empty());
-    Ok((parameters, socket))
+    Ok(Query { parameters, socket })
 }
 
 /// Decimal digits and nothing else: no sign.

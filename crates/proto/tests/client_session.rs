@@ -866,6 +866,14 @@ fn ranges_are_bounded_aligned_and_not_empty() {
             limit: 0xffff_fe00
         }
     );
+    assert_eq!(
+        misuse(&with_blocks, request(Command::Cache, 0, 2 << 20)),
+        Misuse::TooLong {
+            command: Command::Cache,
+            length: 2 << 20,
+            limit: 1 << 20
+        }
+    );
     with_blocks.mode = ReplyMode::Extended;
     let mut session = ClientSession::new(&with_blocks);
     let whole = request(Command::Trim, 0, size);

@@ -81,7 +81,8 @@ impl RequestRules {
 
     pub(super) fn max_length(&self, command: Command) -> u64 {
         match command {
-            Command::Read | Command::Write => self.max_payload.into(),
+            // A cached range is read like any other: some servers limit it like one (qemu).
+            Command::Read | Command::Write | Command::Cache => self.max_payload.into(),
             Command::Flush | Command::Disconnect => 0,
             _ => {
                 let limit = match self.mode {

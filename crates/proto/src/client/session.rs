@@ -173,7 +173,9 @@ impl ClientSession {
         self.rules.max_payload()
     }
 
-    /// The most bytes that a request of this kind may cover, a multiple of the minimum block size.
+    /// The most bytes that a request of this kind may cover, a multiple of the minimum block size:
+    /// [`max_payload`](Self::max_payload) for reads, writes and caching, otherwise what the header
+    /// can express.
     pub fn max_length(&self, command: Command) -> u64 {
         self.rules.max_length(command)
     }
