@@ -72,7 +72,7 @@ pub(crate) fn require(install_missing: bool) -> Result<()> {
         "they were not to be installed".to_owned()
     } else {
         match Privilege::of_this_process() {
-            None => "this user may not install them (not root, and sudo wants a password)".into(),
+            None => "this user is not root, and sudo wants a password".into(),
             Some(privilege) => match install(&missing, privilege) {
                 Ok(()) => String::from("they are still missing after the installation"),
                 Err(error) => format!("{error:#}"),
@@ -94,7 +94,7 @@ fn missing<'a>(packages: &'a [Package], path: &OsStr) -> Vec<&'a Package> {
 }
 
 fn explanation(missing: &[&Package], reason: &str) -> String {
-    let mut text = format!("the tests need programs that are missing, and {reason}:\n");
+    let mut text = format!("the tests need programs that are missing ({reason}):\n");
     for package in missing {
         let commands = package.commands.join(", ");
         // Writing to a String cannot fail.
@@ -149,7 +149,10 @@ impl Privilege {
 }
 
 fn install(missing: &[&Package], privilege: Privilege) -> Result<()> {
-    program::run(&mut privilege.apt_get(&["update"]))?;
+    // A source that cannot be reached need not be the one that has them.
+    if let Err(error) = program::run(&mut privilege.apt_get(&["update"])) {
+        eprintln!("xtask: {error:#}; the package lists may be old");
+    }
     let mut command = privilege.apt_get(&["install", "-y", "--no-install-recommends"]);
     program::run(command.args(names(missing)))
 }
