@@ -1,1 +1,35 @@
-//! Placeholder.
+//! Moves disk images between NBD servers, files, devices and pipes: in parallel, sparse, durable.
+//!
+//! This crate is the front door. [`endpoint`] turns the strings that users write (a path, an NBD URI,
+//! `sample:4G`, `[ nbdkit ... ]`) into devices; the floors below are re-exported under their short
+//! and [`server`], and the protocol itself in [`proto`].
+//!
+//! ```no_run
+//! use blockferry::{copy, endpoint};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let options = endpoint::OpenOptions::default();
+//! let source = endpoint::open_source(&"nbd://localhost/disk".parse()?, &options).await?;
+//! let target = endpoint::open_destination(&"disk.raw".parse()?, &options).await?;
+//! let settings = copy::CopyOptions::default();
+//! let control = copy::Control::new();
+//! let report = copy::copy(source.source, target.destination, &settings, &control, &()).await?;
+//! // The copy is whole: a file that was created for it stays.
+//! if let Some(file) = target.file {
+//!     file.commit();
+//! }
+//! target.connection.close().await;
+//! source.connection.close().await;
+//! println!("{} bytes of data", report.data);
+//! # Ok(())
+//! # }
+//! ```
+
+#![forbid(unsafe_code)]
+
+pub use blockferry_block as block;
+pub use blockferry_copy as copy;
+pub use blockferry_proto as proto;
+pub use blockferry_server as server;
+
+pub mod endpoint;

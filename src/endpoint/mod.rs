@@ -1,0 +1,43 @@
+//! Endpoints: what can stand for an image on a command line, and how it becomes a device.
+//!
+//! | text | what it is |
+//! |---|---|
+//! | `-` | standard input or output |
+//! | `null:` | as a destination, a place that forgets everything |
+//! | `sample:SIZE[,seed=N,data=N]` | as a source, a generated disk image |
+//! | `nbd://HOST[:PORT]/[EXPORT]`, `nbd+unix://...` | an NBD export |
+//! | `[ CMD ARGS... ]` | a server that is started for us (socket activation) |
+//! | anything else | a file or a block device |
+//!
+//! [`Endpoint`] is the parsed text and has touched nothing yet; [`open_source`], [`open_destination`]
+//! and [`open_device`] do.
+
+mod child;
+mod command;
+mod destination_file;
+mod open;
+mod parse;
+
+use std::ffi::OsStr;
+
+pub use child::ServerChild;
+pub use command::{ServerCommand, collapse_groups};
+pub use destination_file::DestinationFile;
+pub use open::{
+    Connection, OpenDestination, OpenDevice, OpenOptions, OpenSource, is_same_image,
+    open_destination, open_device, open_source,
+};
+pub use parse::{Endpoint, EndpointError, EndpointKind};
+
+/// The text as it can be shown: what is no UTF-8 is replaced, control characters are escaped.
+pub(crate) fn printable(text: &OsStr) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.to_string_lossy().chars() {
+        if c.is_control() {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
+}

@@ -1,0 +1,435 @@
+//! Parsed endpoints become devices and streams.
+
+use std::{
+    fs::{self, File, Metadata},
+    io,
+    os::{
+        fd::AsFd,
+        unix::fs::{FileTypeExt, MetadataExt},
+    },
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use crate::{
+    block::{
+        Access, BlockDevice, ByteSink, ByteSource, Context, Error, ErrorKind, FdSink, FdSource,
+        FileDevice, NullDevice, Operation, Result, SampleDevice,
+    },
+    client::{Client, ConnectOptions},
+    copy::{Destination, Source},
+    proto::{NbdUri, Transport},
+};
+
+use super::{DestinationFile, Endpoint, EndpointKind, ServerChild, ServerCommand};
+
+/// How endpoints are opened.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct OpenOptions {
+    /// The `blockferry` program, which a command that is just `serve` stands for; `None`: look for a
+    /// program of that name as for any other.
+    pub own_program: Option<PathBuf>,
+    /// The metadata contexts that an NBD server is asked for; `base:allocation` unless set.
+    pub contexts: Vec<Context>,
+    /// How long connecting and negotiating may take together; 30 seconds unless set.
+    pub connect_timeout: Duration,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self {
+            own_program: None,
+            contexts: vec![Context::Allocation],
+            connect_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// How long a server may take to hear our goodbye.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// What has to live as long as a device does: its connection, and the server that was started for it.
+#[derive(Default)]
+pub struct Connection {
+    // In this order: the client goes before the server does.
+    client: Option<Client>,
+    child: Option<ServerChild>,
+}
+
+impl Connection {
+    /// Whether the server that was started for the endpoint has ended by itself, and how.
+    pub fn early_end(&mut self) -> Option<String> {
+        let child = self.child.as_mut()?;
+        let end = child.early_end()?;
+        Some(format!("the command {} {end}", child.name()))
+    }
+
+    /// Says goodbye to the server, and stops it if it was started for us. A server that does not
+    /// listen any more is not waited for.
+    pub async fn close(mut self) {
+        if let Some(client) = self.client.take() {
+            let _ = tokio::time::timeout(GOODBYE, client.disconnect()).await;
+        }
+        self.abandon().await;
+    }
+
+    /// Goes without a goodbye, after a failure; a server that was started for us is stopped.
+    pub async fn abandon(mut self) {
+        drop(self.client.take());
+        if let Some(mut child) = self.child.take() {
+            child.stop().await;
+        }
+    }
+
+    /// Ends a server that was started for us, at once.
+    pub fn kill(mut self) {
+        if let Some(child) = &mut self.child {
+            child.kill();
+        }
+    }
+}
+
+/// An opened device.
+pub struct OpenDevice {
+    /// The device.
+    pub device: Arc<dyn BlockDevice>,
+    /// What keeps it alive.
+    pub connection: Connection,
+}
+
+/// An opened source of a copy.
+pub struct OpenSource {
+    /// What the engine reads.
+    pub source: Source,
+    /// What keeps it alive.
+    pub connection: Connection,
+}
+
+/// An opened destination of a copy.
+pub struct OpenDestination {
+    /// What the engine writes.
+    pub destination: Destination,
+    /// What keeps it alive.
+    pub connection: Connection,
+    /// The file, where it is one: removed unless the copy is whole.
+    pub file: Option<DestinationFile>,
+}
+
+/// Opens an endpoint that can be read and written anywhere: no stream.
+///
+/// # Errors
+/// What opening, starting or connecting failed with; `InvalidInput` for a stream.
+pub async fn open_device(
+    endpoint: &Endpoint,
+    access: Access,
+    options: &OpenOptions,
+) -> Result<OpenDevice> {
+    let device: Arc<dyn BlockDevice> = match endpoint.kind() {
+        EndpointKind::Nbd(uri) => return connect(uri, endpoint.name(), options).await,
+        EndpointKind::Command(command) => return start(command, options).await,
+        EndpointKind::Sample(sample) => Arc::new(SampleDevice::new(*sample)),
+        EndpointKind::File(path) => {
+            Arc::new(FileDevice::open(path, access).map_err(opening(endpoint))?)
+        }
+        EndpointKind::Standard => return Err(refused(endpoint, "a stream has no offsets")),
+        EndpointKind::Null => return Err(refused(endpoint, "it holds no image")),
+    };
+    Ok(local(device))
+}
+
+/// Opens an endpoint to copy from.
+///
+/// # Errors
+/// As [`open_device`], but streams are welcome; `null:` has nothing to give.
+pub async fn open_source(endpoint: &Endpoint, options: &OpenOptions) -> Result<OpenSource> {
+    if let Some(stream) = source_stream(endpoint).await? {
+        return Ok(OpenSource {
+            source: Source::Stream(stream),
+            connection: Connection::default(),
+        });
+    }
+    let OpenDevice { device, connection } =
+        open_device(endpoint, Access::ReadOnly, options).await?;
+    Ok(OpenSource {
+        source: Source::Device(device),
+        connection,
+    })
+}
+
+/// Opens an endpoint to copy to. A file is created where there is none and cut to nothing where there
+/// is one; a block device is written in place.
+///
+/// # Errors
+/// As [`open_device`], but streams are welcome; a `sample:` cannot be written.
+pub async fn open_destination(
+    endpoint: &Endpoint,
+    options: &OpenOptions,
+) -> Result<OpenDestination> {
+    let from_stream = |stream: Box<dyn ByteSink>| OpenDestination {
+        destination: Destination::Stream(stream),
+        connection: Connection::default(),
+        file: None,
+    };
+    let from_device = |OpenDevice { device, connection }, file| OpenDestination {
+        destination: Destination::Device(device),
+        connection,
+        file,
+    };
+    match endpoint.kind() {
+        EndpointKind::Sample(_) => Err(refused(endpoint, "it is generated and cannot be written")),
+        EndpointKind::Null => Ok(from_device(local(Arc::new(NullDevice::new(0))), None)),
+        EndpointKind::Standard => {
+            let fd = io::stdout().as_fd().try_clone_to_owned()?;
+            Ok(from_stream(Box::new(FdSink::new(fd, "standard output"))))
+        }
+        EndpointKind::File(path) if is_stream(path) => {
+            let writing = fs::OpenOptions::new().write(true).clone();
+            let file = open_waiting(writing, path, endpoint).await?;
+            let sink = FdSink::new(file, Arc::clone(endpoint.name()));
+            Ok(from_stream(Box::new(sink)))
+        }
+        EndpointKind::File(path) => {
+            let (device, file) = create(path).map_err(opening(endpoint))?;
+            Ok(from_device(local(device), Some(file)))
+        }
+        _ => {
+            let device = open_device(endpoint, Access::ReadWrite, options).await?;
+            Ok(from_device(device, None))
+        }
+    }
+}
+
+fn create(path: &Path) -> Result<(Arc<dyn BlockDevice>, DestinationFile)> {
+    let file = DestinationFile::claim(path).map_err(|error| {
+        let directory = path.parent().filter(|parent| *parent != Path::new(""));
+        match directory {
+            Some(directory) if error.kind() == io::ErrorKind::NotFound => {
+                let directory = super::printable(directory.as_os_str());
+                let message = format!("the directory {directory} does not exist");
+                Error::with_message(ErrorKind::NotFound, message)
+            }
+            _ => Error::from(error),
+        }
+    })?;
+    let device = FileDevice::create(path)?;
+    Ok((Arc::new(device), file))
+}
+
+async fn source_stream(endpoint: &Endpoint) -> Result<Option<Box<dyn ByteSource>>> {
+    let source = match endpoint.kind() {
+        EndpointKind::Standard => {
+            FdSource::new(io::stdin().as_fd().try_clone_to_owned()?, "standard input")
+        }
+        EndpointKind::File(path) if is_stream(path) => {
+            let reading = fs::OpenOptions::new().read(true).clone();
+            let file = open_waiting(reading, path, endpoint).await?;
+            FdSource::new(file, Arc::clone(endpoint.name()))
+        }
+        _ => return Ok(None),
+    };
+    Ok(Some(Box::new(source)))
+}
+
+/// Opens a named pipe, which can take until somebody opens its other end, away from this thread.
+async fn open_waiting(options: fs::OpenOptions, path: &Path, endpoint: &Endpoint) -> Result<File> {
+    let path = path.to_owned();
+    let opened = tokio::task::spawn_blocking(move || options.open(path)).await;
+    opened
+        .map_err(|error| Error::with_source(ErrorKind::Io, error))
+        .and_then(|file| Ok(file?))
+        .map_err(opening(endpoint))
+}
+
+async fn connect(uri: &NbdUri, name: &Arc<str>, options: &OpenOptions) -> Result<OpenDevice> {
+    let settings = ConnectOptions {
+        name: Some(Arc::clone(name)),
+        contexts: options.contexts.clone(),
+        connect_timeout: options.connect_timeout,
+        ..ConnectOptions::default()
+    };
+    let client = Client::connect(uri, &settings).await?;
+    Ok(OpenDevice {
+        device: Arc::new(client.clone()),
+        connection: Connection {
+            client: Some(client),
+            child: None,
+        },
+    })
+}
+
+async fn start(command: &ServerCommand, options: &OpenOptions) -> Result<OpenDevice> {
+    let mut child = ServerChild::start(command, options)?;
+    let uri = child.uri();
+    let name = Arc::clone(child.name());
+    match connect(&uri, &name, options).await {
+        Ok(mut open) => {
+            open.connection.child = Some(child);
+            Ok(open)
+        }
+        Err(error) => Err(child.explain(error)),
+    }
+}
+
+impl ServerChild {
+    /// The URI of its default export, for this process.
+    #[must_use]
+    pub fn uri(&self) -> NbdUri {
+        NbdUri {
+            transport: Transport::Unix {
+                path: self.socket(),
+            },
+            tls: false,
+            user: None,
+            export: String::new(),
+            parameters: Vec::new(),
+        }
+    }
+
+    /// The failure to connect, or what lies behind it: that the server has ended.
+    #[must_use]
+    pub fn explain(&mut self, error: Error) -> Error {
+        match self.early_end() {
+            Some(end) => {
+                let message = format!("the command {} {end} before it answered", self.name());
+                Error::with_message(ErrorKind::Refused, message)
+            }
+            None => error.on(self.name()),
+        }
+    }
+}
+
+fn local(device: Arc<dyn BlockDevice>) -> OpenDevice {
+    OpenDevice {
+        device,
+        connection: Connection::default(),
+    }
+}
+
+fn opening(endpoint: &Endpoint) -> impl FnOnce(Error) -> Error {
+    |error| error.during(Operation::Open).on(endpoint.name())
+}
+
+fn refused(endpoint: &Endpoint, message: &str) -> Error {
+    Error::with_message(ErrorKind::InvalidInput, message)
+        .during(Operation::Open)
+        .on(endpoint.name())
+}
+
+/// Whether something without offsets lies there: a pipe, a character device, a socket.
+fn is_stream(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| {
+        let kind = metadata.file_type();
+        kind.is_fifo() || kind.is_char_device()
+    })
+}
+
+/// Whether both endpoints certainly are one image: the same file, device or export.
+#[must_use]
+pub fn is_same_image(one: &Endpoint, other: &Endpoint) -> bool {
+    if let (EndpointKind::Nbd(one), EndpointKind::Nbd(other)) = (one.kind(), other.kind()) {
+        return one == other;
+    }
+    match (identity(one, io::stdin()), identity(other, io::stdout())) {
+        (Some(one), Some(other)) => one == other,
+        _ => false,
+    }
+}
+
+/// What tells a regular file or a block device from all others.
+#[derive(PartialEq, Eq)]
+enum Identity {
+    File { device: u64, inode: u64 },
+    Device(u64),
+}
+
+fn identity(endpoint: &Endpoint, standard: impl AsFd) -> Option<Identity> {
+    let metadata: Metadata = match endpoint.kind() {
+        EndpointKind::File(path) => fs::metadata(path).ok()?,
+        EndpointKind::Standard => {
+            let fd = standard.as_fd().try_clone_to_owned().ok()?;
+            File::from(fd).metadata().ok()?
+        }
+        _ => return None,
+    };
+    if metadata.file_type().is_block_device() {
+        Some(Identity::Device(metadata.rdev()))
+    } else if metadata.is_file() {
+        Some(Identity::File {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+        })
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(path: PathBuf) -> Endpoint {
+        Endpoint::from(path)
+    }
+
+    #[test]
+    fn one_file_is_itself_under_every_name() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let one = directory.path().join("one");
+        fs::write(&one, "").expect("written");
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(&one, &link).expect("linked");
+        let other = directory.path().join("other");
+        fs::write(&other, "").expect("written");
+        assert!(is_same_image(&file(one.clone()), &file(link)));
+        assert!(!is_same_image(&file(one.clone()), &file(other)));
+        assert!(!is_same_image(
+            &file(one),
+            &file(directory.path().join("none"))
+        ));
+    }
+
+    #[test]
+    fn a_character_device_is_never_an_image() {
+        let null = file(PathBuf::from("/dev/null"));
+        assert!(!is_same_image(&null, &null.clone()));
+        assert!(is_stream(Path::new("/dev/null")));
+    }
+
+    #[tokio::test]
+    async fn a_destination_in_a_missing_directory_is_refused_by_the_directorys_name() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let endpoint = file(directory.path().join("missing/disk.raw"));
+        let error = open_destination(&endpoint, &OpenOptions::default())
+            .await
+            .err()
+            .expect("no such directory");
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        assert!(
+            error.to_string().contains("missing does not exist"),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_can_only_be_one_side_is_refused_as_the_other() {
+        let options = OpenOptions::default();
+        let null = "null:".parse().expect("an endpoint");
+        assert!(open_source(&null, &options).await.is_err());
+        let sample = "sample:1M".parse().expect("an endpoint");
+        assert!(open_destination(&sample, &options).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_failed_copy_leaves_no_new_file() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("new.raw");
+        let opened = open_destination(&file(path.clone()), &OpenOptions::default())
+            .await
+            .expect("created");
+        assert!(path.exists());
+        drop(opened);
+        assert!(!path.exists());
+    }
+}
