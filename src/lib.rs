@@ -2,6 +2,7 @@
 //!
 //! This crate is the front door. [`endpoint`] turns the strings that users write (a path, an NBD URI,
 //! `sample:4G`, `[ nbdkit ... ]`) into devices; the floors below are re-exported under their short
+//! names: the device trait in [`block`], the copy engine in [`copy`], NBD's two sides in [`client`]
 //! and [`server`], and the protocol itself in [`proto`].
 //!
 //! ```no_run
@@ -28,8 +29,11 @@
 #![forbid(unsafe_code)]
 
 pub use blockferry_block as block;
+pub use blockferry_client as client;
 pub use blockferry_copy as copy;
 pub use blockferry_proto as proto;
 pub use blockferry_server as server;
 
+#[doc(hidden)]
+pub mod cli;
 pub mod endpoint;

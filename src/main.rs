@@ -1,2 +1,7 @@
-//! Placeholder.
-fn main() {}
+//! The `blockferry` command. Everything is in the library, so that it can be tested there.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    blockferry::cli::main(std::env::args_os())
+}

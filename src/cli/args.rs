@@ -1,0 +1,331 @@
+//! Every command and flag, defined once: parsing, `--help`, man pages and completions come from here.
+
+use std::{ffi::OsString, fmt, path::PathBuf, str::FromStr};
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
+
+use crate::{
+    block::{Context, parse_size},
+    copy::CopyOptions,
+};
+
+/// The definition of the command line, for what is generated from it.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+const ENDPOINTS: &str = "\
+Endpoints:
+  -                          Standard input or output
+  FILE                       A raw image, a block device, or a named pipe
+  nbd://HOST[:PORT]/EXPORT   An NBD export over TCP; quote URIs, the shell knows '?' and '&'
+  nbd+unix:///EXPORT?socket=PATH
+                             An NBD export over a Unix socket
+  [ CMD ARGS... ]            A server started for this endpoint (nbdkit, qemu-nbd, or 'serve')
+  sample:SIZE[,seed=N][,data=PERCENT]
+                             As a source, a generated image
+  null:                      As a destination, nothing: data is thrown away";
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    Done, and durable where asked
+  1    Failed
+  2    Wrong usage
+  75   Failed, but trying again may help: a lost connection, a time-out
+  130  Interrupted (SIGINT); 143: asked to end (SIGTERM)";
+
+/// Moves disk images between NBD servers, files, devices and pipes.
+#[derive(Debug, Parser)]
+#[command(name = "blockferry", version, max_term_width = 100, after_help = EXIT_CODES)]
+pub(super) struct Cli {
+    #[command(flatten)]
+    pub(super) common: Common,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+/// What every command takes.
+#[derive(Args, Clone, Copy, Debug)]
+pub(super) struct Common {
+    /// Print errors only.
+    #[arg(
+        short,
+        long,
+        global = true,
+        conflicts_with = "verbose",
+        display_order = 900
+    )]
+    pub(super) quiet: bool,
+    /// Say on standard error what is done with what.
+    #[arg(short, long, global = true, display_order = 901)]
+    pub(super) verbose: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    Copy(CopyArgs),
+    Serve(ServeArgs),
+    Info(InfoArgs),
+    Map(MapArgs),
+    Completions(CompletionsArgs),
+    #[command(hide = true)]
+    Man(ManArgs),
+}
+
+/// Copy an image from one endpoint to another.
+///
+/// Holes and zeroes stay thin where the destination allows it. A new destination file is removed again
+/// when the copy fails.
+#[derive(Args, Debug)]
+#[command(after_help = ENDPOINTS)]
+pub(super) struct CopyArgs {
+    /// What to copy: an endpoint, see below.
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub(super) source: OsString,
+    /// Where to copy it: an endpoint, see below.
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub(super) destination: OsString,
+
+    /// Requests in flight at once, from 1 to 1024.
+    #[arg(short = 'R', long, value_name = "N", default_value_t = default_requests(),
+          value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(super) requests: u16,
+    /// Bytes per request: a power of two from 4K to 32M; less where a side wants less.
+    #[arg(long, value_name = "SIZE", value_parser = parse_request_size,
+          default_value_t = Size(CopyOptions::default().request_size.into()))]
+    pub(super) request_size: Size,
+    /// Bytes in flight at most, from 4K to 4G and no less than the request size.
+    #[arg(long, value_name = "SIZE", value_parser = parse_queue_size,
+          default_value_t = Size(CopyOptions::default().queue_size))]
+    pub(super) queue_size: Size,
+    /// Make holes of zeroes in the data where this many bytes or more are zero: a power of two from
+    /// 512 to 32M, or 0 to look for none.
+    #[arg(short = 'S', long, value_name = "SIZE", value_parser = parse_sparse,
+          default_value_t = Size(CopyOptions::default().sparse.unwrap_or(0).into()))]
+    pub(super) sparse: Size,
+    /// Allocate the whole destination: zeroes are written, never made by holes.
+    #[arg(long)]
+    pub(super) allocated: bool,
+    /// Trust that the destination reads as zeroes already, and write none.
+    #[arg(long, alias = "target-is-zero", conflicts_with = "allocated")]
+    pub(super) destination_is_zero: bool,
+    /// Make the destination durable before success is reported; the default.
+    #[arg(long, overrides_with = "no_flush")]
+    pub(super) flush: bool,
+    /// Do not wait until the destination is durable.
+    #[arg(long, overrides_with = "flush")]
+    pub(super) no_flush: bool,
+    /// Do not ask the source where its holes are; read all of it.
+    #[arg(long)]
+    pub(super) no_extents: bool,
+    /// Show percent, rate and time left, also where standard error is no terminal.
+    #[arg(short, long, conflicts_with = "quiet")]
+    pub(super) progress: bool,
+    /// Print the report to standard output as JSON.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// Serve an image over NBD until a SIGINT or SIGTERM comes.
+///
+/// Then requests in flight are finished, everything is flushed, and the exit code is 0.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Without --unix and --listen, the sockets of systemd socket activation are served.")]
+pub(super) struct ServeArgs {
+    /// What to serve: a file, a block device, an NBD URI, [ CMD ARGS... ] or sample:SIZE.
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub(super) source: OsString,
+    /// Listen on a Unix socket at PATH, which is removed at the end.
+    #[arg(short = 'U', long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub(super) unix: Vec<PathBuf>,
+    /// Listen on a TCP address such as 127.0.0.1:10809 or [::1]:0; port 0 takes a free one and prints
+    /// the URI.
+    #[arg(short, long, value_name = "ADDR:PORT")]
+    pub(super) listen: Vec<String>,
+    /// Refuse writes.
+    #[arg(short, long)]
+    pub(super) read_only: bool,
+    /// Print the URIs to standard output, one a line, once clients can connect.
+    #[arg(long)]
+    pub(super) print_uri: bool,
+}
+
+/// Show what a server or a file offers: size, block sizes, abilities.
+#[derive(Args, Debug)]
+#[command(after_help = ENDPOINTS)]
+pub(super) struct InfoArgs {
+    /// What to look at: an endpoint, see below.
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub(super) endpoint: OsString,
+    /// Show every export of the server.
+    #[arg(short, long)]
+    pub(super) list: bool,
+    /// Print JSON, with nbdinfo's keys.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// Show where an image has data, holes and zeroes: offset, length, type and its meaning.
+#[derive(Args, Debug)]
+#[command(after_help = ENDPOINTS)]
+pub(super) struct MapArgs {
+    /// What to map: an endpoint, see below.
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub(super) endpoint: OsString,
+    /// The metadata context to ask, by NBD's name.
+    #[arg(long, value_name = "NAME", default_value_t = Context::Allocation.to_string())]
+    pub(super) context: String,
+    /// Print the sum of each type instead of each extent.
+    #[arg(long)]
+    pub(super) totals: bool,
+    /// Print JSON, as nbdinfo does.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// Print a completion script for a shell.
+#[derive(Args, Debug)]
+pub(super) struct CompletionsArgs {
+    /// The shell that will read the script.
+    pub(super) shell: clap_complete::Shell,
+}
+
+/// Print a manual page in roff.
+#[derive(Args, Debug)]
+pub(super) struct ManArgs {
+    /// The command that the page is about; the program as a whole unless given.
+    pub(super) command: Option<String>,
+}
+
+/// A number of bytes as people write it: `256K`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Size(pub(super) u64);
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        parse_size(text)
+            .map(Size)
+            .map_err(|error| error.to_string())
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (shift, unit) in [(30, "G"), (20, "M"), (10, "K")] {
+            let bytes = 1_u64 << shift;
+            if self.0 >= bytes && self.0.is_multiple_of(bytes) {
+                return write!(f, "{}{unit}", self.0 >> shift);
+            }
+        }
+        write!(f, "{}", self.0)
+    }
+}
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+fn parse_request_size(text: &str) -> Result<Size, String> {
+    let size = Size::from_str(text)?;
+    if !size.0.is_power_of_two() || !(4 * KIB..=32 * MIB).contains(&size.0) {
+        return Err("it must be a power of two from 4K to 32M".to_owned());
+    }
+    Ok(size)
+}
+
+fn parse_queue_size(text: &str) -> Result<Size, String> {
+    let size = Size::from_str(text)?;
+    if !(4 * KIB..=4 * GIB).contains(&size.0) {
+        return Err("it must lie between 4K and 4G".to_owned());
+    }
+    Ok(size)
+}
+
+fn parse_sparse(text: &str) -> Result<Size, String> {
+    let size = Size::from_str(text)?;
+    let in_range = size.0.is_power_of_two() && (512..=32 * MIB).contains(&size.0);
+    if size.0 != 0 && !in_range {
+        return Err("it must be 0, or a power of two from 512 to 32M".to_owned());
+    }
+    Ok(size)
+}
+
+fn default_requests() -> u16 {
+    u16::try_from(CopyOptions::default().requests).unwrap_or(u16::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(words: &[&str]) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from([&["blockferry"], words].concat())
+    }
+
+    fn copy(words: &[&str]) -> CopyArgs {
+        let all = [&["copy"], words, &["a", "b"]].concat();
+        match parse(&all).expect("valid arguments").command {
+            Command::Copy(copy) => copy,
+            other => panic!("not a copy: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_printed_as_they_are_read() {
+        for text in ["0", "1", "513", "4K", "256K", "16M", "1025M", "4G"] {
+            assert_eq!(Size::from_str(text).expect("a size").to_string(), text);
+        }
+    }
+
+    #[test]
+    fn values_out_of_range_are_usage_errors_that_name_the_range() {
+        for (flag, value, range) in [
+            ("--requests", "0", "1..=1024"),
+            ("--requests", "1025", "1..=1024"),
+            ("--request-size", "2K", "4K to 32M"),
+            ("--request-size", "5000", "power of two"),
+            ("--request-size", "64M", "4K to 32M"),
+            ("--queue-size", "1K", "4K and 4G"),
+            ("--sparse", "256", "512 to 32M"),
+            ("-S", "4097", "power of two"),
+        ] {
+            let error = parse(&["copy", flag, value, "a", "b"]).expect_err("out of range");
+            assert_eq!(error.exit_code(), 2);
+            let text = error.to_string();
+            assert!(text.contains(range), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_last_of_flush_and_no_flush_wins() {
+        assert!(!copy(&["--no-flush", "--flush"]).no_flush);
+        assert!(copy(&["--flush", "--no-flush"]).no_flush);
+        assert!(!copy(&[]).no_flush);
+    }
+
+    #[test]
+    fn nbdcopy_spellings_are_understood() {
+        let args = copy(&["-R", "8", "-S", "0", "-p", "--target-is-zero", "--flush"]);
+        assert_eq!((args.requests, args.sparse), (8, Size(0)));
+        assert!(args.progress && args.destination_is_zero);
+    }
+
+    #[test]
+    fn every_flag_is_explained() {
+        for subcommand in command().get_subcommands() {
+            for argument in subcommand.get_arguments() {
+                let help = argument.get_help().map(ToString::to_string);
+                assert!(help.is_some_and(|help| help.len() > 5), "{argument:?}");
+            }
+        }
+    }
+}

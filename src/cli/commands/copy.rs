@@ -1,0 +1,242 @@
+//! `blockferry copy`: opens both sides, lets the engine run, and cleans up however it ends.
+
+use std::{
+    future::Future,
+    pin::pin,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    block::DeviceInfo,
+    copy::{self, Control, CopyError, Destination, Report, Source},
+    endpoint::{
+        Connection, Endpoint, OpenDestination, OpenSource, is_same_image, open_destination,
+        open_source,
+    },
+};
+
+use super::super::{
+    failure::Failure,
+    options::{CopyJob, ReportStyle, Show, open_options},
+    output::{print, tell},
+    progress::View,
+    report,
+    signals::{Interrupt, Signals},
+};
+
+/// How long after the first request to end a copy may finish what is in flight.
+const GRACE: Duration = Duration::from_secs(5);
+
+pub(in crate::cli) fn run(job: CopyJob) -> Result<(), Failure> {
+    let runtime = super::runtime()?;
+    let result = runtime.block_on(copy_image(job));
+    // A thread that sits in a read of standard input would never let a usual shutdown end.
+    runtime.shutdown_background();
+    result
+}
+
+async fn copy_image(job: CopyJob) -> Result<(), Failure> {
+    let mut signals = Signals::listen().map_err(|error| Failure::system("signals", &error))?;
+    let options = open_options();
+    // The source first: nothing of the destination is touched unless there is something to copy.
+    let source = open_source(&job.source, &options);
+    let OpenSource {
+        source,
+        connection: mut source_connection,
+    } = unless_interrupted(source, &mut signals).await??;
+    if is_same_image(&job.source, &job.destination) {
+        let (source, destination) = (&job.source, &job.destination);
+        return Err(Failure::failed(format!(
+            "{source} and {destination} are the same image"
+        )));
+    }
+    let destination = open_destination(&job.destination, &options);
+    let OpenDestination {
+        destination,
+        connection: mut destination_connection,
+        file,
+    } = unless_interrupted(destination, &mut signals).await??;
+    if job.verbose {
+        describe_sides(&job, &source, &destination);
+    }
+
+    let view = View::new(job.show, job.report == ReportStyle::Nothing);
+    let control = Control::new();
+    let begun = Instant::now();
+    let ended = {
+        let copying = pin!(copy::copy(
+            source,
+            destination,
+            &job.engine,
+            &control,
+            &view
+        ));
+        finish_or_interrupt(copying, &control, &mut signals).await
+    };
+    view.finish();
+    match ended {
+        Ended::Whole(done) => {
+            if let Some(file) = file {
+                file.commit();
+            }
+            let elapsed = begun.elapsed();
+            destination_connection.close().await;
+            source_connection.close().await;
+            tell_success(&job, &done, elapsed)
+        }
+        Ended::Failed(error) => {
+            let mut failure = Failure::from(&error);
+            for connection in [&mut source_connection, &mut destination_connection] {
+                if let Some(end) = connection.early_end() {
+                    failure = failure.note(end);
+                }
+            }
+            let failure = incomplete(failure, file.as_ref(), &job.destination);
+            let ending = end_servers(destination_connection, source_connection);
+            // Nobody needs to wait for the servers: they are killed when this is dropped.
+            let _ = unless_interrupted(ending, &mut signals).await;
+            Err(failure)
+        }
+        Ended::Interrupted(interrupt) => {
+            let ending = end_servers(destination_connection, source_connection);
+            let _ = unless_interrupted(ending, &mut signals).await;
+            let failure = Failure::interrupted(interrupt);
+            Err(incomplete(failure, file.as_ref(), &job.destination))
+        }
+        Ended::AtOnce(interrupt) => {
+            destination_connection.kill();
+            source_connection.kill();
+            let failure = Failure::interrupted(interrupt);
+            Err(incomplete(failure, file.as_ref(), &job.destination))
+        }
+    }
+}
+
+/// How a copy ended.
+enum Ended {
+    Whole(Report),
+    Failed(CopyError),
+    /// Everything in flight was finished.
+    Interrupted(Interrupt),
+    /// Somebody did not want to wait for that.
+    AtOnce(Interrupt),
+}
+
+/// Runs the copy to its end. The first request to end cancels it and gives it time to finish what is in
+/// flight; the second one, or too much time, ends it at once.
+async fn finish_or_interrupt(
+    mut copying: impl Future<Output = Result<Report, CopyError>> + Unpin,
+    control: &Control,
+    signals: &mut Signals,
+) -> Ended {
+    let interrupt = tokio::select! {
+        result = &mut copying => {
+            return match result {
+                Ok(report) => Ended::Whole(report),
+                Err(error) => Ended::Failed(error),
+            };
+        }
+        interrupt = signals.next() => interrupt,
+    };
+    control.cancel();
+    tokio::select! {
+        // It may have come to its end before it heard of it.
+        result = &mut copying => match result {
+            Ok(report) => Ended::Whole(report),
+            Err(_) => Ended::Interrupted(interrupt),
+        },
+        again = signals.next() => Ended::AtOnce(again),
+        () = tokio::time::sleep(GRACE) => Ended::Interrupted(interrupt),
+    }
+}
+
+/// Lets servers that were started for us end in good order: an image format may have to be closed.
+async fn end_servers(destination: Connection, source: Connection) {
+    destination.abandon().await;
+    source.abandon().await;
+}
+
+async fn unless_interrupted<T>(
+    future: impl Future<Output = T>,
+    signals: &mut Signals,
+) -> Result<T, Failure> {
+    tokio::select! {
+        output = future => Ok(output),
+        interrupt = signals.next() => Err(Failure::interrupted(interrupt)),
+    }
+}
+
+/// Says what became of the destination.
+fn incomplete(
+    failure: Failure,
+    file: Option<&crate::endpoint::DestinationFile>,
+    destination: &Endpoint,
+) -> Failure {
+    match file {
+        Some(file) if file.existed() => failure.note(format!("{destination} is incomplete")),
+        Some(_) => failure.note(format!("{destination} was incomplete and is removed")),
+        None => failure,
+    }
+}
+
+fn tell_success(job: &CopyJob, done: &Report, elapsed: Duration) -> Result<(), Failure> {
+    match job.report {
+        ReportStyle::Nothing => Ok(()),
+        ReportStyle::Sentence => {
+            tell(&report::sentence(done, elapsed));
+            Ok(())
+        }
+        ReportStyle::Json => {
+            print(&report::json(done, elapsed)).map_err(|error| super::standard_output(&error))
+        }
+    }
+}
+
+fn describe_sides(job: &CopyJob, source: &Source, destination: &Destination) {
+    let source = match source {
+        Source::Device(device) => describe(device.info()),
+        _ => "a stream".to_owned(),
+    };
+    let destination = match destination {
+        Destination::Device(device) => describe(device.info()),
+        _ => "a stream".to_owned(),
+    };
+    tell(&format!("source {}: {source}", job.source));
+    tell(&format!("destination {}: {destination}", job.destination));
+    let engine = &job.engine;
+    tell(&format!(
+        "{} requests of at most {} bytes, {} bytes in flight{}",
+        engine.requests,
+        engine.request_size,
+        engine.queue_size,
+        if job.show == Show::Nothing {
+            ""
+        } else {
+            ", with progress"
+        },
+    ));
+}
+
+fn describe(info: &DeviceInfo) -> String {
+    let limits = info.limits;
+    format!(
+        "{} bytes, blocks of {}, {} and at most {} bytes, {}",
+        info.size,
+        limits.minimum,
+        limits.preferred,
+        limits.maximum,
+        bitflags_text(info),
+    )
+}
+
+fn bitflags_text(info: &DeviceInfo) -> String {
+    let names: Vec<_> = info
+        .capabilities
+        .iter_names()
+        .map(|(name, _)| name.to_ascii_lowercase().replace('_', "-"))
+        .collect();
+    if names.is_empty() {
+        return "read-only".to_owned();
+    }
+    names.join(" ")
+}

@@ -1,0 +1,325 @@
+//! `blockferry map`: the extents of an image in nbdinfo's formats.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, BufWriter, Write},
+};
+
+use crate::{
+    block::{Access, BlockDevice, ByteRange, Context, Error, ErrorKind, Extent, Operation, Status},
+    endpoint::{OpenDevice, open_device},
+};
+
+use super::super::{
+    failure::Failure,
+    options::{MapJob, open_options},
+};
+
+pub(in crate::cli) fn run(job: &MapJob) -> Result<(), Failure> {
+    let runtime = super::runtime()?;
+    let result = runtime.block_on(map(job));
+    runtime.shutdown_background();
+    result
+}
+
+async fn map(job: &MapJob) -> Result<(), Failure> {
+    let mut options = open_options();
+    options.contexts = vec![job.context.clone()];
+    let OpenDevice { device, connection } =
+        open_device(&job.endpoint, Access::ReadOnly, &options).await?;
+    if !device.info().contexts.contains(&job.context) {
+        return Err(Failure::failed(format!(
+            "{}: it does not know the context {}",
+            job.endpoint, job.context
+        )));
+    }
+    let size = device.info().size;
+    let mut output = BufWriter::new(io::stdout().lock());
+    let shape = Shape::new(job, size);
+    let written = print_map(&*device, &job.context, shape, &mut output).await?;
+    drop(output);
+    connection.close().await;
+    match written {
+        // Nobody reads on, as behind `head`: that is no error.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) => Err(super::standard_output(&error)),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Asks for every extent in order and prints as it goes. The outer failure is the device's, the inner
+/// one the output's.
+async fn print_map(
+    device: &dyn BlockDevice,
+    context: &Context,
+    mut shape: Shape<'_>,
+    output: &mut impl Write,
+) -> Result<io::Result<()>, Error> {
+    let size = device.info().size;
+    let mut pending: Option<Extent> = None;
+    let mut offset = 0;
+    while offset < size {
+        let rest = ByteRange::between(offset, size);
+        let extents = device.extents(rest, context).await?;
+        for extent in extents {
+            offset = extent.range.end();
+            match &mut pending {
+                Some(last) if last.status == extent.status => {
+                    last.range = ByteRange::between(last.range.start(), offset);
+                }
+                _ => {
+                    if let Some(last) = pending.replace(extent)
+                        && let Err(error) = shape.extent(last, output)
+                    {
+                        return Ok(Err(error));
+                    }
+                }
+            }
+        }
+        if offset <= rest.start() {
+            let message = "the answer has no extents";
+            return Err(Error::with_message(ErrorKind::Protocol, message)
+                .during(Operation::Extents)
+                .at(rest.start(), rest.len())
+                .on(&device.info().name));
+        }
+    }
+    let last = pending.map_or(Ok(()), |last| shape.extent(last, output));
+    Ok(last.and_then(|()| shape.end(output)))
+}
+
+/// What the map looks like.
+struct Shape<'a> {
+    context: &'a Context,
+    json: bool,
+    size: u64,
+    /// The bytes of each status, where only sums are wanted.
+    totals: Option<BTreeMap<u64, u64>>,
+    /// Whether a JSON list has a member already.
+    begun: bool,
+}
+
+impl<'a> Shape<'a> {
+    fn new(job: &'a MapJob, size: u64) -> Self {
+        Self {
+            context: &job.context,
+            json: job.json,
+            size,
+            totals: job.totals.then(BTreeMap::new),
+            begun: false,
+        }
+    }
+
+    fn extent(&mut self, extent: Extent, output: &mut impl Write) -> io::Result<()> {
+        let (offset, length, status) = (extent.range.start(), extent.range.len(), extent.status);
+        if let Some(totals) = &mut self.totals {
+            *totals.entry(status.0).or_default() += length;
+            return Ok(());
+        }
+        let meaning = meaning(self.context, status);
+        if self.json {
+            let member = format!(
+                "{{ \"offset\": {offset}, \"length\": {length}, \"type\": {}{}}}",
+                status.0,
+                json_description(&meaning)
+            );
+            return self.member(&member, output);
+        }
+        let line = format!("{offset:>10}  {length:>10}  {:>3}  {meaning}", status.0);
+        writeln!(output, "{}", line.trim_end())
+    }
+
+    fn end(&mut self, output: &mut impl Write) -> io::Result<()> {
+        for (status, bytes) in self.totals.take().unwrap_or_default() {
+            let percent = 100.0 * bytes as f64 / self.size.max(1) as f64;
+            let meaning = meaning(self.context, Status(status));
+            if self.json {
+                let member = format!(
+                    "{{ \"size\": {bytes}, \"percent\": {percent}, \"type\": {status}{} }}",
+                    json_description(&meaning)
+                );
+                self.member(&member, output)?;
+            } else {
+                let line = format!("{bytes:>10} {percent:>5.1}% {status:>3} {meaning}");
+                writeln!(output, "{}", line.trim_end())?;
+            }
+        }
+        if self.json {
+            output.write_all(if self.begun { b"\n]\n" } else { b"[]\n" })?;
+        }
+        output.flush()
+    }
+
+    fn member(&mut self, member: &str, output: &mut impl Write) -> io::Result<()> {
+        let before = if self.begun { ",\n" } else { "[\n" };
+        self.begun = true;
+        write!(output, "{before}{member}")
+    }
+}
+
+fn json_description(meaning: &str) -> String {
+    match meaning {
+        "" => String::new(),
+        _ => format!(", \"description\": \"{meaning}\""),
+    }
+}
+
+/// What a status means in a context; empty where that is not known.
+fn meaning(context: &Context, status: Status) -> String {
+    let word = match (context, status.0) {
+        (Context::Allocation, 0) => "data",
+        (Context::Allocation, 1) => "hole",
+        (Context::Allocation, 2) => "zero",
+        (Context::Allocation, 3) => "hole,zero",
+        (Context::DirtyBitmap(_), 0) => "clean",
+        (Context::DirtyBitmap(_), 1) => "dirty",
+        (Context::AllocationDepth, 0) => "unallocated",
+        (Context::AllocationDepth, 1) => "local",
+        (Context::AllocationDepth, depth) => return format!("backing depth {depth}"),
+        _ => "",
+    };
+    word.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::block::{BoxFuture, Buffer, DeviceInfo, Result};
+
+    /// A device with a list of extents, which it gives out one at a time.
+    struct Mapped {
+        info: DeviceInfo,
+        extents: Vec<Extent>,
+    }
+
+    impl Mapped {
+        fn new(parts: &[(u64, u64)]) -> Self {
+            let mut extents = Vec::new();
+            let mut offset = 0;
+            for (length, status) in parts {
+                extents.push(Extent {
+                    range: ByteRange::between(offset, offset + length),
+                    status: Status(*status),
+                });
+                offset += length;
+            }
+            Self {
+                info: DeviceInfo::new("mapped", offset),
+                extents,
+            }
+        }
+    }
+
+    impl BlockDevice for Mapped {
+        fn info(&self) -> &DeviceInfo {
+            &self.info
+        }
+
+        fn read(&self, _: u64, buffer: Buffer) -> BoxFuture<'_, Result<Buffer>> {
+            Box::pin(async { Ok(buffer) })
+        }
+
+        fn extents<'a>(
+            &'a self,
+            range: ByteRange,
+            _: &'a Context,
+        ) -> BoxFuture<'a, Result<Vec<Extent>>> {
+            let found = self
+                .extents
+                .iter()
+                .find(|extent| extent.range.start() == range.start())
+                .copied();
+            Box::pin(async move { Ok(found.into_iter().collect()) })
+        }
+    }
+
+    fn print(parts: &[(u64, u64)], context: &Context, json: bool, totals: bool) -> String {
+        let device = Mapped::new(parts);
+        let shape = Shape {
+            context,
+            json,
+            size: device.info.size,
+            totals: totals.then(BTreeMap::new),
+            begun: false,
+        };
+        let mut output = Vec::new();
+        let runtime = super::super::runtime().expect("a runtime");
+        runtime
+            .block_on(print_map(&device, context, shape, &mut output))
+            .expect("a map")
+            .expect("written");
+        String::from_utf8(output).expect("text")
+    }
+
+    const PARTS: [(u64, u64); 4] = [(16384, 0), (16384, 0), (32768, 3), (983_040, 2)];
+
+    #[test]
+    fn lines_are_nbdinfos_and_equal_neighbours_are_one() {
+        assert_eq!(
+            print(&PARTS, &Context::Allocation, false, false),
+            "         0       32768    0  data\n     \
+                 32768       32768    3  hole,zero\n     \
+                 65536      983040    2  zero\n"
+        );
+    }
+
+    #[test]
+    fn json_is_a_list_of_extents() {
+        let text = print(&PARTS, &Context::Allocation, true, false);
+        assert!(
+            text.starts_with(
+                "[\n{ \"offset\": 0, \"length\": 32768, \"type\": 0, \"description\": \"data\"},\n"
+            ),
+            "{text}"
+        );
+        let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(value.as_array().map(Vec::len), Some(3));
+        assert_eq!(print(&[], &Context::Allocation, true, false), "[]\n");
+    }
+
+    #[test]
+    fn totals_are_sums_by_type() {
+        let parts = [(65536, 0), (32768, 3), (917_504, 0), (32768, 3)];
+        assert_eq!(
+            print(&parts, &Context::Allocation, false, true),
+            "    983040  93.8%   0 data\n     65536   6.2%   3 hole,zero\n"
+        );
+        let value: serde_json::Value =
+            serde_json::from_str(&print(&parts, &Context::Allocation, true, true)).expect("JSON");
+        assert_eq!(value[1]["percent"], 6.25);
+    }
+
+    #[test]
+    fn each_context_has_its_own_words() {
+        let bitmap = Context::DirtyBitmap("b".to_owned());
+        assert_eq!(meaning(&bitmap, Status(1)), "dirty");
+        assert_eq!(
+            meaning(&Context::AllocationDepth, Status(2)),
+            "backing depth 2"
+        );
+        let other = Context::Other("x:y".to_owned());
+        assert_eq!(
+            print(&[(1, 7)], &other, false, false),
+            "         0           1    7\n"
+        );
+    }
+
+    #[test]
+    fn an_answer_without_extents_is_an_error_and_no_endless_loop() {
+        let mut device = Mapped::new(&[(10, 0), (10, 3)]);
+        device.extents.pop();
+        let context = Context::Allocation;
+        let shape = Shape {
+            context: &context,
+            json: false,
+            size: 20,
+            totals: None,
+            begun: false,
+        };
+        let runtime = super::super::runtime().expect("a runtime");
+        let error = runtime
+            .block_on(print_map(&device, &context, shape, &mut Vec::new()))
+            .expect_err("no extents");
+        assert_eq!(error.kind(), ErrorKind::Protocol);
+    }
+}

@@ -1,0 +1,26 @@
+//! One file per command: from a resolved job to its end.
+
+pub(super) mod copy;
+pub(super) mod info;
+mod listen;
+pub(super) mod map;
+pub(super) mod serve;
+
+use std::io;
+
+use tokio::runtime::{Builder, Runtime};
+
+use super::failure::Failure;
+
+/// The runtime of a command: on this thread, because servers that are started for an endpoint live as
+/// long as the thread that started them.
+fn runtime() -> Result<Runtime, Failure> {
+    Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::system("cannot start", &error))
+}
+
+fn standard_output(error: &io::Error) -> Failure {
+    Failure::system("standard output", error)
+}

@@ -1,0 +1,359 @@
+//! How a failure is told: the message, a hint where one helps, and the exit code.
+
+use std::{error::Error as StdError, fmt, fmt::Write, io};
+
+use crate::{
+    block::{Error, ErrorKind, Operation},
+    copy::{CopyError, Side},
+    endpoint::EndpointError,
+    proto::UriError,
+};
+
+use super::{output::tell, signals::Interrupt};
+
+/// Messages longer than this are cut: what a peer says is bounded below already, this is the last net.
+const LONGEST_MESSAGE: usize = 4096;
+
+/// Why a command did not do what it was asked for.
+#[derive(Debug)]
+pub(super) struct Failure {
+    exit: Exit,
+    message: String,
+    notes: Vec<String>,
+    hint: Option<String>,
+}
+
+/// The exit codes of failures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Exit {
+    Failed,
+    Usage,
+    /// `EX_TEMPFAIL` of sysexits.h.
+    TryAgain,
+    Interrupted(Interrupt),
+}
+
+impl Failure {
+    /// The request made no sense.
+    pub(super) fn usage(message: impl Into<String>) -> Self {
+        Self::new(Exit::Usage, message.into())
+    }
+
+    /// It failed, and trying again would not help.
+    pub(super) fn failed(message: impl Into<String>) -> Self {
+        Self::new(Exit::Failed, message.into())
+    }
+
+    /// Something of the system failed.
+    pub(super) fn system(what: &str, error: &io::Error) -> Self {
+        Self::failed(format!("{what}: {error}"))
+    }
+
+    /// Someone asked us to end.
+    pub(super) fn interrupted(interrupt: Interrupt) -> Self {
+        Self::new(Exit::Interrupted(interrupt), interrupt.as_str().to_owned())
+    }
+
+    fn new(exit: Exit, message: String) -> Self {
+        Self {
+            exit,
+            message,
+            notes: Vec::new(),
+            hint: None,
+        }
+    }
+
+    /// The same failure with one more fact, told on a line of its own.
+    pub(super) fn note(mut self, note: impl Into<String>) -> Self {
+        self.notes.push(note.into());
+        self
+    }
+
+    /// The same failure with advice, unless it has some already.
+    pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint.get_or_insert_with(|| hint.into());
+        self
+    }
+
+    /// The exit code.
+    pub(super) fn code(&self) -> u8 {
+        match self.exit {
+            Exit::Failed => 1,
+            Exit::Usage => 2,
+            Exit::TryAgain => 75,
+            Exit::Interrupted(interrupt) => interrupt.exit_code(),
+        }
+    }
+
+    /// Tells it on standard error.
+    pub(super) fn report(&self) {
+        for line in self.to_string().lines() {
+            tell(line);
+        }
+    }
+}
+
+/// Every line that is told, without control characters.
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "blockferry: {}", Line(&self.message))?;
+        for note in &self.notes {
+            write!(f, "\nblockferry: {}", Line(note))?;
+        }
+        if let Some(hint) = &self.hint {
+            write!(f, "\nhint: {}", Line(hint))?;
+        }
+        Ok(())
+    }
+}
+
+/// A text that stays on its line and is not too long.
+struct Line<'a>(&'a str);
+
+impl fmt::Display for Line<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (count, c) in self.0.chars().enumerate() {
+            if count == LONGEST_MESSAGE {
+                return f.write_str("...");
+            }
+            if c.is_control() {
+                write!(f, "{}", c.escape_default())?;
+            } else {
+                f.write_char(c)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&Error> for Failure {
+    fn from(error: &Error) -> Self {
+        let exit = match error.is_transient() {
+            true => Exit::TryAgain,
+            false => Exit::Failed,
+        };
+        let mut failure = Self::new(exit, message(error));
+        failure.hint = hint_for(error);
+        failure
+    }
+}
+
+impl From<&CopyError> for Failure {
+    fn from(failed: &CopyError) -> Self {
+        let mut failure = Self::from(&failed.error);
+        if failed.side == Side::Destination && failed.error.kind() == ErrorKind::BrokenPipe {
+            failure.hint = None;
+            return failure.note("the reader of the output went away before it had all of it");
+        }
+        if failed.progress.done > 0 {
+            let done = crate::block::HumanSize(failed.progress.done);
+            failure = failure.note(format!("{done} had been copied"));
+        }
+        failure
+    }
+}
+
+impl From<EndpointError> for Failure {
+    fn from(error: EndpointError) -> Self {
+        let hint = match &error {
+            EndpointError::UnterminatedGroup => {
+                Some("put spaces around the brackets: [ CMD ARGS... ]".to_owned())
+            }
+            EndpointError::UnknownScheme { name, .. } => {
+                Some(format!("for a file of that name, write ./{name}"))
+            }
+            EndpointError::Uri {
+                error: UriError::NoSocket,
+                ..
+            } => Some(
+                "write nbd+unix:///EXPORT?socket=PATH, and put the URI in quotes: the shell takes \
+                 '?' and '&' for itself"
+                    .to_owned(),
+            ),
+            EndpointError::Uri { name, .. } if name.contains(['?', '&']) => {
+                Some("put the URI in quotes: the shell takes '?' and '&' for itself".to_owned())
+            }
+            _ => None,
+        };
+        let mut failure = Self::usage(error.to_string());
+        failure.hint = hint;
+        failure
+    }
+}
+
+/// The error and its causes on one line. A cause whose text was said already is not repeated, and an
+/// error that says nothing but its kind leaves the word to its cause, which knows more.
+fn message(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    if cause.is_some()
+        && let Some(context) = text.strip_suffix(error.kind().as_str())
+    {
+        text.truncate(context.trim_end_matches(": ").len());
+    }
+    while let Some(next) = cause {
+        let said = without_number(next.to_string());
+        if !text.contains(&said) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&said);
+        }
+        cause = next.source();
+    }
+    text
+}
+
+/// The text of a system error without its number.
+fn without_number(mut text: String) -> String {
+    if text.ends_with(')')
+        && let Some(start) = text.rfind(" (os error ")
+    {
+        text.truncate(start);
+    }
+    text
+}
+
+/// What a person can do about it, where that is known.
+fn hint_for(error: &Error) -> Option<String> {
+    let endpoint = error.endpoint().unwrap_or_default();
+    let is_nbd = crate::proto::is_nbd_uri(endpoint);
+    let opening = matches!(error.operation(), None | Some(Operation::Open));
+    let hint = match error.kind() {
+        ErrorKind::Refused if is_nbd => {
+            "nothing listens there: is the server running, on this port or socket?"
+        }
+        ErrorKind::NotFound if is_nbd && is_system_error(error) => {
+            "there is no such socket: is the server running?"
+        }
+        ErrorKind::NotFound if is_nbd => {
+            "'blockferry info --list' shows which exports a server has"
+        }
+        ErrorKind::NotPermitted if !is_nbd && opening => {
+            "check the owner and the mode of the file and of its directory"
+        }
+        ErrorKind::ReadOnly => {
+            "the server or the file allows no writes: was it started or mounted read-only?"
+        }
+        ErrorKind::NoSpace => "the destination is full: make room, or use a larger one",
+        ErrorKind::ConnectionLost | ErrorKind::TimedOut | ErrorKind::ShuttingDown => {
+            "this may pass: try again"
+        }
+        _ => return None,
+    };
+    Some(hint.to_owned())
+}
+
+fn is_system_error(error: &Error) -> bool {
+    error.source().is_some_and(<dyn StdError>::is::<io::Error>)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn name(text: &str) -> Arc<str> {
+        Arc::from(text)
+    }
+
+    #[test]
+    fn exit_codes_tell_failures_apart() {
+        assert_eq!(Failure::failed("x").code(), 1);
+        assert_eq!(Failure::usage("x").code(), 2);
+        assert_eq!(Failure::from(Error::new(ErrorKind::NoSpace)).code(), 1);
+        for kind in [
+            ErrorKind::ConnectionLost,
+            ErrorKind::TimedOut,
+            ErrorKind::ShuttingDown,
+        ] {
+            assert_eq!(Failure::from(Error::new(kind)).code(), 75);
+        }
+        assert_eq!(Failure::interrupted(Interrupt::Int).code(), 130);
+        assert_eq!(Failure::interrupted(Interrupt::Term).code(), 143);
+        assert_eq!(Failure::from(EndpointError::Empty).code(), 2);
+    }
+
+    #[test]
+    fn the_causes_follow_and_none_is_repeated() {
+        let error = Error::from(io::Error::other("the disk is on fire"))
+            .during(Operation::Write)
+            .at(4096, 512)
+            .on(&name("disk.raw"));
+        assert_eq!(
+            Failure::from(error).to_string(),
+            "blockferry: disk.raw: write of 512 bytes at offset 4096: the disk is on fire"
+        );
+        let inner = Error::with_message(ErrorKind::Io, "broken");
+        let outer = Error::with_source(ErrorKind::NoSpace, inner);
+        assert_eq!(message(&outer), "broken");
+        let repeated = Error::with_source(ErrorKind::Io, Error::new(ErrorKind::Io));
+        assert_eq!(message(&repeated), "input/output error");
+        assert_eq!(message(&Error::new(ErrorKind::NoSpace)), "no space left");
+    }
+
+    #[test]
+    fn system_errors_are_told_in_the_systems_words() {
+        let error = Error::from(io::Error::from_raw_os_error(2)).during(Operation::Open);
+        let error = error.on(&name("disk.raw"));
+        assert_eq!(message(&error), "disk.raw: open: No such file or directory");
+    }
+
+    #[test]
+    fn a_missing_socket_and_a_missing_export_get_different_advice() {
+        let uri = name("nbd+unix:///?socket=/s");
+        let hint = |error: Error| hint_for(&error.on(&uri)).expect("a hint");
+        let socket = hint(Error::from(io::Error::from_raw_os_error(2)));
+        let export = hint(Error::with_message(ErrorKind::NotFound, "no such export"));
+        assert!(socket.contains("is the server running"), "{socket}");
+        assert!(export.contains("info --list"), "{export}");
+    }
+
+    #[test]
+    fn hints_stand_on_a_line_of_their_own() {
+        let error = Error::new(ErrorKind::Refused).on(&name("nbd://localhost/"));
+        let text = Failure::from(error).to_string();
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines[0], "blockferry: nbd://localhost/: refused");
+        assert!(
+            lines[1].starts_with("hint: nothing listens there"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_uri_that_lost_its_socket_gets_the_quotes_explained() {
+        let endpoint: Result<crate::endpoint::Endpoint, _> = "nbd+unix:///disk".parse();
+        let failure = Failure::from(endpoint.expect_err("no socket"));
+        assert_eq!(failure.code(), 2);
+        assert!(
+            failure.to_string().contains("hint: write nbd+unix"),
+            "{failure}"
+        );
+    }
+
+    #[test]
+    fn control_characters_and_floods_end_here() {
+        let text = Failure::failed("a\u{1b}[31m\nb").to_string();
+        assert_eq!(text, "blockferry: a\\u{1b}[31m\\nb");
+        assert!(Failure::failed("x".repeat(100_000)).to_string().len() < 5000);
+    }
+
+    #[test]
+    fn notes_stand_between_the_message_and_the_hint() {
+        let failure = Failure::failed("bad")
+            .hint("do better")
+            .note("it is incomplete");
+        assert_eq!(
+            failure.to_string(),
+            "blockferry: bad\nblockferry: it is incomplete\nhint: do better"
+        );
+    }
+}

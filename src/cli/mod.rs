@@ -1,0 +1,25 @@
+//! The command line: arguments in, exit code out. The only part of the library that prints.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `args` | the one definition of every flag: it feeds parsing, help, man pages and completions |
+//! | `options` | raw flags become typed options; contradictions end here |
+//! | `run` | from an argument list to an exit code |
+//! | `commands/` | one file per command |
+//! | `progress`, `report` | what a copy shows while it runs and when it is done |
+//! | `failure` | errors become messages, hints and exit codes |
+//! | `output` | standard output and error, where a reader may go away |
+//! | `signals` | the requests to end |
+
+mod args;
+mod commands;
+mod failure;
+mod options;
+mod output;
+mod progress;
+mod report;
+mod run;
+mod signals;
+
+pub use args::command;
+pub use run::main;

@@ -1,0 +1,336 @@
+//! Raw flags become typed options, in one place. What contradicts itself is refused here, so that
+//! nothing below has to look again.
+
+use std::{
+    ffi::OsStr,
+    io::{self, IsTerminal},
+    path::PathBuf,
+};
+
+use crate::{
+    block::Context,
+    copy::CopyOptions,
+    endpoint::{Endpoint, EndpointKind, OpenOptions},
+};
+
+use super::{
+    args::{Common, CopyArgs, InfoArgs, MapArgs, ServeArgs},
+    failure::Failure,
+};
+
+/// A resolved `copy`.
+#[derive(Debug)]
+pub(super) struct CopyJob {
+    pub(super) source: Endpoint,
+    pub(super) destination: Endpoint,
+    pub(super) engine: CopyOptions,
+    pub(super) show: Show,
+    pub(super) report: ReportStyle,
+    pub(super) verbose: bool,
+}
+
+/// How a copy shows its progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Show {
+    /// Not at all.
+    Nothing,
+    /// A bar that is drawn over itself.
+    Bar,
+    /// A line now and then.
+    Lines,
+}
+
+/// What a copy says when it is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ReportStyle {
+    /// Nothing.
+    Nothing,
+    /// A sentence on standard error.
+    Sentence,
+    /// JSON on standard output.
+    Json,
+}
+
+/// A resolved `serve`.
+#[derive(Debug)]
+pub(super) struct ServeJob {
+    pub(super) source: Endpoint,
+    pub(super) unix: Vec<PathBuf>,
+    pub(super) tcp: Vec<String>,
+    pub(super) read_only: bool,
+    pub(super) print_uri: bool,
+    pub(super) quiet: bool,
+    pub(super) verbose: bool,
+}
+
+/// A resolved `info`.
+#[derive(Debug)]
+pub(super) struct InfoJob {
+    pub(super) endpoint: Endpoint,
+    pub(super) list: bool,
+    pub(super) json: bool,
+}
+
+/// A resolved `map`.
+#[derive(Debug)]
+pub(super) struct MapJob {
+    pub(super) endpoint: Endpoint,
+    pub(super) context: Context,
+    pub(super) totals: bool,
+    pub(super) json: bool,
+}
+
+/// Which of the three standard streams are terminals; a value, so that rules about them can be tested.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terminals {
+    pub(super) input: bool,
+    pub(super) output: bool,
+    pub(super) error: bool,
+}
+
+impl Terminals {
+    pub(super) fn of_this_process() -> Self {
+        Self {
+            input: io::stdin().is_terminal(),
+            output: io::stdout().is_terminal(),
+            error: io::stderr().is_terminal(),
+        }
+    }
+}
+
+impl CopyJob {
+    pub(super) fn resolve(
+        args: &CopyArgs,
+        common: Common,
+        terminals: Terminals,
+    ) -> Result<Self, Failure> {
+        let source = Endpoint::parse(&args.source)?;
+        let destination = Endpoint::parse(&args.destination)?;
+        check_sides(&source, &destination, args.json, terminals)?;
+        if args.queue_size.0 < args.request_size.0 {
+            let (queue, request) = (args.queue_size, args.request_size);
+            return Err(Failure::usage(format!(
+                "--queue-size {queue} is less than one request of {request}"
+            )));
+        }
+        let engine = CopyOptions {
+            requests: usize::from(args.requests),
+            // The parsers have kept these two at 32 MiB at most.
+            request_size: u32::try_from(args.request_size.0).unwrap_or(u32::MAX),
+            sparse: u32::try_from(args.sparse.0).ok().filter(|size| *size > 0),
+            queue_size: args.queue_size.0,
+            allocated: args.allocated,
+            destination_is_zero: args.destination_is_zero,
+            flush: !args.no_flush,
+            extents: !args.no_extents,
+        };
+        Ok(Self {
+            source,
+            destination,
+            engine,
+            show: Show::resolve(args.progress, common, terminals),
+            report: match (args.json, common.quiet) {
+                (true, _) => ReportStyle::Json,
+                (false, true) => ReportStyle::Nothing,
+                (false, false) => ReportStyle::Sentence,
+            },
+            verbose: common.verbose,
+        })
+    }
+}
+
+impl Show {
+    fn resolve(asked: bool, common: Common, terminals: Terminals) -> Self {
+        match (terminals.error, asked) {
+            _ if common.quiet => Self::Nothing,
+            (true, _) => Self::Bar,
+            (false, true) => Self::Lines,
+            (false, false) => Self::Nothing,
+        }
+    }
+}
+
+/// Refuses pairs of endpoints that can never work.
+fn check_sides(
+    source: &Endpoint,
+    destination: &Endpoint,
+    json: bool,
+    terminals: Terminals,
+) -> Result<(), Failure> {
+    let refuse = |message: &str| Err(Failure::usage(message));
+    match source.kind() {
+        EndpointKind::Standard if terminals.input => {
+            return refuse("an image is not read from a terminal; redirect standard input");
+        }
+        EndpointKind::Null => return refuse("null: can only be a destination"),
+        _ => {}
+    }
+    match destination.kind() {
+        EndpointKind::Standard if terminals.output => {
+            refuse("an image is not written to a terminal; redirect standard output")
+        }
+        EndpointKind::Standard if json => {
+            refuse("--json writes to standard output, which is the destination")
+        }
+        EndpointKind::Sample(_) => refuse("sample: can only be a source"),
+        _ => Ok(()),
+    }
+}
+
+impl ServeJob {
+    pub(super) fn resolve(args: ServeArgs, common: Common) -> Result<Self, Failure> {
+        Ok(Self {
+            source: seekable(&args.source)?,
+            unix: args.unix,
+            tcp: args.listen,
+            read_only: args.read_only,
+            print_uri: args.print_uri,
+            quiet: common.quiet,
+            verbose: common.verbose,
+        })
+    }
+}
+
+impl InfoJob {
+    pub(super) fn resolve(args: &InfoArgs) -> Result<Self, Failure> {
+        let endpoint = seekable(&args.endpoint)?;
+        let is_server = matches!(
+            endpoint.kind(),
+            EndpointKind::Nbd(_) | EndpointKind::Command(_)
+        );
+        if args.list && !is_server {
+            return Err(Failure::usage(format!(
+                "--list needs an NBD server, which {endpoint} is not"
+            )));
+        }
+        Ok(Self {
+            endpoint,
+            list: args.list,
+            json: args.json,
+        })
+    }
+}
+
+impl MapJob {
+    pub(super) fn resolve(args: &MapArgs) -> Result<Self, Failure> {
+        Ok(Self {
+            endpoint: seekable(&args.endpoint)?,
+            context: Context::from(&*args.context),
+            totals: args.totals,
+            json: args.json,
+        })
+    }
+}
+
+/// An endpoint that holds an image with offsets.
+fn seekable(text: &OsStr) -> Result<Endpoint, Failure> {
+    let endpoint = Endpoint::parse(text)?;
+    match endpoint.kind() {
+        EndpointKind::Standard | EndpointKind::Null => Err(Failure::usage(format!(
+            "{endpoint} is a stream and works with copy only"
+        ))),
+        _ => Ok(endpoint),
+    }
+}
+
+/// How this program opens endpoints: `[ serve ... ]` is itself.
+pub(super) fn open_options() -> OpenOptions {
+    OpenOptions {
+        own_program: std::env::current_exe().ok(),
+        ..OpenOptions::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::args::{Cli, Command};
+
+    const NO_TERMINAL: Terminals = Terminals {
+        input: false,
+        output: false,
+        error: false,
+    };
+    const TERMINAL: Terminals = Terminals {
+        input: true,
+        output: true,
+        error: true,
+    };
+
+    fn resolve(words: &[&str], terminals: Terminals) -> Result<CopyJob, Failure> {
+        let cli = Cli::try_parse_from([&["blockferry", "copy"], words].concat());
+        let cli = cli.expect("valid arguments");
+        let Command::Copy(args) = cli.command else {
+            panic!("not a copy")
+        };
+        CopyJob::resolve(&args, cli.common, terminals)
+    }
+
+    fn refusal(words: &[&str], terminals: Terminals) -> String {
+        let failure = resolve(words, terminals).expect_err("refused");
+        assert_eq!(failure.code(), 2);
+        failure.to_string()
+    }
+
+    #[test]
+    fn without_flags_the_engine_has_its_own_defaults() {
+        let job = resolve(&["a", "b"], NO_TERMINAL).expect("a job");
+        let default = CopyOptions::default();
+        assert_eq!(format!("{:?}", job.engine), format!("{default:?}"));
+    }
+
+    #[test]
+    fn flags_reach_the_engine() {
+        let words =
+            "-R 7 --request-size 64k --queue-size 1M -S 0 --allocated --no-flush --no-extents a b";
+        let words: Vec<_> = words.split(' ').collect();
+        let engine = resolve(&words, NO_TERMINAL).expect("a job").engine;
+        assert_eq!((engine.requests, engine.request_size), (7, 64 << 10));
+        assert_eq!((engine.queue_size, engine.sparse), (1 << 20, None));
+        assert!(engine.allocated && !engine.flush && !engine.extents);
+    }
+
+    #[test]
+    fn terminals_are_neither_read_nor_written() {
+        assert!(refusal(&["-", "b"], TERMINAL).contains("terminal"));
+        assert!(refusal(&["a", "-"], TERMINAL).contains("terminal"));
+        assert!(resolve(&["-", "-"], NO_TERMINAL).is_ok());
+    }
+
+    #[test]
+    fn sides_that_make_no_sense_are_wrong_usage() {
+        refusal(&["null:", "b"], NO_TERMINAL);
+        refusal(&["a", "sample:1M"], NO_TERMINAL);
+        refusal(&["--json", "a", "-"], NO_TERMINAL);
+        refusal(
+            &["--request-size", "1M", "--queue-size", "512K", "a", "b"],
+            NO_TERMINAL,
+        );
+        refusal(&["http://host/a", "b"], NO_TERMINAL);
+    }
+
+    #[test]
+    fn a_bar_is_for_terminals_and_lines_are_for_logs() {
+        let show = |words: &[&str], error| {
+            let terminals = Terminals {
+                error,
+                ..NO_TERMINAL
+            };
+            resolve(words, terminals).expect("a job").show
+        };
+        assert_eq!(show(&["a", "b"], true), Show::Bar);
+        assert_eq!(show(&["-q", "a", "b"], true), Show::Nothing);
+        assert_eq!(show(&["a", "b"], false), Show::Nothing);
+        assert_eq!(show(&["-p", "a", "b"], false), Show::Lines);
+    }
+
+    #[test]
+    fn json_is_printed_even_when_quiet() {
+        let report = |words: &[&str]| resolve(words, NO_TERMINAL).expect("a job").report;
+        assert_eq!(report(&["--json", "-q", "a", "b"]), ReportStyle::Json);
+        assert_eq!(report(&["-q", "a", "b"]), ReportStyle::Nothing);
+        assert_eq!(report(&["a", "b"]), ReportStyle::Sentence);
+    }
+}

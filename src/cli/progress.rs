@@ -1,0 +1,217 @@
+//! What a copy shows while it runs: a bar on a terminal, a line a second in a log.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::{
+    block::HumanSize,
+    copy::{Event, Observer, Progress},
+};
+
+use super::{
+    options::Show,
+    output::tell,
+    report::{HumanTime, rate},
+};
+
+/// How often the bar is drawn at most, per second.
+const DRAWS: u8 = 10;
+
+/// The pause between two lines.
+const LINE_PAUSE: Duration = Duration::from_secs(1);
+
+const BAR: &str = "{percent:>3}% [{wide_bar}] {binary_bytes} of {binary_total_bytes}, \
+                   {binary_bytes_per_sec}, {eta} left";
+const COUNTER: &str = "{binary_bytes}, {binary_bytes_per_sec}";
+
+/// Draws the events of one copy on standard error.
+pub(super) struct View {
+    shape: Shape,
+    quiet: bool,
+}
+
+enum Shape {
+    Nothing,
+    Bar(ProgressBar),
+    Lines(Mutex<Lines>),
+}
+
+impl View {
+    pub(super) fn new(show: Show, quiet: bool) -> Self {
+        let shape = match show {
+            Show::Nothing => Shape::Nothing,
+            Show::Bar => Shape::Bar(ProgressBar::hidden()),
+            Show::Lines => Shape::Lines(Mutex::new(Lines::new(Instant::now()))),
+        };
+        Self { shape, quiet }
+    }
+
+    /// Takes the bar away, so that the next message stands where it was.
+    pub(super) fn finish(&self) {
+        if let Shape::Bar(bar) = &self.shape {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn planned(&self, size: Option<u64>) {
+        match &self.shape {
+            Shape::Nothing => {}
+            Shape::Bar(bar) => {
+                let template = size.map_or(COUNTER, |_| BAR);
+                let style = ProgressStyle::with_template(template)
+                    .unwrap_or_else(|_| ProgressStyle::default_bar())
+                    .progress_chars("=> ");
+                bar.set_style(style);
+                if let Some(size) = size {
+                    bar.set_length(size);
+                }
+                bar.reset();
+                bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(DRAWS));
+            }
+            Shape::Lines(lines) => {
+                lines.lock().unwrap_or_else(PoisonError::into_inner).size = size;
+            }
+        }
+    }
+
+    fn progressed(&self, progress: Progress) {
+        match &self.shape {
+            Shape::Nothing => {}
+            Shape::Bar(bar) => bar.set_position(progress.done),
+            Shape::Lines(lines) => {
+                let mut lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(line) = lines.next(progress.done, Instant::now()) {
+                    tell(&line);
+                }
+            }
+        }
+    }
+
+    /// Tells something without tearing the bar.
+    fn say(&self, line: &str) {
+        match &self.shape {
+            Shape::Bar(bar) => bar.suspend(|| tell(line)),
+            _ => tell(line),
+        }
+    }
+}
+
+impl Observer for View {
+    fn event(&self, event: Event) {
+        match event {
+            Event::Planned { size } => self.planned(size),
+            Event::Progress(progress) => self.progressed(progress),
+            Event::Warning(warning) if !self.quiet => {
+                self.say(&format!("blockferry: warning: {warning}"));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Decides when a line is due and what it says.
+struct Lines {
+    size: Option<u64>,
+    begun: Instant,
+    last: Instant,
+    whole: bool,
+}
+
+impl Lines {
+    fn new(now: Instant) -> Self {
+        Self {
+            size: None,
+            begun: now,
+            last: now,
+            whole: false,
+        }
+    }
+
+    /// The line to print now that `done` bytes are done, if one is due: one a second, and one for the end.
+    fn next(&mut self, done: u64, now: Instant) -> Option<String> {
+        let is_whole = self.size == Some(done) && !self.whole;
+        if now.duration_since(self.last) < LINE_PAUSE && !is_whole {
+            return None;
+        }
+        self.last = now;
+        self.whole |= is_whole;
+        let elapsed = now.duration_since(self.begun);
+        let rate = rate(done, elapsed);
+        let speed = HumanSize(rate);
+        let Some(size) = self.size else {
+            return Some(format!("{}, {speed}/s", HumanSize(done)));
+        };
+        let percent = u128::from(done) * 100 / u128::from(size.max(1));
+        let left = size.saturating_sub(done) / rate.max(1);
+        Some(format!(
+            "{percent:>3}% {} of {}, {speed}/s, {} left",
+            HumanSize(done),
+            HumanSize(size),
+            time_left(left),
+        ))
+    }
+}
+
+fn time_left(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        _ => HumanTime(Duration::from_secs(seconds)).to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_comes_each_second_and_at_the_end() {
+        let begun = Instant::now();
+        let mut lines = Lines::new(begun);
+        lines.size = Some(4 << 30);
+        let mut at =
+            |milliseconds, done| lines.next(done, begun + Duration::from_millis(milliseconds));
+        assert_eq!(at(500, 1 << 20), None);
+        assert_eq!(
+            at(1000, 1 << 30).as_deref(),
+            Some(" 25% 1.0 GiB of 4.0 GiB, 1.0 GiB/s, 3 s left")
+        );
+        assert_eq!(at(1500, 2 << 30), None);
+        assert_eq!(
+            at(1600, 4 << 30).as_deref(),
+            Some("100% 4.0 GiB of 4.0 GiB, 2.5 GiB/s, 0 s left")
+        );
+        assert_eq!(at(1700, 4 << 30), None);
+    }
+
+    #[test]
+    fn what_has_no_end_has_no_percent() {
+        let begun = Instant::now();
+        let mut lines = Lines::new(begun);
+        assert_eq!(
+            lines
+                .next(1 << 20, begun + Duration::from_secs(2))
+                .as_deref(),
+            Some("1.0 MiB, 512.0 KiB/s")
+        );
+    }
+
+    #[test]
+    fn the_templates_are_understood() {
+        for template in [BAR, COUNTER] {
+            assert!(ProgressStyle::with_template(template).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_hidden_view_takes_every_event() {
+        let view = View::new(Show::Nothing, true);
+        view.event(Event::Planned { size: Some(1) });
+        view.event(Event::Progress(Progress::default()));
+        view.event(Event::Flushing);
+        view.finish();
+    }
+}

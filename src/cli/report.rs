@@ -1,0 +1,125 @@
+//! What a copy did, in a sentence or as JSON.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::{block::HumanSize, copy::Report};
+
+/// The last line of a copy: what was copied, how fast, how much of it data, how much zero.
+pub(super) fn sentence(report: &Report, elapsed: Duration) -> String {
+    format!(
+        "copied {} in {} ({}/s): {} data, {} zero{}",
+        HumanSize(report.size),
+        HumanTime(elapsed),
+        HumanSize(rate(report.size, elapsed)),
+        HumanSize(report.data),
+        HumanSize(report.zero),
+        if report.flushed { "" } else { ", not flushed" },
+    )
+}
+
+/// The report as one JSON object. Sizes are bytes.
+pub(super) fn json(report: &Report, elapsed: Duration) -> String {
+    #[derive(Serialize)]
+    #[serde(rename_all = "kebab-case")]
+    struct Json {
+        size: u64,
+        data: u64,
+        zero: u64,
+        seconds: f64,
+        bytes_per_second: u64,
+        flushed: bool,
+        extent_requests: u64,
+    }
+    let value = Json {
+        size: report.size,
+        data: report.data,
+        zero: report.zero,
+        seconds: elapsed.as_secs_f64(),
+        bytes_per_second: rate(report.size, elapsed),
+        flushed: report.flushed,
+        extent_requests: report.extent_requests,
+    };
+    let text = serde_json::to_string_pretty(&value).expect("numbers and names only");
+    text + "\n"
+}
+
+/// Bytes per second. A copy that took no time took a millisecond.
+pub(super) fn rate(bytes: u64, elapsed: Duration) -> u64 {
+    let milliseconds = elapsed.as_millis().max(1);
+    u64::try_from(u128::from(bytes) * 1000 / milliseconds).unwrap_or(u64::MAX)
+}
+
+/// A duration as people say it: `16 ms`, `1.9 s`, `2 min 5 s`, `3 h 20 min`.
+pub(super) struct HumanTime(pub(super) Duration);
+
+impl std::fmt::Display for HumanTime {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let seconds = self.0.as_secs();
+        match seconds {
+            0 if self.0 < Duration::from_millis(100) => write!(f, "{} ms", self.0.as_millis()),
+            0..10 => write!(f, "{:.1} s", self.0.as_secs_f64()),
+            10..60 => write!(f, "{seconds} s"),
+            60..3600 => write!(f, "{} min {} s", seconds / 60, seconds % 60),
+            _ => write!(f, "{} h {} min", seconds / 3600, seconds % 3600 / 60),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        let mut report = Report::default();
+        report.size = 4 << 30;
+        report.data = 1 << 30;
+        report.zero = 3 << 30;
+        report.flushed = true;
+        report
+    }
+
+    #[test]
+    fn the_sentence_says_what_how_fast_and_of_what() {
+        assert_eq!(
+            sentence(&report(), Duration::from_millis(2000)),
+            "copied 4.0 GiB in 2.0 s (2.0 GiB/s): 1.0 GiB data, 3.0 GiB zero"
+        );
+    }
+
+    #[test]
+    fn a_copy_that_was_not_flushed_says_so() {
+        let mut report = report();
+        report.flushed = false;
+        assert!(sentence(&report, Duration::from_secs(1)).ends_with(", not flushed"));
+    }
+
+    #[test]
+    fn the_json_has_every_number() {
+        let text = json(&report(), Duration::from_millis(500));
+        let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(value["size"], 4_u64 << 30);
+        assert_eq!(value["data"], 1_u64 << 30);
+        assert_eq!(value["zero"], 3_u64 << 30);
+        assert_eq!(value["seconds"], 0.5);
+        assert_eq!(value["bytes-per-second"], 8_u64 << 30);
+        assert_eq!(value["flushed"], true);
+    }
+
+    #[test]
+    fn no_time_is_no_division_by_zero() {
+        assert_eq!(rate(5, Duration::ZERO), 5000);
+        assert_eq!(rate(u64::MAX, Duration::ZERO), u64::MAX);
+    }
+
+    #[test]
+    fn times_are_said_in_the_unit_that_fits() {
+        let text = |milliseconds| HumanTime(Duration::from_millis(milliseconds)).to_string();
+        assert_eq!(text(16), "16 ms");
+        assert_eq!(text(1_940), "1.9 s");
+        assert_eq!(text(59_999), "59 s");
+        assert_eq!(text(125_000), "2 min 5 s");
+        assert_eq!(text(12_000_000), "3 h 20 min");
+    }
+}

@@ -1,0 +1,107 @@
+//! From an argument list to an exit code.
+
+use std::{ffi::OsString, process::ExitCode};
+
+use clap::{CommandFactory, Parser};
+
+use crate::endpoint::collapse_groups;
+
+use super::{
+    args::{Cli, Command},
+    commands,
+    failure::Failure,
+    options::{CopyJob, InfoJob, MapJob, ServeJob, Terminals},
+    output,
+};
+
+/// Runs the command line. The first argument is the program's name.
+///
+/// Call it on the main thread: a server that is started for an endpoint ends with the thread that
+/// started it.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let result = collapse_groups(arguments)
+        .map_err(Failure::from)
+        .and_then(|arguments| match Cli::try_parse_from(arguments) {
+            Ok(cli) => dispatch(cli).map(|()| ExitCode::SUCCESS),
+            Err(error) => Ok(explain(&error)),
+        });
+    result.unwrap_or_else(|failure| {
+        failure.report();
+        ExitCode::from(failure.code())
+    })
+}
+
+fn dispatch(cli: Cli) -> Result<(), Failure> {
+    let common = cli.common;
+    match cli.command {
+        Command::Copy(args) => {
+            let terminals = Terminals::of_this_process();
+            commands::copy::run(CopyJob::resolve(&args, common, terminals)?)
+        }
+        Command::Serve(args) => commands::serve::run(ServeJob::resolve(args, common)?),
+        Command::Info(args) => commands::info::run(&InfoJob::resolve(&args)?),
+        Command::Map(args) => commands::map::run(&MapJob::resolve(&args)?),
+        Command::Completions(args) => {
+            let mut script = Vec::new();
+            clap_complete::generate(args.shell, &mut Cli::command(), "blockferry", &mut script);
+            print(&script)
+        }
+        Command::Man(args) => print(&man_page(args.command.as_deref())?),
+    }
+}
+
+fn man_page(command: Option<&str>) -> Result<Vec<u8>, Failure> {
+    let mut whole = Cli::command();
+    // Gives the commands their full names, `blockferry-copy`.
+    whole.build();
+    let subject = match command {
+        None => whole,
+        Some(name) => whole
+            .find_subcommand(name)
+            .ok_or_else(|| Failure::usage(format!("there is no command {name}")))?
+            .clone(),
+    };
+    let mut page = Vec::new();
+    clap_mangen::Man::new(subject)
+        .render(&mut page)
+        .map_err(|error| Failure::system("the manual page", &error))?;
+    Ok(page)
+}
+
+fn print(text: &[u8]) -> Result<(), Failure> {
+    output::print(&String::from_utf8_lossy(text))
+        .map_err(|error| Failure::system("standard output", &error))
+}
+
+/// Prints what clap has to say: help and version to standard output, usage errors to standard error.
+fn explain(error: &clap::Error) -> ExitCode {
+    // Between the words of a command group stand NUL bytes.
+    let styled = error.render();
+    if error.use_stderr() {
+        output::tell(styled.to_string().replace('\0', " ").trim_end());
+    } else {
+        // A standard output that cannot be written leaves nothing to be said.
+        let _ = output::print(&styled.to_string());
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_has_a_manual_page() {
+        for command in [None, Some("copy"), Some("serve"), Some("info"), Some("map")] {
+            let page = man_page(command).expect("a page");
+            let page = String::from_utf8(page).expect("text");
+            assert!(page.contains(".SH OPTIONS"), "{command:?}");
+        }
+        assert_eq!(
+            man_page(Some("nonsense"))
+                .expect_err("no such command")
+                .code(),
+            2
+        );
+    }
+}
