@@ -1,0 +1,10 @@
+//! What the tests share: running programs with a deadline, peers, images, and servers that misbehave.
+
+pub(crate) mod hostile;
+pub(crate) mod images;
+pub(crate) mod peers;
+pub(crate) mod run;
+
+pub(crate) use images::{allocated, assert_same, random_image, sparse_image};
+pub(crate) use peers::Peer;
+pub(crate) use run::{Outcome, blockferry, run};
