@@ -307,7 +307,9 @@ fn an_extended_write_that_does_not_announce_its_payload_has_one_all_the_same() {
     let mode = ReplyMode::Extended;
     let mut session = ServerSession::new(&negotiated(mode), RequestLimits::default());
     let (_, event) = session.receive(&request(mode, 0, WRITE, 0, 512)).unwrap();
-    let RequestEvent::Request(write) = event else { panic!("{event:?}") };
+    let RequestEvent::Request(write) = event else {
+        panic!("{event:?}")
+    };
     assert_eq!((write.command, write.length), (Command::Write, 512));
 }
 
