@@ -10,15 +10,31 @@
 //! ([`ServerOptions`]). The bytes of the protocol are `blockferry-proto`'s, what a device is, is
 //! `blockferry-block`'s.
 //!
+//! ```no_run
+//! use std::{os::unix::net::UnixListener, sync::Arc};
+//!
+//! use blockferry_block::MemoryDevice;
+//! use blockferry_server::{Server, ServerOptions, SingleExport};
+//!
+//! # async fn run() -> std::io::Result<()> {
+//! let exports = SingleExport::new(Arc::new(MemoryDevice::new(1 << 30)));
+//! let server = Server::new(Arc::new(exports), ServerOptions::default());
+//! let listener = UnixListener::bind("/run/disk.sock")?;
+//! // Until `server.shutdown()` is called on a clone of it.
+//! server.serve(vec![listener.into()]).await
+//! # }
+//! ```
+//!
 //! | file | has |
 //! |---|---|
 //! | `server` | accepting, threads, shutdown |
 //! | `listener`, `stream` | the sockets |
 //! | `handshake` | option haggling, what an export offers |
-//! | `connection` | the loop: requests in, replies out |
+//! | `connection`, `input` | the loop: requests in, replies out |
 //! | `requests` | a request on a device |
 //! | `replies` | the output queue |
 //! | `errno` | errors on the wire |
+//! | `buffers` | payload, shared by all connections |
 
 #![forbid(unsafe_code)]
 

@@ -237,3 +237,40 @@ fn an_option_with_a_huge_length_does_not_hurt() {
     assert!(is_closed(&mut socket));
     still_serves(&host);
 }
+
+/// The oldest way to choose an export: no way to refuse, no negotiation of replies.
+fn export_name(host: &Host, name: &[u8]) -> UnixStream {
+    let mut socket = host.raw();
+    let mut greeting = [0; 18];
+    socket.read_exact(&mut greeting).expect("a greeting");
+    socket.write_all(&[0, 0, 0, 3]).expect("sent");
+    let mut option = b"IHAVEOPT".to_vec();
+    option.extend(1u32.to_be_bytes());
+    option.extend((name.len() as u32).to_be_bytes());
+    option.extend(name);
+    socket.write_all(&option).expect("sent");
+    socket
+}
+
+#[test]
+fn a_client_that_only_knows_the_export_name_is_served() {
+    let host = Host::of(probe(SIZE));
+    let mut socket = export_name(&host, b"");
+    let mut size_and_flags = [0; 10];
+    socket.read_exact(&mut size_and_flags).expect("an export");
+    assert_eq!(size_and_flags[..8], (SIZE as u64).to_be_bytes());
+    socket.write_all(&header(0, 0, 5, 0, 3)).expect("sent");
+    assert_eq!(simple_reply(&mut socket, 5), 0);
+    let mut data = [0; 3];
+    socket.read_exact(&mut data).expect("data");
+    assert_eq!(data[..], pattern(3));
+}
+
+#[test]
+fn an_export_name_that_cannot_be_refused_ends_the_connection() {
+    let host = Host::of(probe(SIZE));
+    assert!(is_closed(&mut export_name(&host, b"other")));
+    assert!(is_closed(&mut export_name(&host, &[0xFF, 0xFE])));
+    host.wait_for_event("Refused");
+    still_serves(&host);
+}
