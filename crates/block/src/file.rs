@@ -56,6 +56,9 @@ struct Handle {
     /// The directory of a file that was created here, until its entry is durable.
     directory: Mutex<Option<File>>,
     lacks: Lacks,
+    /// The last run of data that was looked up. Looking up where data ends can take long: a file in
+    /// memory is walked page by page. Out of date it is only less precise.
+    data_run: Mutex<ByteRange>,
 }
 
 /// What the file turned out not to be able to do; asked once each.
@@ -265,6 +268,9 @@ impl BlockDevice for FileDevice {
         Box::pin(async move {
             check_allocation(range, context)?;
             self.check(Operation::Extents, range)?;
+            if let Some(known) = self.handle.known_data(range) {
+                return Ok(vec![known]);
+            }
             self.hop(move |handle| Ok(handle.extents(range)?))
                 .await
                 .map_err(|error| failed(error, Operation::Extents, range))

@@ -194,6 +194,34 @@ async fn extents_are_the_holes_of_the_file() {
 }
 
 #[tokio::test]
+async fn holes_that_come_after_the_data_was_looked_up_are_seen() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    fs::write(file.path(), vec![1; 1 << 20]).expect("written");
+    let device = FileDevice::open(file.path(), Access::ReadWrite).expect("opened");
+    let extent = |start, end, status| Extent {
+        range: range(start, end),
+        status,
+    };
+    let data = extent(0, 1 << 20, Status::DATA);
+    assert_eq!(extents(&device, range(0, 1 << 20)).await, [data]);
+    let part = extent(5000, 6000, Status::DATA);
+    assert_eq!(extents(&device, range(5000, 6000)).await, [part]);
+    let middle = range(1 << 18, 1 << 19);
+    device
+        .zero(middle, ZeroFlags::empty())
+        .await
+        .expect("zeroed");
+    let hole = extent(1 << 18, 1 << 19, Status::HOLE_ZERO);
+    assert_eq!(extents(&device, middle).await, [hole]);
+    let all = [
+        extent(0, 1 << 18, Status::DATA),
+        hole,
+        extent(1 << 19, 1 << 20, Status::DATA),
+    ];
+    assert_eq!(extents(&device, range(0, 1 << 20)).await, all);
+}
+
+#[tokio::test]
 async fn an_answer_about_extents_is_bounded() {
     let file = tempfile::NamedTempFile::new().expect("a file");
     file.as_file().set_len(12_000 * 4096).expect("sized");

@@ -1,6 +1,9 @@
 //! The holes of a file.
 
-use std::{io, sync::atomic::Ordering};
+use std::{
+    io,
+    sync::{PoisonError, atomic::Ordering},
+};
 
 use blockferry_sys as sys;
 
@@ -14,6 +17,25 @@ const MOST_EXTENTS: usize = 4096;
 const PAGE: u64 = 4096;
 
 impl Handle {
+    /// The answer for `range`, if all of it lies in the data that was looked up last.
+    pub(super) fn known_data(&self, range: ByteRange) -> Option<Extent> {
+        let status = Status::DATA;
+        (!range.is_empty() && self.data_run().contains(range)).then_some(Extent { range, status })
+    }
+
+    /// Forgets what was looked up: there may be holes in it now.
+    pub(super) fn forget_data(&self) {
+        self.set_data_run(ByteRange::default());
+    }
+
+    fn data_run(&self) -> ByteRange {
+        *self.data_run.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_data_run(&self, run: ByteRange) {
+        *self.data_run.lock().unwrap_or_else(PoisonError::into_inner) = run;
+    }
+
     pub(super) fn extents(&self, range: ByteRange) -> io::Result<Vec<Extent>> {
         let mut list = Vec::new();
         if self.is_block_device || self.lacks.seek_data.load(Ordering::Relaxed) {
@@ -39,6 +61,13 @@ impl Handle {
         let end = range.end();
         let mut at = range.start();
         while at < end && list.len() < MOST_EXTENTS {
+            let run = self.data_run();
+            if run.start() <= at && at < run.end() {
+                let known = run.end().min(end);
+                push(list, at, known, Status::DATA);
+                at = known;
+                continue;
+            }
             let Some(data) = sys::next_data(&self.file, at)? else {
                 // A hole up to the file's end. What was cut off is called data: reading it fails,
                 // where a hole would copy a truncated image without a word.
@@ -58,6 +87,7 @@ impl Handle {
                 } else {
                     at - at % PAGE + PAGE
                 };
+                self.set_data_run(ByteRange::between(at, hole));
                 push(list, at, hole.min(end), Status::DATA);
                 at = hole.min(end);
             }

@@ -122,6 +122,7 @@ impl FileDevice {
             resized: AtomicBool::new(false),
             directory: Mutex::new(None),
             lacks: Lacks::default(),
+            data_run: Mutex::default(),
             file,
         };
         Ok(Self {

@@ -22,6 +22,7 @@ impl Handle {
         } else {
             self.zero_sparse(range)?
         };
+        self.forget_data();
         if done {
             return Ok(());
         }
@@ -33,7 +34,9 @@ impl Handle {
     pub(super) fn trim(&self, range: ByteRange) -> io::Result<()> {
         if !self.is_block_device {
             let inside = range.intersection(ByteRange::between(0, self.size()));
-            return self.punch(inside).map(|_| ());
+            let punched = self.punch(inside).map(|_| ());
+            self.forget_data();
+            return punched;
         }
         let sectors = range.aligned_within(self.sector);
         unless_lacking(&self.lacks.discard, || {
