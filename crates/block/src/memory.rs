@@ -55,7 +55,8 @@ impl MemoryDevice {
 
     /// A device that holds `bytes`. Pages of zeroes among them are holes.
     #[must_use]
-    pub fn from_bytes(bytes: &[u8]) -> Self {
+    pub fn from_bytes(bytes: impl AsRef<[u8]>) -> Self {
+        let bytes = bytes.as_ref();
         let mut device = Self::new(bytes.len() as u64);
         device.info.capabilities -= Capabilities::BORN_ZERO;
         let mut contents = device.contents_mut();
@@ -124,24 +125,21 @@ impl MemoryDevice {
         self.info
             .check_within(contents.size, Operation::Zero, range)?;
         let keep = flags.contains(ZeroFlags::NO_HOLE);
-        if keep && flags.contains(ZeroFlags::FAST) {
+        let longest = u64::from(self.info.limits.maximum);
+        if keep && (flags.contains(ZeroFlags::FAST) || range.len() > longest) {
             return Err(Error::with_message(
                 ErrorKind::Unsupported,
-                "memory cannot be allocated faster than it is written",
+                "memory is not allocated faster, nor more at once, than it is written",
             ));
         }
         contents.grow(range.end());
-        for piece in range.pieces(PAGE) {
-            let index = piece.start() / PAGE;
-            if piece.len() == PAGE && !keep {
-                continue;
+        if keep {
+            for piece in range.pieces(PAGE) {
+                contents.page_mut(piece.start() / PAGE)[in_page(piece)].fill(0);
             }
-            if keep || contents.pages.contains_key(&index) {
-                contents.page_mut(index)[in_page(piece)].fill(0);
-            }
-        }
-        if !keep {
+        } else {
             contents.drop_pages(range);
+            contents.clear_edges(range);
         }
         Ok(())
     }
@@ -206,6 +204,19 @@ impl Contents {
         while let Some((index, _)) = self.pages.range(first..end.max(first)).next() {
             let index = *index;
             self.pages.remove(&index);
+        }
+    }
+
+    /// Zeroes what `range` has of pages that it does not cover wholly.
+    fn clear_edges(&mut self, range: ByteRange) {
+        let (head, rest) = range.split_at(PAGE - range.start() % PAGE);
+        // The rest begins at a page, so this is what it has of its last one.
+        let (_, tail) = rest.split_at(rest.len() - rest.len() % PAGE);
+        for edge in [head, tail] {
+            let index = edge.start() / PAGE;
+            if !edge.is_empty() && self.pages.contains_key(&index) {
+                self.page_mut(index)[in_page(edge)].fill(0);
+            }
         }
     }
 
@@ -306,5 +317,86 @@ impl BlockDevice for MemoryDevice {
             self.contents_mut().resize(size);
             Ok(())
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn write(device: &MemoryDevice, offset: u64, bytes: &[u8]) {
+        let write = device.write(offset, Buffer::from(bytes), WriteFlags::empty());
+        assert_eq!(write.await.expect("written")[..], *bytes);
+    }
+
+    #[tokio::test]
+    async fn only_what_was_written_takes_memory() {
+        let device = MemoryDevice::new(i64::MAX as u64);
+        assert_eq!(device.allocated(), 0);
+        write(&device, (1 << 62) - 1, &[1, 2]).await;
+        assert_eq!(device.allocated(), 2 * PAGE);
+        let end = ByteRange::between((1 << 62) - 1, 1 << 62);
+        device
+            .trim(end, WriteFlags::empty())
+            .await
+            .expect("trimmed");
+        assert_eq!(device.allocated(), 2 * PAGE, "no whole page was trimmed");
+        let all = ByteRange::between(0, u64::MAX);
+        device.zero(all, ZeroFlags::FAST).await.expect("zeroed");
+        assert_eq!(device.allocated(), 0);
+    }
+
+    #[tokio::test]
+    async fn zeroing_without_a_hole_allocates() {
+        let device = MemoryDevice::new(4 * PAGE);
+        let range = ByteRange::between(PAGE, 3 * PAGE);
+        let fast = ZeroFlags::NO_HOLE | ZeroFlags::FAST;
+        let error = device.zero(range, fast).await.expect_err("not fast");
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert_eq!(device.allocated(), 0);
+        device
+            .zero(range, ZeroFlags::NO_HOLE)
+            .await
+            .expect("zeroed");
+        assert_eq!(device.allocated(), 2 * PAGE);
+        let whole = ByteRange::between(0, 4 * PAGE);
+        let extents = device.extents(whole, &Context::Allocation).await;
+        let statuses: Vec<_> = extents
+            .expect("an answer")
+            .iter()
+            .map(|extent| extent.status)
+            .collect();
+        assert_eq!(
+            statuses,
+            [Status::HOLE_ZERO, Status::DATA, Status::HOLE_ZERO]
+        );
+    }
+
+    #[tokio::test]
+    async fn what_was_cut_off_does_not_come_back() {
+        let device = MemoryDevice::from_bytes(vec![7; 200_000]).growable();
+        device.resize(100_000).await.expect("shrunk");
+        let error = device
+            .read(100_000, Buffer::zeroed(1))
+            .await
+            .expect_err("gone");
+        assert_eq!(error.kind(), ErrorKind::OutOfBounds);
+        write(&device, 150_000, &[8]).await;
+        let mut expected = vec![0; 150_001];
+        expected[..100_000].fill(7);
+        expected[150_000] = 8;
+        assert_eq!(device.contents(), expected);
+        device
+            .resize(u64::MAX)
+            .await
+            .expect_err("larger than any offset");
+    }
+
+    #[test]
+    fn the_device_itself_says_how_large_it_can_be() {
+        assert_eq!(MemoryDevice::new(u64::MAX).info().size, i64::MAX as u64);
+        assert!(!MemoryDevice::new(1).info().can(Capabilities::RESIZE));
+        let pages = MemoryDevice::from_bytes(vec![0; 1 << 20]);
+        assert_eq!(pages.allocated(), 0, "zeroes are holes");
     }
 }

@@ -13,11 +13,12 @@ const BLOCK: usize = 256;
 #[must_use]
 pub fn is_zero(bytes: &[u8]) -> bool {
     // What is not zero mostly shows it at once.
-    let (head, rest) = bytes.split_at(bytes.len().min(16));
-    if head.iter().any(|byte| *byte != 0) {
+    if let Some(head) = bytes.first_chunk()
+        && u128::from_ne_bytes(*head) != 0
+    {
         return false;
     }
-    let (blocks, tail) = rest.as_chunks::<BLOCK>();
+    let (blocks, tail) = bytes.as_chunks::<BLOCK>();
     blocks.iter().all(is_block_zero) && tail.iter().fold(0, |all, byte| all | byte) == 0
 }
 
