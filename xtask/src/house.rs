@@ -52,7 +52,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("blockferry-bench", &["blockferry-block", "blockferry-sys"]),
-    ("xtask", &["blockferry"]),
+    ("xtask", &[]),
 ];
 
 /// Packages whose dependency tree must be free of others, however far down.

@@ -11,6 +11,7 @@
 )]
 
 mod bench;
+mod dist;
 mod house;
 mod lint;
 mod packages;
@@ -41,6 +42,8 @@ enum Chore {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Builds the program and writes it to dist/, with man pages, completions and licences.
+    Dist,
 }
 
 fn main() -> ExitCode {
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Chore::Test(options) => test::run(&options),
         Chore::Lint => lint::run(),
         Chore::Bench { arguments } => bench::run(&arguments),
+        Chore::Dist => dist::run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
