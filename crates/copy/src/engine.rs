@@ -230,7 +230,6 @@ impl<'a> Engine<'a> {
     fn fail(&mut self, failure: CopyError) {
         self.failure.get_or_insert(failure);
         self.loading.clear();
-        self.output.abandon();
     }
 }
 

@@ -106,13 +106,6 @@ impl Output {
         }
     }
 
-    /// Drops what waits for its turn.
-    pub(crate) fn abandon(&mut self) {
-        if let Self::Stream(output) = self {
-            output.waiting.clear();
-        }
-    }
-
     /// Makes durable what was written. False when the destination has no such thing.
     pub(crate) async fn flush(&mut self) -> Result<bool> {
         match self {

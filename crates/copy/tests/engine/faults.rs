@@ -128,6 +128,31 @@ async fn after_a_failure_nothing_new_is_begun() {
 }
 
 #[tokio::test]
+async fn of_several_failures_the_first_is_told() {
+    let from = Disk::new(pattern(SIZE, 2)).into_arc();
+    let failures = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&failures);
+    let to = Disk::dirty(SIZE).slow().failing(move |operation, _, nth| {
+        let fails = operation == Operation::Write && nth >= 3;
+        fails.then(|| match counter.fetch_add(1, Ordering::Relaxed) {
+            0 => ErrorKind::Io,
+            _ => ErrorKind::NoSpace,
+        })
+    });
+    let to = to.into_arc();
+    let options = CopyOptions {
+        requests: 16,
+        ..small_requests()
+    };
+    let error = copy_device(&from, &to, &options).await;
+    assert_eq!(error.expect_err("failed").error.kind(), ErrorKind::Io);
+    // Those that had begun have finished: each but the first three failed.
+    let begun = to.traffic.writes.load(Ordering::Relaxed);
+    assert!(begun > 5);
+    assert_eq!(failures.load(Ordering::Relaxed), begun - 3);
+}
+
+#[tokio::test]
 async fn zeroes_are_written_where_the_destination_does_not_zero() {
     let holes = [(65_536, 700_000), (800_000, 900_000)];
     for offered in [true, false] {

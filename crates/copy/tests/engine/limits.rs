@@ -92,11 +92,12 @@ async fn the_last_incomplete_block_leaves_what_is_behind_it() {
         let from = Disk::new(bytes).limits(512, 1 << 20);
         let from = from.zero_extents(zero.then_some((0, 1_000_003))).into_arc();
         for size in [1_000_003, 1_000_100, 1_003_520, 1_100_000] {
-            let to = Disk::dirty(size).limits(4096, 65_536).into_arc();
+            let before = pattern(size, 0xd1);
+            let to = Disk::new(before.clone()).limits(4096, 65_536).into_arc();
             let report = copy_device(&from, &to, &CopyOptions::default()).await;
             let report = report.expect("the copy succeeds");
             let mut expected = from.bytes();
-            expected.resize(size, 0xd1);
+            expected.extend_from_slice(&before[1_000_003..]);
             assert!(to.bytes() == expected, "a destination of {size} bytes");
             assert_eq!(report.data + report.zero, 1_000_003);
         }

@@ -184,8 +184,12 @@ fn twist(lie: u8, range: ByteRange, mut answer: Vec<Extent>) -> Vec<Extent> {
 impl Target {
     fn disk(&self, source: usize) -> Disk {
         // A disk that is born zero is zero; any other holds what was there.
-        let fill = if self.zero == Zero::Inborn { 0 } else { 0xd1 };
-        let disk = Disk::new(vec![fill; source + self.extra]).limits(self.minimum, self.maximum);
+        let size = source + self.extra;
+        let before = match self.zero {
+            Zero::Inborn => vec![0; size],
+            _ => pattern(size, 0xd1),
+        };
+        let disk = Disk::new(before).limits(self.minimum, self.maximum);
         let disk = match self.zero {
             Zero::Offered => disk,
             Zero::Refused => disk.failing(|operation, _, _| {

@@ -10,6 +10,7 @@ pub(crate) struct Input {
     bytes: Vec<u8>,
     position: usize,
     end: End,
+    ended: bool,
 }
 
 pub(crate) enum End {
@@ -25,6 +26,7 @@ impl Input {
             bytes,
             position: 0,
             end,
+            ended: false,
         }
     }
 }
@@ -37,6 +39,7 @@ impl ByteSource for Input {
     fn read(&mut self, mut buffer: Buffer) -> BoxFuture<'_, Result<Buffer>> {
         Box::pin(async move {
             tokio::task::yield_now().await;
+            assert!(!self.ended, "a terminal would have to be ended twice");
             let rest = &self.bytes[self.position..];
             let length = rest.len().min(buffer.len());
             if length < buffer.len() {
@@ -46,6 +49,7 @@ impl ByteSource for Input {
                     End::Hangs => std::future::pending().await,
                 }
             }
+            self.ended = length < buffer.len();
             buffer[..length].copy_from_slice(&rest[..length]);
             buffer.set_len(length);
             self.position += length;
