@@ -1,5 +1,7 @@
 //! The `blockferry` command. Everything is in the library, so that it can be tested there.
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
