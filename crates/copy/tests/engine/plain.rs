@@ -34,7 +34,7 @@ fn faulty(bytes: &[u8], rules: impl IntoIterator<Item = Rule>) -> Arc<FaultyDevi
 async fn a_file_is_created_sparse_and_read_back() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("image");
-    let memory = Arc::new(MemoryDevice::from_bytes(&image()));
+    let memory = Arc::new(MemoryDevice::from_bytes(image()));
     let file = Arc::new(FileDevice::create(&path).expect("a file"));
     let report = copy_device(&memory, &file, &CopyOptions::default()).await;
     let report = report.expect("copied");
@@ -56,7 +56,7 @@ async fn what_was_in_a_file_is_overwritten() {
     let path = directory.path().join("image");
     for allocated in [false, true] {
         std::fs::write(&path, vec![0xd1; SIZE + 5000]).expect("a file");
-        let memory = Arc::new(MemoryDevice::from_bytes(&image()));
+        let memory = Arc::new(MemoryDevice::from_bytes(image()));
         let file = FileDevice::open(&path, Access::ReadWrite).expect("a file");
         let options = CopyOptions {
             allocated,
@@ -73,7 +73,7 @@ async fn what_was_in_a_file_is_overwritten() {
 #[tokio::test]
 async fn an_image_goes_through_a_pipe() {
     let (reader, writer) = pipe().expect("a pipe");
-    let memory = Arc::new(MemoryDevice::from_bytes(&image()));
+    let memory = Arc::new(MemoryDevice::from_bytes(image()));
     let back = Arc::new(MemoryDevice::new(0).growable());
     let to_pipe = Destination::Stream(Box::new(FdSink::new(writer, "out")));
     let from_pipe = Source::Stream(Box::new(FdSource::new(reader, "in")));
@@ -90,7 +90,7 @@ async fn an_image_goes_through_a_pipe() {
 
 #[tokio::test]
 async fn anything_fits_into_nothing() {
-    let memory = Arc::new(MemoryDevice::from_bytes(&image()));
+    let memory = Arc::new(MemoryDevice::from_bytes(image()));
     let null = Arc::new(NullDevice::new(0));
     let report = copy_device(&memory, &null, &CopyOptions::default()).await;
     assert_eq!(report.expect("copied").size, (SIZE + 777) as u64);
