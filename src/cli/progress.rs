@@ -27,6 +27,7 @@ const LINE_PAUSE: Duration = Duration::from_secs(1);
 const BAR: &str = "{percent:>3}% [{wide_bar}] {binary_bytes} of {binary_total_bytes}, \
                    {binary_bytes_per_sec}, {eta} left";
 const COUNTER: &str = "{binary_bytes}, {binary_bytes_per_sec}";
+const FLUSHING: &str = "{binary_bytes} written, waiting until it is durable";
 
 /// Draws the events of one copy on standard error.
 pub(super) struct View {
@@ -61,11 +62,7 @@ impl View {
         match &self.shape {
             Shape::Nothing => {}
             Shape::Bar(bar) => {
-                let template = size.map_or(COUNTER, |_| BAR);
-                let style = ProgressStyle::with_template(template)
-                    .unwrap_or_else(|_| ProgressStyle::default_bar())
-                    .progress_chars("=> ");
-                bar.set_style(style);
+                bar.set_style(style(size.map_or(COUNTER, |_| BAR)));
                 if let Some(size) = size {
                     bar.set_length(size);
                 }
@@ -91,6 +88,14 @@ impl View {
         }
     }
 
+    /// A flush can take long, and its end cannot be foreseen.
+    fn flushing(&self) {
+        if let Shape::Bar(bar) = &self.shape {
+            bar.set_style(style(FLUSHING));
+            bar.force_draw();
+        }
+    }
+
     /// Tells something without tearing the bar.
     fn say(&self, line: &str) {
         match &self.shape {
@@ -105,12 +110,19 @@ impl Observer for View {
         match event {
             Event::Planned { size } => self.planned(size),
             Event::Progress(progress) => self.progressed(progress),
+            Event::Flushing => self.flushing(),
             Event::Warning(warning) if !self.quiet => {
                 self.say(&format!("blockferry: warning: {warning}"));
             }
             _ => {}
         }
     }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template)
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("=> ")
 }
 
 /// Decides when a line is due and what it says.
@@ -201,7 +213,7 @@ mod tests {
 
     #[test]
     fn the_templates_are_understood() {
-        for template in [BAR, COUNTER] {
+        for template in [BAR, COUNTER, FLUSHING] {
             assert!(ProgressStyle::with_template(template).is_ok());
         }
     }

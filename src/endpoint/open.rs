@@ -205,7 +205,7 @@ fn create(path: &Path) -> Result<(Arc<dyn BlockDevice>, DestinationFile)> {
     let file = DestinationFile::claim(path).map_err(|error| {
         let directory = path.parent().filter(|parent| *parent != Path::new(""));
         match directory {
-            Some(directory) if error.kind() == io::ErrorKind::NotFound => {
+            Some(directory) if error.kind() == io::ErrorKind::NotFound && !directory.exists() => {
                 let directory = super::printable(directory.as_os_str());
                 let message = format!("the directory {directory} does not exist");
                 Error::with_message(ErrorKind::NotFound, message)
