@@ -25,7 +25,7 @@ const SIZE: usize = 1 << 20;
 const FILE: usize = 2 << 20;
 
 fn memory() -> Arc<dyn BlockDevice> {
-    Arc::new(MemoryDevice::from_bytes(&pattern(SIZE)))
+    Arc::new(MemoryDevice::from_bytes(pattern(SIZE)))
 }
 
 #[test]

@@ -208,7 +208,7 @@ fn what_a_vanished_client_had_asked_for_is_finished() {
 
 #[test]
 fn a_client_that_never_reads_holds_up_nobody() {
-    let host = Host::of(Arc::new(MemoryDevice::from_bytes(&pattern(SIZE))));
+    let host = Host::of(Arc::new(MemoryDevice::from_bytes(pattern(SIZE))));
     let mut greedy = simple(&host);
     greedy.socket.set_nonblocking(true).expect("an option");
     // Requests until neither the server nor the sockets take any more.
