@@ -4,7 +4,8 @@
 /// adapted to them.
 #[derive(Clone, Debug)]
 pub struct CopyOptions {
-    /// How many pieces may be in flight at a time; 0 counts as 1. Default 16.
+    /// How many pieces may be in flight at a time; 0 counts as 1. Default 8: 2 MiB that stay in
+    /// the cache, and enough to keep a local server busy.
     pub requests: usize,
     /// The longest read and write in bytes. It is lowered to what both sides and `queue_size` allow,
     /// and raised to their block size. Default 256 KiB.
@@ -29,7 +30,7 @@ pub struct CopyOptions {
 impl Default for CopyOptions {
     fn default() -> Self {
         Self {
-            requests: 16,
+            requests: 8,
             request_size: 256 << 10,
             queue_size: 16 << 20,
             sparse: Some(4096),
