@@ -19,8 +19,15 @@ pub(crate) struct Options {
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     packages::require(!options.no_install)?;
-    // Built first and as a whole: tests run the real binary, and an error in it should come before them.
-    program::run(&mut program::cargo(["build", "--workspace"]))?;
+    // Built first and as a whole: tests run the real programs, and an error in them should come before.
+    // `cargo test --all-targets` builds the examples as tests only, not as the programs they are.
+    program::run(&mut program::cargo([
+        "build",
+        "--workspace",
+        "--lib",
+        "--bins",
+        "--examples",
+    ]))?;
 
     let mut tests = program::cargo(["test", "--workspace", "--all-targets", "--no-fail-fast"]);
     if !options.filters.is_empty() {
