@@ -30,8 +30,9 @@ enum Scan {
     IsZero,
     /// One byte after the other, as it is first written by everyone.
     Bytewise,
-    /// All bytes together, without a way out at the first that is not zero: reading memory, no more.
-    Read,
+    /// All bytes or-ed together, without a way out at the first that is not zero: a loop that the
+    /// compiler can make wide by itself.
+    Folded,
 }
 
 fn size(text: &str) -> Result<usize, String> {
@@ -48,7 +49,7 @@ impl Scan {
         match self {
             Self::IsZero => is_zero(buffer),
             Self::Bytewise => buffer.iter().all(|byte| *byte == 0),
-            Self::Read => buffer.iter().fold(0, |all, byte| all | byte) == 0,
+            Self::Folded => buffer.iter().fold(0, |all, byte| all | byte) == 0,
         }
     }
 }
