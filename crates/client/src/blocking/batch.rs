@@ -112,7 +112,7 @@ impl<'a> Batch<'a> {
         session: &mut ClientSession,
         pieces: &mut impl Iterator<Item = Piece>,
     ) -> Result<()> {
-        let mut headers: [RequestHeader; DEPTH] = Default::default();
+        let mut headers = [RequestHeader::new(); DEPTH];
         let mut payloads: [&[u8]; DEPTH] = [&[]; DEPTH];
         let mut used = 0;
         while self.count < DEPTH {

@@ -49,6 +49,8 @@ pub struct Client {
     receiver: Receiver,
     negotiated: Negotiated,
     info: DeviceInfo,
+    /// Whether a long read has come yet.
+    warm: bool,
     /// Why the connection is of no use any more.
     failed: Option<Error>,
 }
@@ -79,6 +81,7 @@ impl Client {
             receiver: Receiver::new(),
             info: device_info(&negotiated, name),
             negotiated,
+            warm: false,
             failed: None,
         })
     }
@@ -108,12 +111,11 @@ impl Client {
     /// the buffer's contents are of no use then.
     pub fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         let range = self.range(Operation::Read, offset, buffer.len())?;
-        let pieces = self.pieces(
-            Command::Read,
-            CommandFlags::empty(),
-            range,
-            self.piece_size(),
-        );
+        let size = self.piece_size();
+        if !self.warm && range.len() > size {
+            self.warm_up(range.split_at(size).0);
+        }
+        let pieces = self.pieces(Command::Read, CommandFlags::empty(), range, size);
         self.run(Operation::Read, pieces, Payload::Into(buffer))
             .map(drop)
     }
@@ -224,6 +226,19 @@ impl Client {
 
     /// Says goodbye and closes the connection. Dropping a client does the same.
     pub fn disconnect(self) {}
+
+    /// Asks for the block status of `range`, whatever the answer, before the first long read.
+    ///
+    /// qemu-nbd 10 takes the memory of each read from the kernel anew, page by page, until it has once
+    /// freed something larger, and what it needs to answer this question is larger. Measured: 3 GiB in
+    /// 1.7 seconds instead of 4.8, with 4,000 page faults in the server instead of 800,000.
+    fn warm_up(&mut self, range: ByteRange) {
+        self.warm = true;
+        if self.info.knows_allocation() {
+            // An error says nothing of reading; a lost connection is noticed there.
+            let _ = self.block_status(range, &Context::Allocation);
+        }
+    }
 
     fn range(&self, operation: Operation, offset: u64, length: usize) -> Result<ByteRange> {
         let range = ByteRange::new(offset, length as u64)
