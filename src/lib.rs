@@ -37,3 +37,8 @@ pub use blockferry_server as server;
 #[doc(hidden)]
 pub mod cli;
 pub mod endpoint;
+
+/// Its examples are tested.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
