@@ -47,12 +47,25 @@ impl Nursery {
     }
 }
 
-/// Whether a process has `mark` in its command line.
+/// Whether `program` runs with `mark` in its arguments.
+pub(crate) fn runs(program: &str, mark: &str) -> bool {
+    command_lines().any(|line| {
+        let name = line.split('\0').next().unwrap_or_default();
+        name.ends_with(program) && line.contains(mark)
+    })
+}
+
+/// Whether any process has `mark` in its command line.
 pub(crate) fn is_running(mark: &str) -> bool {
+    command_lines().any(|line| line.contains(mark))
+}
+
+/// The arguments of every process, each ended by a NUL.
+fn command_lines() -> impl Iterator<Item = String> {
     let processes = fs::read_dir("/proc").expect("/proc").flatten();
     processes
         .filter_map(|process| fs::read(process.path().join("cmdline")).ok())
-        .any(|line| String::from_utf8_lossy(&line).contains(mark))
+        .map(|line| String::from_utf8_lossy(&line).into_owned())
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use tempfile::tempdir;
 
 use crate::{
-    children::is_running,
+    children::{is_running, runs},
     support::{
         Peer, blockferry, random_image,
         run::{finish, run, signal, until, wait},
@@ -60,7 +60,7 @@ fn an_interrupt_ends_the_children_too() {
         .env("TMPDIR", dir.path())
         .spawn()
         .expect("the binary");
-    until("nbdkit to run", || is_running(&file));
+    until("nbdkit to run", || runs("nbdkit", &file));
     std::thread::sleep(std::time::Duration::from_millis(300));
     signal(&child, "INT");
     assert_eq!(wait(&mut child), 130);
