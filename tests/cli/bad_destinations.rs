@@ -58,6 +58,52 @@ fn a_destination_that_is_too_small_is_told_so_with_both_sizes() {
 }
 
 #[test]
+fn a_device_that_is_too_small_is_untouched_and_not_called_incomplete() {
+    let dir = tempdir().expect("a directory");
+    let image = dir.path().join("image.raw");
+    random_image(&image, 1 << 20);
+    let Some(device) = LoopDevice::attach(&image) else {
+        return;
+    };
+    let before = fs::read(&image).expect("readable");
+    let outcome = run(blockferry(["copy", "sample:2M"]).arg(&device.0))
+        .failure(1, &["too small", "1048576", "2097152"]);
+    assert!(!outcome.stderr.contains("incomplete"), "{}", outcome.stderr);
+    assert!(fs::read(&image).expect("readable") == before);
+
+    // A smaller image fits, and what is behind it stays.
+    run(blockferry(["copy", "sample:512K,data=100"]).arg(&device.0)).success();
+    drop(device);
+    assert!(fs::read(&image).expect("readable")[512 << 10..] == before[512 << 10..]);
+    assert!(fs::read(&image).expect("readable") != before);
+}
+
+/// A block device whose data is in a file; needs root and is skipped without.
+struct LoopDevice(String);
+
+impl LoopDevice {
+    fn attach(image: &Path) -> Option<Self> {
+        let attached = Command::new("losetup")
+            .args(["-f", "--show"])
+            .arg(image)
+            .output();
+        let Some(output) = attached.ok().filter(|output| output.status.success()) else {
+            println!("skipped: no permission to attach a loop device");
+            return None;
+        };
+        Some(Self(
+            String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+        ))
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["-d", &self.0]).status();
+    }
+}
+
+#[test]
 fn a_read_only_destination_is_told_so() {
     let dir = tempdir().expect("a directory");
     let peer = Peer::nbdkit(dir.path(), &["-r", "memory", "1M"]);

@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     block::DeviceInfo,
-    copy::{self, Control, CopyError, Destination, Report, Source},
+    copy::{self, Control, CopyError, Destination, Report, Side, Source},
     endpoint::{
         Connection, Endpoint, OpenDestination, OpenSource, is_same_image, open_destination,
         open_source,
@@ -91,7 +91,11 @@ async fn copy_image(job: CopyJob) -> Result<(), Failure> {
                     failure = failure.note(end);
                 }
             }
-            let failure = incomplete(failure, file.as_ref(), &job.destination);
+            let failure = if error.side == Side::Plan && !is_truncated(file.as_ref()) {
+                failure
+            } else {
+                incomplete(failure, file.as_ref(), &job.destination)
+            };
             let ending = end_servers(destination_connection, source_connection);
             // Nobody needs to wait for the servers: they are killed when this is dropped.
             let _ = unless_interrupted(ending, &mut signals).await;
@@ -164,6 +168,11 @@ async fn unless_interrupted<T>(
         output = future => Ok(output),
         interrupt = signals.next() => Err(Failure::interrupted(interrupt)),
     }
+}
+
+/// Whether opening the destination alone changed it: a file is created or emptied, a device is not.
+fn is_truncated(file: Option<&crate::endpoint::DestinationFile>) -> bool {
+    file.is_some_and(|file| file.path().is_file())
 }
 
 /// Says what became of the destination.
