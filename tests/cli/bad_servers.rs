@@ -229,7 +229,8 @@ fn a_read_error_names_the_offset() {
     );
     // A memory disk is all holes: only a server that is asked without extents is read.
     let copy = dir.path().join("copy.raw");
-    run(blockferry(["copy", "--no-extents", &peer.uri()]).arg(&copy))
+    // One request at a time, so that it is the first that fails first.
+    run(blockferry(["copy", "--no-extents", "--requests=1", &peer.uri()]).arg(&copy))
         .failure(1, &[&peer.uri(), "offset 0", "EIO"]);
     assert!(!copy.exists());
 }
