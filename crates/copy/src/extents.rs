@@ -13,12 +13,16 @@ use blockferry_block::{
     BlockDevice, BoxFuture, ByteRange, Context, Error, ErrorKind, Extent, Operation, Result,
 };
 
-use crate::Warning;
+use crate::{Warning, plan::Plan};
 
 /// The longest question in bytes.
 const QUESTION: u64 = 1 << 30;
 /// How many stretches of one answer are kept; what lies behind them is asked again later.
 const MAX_STRETCHES: usize = 1 << 16;
+
+/// Holes of so many bytes or fewer are read along with the data around them, where the zeroes are found
+/// again afterwards: one long request beats many short ones.
+const BRIDGE: u64 = 16 << 10;
 
 /// A part of the image that is zero, or that must be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +36,8 @@ pub(crate) struct ExtentWalker {
     device: Arc<dyn BlockDevice>,
     /// Stretches begin and end at multiples of this, or at the end.
     alignment: u64,
+    /// In what steps zeroes are looked for in what was read, if at all.
+    granularity: Option<u64>,
     /// The end of the walk, in bytes.
     end: u64,
     /// Where the next question begins.
@@ -47,20 +53,17 @@ pub(crate) struct ExtentWalker {
 }
 
 impl ExtentWalker {
-    /// A walk from 0 to `end`. Unless `asking`, all of it is data.
-    pub(crate) fn new(
-        device: Arc<dyn BlockDevice>,
-        end: u64,
-        alignment: u32,
-        asking: bool,
-    ) -> Self {
+    /// A walk from 0 to `end`, as `plan` wants it.
+    pub(crate) fn new(device: Arc<dyn BlockDevice>, end: u64, plan: &Plan) -> Self {
+        let alignment = plan.alignment;
         Self {
             device,
             alignment: u64::from(alignment),
+            granularity: plan.granularity.map(u64::from),
             end,
             asked: 0,
             reach: QUESTION.max(u64::from(alignment)),
-            asking,
+            asking: plan.extents,
             question: None,
             current: Vec::new().into_iter(),
             next: None,
@@ -155,7 +158,7 @@ impl ExtentWalker {
         let mut done = range.start();
         for run in zero_runs(extents) {
             let zero = self.aligned_within(run);
-            if zero.is_empty() {
+            if zero.is_empty() || self.is_bridged(done, zero) {
                 continue;
             }
             if stretches.len() + 2 > MAX_STRETCHES {
@@ -174,6 +177,18 @@ impl ExtentWalker {
         let end = self.aligned_end(range, covered);
         push(&mut stretches, ByteRange::between(done, end), false);
         Ok(stretches)
+    }
+
+    /// Whether a hole behind data that begins at `data` is read along with it: when it is short, and
+    /// where looking for zeroes will find just this hole again.
+    fn is_bridged(&self, data: u64, hole: ByteRange) -> bool {
+        let Some(granularity) = self.granularity else {
+            return false;
+        };
+        let edges = [data, hole.start(), hole.end()];
+        data < hole.start()
+            && hole.len() <= BRIDGE
+            && edges.iter().all(|edge| edge.is_multiple_of(granularity))
     }
 
     /// The part of a zero run that can be zeroed: a block that is partly data is data.

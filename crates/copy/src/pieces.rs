@@ -37,7 +37,7 @@ impl Pieces {
     /// The pieces of `device` from 0 to `end`.
     pub(crate) fn new(device: Arc<dyn BlockDevice>, end: u64, plan: &Plan) -> Self {
         Self {
-            walker: ExtentWalker::new(device, end, plan.alignment, plan.extents),
+            walker: ExtentWalker::new(device, end, plan),
             request_size: u64::from(plan.request_size),
             stretch: None,
             returned: Vec::new(),

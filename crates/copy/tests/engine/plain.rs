@@ -296,3 +296,36 @@ async fn only_the_range_of_a_failed_read_is_named() {
     let range = (error.error.offset(), error.error.length());
     assert_eq!(range, (Some(524_288), Some(262_144)));
 }
+
+#[tokio::test]
+async fn short_holes_cost_no_requests_and_stay_holes() {
+    use std::os::unix::fs::{FileExt, MetadataExt};
+    let directory = tempfile::tempdir().expect("a directory");
+    let (from, to) = (directory.path().join("from"), directory.path().join("to"));
+    let file = std::fs::File::create(&from).expect("a file");
+    file.set_len(SIZE as u64).expect("room for holes");
+    for offset in (0..SIZE as u64).step_by(8192) {
+        file.write_all_at(&pattern(4096, 1), offset).expect("room");
+    }
+
+    let source = FileDevice::open(&from, Access::ReadOnly).expect("a file");
+    let source = Arc::new(FaultyDevice::new(Arc::new(source)));
+    let target = Arc::new(FileDevice::create(&to).expect("a file"));
+    let report = copy_device(&source, &target, &CopyOptions::default())
+        .await
+        .expect("copied");
+    assert_eq!(report.data, SIZE as u64 / 2);
+    assert_eq!(source.calls(Operation::Read), SIZE as u64 / (256 << 10));
+    assert!(std::fs::read(&to).expect("readable") == std::fs::read(&from).expect("readable"));
+    let allocated = to.metadata().expect("a file").blocks() * 512;
+    assert!(allocated < SIZE as u64 * 3 / 4, "{allocated} bytes on disk");
+
+    // Where nobody looks for zeroes, a hole that is known is all there is to make one from.
+    let blind = CopyOptions {
+        sparse: None,
+        ..CopyOptions::default()
+    };
+    let target = Arc::new(FileDevice::create(&to).expect("a file"));
+    let report = copy_device(&source, &target, &blind).await.expect("copied");
+    assert_eq!(report.zero, SIZE as u64 / 2);
+}
