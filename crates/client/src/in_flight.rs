@@ -67,7 +67,9 @@ pub(crate) struct Table {
     /// The ticket of each request in flight, by the slot of its cookie.
     tickets: Vec<Ticket>,
     /// Who waits for a free place among the requests in flight.
-    crowd: VecDeque<Waker>,
+    crowd: Vec<Waker>,
+    /// How many requests wait for their answer.
+    waiting: usize,
     /// How many requests were answered so far.
     answered: u64,
 }
@@ -132,7 +134,7 @@ impl Shared {
             Ending::Over(error) => return Poll::Ready(Err(error.clone())),
         }
         if state.session.in_flight() >= CAPACITY {
-            state.table.crowd.push_back(context.waker().clone());
+            state.table.crowd.push(context.waker().clone());
             return Poll::Pending;
         }
         let mut header = RequestHeader::new();
@@ -310,6 +312,7 @@ impl Table {
     fn insert(&mut self, entry: Entry) -> Ticket {
         let slot = entry.cookie.slot();
         let ticket = self.entries.insert(entry);
+        self.waiting += 1;
         if self.tickets.len() <= slot {
             self.tickets.resize(slot + 1, 0);
         }
@@ -358,8 +361,10 @@ impl Requests for Table {
 
     fn done(&mut self, cookie: Cookie, result: Result<(), ServerError>) {
         self.answered += 1;
-        if let Some(waker) = self.crowd.pop_front() {
-            waker.wake();
+        self.waiting = self.waiting.saturating_sub(1);
+        // All of them at half: one whose future was dropped would use up the turn of another.
+        if self.waiting <= CAPACITY / 2 {
+            self.crowd.drain(..).for_each(Waker::wake);
         }
         let Some(entry) = self.in_flight(cookie) else {
             return;

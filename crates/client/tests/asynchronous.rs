@@ -81,6 +81,30 @@ async fn more_requests_than_fit_wait_for_their_turn() {
 }
 
 #[tokio::test]
+async fn a_dropped_future_takes_no_turn_of_those_that_wait() {
+    let server = Server::start(Script {
+        size: 300_000,
+        backwards: 64,
+        ..Script::default()
+    });
+    let client = connect(&server).await;
+    // More than fit, most of which are given up while they wait for their turn.
+    let mut given_up: Vec<_> = (0..4000)
+        .map(|_| client.read(0, Buffer::zeroed(100)))
+        .collect();
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    for read in &mut given_up {
+        assert!(read.as_mut().poll(&mut context).is_pending());
+    }
+    let last = client.clone();
+    let last = tokio::spawn(async move { last.read(100, Buffer::zeroed(100)).await });
+    tokio::task::yield_now().await;
+    drop(given_up);
+    let buffer = last.await.expect("no panic").expect("a read");
+    assert_eq!(buffer[0], byte_at(100));
+}
+
+#[tokio::test]
 async fn every_command_reaches_the_server() {
     let server = Server::start(Script::default());
     let client = connect(&server).await;

@@ -5,7 +5,7 @@ use std::{
     ops::Range,
 };
 
-use blockferry_block::{Error, Operation, Result};
+use blockferry_block::{Error, ErrorKind, Operation, Result};
 use blockferry_proto::{ClientSession, Cookie, Extent, Request, RequestHeader, ServerError};
 
 use crate::{
@@ -168,7 +168,7 @@ impl<'a> Batch<'a> {
         let header = &mut receiver.header_room()[..plan.header];
         let result = match &mut self.payload {
             Payload::Into(buffer) => {
-                let (first, second) = disjoint(buffer, current, predicted);
+                let (first, second) = disjoint(buffer, current, predicted)?;
                 stream.receive(&mut [
                     IoSliceMut::new(first),
                     IoSliceMut::new(header),
@@ -216,16 +216,20 @@ impl Requests for Batch<'_> {
 }
 
 /// Two parts of a buffer that do not overlap; empty ones may lie anywhere.
-fn disjoint(buffer: &mut [u8], one: Range<usize>, other: Range<usize>) -> (&mut [u8], &mut [u8]) {
+fn disjoint(
+    buffer: &mut [u8],
+    one: Range<usize>,
+    other: Range<usize>,
+) -> Result<(&mut [u8], &mut [u8])> {
     if one.is_empty() {
-        return (&mut [], &mut buffer[other]);
+        return Ok((&mut [], &mut buffer[other]));
     }
     if other.is_empty() {
-        return (&mut buffer[one], &mut []);
+        return Ok((&mut buffer[one], &mut []));
     }
     match buffer.get_disjoint_mut([one, other]) {
-        Ok([one, other]) => (one, other),
-        // Reads in flight never share a byte; were it otherwise, nothing would be predicted.
-        Err(_) => (&mut [], &mut []),
+        Ok([one, other]) => Ok((one, other)),
+        // Reads in flight never share a byte. Were it otherwise, the bytes could not be told apart.
+        Err(error) => Err(Error::with_source(ErrorKind::Io, error)),
     }
 }
