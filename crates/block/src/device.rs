@@ -1,6 +1,6 @@
 //! The trait that everything which holds an image has.
 
-use std::{future::Future, os::fd::BorrowedFd, pin::Pin};
+use std::{future::Future, os::fd::BorrowedFd, pin::Pin, sync::Arc};
 
 use bitflags::bitflags;
 
@@ -92,6 +92,17 @@ pub trait BlockDevice: Send + Sync {
     fn mapping(&self, range: ByteRange) -> Mapping<'_> {
         let _ = range;
         Mapping::Opaque
+    }
+
+    /// Opens another, independent handle to the same image: for an NBD export another connection. Several
+    /// handles may be written through when they have [`Capabilities::MULTI_CONN`]; a flush of each that
+    /// wrote makes all of it durable.
+    ///
+    /// The new handle belongs to the runtime that this is called in. `Unsupported` where one handle is
+    /// all that there is, or all that makes sense: requests of one file run side by side anyway.
+    fn reopen(&self) -> BoxFuture<'_, Result<Arc<dyn BlockDevice>>> {
+        let error = Error::new(ErrorKind::Unsupported).during(Operation::Open);
+        Box::pin(async move { Err(error) })
     }
 
     /// Sets the size to `size` bytes; what is new reads as zeroes. `info()` keeps the old size.

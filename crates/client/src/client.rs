@@ -40,6 +40,9 @@ struct Handle {
     shared: Arc<Shared>,
     info: DeviceInfo,
     negotiated: Negotiated,
+    /// How it was reached, to open another connection.
+    uri: NbdUri,
+    options: ConnectOptions,
 }
 
 impl Client {
@@ -52,11 +55,14 @@ impl Client {
     /// Outside of a tokio runtime.
     pub async fn connect(uri: &NbdUri, options: &ConnectOptions) -> Result<Self> {
         let (uri, options) = (uri.clone(), options.clone());
-        let connecting =
-            tokio::task::spawn_blocking(move || connect_for_transmission(&uri, &options));
-        let (stream, negotiated, name) = connecting.await.map_err(|error| {
+        let connecting = tokio::task::spawn_blocking(move || {
+            let connected = connect_for_transmission(&uri, &options);
+            connected.map(|connected| (connected, uri, options))
+        });
+        let connected = connecting.await.map_err(|error| {
             Error::with_source(ErrorKind::Cancelled, error).during(Operation::Open)
         })??;
+        let ((stream, negotiated, name), uri, options) = connected;
         let stream = stream
             .into_async()
             .map_err(|error| Error::from(error).during(Operation::Open).on(&name))?;
@@ -68,6 +74,8 @@ impl Client {
                 shared,
                 info,
                 negotiated,
+                uri,
+                options,
             }),
         })
     }
@@ -271,6 +279,21 @@ impl BlockDevice for Client {
             let answer = reply.extents.iter().find(|(context, _)| *context == id);
             let extents = answer.map_or(&[][..], |(_, extents)| extents);
             extents_of(asked, extents).map_err(naming)
+        })
+    }
+
+    /// Another connection to the same export, which must not have changed its size since.
+    fn reopen(&self) -> BoxFuture<'_, Result<Arc<dyn BlockDevice>>> {
+        Box::pin(async {
+            let Handle { uri, options, .. } = &*self.handle;
+            let other = Self::connect(uri, options).await?;
+            let (size, expected) = (other.info().size, self.info().size);
+            if size != expected {
+                let message = format!("its size was {expected} bytes and is {size} now");
+                let error = Error::with_message(ErrorKind::Incompatible, message);
+                return Err(error.during(Operation::Open).on(&self.info().name));
+            }
+            Ok(Arc::new(other) as Arc<dyn BlockDevice>)
         })
     }
 }
