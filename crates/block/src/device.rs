@@ -6,7 +6,7 @@ use bitflags::bitflags;
 
 use crate::{
     Buffer, ByteRange, Capabilities, Context, DeviceInfo, Error, ErrorKind, Extent, Operation,
-    Result, Status,
+    Payload, PipeBuffer, Result, Status,
 };
 
 /// A future behind a pointer, so that the trait works as `dyn BlockDevice`.
@@ -35,6 +35,43 @@ pub trait BlockDevice: Send + Sync {
             .during(Operation::Write)
             .at(offset, length);
         Box::pin(async move { Err(error) })
+    }
+
+    /// Reads `length` bytes from `offset` on into `pipe`, or fails. They are not copied where the device has
+    /// [`Capabilities::SPLICE_READ`]; they come back in [`Payload::Memory`] when it could not do without a
+    /// copy, which the default never can.
+    ///
+    /// `pipe` is empty. A pipe that a failed read left something in is closed and never used again.
+    fn read_piped(
+        &self,
+        offset: u64,
+        length: usize,
+        pipe: PipeBuffer,
+    ) -> BoxFuture<'_, Result<Payload>> {
+        drop(pipe);
+        Box::pin(async move {
+            let buffer = self.read(offset, Buffer::zeroed(length)).await?;
+            Ok(Payload::Memory(buffer))
+        })
+    }
+
+    /// Writes the whole of `data` at `offset`, without a copy where the device has
+    /// [`Capabilities::SPLICE_WRITE`]; the default copies it into memory.
+    ///
+    /// Unlike a buffer, the data is used up: after a failure it must be read again.
+    fn write_piped(
+        &self,
+        offset: u64,
+        data: PipeBuffer,
+        flags: WriteFlags,
+    ) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let length = data.len() as u64;
+            let data = data
+                .into_memory()
+                .map_err(|error| error.during(Operation::Write).at(offset, length))?;
+            self.write(offset, data, flags).await.map(drop)
+        })
     }
 
     /// Makes `range` read as zeroes, by a hole unless [`ZeroFlags::NO_HOLE`] is given.
@@ -166,7 +203,11 @@ fn unsupported<'a, T: Send + 'a>(
 
 /// The range of a request of `bytes` at `offset`.
 pub(crate) fn request_range(operation: Operation, offset: u64, bytes: &[u8]) -> Result<ByteRange> {
-    let length = bytes.len() as u64;
+    range_of(operation, offset, bytes.len() as u64)
+}
+
+/// The range of a request of `length` bytes at `offset`.
+pub(crate) fn range_of(operation: Operation, offset: u64, length: u64) -> Result<ByteRange> {
     ByteRange::new(offset, length).map_err(|error| {
         Error::with_source(ErrorKind::OutOfBounds, error)
             .during(operation)

@@ -6,11 +6,15 @@ use std::{os::fd::OwnedFd, sync::Arc};
 use blockferry_sys::{self as sys, FileKind};
 
 use crate::{
-    BoxFuture, Buffer, ByteSink, ByteSource, Error, Operation, Result, blocking::run_blocking,
+    BoxFuture, Buffer, ByteSink, ByteSource, Error, ErrorKind, Operation, PipeBuffer, Result,
+    blocking::run_blocking,
 };
 
 /// The major number of `/dev/null`, `/dev/zero` and their like.
 const MEMORY_DEVICES: u32 = 1;
+
+/// The major and the minor number of `/dev/null`.
+const NULL_DEVICE: (u32, u32) = (MEMORY_DEVICES, 3);
 
 /// A descriptor that bytes are read from, such as standard input.
 ///
@@ -30,6 +34,8 @@ struct Stream {
     kind: FileKind,
     /// Bytes that went through; the offset of the next one.
     offset: u64,
+    /// What is written may come out of a pipe without a copy.
+    splices: bool,
     /// Calls never wait for anyone else, so they need no thread of their own.
     immediate: bool,
 }
@@ -54,16 +60,26 @@ impl Stream {
     fn new(fd: OwnedFd, name: Arc<str>, writes: bool) -> Self {
         let facts = sys::inspect(&fd).ok();
         let kind = facts.map_or(FileKind::Other, |facts| facts.kind);
+        let is_memory = facts.is_some_and(|facts| facts.major == MEMORY_DEVICES);
         let immediate = match kind {
             // What is written goes to the page cache; what is read may have to come from a disk.
             FileKind::Regular => writes,
-            FileKind::CharacterDevice => facts.is_some_and(|facts| facts.major == MEMORY_DEVICES),
+            FileKind::CharacterDevice => is_memory,
+            _ => false,
+        };
+        // Of a file the pages would be copied all the same, and /dev/zero takes no splice.
+        let splices = match kind {
+            FileKind::Pipe => true,
+            FileKind::CharacterDevice => {
+                facts.is_some_and(|facts| (facts.major, facts.minor) == NULL_DEVICE)
+            }
             _ => false,
         };
         Self {
             fd: Arc::new(fd),
             name,
             kind,
+            splices,
             offset: 0,
             immediate,
         }
@@ -123,6 +139,31 @@ impl ByteSink for FdSink {
             let data = written.map_err(|error| self.0.failed(error, Operation::Write, length))?;
             self.0.offset += length;
             Ok(data)
+        })
+    }
+
+    fn can_splice(&self) -> bool {
+        self.0.splices
+    }
+
+    fn write_piped(&mut self, mut data: PipeBuffer) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let length = data.len() as u64;
+            let splices = self.0.splices;
+            let written = self.0.run(move |fd| {
+                if splices {
+                    match data.drain_all_to(fd) {
+                        // It was opened with O_APPEND; what is left goes the other way.
+                        Err(error) if error.kind() == ErrorKind::InvalidInput => {}
+                        result => return result,
+                    }
+                }
+                Ok(sys::write_stream(fd, &data.into_memory()?)?)
+            });
+            let written = written.await;
+            written.map_err(|error| self.0.failed(error, Operation::Write, length))?;
+            self.0.offset += length;
+            Ok(())
         })
     }
 

@@ -100,5 +100,12 @@ bitflags! {
         const RESIZE = 1 << 8;
         /// All of it reads as zeroes and was never written: a file that was just created.
         const BORN_ZERO = 1 << 9;
+        /// [`read_piped`](crate::BlockDevice::read_piped) moves what is read into a pipe without a copy, and
+        /// that costs less than a read into memory, for 64 KiB and more at a time and a destination with
+        /// [`SPLICE_WRITE`](Self::SPLICE_WRITE).
+        const SPLICE_READ = 1 << 10;
+        /// [`write_piped`](crate::BlockDevice::write_piped) moves what is in a pipe on without a copy, and
+        /// that costs less than a write from memory, for 64 KiB and more at a time.
+        const SPLICE_WRITE = 1 << 11;
     }
 }

@@ -2,8 +2,8 @@
 
 use crate::{
     BlockDevice, BoxFuture, Buffer, ByteRange, Capabilities, Context, DeviceInfo, Extent, Mapping,
-    Operation, Result, Status, WriteFlags, ZeroFlags,
-    device::{check_allocation, request_range},
+    Operation, PipeBuffer, Result, Status, WriteFlags, ZeroFlags,
+    device::{check_allocation, range_of, request_range},
 };
 
 /// A device of zeroes that forgets every write: the fastest source and the fastest destination, for
@@ -26,7 +26,8 @@ impl NullDevice {
             | Capabilities::FAST_ZERO
             | Capabilities::MULTI_CONN
             | Capabilities::RESIZE
-            | Capabilities::BORN_ZERO;
+            | Capabilities::BORN_ZERO
+            | Capabilities::SPLICE_WRITE;
         info.contexts = vec![Context::Allocation];
         Self { info }
     }
@@ -51,6 +52,20 @@ impl BlockDevice for NullDevice {
             let range = request_range(Operation::Write, offset, &data)?;
             self.info.check(Operation::Write, range)?;
             Ok(data)
+        })
+    }
+
+    fn write_piped(
+        &self,
+        offset: u64,
+        data: PipeBuffer,
+        _: WriteFlags,
+    ) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let range = range_of(Operation::Write, offset, data.len() as u64)?;
+            self.info.check(Operation::Write, range)?;
+            data.discard();
+            Ok(())
         })
     }
 
@@ -97,7 +112,7 @@ impl BlockDevice for NullDevice {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ErrorKind;
+    use crate::{ErrorKind, PipePool};
 
     #[tokio::test]
     async fn it_reads_as_zeroes_to_its_end_and_no_further() {
@@ -134,6 +149,22 @@ mod tests {
             .await
             .expect("trimmed");
         device.flush().await.expect("flushed");
+    }
+
+    #[tokio::test]
+    async fn what_comes_in_a_pipe_is_swallowed_too() {
+        let (device, pool) = (NullDevice::new(0), PipePool::new(1 << 16, 1));
+        for offset in [0, 1 << 60] {
+            let mut data = pool.take().expect("the pipe comes back");
+            data.put(&[7; 10_000]).expect("room");
+            let written = device.write_piped(offset, data, WriteFlags::empty());
+            written.await.expect("swallowed");
+        }
+        let mut data = pool.take().expect("the pipe comes back");
+        data.put(&[7; 10]).expect("room");
+        let written = device.write_piped(u64::MAX, data, WriteFlags::empty());
+        let error = written.await.expect_err("no offset");
+        assert_eq!(error.kind(), ErrorKind::OutOfBounds);
     }
 
     #[tokio::test]

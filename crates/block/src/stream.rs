@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::{BoxFuture, Buffer, Result};
+use crate::{BoxFuture, Buffer, Operation, PipeBuffer, Result};
 
 /// Bytes that come one after the other.
 pub trait ByteSource: Send {
@@ -24,6 +24,22 @@ pub trait ByteSink: Send {
 
     /// Writes the whole of `data` behind what was written before and gives the buffer back.
     fn write(&mut self, data: Buffer) -> BoxFuture<'_, Result<Buffer>>;
+
+    /// Whether [`write_piped`](Self::write_piped) moves what is in a pipe on without a copy.
+    fn can_splice(&self) -> bool {
+        false
+    }
+
+    /// Writes the whole of `data` behind what was written before; the default copies it into memory. The
+    /// data is used up, also when it fails.
+    fn write_piped(&mut self, data: PipeBuffer) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let data = data
+                .into_memory()
+                .map_err(|error| error.during(Operation::Write))?;
+            self.write(data).await.map(drop)
+        })
+    }
 
     /// Makes what was written as durable as the place can: a file is synced, a pipe has nothing to do.
     fn flush(&mut self) -> BoxFuture<'_, Result<()>>;

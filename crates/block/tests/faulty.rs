@@ -4,7 +4,7 @@ use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
 
 use blockferry_block::{
     BlockDevice, Buffer, ByteRange, Capabilities, Context, ErrorKind, MemoryDevice, Operation,
-    Status, WriteFlags, ZeroFlags,
+    Payload, PipePool, Status, WriteFlags, ZeroFlags,
     testing::{Fault, FaultyDevice, Rule, answers},
 };
 
@@ -139,4 +139,29 @@ fn what_the_device_says_of_itself_can_be_changed() {
     });
     assert_eq!(device.info().limits.maximum, 4096);
     assert!(!device.info().can(Capabilities::ZERO));
+}
+
+#[tokio::test]
+async fn pipes_are_read_into_and_written_from_under_the_same_rules() {
+    let rule = Rule::on(Operation::Write)
+        .after(1)
+        .fault(Fault::Error(ErrorKind::NoSpace));
+    let device = faulty().piping().with(rule);
+    let pool = PipePool::new(1 << 18, 1);
+    let pipe = || pool.take().expect("it comes back");
+    let mut data = pipe();
+    data.put(&[7; 100_000]).expect("room");
+    let none = WriteFlags::empty();
+    device.write_piped(50, data, none).await.expect("written");
+    let payload = device.read_piped(0, 100_050, pipe()).await.expect("read");
+    let Payload::Piped(data) = payload else {
+        panic!("there is room for it in the pipe");
+    };
+    let error = device.write_piped(0, data, none).await.expect_err("full");
+    assert_eq!(error.kind(), ErrorKind::NoSpace);
+    let payload = device.read_piped(0, 1 << 19, pipe()).await.expect("read");
+    let Payload::Memory(buffer) = payload else {
+        panic!("there is no room for it in the pipe");
+    };
+    assert_eq!((buffer[49], buffer[50], buffer[100_050]), (0, 7, 0));
 }

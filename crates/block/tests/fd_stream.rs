@@ -2,12 +2,14 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Read, Write},
+    io::{self, Read, Seek, Write},
     os::{fd::OwnedFd, unix::net::UnixStream},
     thread,
 };
 
-use blockferry_block::{Buffer, ByteSink, ByteSource, ErrorKind, FdSink, FdSource, Operation};
+use blockferry_block::{
+    Buffer, ByteSink, ByteSource, ErrorKind, FdSink, FdSource, Operation, PipeBuffer, PipePool,
+};
 
 fn pipe() -> (OwnedFd, OwnedFd) {
     let (reader, writer) = io::pipe().expect("a pipe");
@@ -115,4 +117,62 @@ async fn an_endless_source_fills_every_buffer() {
         let buffer = source.read(buffer).await.expect("zeroes");
         assert!(buffer.len() == length && buffer.iter().all(|byte| *byte == 0));
     }
+}
+
+/// A pipe with `bytes` in it.
+fn piped(bytes: &[u8]) -> PipeBuffer {
+    let mut data = PipePool::new(1 << 20, 1).take().expect("a pipe");
+    assert_eq!(data.put(bytes).expect("room"), bytes.len());
+    data
+}
+
+#[tokio::test]
+async fn what_is_in_a_pipe_goes_on_whole_to_any_kind_of_descriptor() {
+    let bytes: Vec<u8> = (0..700_000_u32).map(|it| (it % 251) as u8).collect();
+
+    let (reader, writer) = pipe();
+    let reading = thread::spawn(move || {
+        let mut bytes = Vec::new();
+        File::from(reader)
+            .read_to_end(&mut bytes)
+            .expect("all of it");
+        bytes
+    });
+    let mut sink = FdSink::new(writer, "-");
+    assert!(sink.can_splice());
+    sink.write(Buffer::from(&b"head"[..])).await.expect("taken");
+    sink.write_piped(piped(&bytes)).await.expect("taken");
+    drop(sink);
+    let found = reading.join().expect("no panic");
+    assert!(found[..4] == *b"head" && found[4..] == bytes);
+
+    let mut file = tempfile::tempfile().expect("a file");
+    let mut sink = FdSink::new(file.try_clone().expect("a copy"), "-");
+    assert!(!sink.can_splice(), "the pages would be copied");
+    sink.write_piped(piped(&bytes)).await.expect("taken");
+    let mut found = Vec::new();
+    file.rewind().expect("the start");
+    file.read_to_end(&mut found).expect("all of it");
+    assert!(found == bytes);
+
+    for append in [false, true] {
+        let mut options = File::options();
+        let null = options.write(true).append(append).open("/dev/null");
+        let mut sink = FdSink::new(null.expect("nowhere"), "-");
+        assert!(sink.can_splice());
+        sink.write_piped(piped(&bytes)).await.expect("swallowed");
+    }
+}
+
+#[tokio::test]
+async fn a_pipe_without_a_reader_is_broken_for_what_is_in_another_too() {
+    let (reader, writer) = pipe();
+    drop(reader);
+    let mut sink = FdSink::new(writer, "-");
+    let error = sink
+        .write_piped(piped(b"in vain"))
+        .await
+        .expect_err("broken");
+    assert_eq!(error.kind(), ErrorKind::BrokenPipe);
+    assert_eq!(error.operation(), Some(Operation::Write));
 }

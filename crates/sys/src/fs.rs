@@ -44,6 +44,8 @@ pub struct FileFacts {
     pub allocated: u64,
     /// Major number of the device that a device node stands for.
     pub major: u32,
+    /// Minor number of the device that a device node stands for.
+    pub minor: u32,
 }
 
 /// How a descriptor was opened.
@@ -80,6 +82,7 @@ pub fn inspect(fd: impl AsFd) -> io::Result<FileFacts> {
             .unwrap_or(0)
             .saturating_mul(512),
         major: rustix::fs::major(stat.st_rdev),
+        minor: rustix::fs::minor(stat.st_rdev),
     })
 }
 

@@ -10,6 +10,7 @@ mod block_device;
 mod fs;
 mod page_cache;
 mod path;
+mod pipe;
 mod process;
 pub mod socket;
 mod stream;
@@ -24,6 +25,7 @@ pub use fs::{
 };
 pub use page_cache::is_cached;
 pub use path::open_location;
+pub use pipe::{FillStop, Pipe};
 pub use process::{
     is_signal_ignored, kill_group, spawn_activated, take_activated_sockets, terminate_group,
 };

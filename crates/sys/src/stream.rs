@@ -46,7 +46,7 @@ pub fn write_stream(fd: impl AsFd, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-fn wait_for(fd: impl AsFd, what: PollFlags) -> io::Result<()> {
+pub(crate) fn wait_for(fd: impl AsFd, what: PollFlags) -> io::Result<()> {
     retry_on_intr(|| poll(&mut [PollFd::new(&fd, what)], None))?;
     Ok(())
 }

@@ -11,8 +11,9 @@ use std::{
 };
 
 use crate::{
-    BlockDevice, BoxFuture, Buffer, ByteRange, Context, DeviceInfo, Error, ErrorKind, Extent,
-    Mapping, Operation, Result, WriteFlags, ZeroFlags, device::request_range,
+    BlockDevice, BoxFuture, Buffer, ByteRange, Capabilities, Context, DeviceInfo, Error, ErrorKind,
+    Extent, Mapping, Operation, Payload, PipeBuffer, Result, WriteFlags, ZeroFlags,
+    device::request_range,
 };
 
 /// A device in front of another that follows [`Rule`]s about which calls go wrong, and counts calls.
@@ -171,6 +172,13 @@ impl FaultyDevice {
         self
     }
 
+    /// Lets it read into pipes and write from them. It copies the data, so this is for tests alone.
+    #[must_use]
+    pub fn piping(mut self) -> Self {
+        self.info.capabilities |= Capabilities::SPLICE_READ | Capabilities::SPLICE_WRITE;
+        self
+    }
+
     /// Adds a rule behind those that are there, to a device that is in use.
     pub fn add(&self, rule: Rule) {
         self.state().rules.push(rule);
@@ -287,6 +295,21 @@ impl BlockDevice for FaultyDevice {
             let range = request_range(Operation::Write, offset, &data)?;
             let _in_flight = self.enter(Operation::Write, range).await?;
             self.inner.write(offset, data, flags).await
+        })
+    }
+
+    fn read_piped(
+        &self,
+        offset: u64,
+        length: usize,
+        mut pipe: PipeBuffer,
+    ) -> BoxFuture<'_, Result<Payload>> {
+        Box::pin(async move {
+            let buffer = self.read(offset, Buffer::zeroed(length)).await?;
+            if self.info.can(Capabilities::SPLICE_READ) && pipe.put(&buffer)? == length {
+                return Ok(Payload::Piped(pipe));
+            }
+            Ok(Payload::Memory(buffer))
         })
     }
 
