@@ -14,10 +14,10 @@ use blockferry_proto::{ClientSession, Command, CommandFlags, NbdUri, Negotiated,
 
 use crate::{
     ConnectOptions,
-    connect::connect_for_transmission,
+    connect::connect_aside,
     driver::Driver,
     errors,
-    in_flight::{Reply, Shared, Ticket},
+    in_flight::{Failure, Reply, Shared, Ticket},
     info::{device_info, write_flags, zero_flags},
     status::{context_id, extents_of},
 };
@@ -55,14 +55,7 @@ impl Client {
     /// Outside of a tokio runtime.
     pub async fn connect(uri: &NbdUri, options: &ConnectOptions) -> Result<Self> {
         let (uri, options) = (uri.clone(), options.clone());
-        let connecting = tokio::task::spawn_blocking(move || {
-            let connected = connect_for_transmission(&uri, &options);
-            connected.map(|connected| (connected, uri, options))
-        });
-        let connected = connecting.await.map_err(|error| {
-            Error::with_source(ErrorKind::Cancelled, error).during(Operation::Open)
-        })??;
-        let ((stream, negotiated, name), uri, options) = connected;
+        let (stream, negotiated, name) = connect_aside(&uri, &options).await?;
         let stream = stream
             .into_async()
             .map_err(|error| Error::from(error).during(Operation::Open).on(&name))?;
@@ -89,8 +82,31 @@ impl Client {
     /// Finishes what is in flight, says goodbye, and waits until the connection is closed. Requests
     /// made afterwards, through any clone, fail.
     pub async fn disconnect(&self) {
-        self.handle.shared.close();
+        self.close();
         poll_fn(|context| self.handle.shared.poll_closed(context)).await;
+    }
+
+    /// Another connection to the same export, which must not have changed its size since.
+    pub(crate) async fn another(&self) -> Result<Self> {
+        let Handle { uri, options, .. } = &*self.handle;
+        let other = Self::connect(uri, options).await?;
+        let (size, expected) = (other.info().size, self.info().size);
+        if size != expected {
+            let message = format!("its size was {expected} bytes and is {size} now");
+            let error = Error::with_message(ErrorKind::Incompatible, message);
+            return Err(error.during(Operation::Open).on(&self.info().name));
+        }
+        Ok(other)
+    }
+
+    /// Whether the connection has not ended yet.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.handle.shared.is_alive()
+    }
+
+    /// Lets no new request in; what is in flight is finished.
+    pub(crate) fn close(&self) {
+        self.handle.shared.close();
     }
 
     /// Enters a request and waits for its answer.
@@ -99,20 +115,21 @@ impl Client {
         operation: Operation,
         request: Request,
         buffer: Option<Buffer>,
-    ) -> Result<Reply> {
+    ) -> Result<Reply, Failure> {
         let mut exchange = Exchange {
             shared: &self.handle.shared,
             ticket: None,
         };
         let mut buffer = buffer;
         let answer = poll_fn(|context| exchange.poll(context, request, &mut buffer)).await;
-        answer.map_err(|error| {
+        answer.map_err(|Failure { error, buffer }| {
             let error = error.during(operation);
             let error = match operation {
                 Operation::Flush => error,
                 _ => error.at(request.offset, request.length),
             };
-            error.on(&self.handle.info.name)
+            let error = error.on(&self.handle.info.name);
+            Failure { error, buffer }
         })
     }
 
@@ -152,15 +169,22 @@ impl Client {
         Ok(range)
     }
 
-    async fn transfer(
+    /// Moves a whole buffer. What fails because the connection was lost gives the buffer back.
+    pub(crate) async fn transfer(
         &self,
         operation: Operation,
         command: Command,
         flags: CommandFlags,
         offset: u64,
         buffer: Buffer,
-    ) -> Result<Buffer> {
-        let range = self.range_of(operation, offset, buffer.len())?;
+    ) -> Result<Buffer, Failure> {
+        let failed = |error| Failure {
+            error,
+            buffer: None,
+        };
+        let range = self
+            .range_of(operation, offset, buffer.len())
+            .map_err(failed)?;
         if range.is_empty() {
             return Ok(buffer);
         }
@@ -171,9 +195,8 @@ impl Client {
             length: range.len(),
         };
         let reply = self.request(operation, request, Some(buffer)).await?;
-        reply
-            .buffer
-            .ok_or_else(|| Error::new(ErrorKind::Io).during(operation))
+        let missing = || failed(Error::new(ErrorKind::Io).during(operation));
+        reply.buffer.ok_or_else(missing)
     }
 
     fn lacks(&self, capability: Capabilities) -> bool {
@@ -195,12 +218,14 @@ impl BlockDevice for Client {
 
     fn read(&self, offset: u64, buffer: Buffer) -> BoxFuture<'_, Result<Buffer>> {
         let none = CommandFlags::empty();
-        Box::pin(self.transfer(Operation::Read, Command::Read, none, offset, buffer))
+        let answer = self.transfer(Operation::Read, Command::Read, none, offset, buffer);
+        Box::pin(async { Ok(answer.await?) })
     }
 
     fn write(&self, offset: u64, data: Buffer, flags: WriteFlags) -> BoxFuture<'_, Result<Buffer>> {
         let flags = write_flags(flags);
-        Box::pin(self.transfer(Operation::Write, Command::Write, flags, offset, data))
+        let answer = self.transfer(Operation::Write, Command::Write, flags, offset, data);
+        Box::pin(async { Ok(answer.await?) })
     }
 
     fn zero(&self, range: ByteRange, flags: ZeroFlags) -> BoxFuture<'_, Result<()>> {
@@ -237,7 +262,8 @@ impl BlockDevice for Client {
                 offset: 0,
                 length: 0,
             };
-            self.request(Operation::Flush, flush, None).await.map(drop)
+            self.request(Operation::Flush, flush, None).await?;
+            Ok(())
         })
     }
 
@@ -284,17 +310,7 @@ impl BlockDevice for Client {
 
     /// Another connection to the same export, which must not have changed its size since.
     fn reopen(&self) -> BoxFuture<'_, Result<Arc<dyn BlockDevice>>> {
-        Box::pin(async {
-            let Handle { uri, options, .. } = &*self.handle;
-            let other = Self::connect(uri, options).await?;
-            let (size, expected) = (other.info().size, self.info().size);
-            if size != expected {
-                let message = format!("its size was {expected} bytes and is {size} now");
-                let error = Error::with_message(ErrorKind::Incompatible, message);
-                return Err(error.during(Operation::Open).on(&self.info().name));
-            }
-            Ok(Arc::new(other) as Arc<dyn BlockDevice>)
-        })
+        Box::pin(async { Ok(Arc::new(self.another().await?) as Arc<dyn BlockDevice>) })
     }
 }
 
@@ -317,10 +333,14 @@ impl Exchange<'_> {
         context: &mut TaskContext<'_>,
         request: Request,
         buffer: &mut Option<Buffer>,
-    ) -> Poll<Result<Reply>> {
+    ) -> Poll<Result<Reply, Failure>> {
         if self.ticket.is_none() {
             let entered = std::task::ready!(self.shared.poll_enter(context, request, buffer));
-            self.ticket = Some(entered?);
+            let failed = |error| {
+                let buffer = buffer.take();
+                Failure { error, buffer }
+            };
+            self.ticket = Some(entered.map_err(failed)?);
             return Poll::Pending;
         }
         let Some(ticket) = self.ticket.take() else {

@@ -1,9 +1,10 @@
 //! From a URI to a negotiated connection.
 
-use std::{sync::Arc, time::Instant};
+use std::{sync::Arc, thread, time::Instant};
 
 use blockferry_block::{Error, ErrorKind, Operation, Result};
 use blockferry_proto::{Goal, NbdUri, Negotiated, Outcome, Transport};
+use tokio::sync::oneshot;
 
 use crate::{ConnectOptions, errors, handshake, stream::BlockingStream};
 
@@ -24,17 +25,34 @@ pub(crate) fn connect(
     attempt().map_err(|error: Error| error.during(Operation::Open).on(&name))
 }
 
-/// Connects for transmission: the socket, what was negotiated, and the endpoint's name.
+/// A connection in transmission: the socket, what was negotiated, and the endpoint's name.
+pub(crate) type Connected = (BlockingStream, Negotiated, Arc<str>);
+
+/// Connects for transmission.
 pub(crate) fn connect_for_transmission(
     uri: &NbdUri,
     options: &ConnectOptions,
-) -> Result<(BlockingStream, Negotiated, Arc<str>)> {
+) -> Result<Connected> {
     match connect(uri, options, Goal::Transmit)? {
         (stream, Outcome::Transmit(negotiated)) => {
             Ok((stream, negotiated, options.endpoint_name(uri)))
         }
         _ => Err(unexpected_outcome()),
     }
+}
+
+/// [`connect_for_transmission`] on a thread of its own. Nobody waits for the thread when the future is
+/// dropped, nor does the end of the runtime: a server may well stay silent until the timeout.
+pub(crate) async fn connect_aside(uri: &NbdUri, options: &ConnectOptions) -> Result<Connected> {
+    let (send, receive) = oneshot::channel();
+    let (uri, options) = (uri.clone(), options.clone());
+    thread::Builder::new()
+        .name("nbd-connect".to_owned())
+        .spawn(move || drop(send.send(connect_for_transmission(&uri, &options))))
+        .map_err(|error| Error::from(error).during(Operation::Open))?;
+    receive
+        .await
+        .map_err(|error| Error::with_source(ErrorKind::Cancelled, error).during(Operation::Open))?
 }
 
 /// The negotiation ended in another state than it was asked for.

@@ -8,6 +8,7 @@ use std::{
     collections::VecDeque,
     future::poll_fn,
     io::{IoSlice, IoSliceMut},
+    mem,
     sync::Arc,
     task::{Context, Poll, Waker, ready},
 };
@@ -56,7 +57,7 @@ impl Driver {
             }
         };
         self.say_goodbye();
-        self.shared.end(end);
+        self.shared.end(end, mem::take(&mut self.queue));
     }
 
     /// Sends what waits. Ready when nothing is left, pending when the socket is full.
@@ -185,7 +186,7 @@ impl Driver {
 impl Drop for Driver {
     fn drop(&mut self) {
         // Nobody waits for ever, also when the runtime is gone before the connection.
-        self.shared.end(disconnected());
+        self.shared.end(disconnected(), mem::take(&mut self.queue));
     }
 }
 

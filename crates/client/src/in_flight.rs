@@ -8,7 +8,10 @@
 use std::{
     collections::VecDeque,
     mem,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, Waker},
 };
 
@@ -36,6 +39,20 @@ pub(crate) struct Reply {
     pub(crate) extents: Vec<(u32, Vec<Extent>)>,
 }
 
+/// A request that failed.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) error: Error,
+    /// The request's buffer, unless the driver still holds it; what it holds is undefined.
+    pub(crate) buffer: Option<Buffer>,
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        failure.error
+    }
+}
+
 /// A request whose header, and payload if it is a write, wait to be sent.
 pub(crate) struct Outgoing {
     pub(crate) ticket: Ticket,
@@ -48,6 +65,8 @@ pub(crate) struct Outgoing {
 /// The state of a connection.
 pub(crate) struct Shared {
     state: Mutex<State>,
+    /// Whether the connection is over, for those who would rather not wait for the lock.
+    over: AtomicBool,
 }
 
 pub(crate) struct State {
@@ -109,7 +128,13 @@ impl Shared {
                 ending: Ending::Open,
                 mourners: Vec::new(),
             }),
+            over: AtomicBool::new(false),
         }
+    }
+
+    /// Whether the connection has not ended yet.
+    pub(crate) fn is_alive(&self) -> bool {
+        !self.over.load(Ordering::Acquire)
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
@@ -175,21 +200,24 @@ impl Shared {
         &self,
         context: &mut Context<'_>,
         ticket: Ticket,
-    ) -> Poll<Result<Reply>> {
+    ) -> Poll<Result<Reply, Failure>> {
         let mut state = self.lock();
+        let failed = |error, buffer| Poll::Ready(Err(Failure { error, buffer }));
         let Some(entry) = state.table.entries.get_mut(ticket) else {
-            return Poll::Ready(Err(disconnected()));
+            return failed(disconnected(), None);
         };
         if let Progress::Waiting(waker) = &mut entry.progress {
             waker.clone_from(context.waker());
             return Poll::Pending;
         }
         let entry = state.table.entries.remove(ticket);
-        Poll::Ready(match entry.progress {
-            Progress::Answered(Ok(())) => Ok(entry.reply),
-            Progress::Answered(Err(error)) => Err(error),
-            Progress::Waiting(_) | Progress::Abandoned => Err(disconnected()),
-        })
+        match entry.progress {
+            Progress::Answered(Ok(())) => Poll::Ready(Ok(entry.reply)),
+            Progress::Answered(Err(error)) => failed(error, entry.reply.buffer),
+            Progress::Waiting(_) | Progress::Abandoned => {
+                failed(disconnected(), entry.reply.buffer)
+            }
+        }
     }
 
     /// The future of `ticket` is gone; the request goes on without it.
@@ -228,13 +256,20 @@ impl Shared {
         Poll::Pending
     }
 
-    /// The connection is over: every request in flight fails with `error`, and every later one.
-    pub(crate) fn end(&self, error: Error) {
+    /// The connection is over: every request in flight fails with `error`, and every later one. The
+    /// payloads of `unsent`, and of what was not even taken to be sent, go back with their failures.
+    pub(crate) fn end(&self, error: Error, unsent: VecDeque<Outgoing>) {
         let mut state = self.lock();
         if matches!(state.ending, Ending::Over(_)) {
             return;
         }
-        state.outgoing.clear();
+        self.over.store(true, Ordering::Release);
+        for outgoing in unsent.into_iter().chain(mem::take(&mut state.outgoing)) {
+            if let Some(payload) = outgoing.payload {
+                let (ticket, cookie) = (outgoing.ticket, outgoing.cookie);
+                state.table.payload_sent(ticket, cookie, payload);
+            }
+        }
         let mut wakers = mem::take(&mut state.mourners);
         wakers.extend(mem::take(&mut state.table.crowd));
         state.table.entries.retain(|_, entry| {
@@ -298,7 +333,8 @@ impl Table {
         }
     }
 
-    /// Gives the payload of a write that was sent to its entry, which may have been answered early.
+    /// Gives the payload of a write that was sent, or never will be, to its entry, which may have been
+    /// answered early.
     pub(crate) fn payload_sent(&mut self, ticket: Ticket, cookie: Cookie, payload: Buffer) {
         if let Some(entry) = self
             .entries

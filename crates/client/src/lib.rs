@@ -1,13 +1,14 @@
 //! NBD clients.
 //!
-//! Two of them, side by side over the protocol core of `blockferry-proto`; neither hides the other:
+//! Side by side over the protocol core of `blockferry-proto`; none hides the other:
 //!
 //! - [`blocking::Client`]: plain calls on plain slices. A long read is cut into pieces that are in flight
 //!   together, so that even one call keeps the server busy.
 //! - [`Client`]: asynchronous (tokio), cheap to clone, a [`BlockDevice`](blockferry_block::BlockDevice).
 //!   Requests are pipelined; dropping a future is safe.
+//! - [`Pool`]: several of those to one export as one device, which outlives the loss of some.
 //!
-//! Both receive the payload where it belongs: one system call takes the rest of
+//! All receive the payload where it belongs: one system call takes the rest of
 //! one payload, the next reply's header and the payload that will most probably follow it.
 
 #![forbid(unsafe_code)]
@@ -21,9 +22,11 @@ mod handshake;
 mod in_flight;
 mod info;
 mod options;
+mod pool;
 mod receiver;
 mod status;
 mod stream;
 
 pub use client::Client;
 pub use options::ConnectOptions;
+pub use pool::Pool;

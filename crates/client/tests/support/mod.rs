@@ -30,8 +30,24 @@ pub(crate) struct Script {
     pub(crate) chunks: usize,
     /// The connection dies in the middle of the answer to this request, counted from 0.
     pub(crate) dies_at: Option<usize>,
+    /// Only this connection dies, counted from 0; otherwise every one does.
+    pub(crate) mortal: Option<usize>,
+    /// How many connections are welcome, and what becomes of the others.
+    pub(crate) welcome: usize,
+    pub(crate) others: Others,
+    /// Several connections are as good as one.
+    pub(crate) multi_conn: bool,
     /// Which requests fail.
     pub(crate) fails: fn(&ServerRequest) -> Option<Errno>,
+}
+
+/// What becomes of a connection that is not welcome.
+#[derive(Clone, Copy)]
+#[allow(dead_code, reason = "not every test meets both")]
+pub(crate) enum Others {
+    Refused,
+    /// It stays open, and nothing is ever said.
+    Silent,
 }
 
 impl Default for Script {
@@ -44,6 +60,10 @@ impl Default for Script {
             backwards: 1,
             chunks: 1,
             dies_at: None,
+            mortal: None,
+            welcome: usize::MAX,
+            others: Others::Refused,
+            multi_conn: true,
             fails: |_| None,
         }
     }
@@ -54,8 +74,11 @@ pub(crate) struct Server {
     _room: TempDir,
     socket: PathBuf,
     memory: Arc<Mutex<Vec<u8>>>,
-    requests: Arc<Mutex<Vec<ServerRequest>>>,
+    requests: Arc<Mutex<Log>>,
 }
+
+/// Each request with the number of its connection.
+type Log = Vec<(usize, ServerRequest)>;
 
 impl Server {
     pub(crate) fn start(script: Script) -> Self {
@@ -66,11 +89,28 @@ impl Server {
         let requests = Arc::new(Mutex::new(Vec::new()));
         let (shared, log) = (Arc::clone(&memory), Arc::clone(&requests));
         thread::spawn(move || {
-            for stream in listener.incoming() {
-                let (script, memory, log) = (script.clone(), Arc::clone(&shared), Arc::clone(&log));
+            let mut silent = Vec::new();
+            for (connection, stream) in listener.incoming().enumerate() {
+                let stream = stream.expect("a connection");
+                if connection >= script.welcome {
+                    match script.others {
+                        Others::Refused => drop(stream),
+                        Others::Silent => silent.push(stream),
+                    }
+                    continue;
+                }
+                let mut script = script.clone();
+                if script.mortal.is_some_and(|mortal| mortal != connection) {
+                    script.dies_at = None;
+                }
+                let (memory, log) = (Arc::clone(&shared), Arc::clone(&log));
                 thread::spawn(move || {
                     // A client that goes away is no concern of the server.
-                    let _ = serve(stream.expect("a connection"), &script, &memory, &log);
+                    let _ = serve(stream, &script, &memory, |request| {
+                        log.lock()
+                            .expect("not poisoned")
+                            .push((connection, request));
+                    });
                 });
             }
         });
@@ -95,11 +135,20 @@ impl Server {
     /// The requests of `command` that came so far.
     pub(crate) fn requests(&self, command: Command) -> Vec<ServerRequest> {
         let requests = self.requests.lock().expect("not poisoned");
+        let requests = requests.iter().map(|(_, request)| *request);
         requests
-            .iter()
             .filter(|request| request.command == command)
-            .copied()
             .collect()
+    }
+
+    /// The connections that requests of `command` came on so far, in order.
+    #[allow(dead_code, reason = "most tests have one connection")]
+    pub(crate) fn connections(&self, command: Command) -> Vec<usize> {
+        let requests = self.requests.lock().expect("not poisoned");
+        let of_command = requests
+            .iter()
+            .filter(|(_, request)| request.command == command);
+        of_command.map(|(connection, _)| *connection).collect()
     }
 }
 
@@ -112,7 +161,7 @@ fn serve(
     mut stream: UnixStream,
     script: &Script,
     memory: &Mutex<Vec<u8>>,
-    log: &Mutex<Vec<ServerRequest>>,
+    log: impl Fn(ServerRequest),
 ) -> io::Result<()> {
     let negotiated = negotiate(&mut stream, script)?;
     let mut session = ServerSession::new(&negotiated, RequestLimits::default());
@@ -168,7 +217,7 @@ fn serve(
                             .copy_from_slice(&data);
                     }
                 }
-                log.lock().expect("not poisoned").push(request);
+                log(request);
                 waiting.push((request, error));
             }
         }
@@ -262,6 +311,9 @@ fn negotiate(stream: &mut UnixStream, script: &Script) -> io::Result<Negotiated>
         extended: script.extended,
         ..ServerConfig::default()
     });
+    let mut flags =
+        TransmissionFlags::all() - TransmissionFlags::READ_ONLY - TransmissionFlags::ROTATIONAL;
+    flags.set(TransmissionFlags::CAN_MULTI_CONN, script.multi_conn);
     loop {
         match handshake.step() {
             ServerStep::Send(bytes) => stream.write_all(&bytes)?,
@@ -274,9 +326,7 @@ fn negotiate(stream: &mut UnixStream, script: &Script) -> io::Result<Negotiated>
                 canonical_name: None,
                 description: Some("a piece of memory".to_owned()),
                 size: script.size as u64,
-                flags: TransmissionFlags::all()
-                    - TransmissionFlags::READ_ONLY
-                    - TransmissionFlags::ROTATIONAL,
+                flags,
                 block_sizes: script.block_sizes,
                 contexts: vec!["base:allocation".to_owned()],
             })),
