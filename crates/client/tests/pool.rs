@@ -13,11 +13,11 @@ use support::{Others, Script, Server, byte_at};
 use tokio::task::JoinSet;
 
 /// A server of so small an image that all of it is soon read.
-fn start(script: Script) -> Server {
-    Server::start(Script {
+fn small() -> Script {
+    Script {
         size: 1 << 20,
-        ..script
-    })
+        ..Script::default()
+    }
 }
 
 /// A pool that may have `wanted` connections, once it has `awaited`.
@@ -86,7 +86,7 @@ fn check_written(server: &Server) {
 
 #[tokio::test]
 async fn all_connections_take_part() {
-    let server = start(Script::default());
+    let server = Server::start(small());
     let pool = connect(&server, 4, 4).await;
     read_all(&pool).await;
     let used: BTreeSet<_> = server.connections(Command::Read).into_iter().collect();
@@ -97,11 +97,11 @@ async fn all_connections_take_part() {
 async fn reads_outlive_a_connection_that_dies_among_four() {
     for mortal in 0..4 {
         for (dies_at, backwards) in [(0, 1), (3, 5), (7, 3)] {
-            let server = start(Script {
+            let server = Server::start(Script {
                 mortal: Some(mortal),
                 dies_at: Some(dies_at),
                 backwards,
-                ..Script::default()
+                ..small()
             });
             let pool = connect(&server, 4, 4).await;
             read_all(&pool).await;
@@ -113,11 +113,11 @@ async fn reads_outlive_a_connection_that_dies_among_four() {
 #[tokio::test]
 async fn writes_outlive_a_connection_that_dies_with_them_in_flight() {
     for dies_at in [0, 5] {
-        let server = start(Script {
+        let server = Server::start(Script {
             mortal: Some(1),
             dies_at: Some(dies_at),
             backwards: 8,
-            ..Script::default()
+            ..small()
         });
         let pool = connect(&server, 3, 3).await;
         write_some(&pool).await;
@@ -130,10 +130,10 @@ async fn writes_outlive_a_connection_that_dies_with_them_in_flight() {
 async fn every_other_request_is_repeated_too() {
     let range = ByteRange::new(4096, 8192).expect("a range");
     for request in 0..5 {
-        let server = start(Script {
+        let server = Server::start(Script {
             mortal: Some(0),
             dies_at: Some(0),
-            ..Script::default()
+            ..small()
         });
         let pool = connect(&server, 2, 2).await;
         match request {
@@ -152,9 +152,9 @@ async fn every_other_request_is_repeated_too() {
 
 #[tokio::test]
 async fn the_pool_fails_with_its_last_connection_and_for_good() {
-    let server = start(Script {
+    let server = Server::start(Script {
         dies_at: Some(10),
-        ..Script::default()
+        ..small()
     });
     let pool = connect(&server, 3, 3).await;
     let mut good = 0;
@@ -175,9 +175,9 @@ async fn the_pool_fails_with_its_last_connection_and_for_good() {
 
 #[tokio::test]
 async fn what_the_server_refuses_is_not_tried_elsewhere() {
-    let server = start(Script {
+    let server = Server::start(Script {
         fails: |request| (request.command == Command::Write).then_some(Errno::ESHUTDOWN),
-        ..Script::default()
+        ..small()
     });
     let pool = connect(&server, 2, 2).await;
     let refused = pool
@@ -193,10 +193,10 @@ async fn what_the_server_refuses_is_not_tried_elsewhere() {
 #[tokio::test]
 async fn a_server_that_wants_no_more_connections_is_used_through_those_it_took() {
     for others in [Others::Refused, Others::Silent] {
-        let server = start(Script {
+        let server = Server::start(Script {
             welcome: 2,
             others,
-            ..Script::default()
+            ..small()
         });
         let pool = connect(&server, 4, 2).await;
         read_all(&pool).await;
@@ -207,9 +207,9 @@ async fn a_server_that_wants_no_more_connections_is_used_through_those_it_took()
 
 #[tokio::test]
 async fn a_server_without_multi_conn_is_asked_for_one_connection() {
-    let server = start(Script {
+    let server = Server::start(Script {
         multi_conn: false,
-        ..Script::default()
+        ..small()
     });
     let pool = connect(&server, 4, 1).await;
     read_all(&pool).await;
@@ -220,7 +220,7 @@ async fn a_server_without_multi_conn_is_asked_for_one_connection() {
 
 #[tokio::test]
 async fn a_flush_reaches_each_connection_that_wrote_since_the_last() {
-    let server = start(Script::default());
+    let server = Server::start(small());
     let pool = connect(&server, 4, 4).await;
     write_some(&pool).await;
     pool.flush().await.expect("a flush");
@@ -239,11 +239,11 @@ async fn a_flush_reaches_each_connection_that_wrote_since_the_last() {
 
 #[tokio::test]
 async fn what_a_lost_connection_wrote_is_flushed_through_another() {
-    let server = start(Script {
+    let server = Server::start(Script {
         mortal: Some(0),
         // The write is the first answer, the read that kills the connection the second.
         dies_at: Some(1),
-        ..Script::default()
+        ..small()
     });
     let pool = connect(&server, 2, 2).await;
     while server.connections(Command::Write).last() != Some(&0) {
@@ -260,7 +260,7 @@ async fn what_a_lost_connection_wrote_is_flushed_through_another() {
 
 #[tokio::test]
 async fn disconnect_says_goodbye_on_every_connection() {
-    let server = start(Script::default());
+    let server = Server::start(small());
     let pool = connect(&server, 3, 3).await;
     read_all(&pool).await;
     pool.disconnect().await;
