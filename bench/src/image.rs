@@ -1,9 +1,9 @@
-//! Making the images of a scenario: random bytes, a file system of real files, a qcow2 of it.
+//! Making the images of a scenario: random bytes, a file system of real files, a qcow2 of it, nothing.
 
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io::{BufWriter, Write},
+    io::{BufWriter, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -13,14 +13,15 @@ use anyhow::{Context, Result, ensure};
 use crate::{
     interrupt::Interrupt,
     process,
-    scenario::{Image, Scenario},
+    scenario::{Format, Image, Scenario},
 };
 
 /// Where the files in a file system image come from: every Linux has them, in much the same mix of
 /// programs, libraries, text and compressed data.
 const FILES: &str = "/usr";
 
-/// Makes the images one after the other in `scratch` and returns where each lies.
+/// Makes the images one after the other in `scratch` and returns where each lies. The empty ones are
+/// left to [`renew`].
 pub(crate) fn prepare(
     scenario: &Scenario,
     quick: bool,
@@ -35,6 +36,10 @@ pub(crate) fn prepare(
             Image::Random { .. } => {
                 random(&path, size.unwrap_or_default(), interrupt)?;
             }
+            Image::Fragmented { piece, .. } => {
+                fragmented(&path, size.unwrap_or_default(), piece.bytes, interrupt)?;
+            }
+            Image::Empty { .. } => {}
             Image::Ext4 { files, .. } => {
                 let files = files.of(quick).bytes;
                 ext4(&path, size.unwrap_or_default(), files, scratch, interrupt)?;
@@ -50,26 +55,83 @@ pub(crate) fn prepare(
     Ok(made)
 }
 
+/// Makes an image with nothing in it, in place of what is at `path`.
+pub(crate) fn renew(
+    path: &Path,
+    format: Format,
+    size: u64,
+    scratch: &Path,
+    interrupt: &Interrupt,
+) -> Result<()> {
+    // Not only truncated: its pages are to be new ones for every run.
+    let _ = fs::remove_file(path);
+    match format {
+        Format::Raw => {
+            let file = File::create(path).with_context(|| path.display().to_string())?;
+            file.set_len(size)?;
+            Ok(())
+        }
+        Format::Qcow2 => {
+            let mut create = Command::new("qemu-img");
+            create.args(["create", "-q", "-f", "qcow2"]).arg(path);
+            process::run(create.arg(size.to_string()), scratch, interrupt)
+        }
+    }
+}
+
 /// `size` bytes that no scan finds zeroes in and no compression shrinks; the same ones each time.
 fn random(path: &Path, size: u64, interrupt: &Interrupt) -> Result<()> {
-    const CHUNK: u64 = 1 << 20;
     let mut file = File::create(path).with_context(|| path.display().to_string())?;
-    let mut state = 0x9e37_79b9_7f4a_7c15;
-    let mut chunk = Vec::new();
-    let mut left = size;
-    while left > 0 {
-        interrupt.check()?;
-        let length = left.min(CHUNK);
-        chunk.clear();
-        while (chunk.len() as u64) < length {
-            chunk.extend_from_slice(&xorshift(&mut state).to_le_bytes());
-        }
-        chunk.truncate(usize::try_from(length)?);
-        file.write_all(&chunk)
-            .with_context(|| path.display().to_string())?;
-        left -= length;
+    Noise::new().write(&mut file, size, interrupt)
+}
+
+/// A file of `size` bytes that begins with `piece` random ones, then a hole as large, and so on.
+fn fragmented(path: &Path, size: u64, piece: u64, interrupt: &Interrupt) -> Result<()> {
+    let mut file = File::create(path).with_context(|| path.display().to_string())?;
+    let mut noise = Noise::new();
+    let mut offset = 0;
+    while offset < size {
+        file.seek(SeekFrom::Start(offset))?;
+        noise.write(&mut file, piece.min(size - offset), interrupt)?;
+        offset = offset.saturating_add(piece.saturating_mul(2));
     }
+    file.set_len(size)?;
     Ok(())
+}
+
+/// Random bytes, the same ones each time.
+struct Noise {
+    state: u64,
+    chunk: Vec<u8>,
+}
+
+impl Noise {
+    fn new() -> Self {
+        Self {
+            state: 0x9e37_79b9_7f4a_7c15,
+            chunk: Vec::new(),
+        }
+    }
+
+    /// Writes the next `length` bytes of it.
+    fn write(&mut self, file: &mut File, length: u64, interrupt: &Interrupt) -> Result<()> {
+        const CHUNK: u64 = 1 << 20;
+        let mut left = length;
+        while left > 0 {
+            interrupt.check()?;
+            let length = left.min(CHUNK);
+            self.chunk.clear();
+            while (self.chunk.len() as u64) < length {
+                let word = xorshift(&mut self.state);
+                self.chunk.extend_from_slice(&word.to_le_bytes());
+            }
+            self.chunk.truncate(usize::try_from(length)?);
+            file.write_all(&self.chunk)
+                .context("cannot write random bytes")?;
+            left -= length;
+        }
+        Ok(())
+    }
 }
 
 /// Marsaglia's xorshift64: fast, and random enough to look incompressible.
@@ -160,6 +222,28 @@ mod tests {
         assert_eq!(bytes.len() as u64, size);
         assert_eq!(bytes, fs::read(two).unwrap());
         assert!(bytes.chunks_exact(8).all(|word| word != [0; 8]));
+    }
+
+    #[test]
+    fn fragmented_images_alternate_between_data_and_holes() {
+        let directory = tempfile::tempdir().unwrap();
+        let (interrupt, _writer) = Interrupt::detached();
+        let path = directory.path().join("image");
+        fragmented(&path, 35, 10, &interrupt).unwrap();
+        let bytes = fs::read(path).unwrap();
+        let zeroes: Vec<bool> = bytes.chunks(10).map(|piece| piece == [0; 10]).collect();
+        assert_eq!(zeroes, [false, true, false, false]);
+        assert_eq!(&bytes[30..], [0; 5]);
+    }
+
+    #[test]
+    fn a_renewed_image_has_its_size_and_nothing_in_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let (interrupt, _writer) = Interrupt::detached();
+        let path = directory.path().join("image");
+        fs::write(&path, "old").unwrap();
+        renew(&path, Format::Raw, 100, directory.path(), &interrupt).unwrap();
+        assert_eq!(fs::read(path).unwrap(), [0; 100]);
     }
 
     #[test]

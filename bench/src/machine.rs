@@ -2,10 +2,10 @@
 
 use std::{fs, path::Path, process::Command, thread};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The machine, as far as it says something about the numbers. Nothing that identifies it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Machine {
     cpu: String,
     cores: usize,

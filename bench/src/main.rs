@@ -11,6 +11,8 @@
     reason = "a command line: data to stdout, messages to stderr"
 )]
 
+mod calls;
+mod contents;
 mod image;
 mod interrupt;
 mod machine;
@@ -21,7 +23,9 @@ mod runner;
 mod scenario;
 mod server;
 mod size;
+mod stage;
 mod statistics;
+mod target;
 mod tools;
 
 use std::{
@@ -64,6 +68,10 @@ struct Arguments {
     /// Where the results are written. [default: bench/results, and nowhere for a quick run]
     #[arg(long, value_name = "DIRECTORY")]
     results: Option<PathBuf>,
+
+    /// Runs nothing: writes the table of the README anew, from the results.
+    #[arg(long, conflicts_with_all = ["names", "list", "runs", "quick"])]
+    readme: bool,
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {
@@ -101,6 +109,10 @@ fn run(arguments: &Arguments) -> Result<bool> {
         (None, true) => None,
         (None, false) => Some(home.join("results")),
     };
+    if arguments.readme {
+        let directory = results.unwrap_or_else(|| home.join("results"));
+        return write_readme(&scenarios, &directory, &home.join("../README.md"));
+    }
     let settings = Settings {
         runs: arguments.runs,
         quick: arguments.quick,
@@ -175,4 +187,23 @@ fn write(report: &Report, directory: &Path) -> Result<()> {
         eprintln!("wrote {}", path.display());
     }
     Ok(())
+}
+
+/// Puts the results of the scenarios into the README. Whether each of them has one.
+fn write_readme(scenarios: &[Scenario], results: &Path, readme: &Path) -> Result<bool> {
+    let mut reports = Vec::new();
+    for scenario in scenarios {
+        let path = results.join(format!("{}.json", scenario.name));
+        if !path.exists() {
+            eprintln!("bench: {} has no result: {}", scenario.name, path.display());
+            continue;
+        }
+        let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        reports.push(report::from_json(&text).with_context(|| path.display().to_string())?);
+    }
+    let table = report::markdown(&reports);
+    let old = fs::read_to_string(readme).with_context(|| readme.display().to_string())?;
+    fs::write(readme, report::into_readme(&old, &table)?)?;
+    eprintln!("wrote {}", readme.display());
+    Ok(reports.len() == scenarios.len())
 }

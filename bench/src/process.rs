@@ -48,6 +48,7 @@ impl Running {
         let name = command.get_program().to_string_lossy().into_owned();
         let errors = File::create(stderr).with_context(|| stderr.display().to_string())?;
         command.stdin(Stdio::null()).stderr(errors).process_group(0);
+        forget_peak_memory();
         let started = Instant::now();
         let child = command
             .spawn()
@@ -135,6 +136,13 @@ impl Ended {
     }
 }
 
+/// What a program took at its peak begins with what the process that started it had taken until then:
+/// Linux counts from before the exec. So our own peak is set back to what we take now (proc(5),
+/// `clear_refs`), where that is allowed; without it, small programs look as large as we are.
+fn forget_peak_memory() {
+    let _ = fs::write("/proc/self/clear_refs", "5");
+}
+
 fn complaint(stderr: &Path) -> String {
     let text = fs::read(stderr).unwrap_or_default();
     let tail = &text[text.len().saturating_sub(COMPLAINT)..];
@@ -151,8 +159,8 @@ pub(crate) fn run(command: &mut Command, scratch: &Path, interrupt: &Interrupt) 
 
 /// Reads everything from `stream` on a thread of its own and throws it away.
 pub(crate) fn drain(mut stream: ChildStdout) -> thread::JoinHandle<io::Result<()>> {
-    /// As much as a pipe holds.
-    const ROOM: usize = 64 << 10;
+    /// As much as `cat` reads at a time.
+    const ROOM: usize = 128 << 10;
     thread::spawn(move || {
         let mut buffer = vec![0; ROOM];
         while stream.read(&mut buffer)? > 0 {}

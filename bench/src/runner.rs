@@ -4,30 +4,20 @@
 //! alike, and the ratio of two contenders is taken within a round. The warm-up round is thrown away,
 //! but what it wrote is compared: a program that is fast because it copies wrongly does not count.
 
-use std::{
-    collections::BTreeMap,
-    fs::{self, File},
-    io::{BufReader, Read},
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-    time::Duration,
-};
+use std::{fs, path::Path, time::Duration};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use tempfile::TempDir;
 
 use crate::{
+    calls::Counter,
+    contents::Output,
     image,
     interrupt::Interrupt,
-    placeholder,
-    process::{self, Running},
-    scenario::{Contender, Measure, Scenario, Stdout},
-    server::Server,
-    tools::{self, Tools},
+    scenario::{Contender, Scenario},
+    stage::Stage,
+    tools::Tools,
 };
-
-/// After this long a run is given up.
-const TIMEOUT: Duration = Duration::from_secs(900);
 
 /// Where images and outputs are put when it is there: no disk is to be measured by accident.
 const MEMORY: &str = "/dev/shm";
@@ -57,7 +47,7 @@ pub(crate) struct Sample {
 pub(crate) enum Outcome {
     /// One sample a round.
     Measured(Vec<Sample>),
-    /// The program of this name is not there.
+    /// The program of this name is not there: its own, or one of its servers'.
     Missing(String),
     /// A run failed, or wrote something else than the others.
     Failed(String),
@@ -66,6 +56,10 @@ pub(crate) enum Outcome {
 /// What became of each contender, in the scenario's order, and how many rounds counted.
 pub(crate) struct Outcomes {
     pub(crate) contenders: Vec<Outcome>,
+    /// The system calls of one run, of those that were counted.
+    pub(crate) system_calls: Vec<Option<u64>>,
+    /// What counted them, if anything was there to do so.
+    pub(crate) counter: Option<Counter>,
     pub(crate) rounds: usize,
 }
 
@@ -94,23 +88,36 @@ pub(crate) fn run(
         (None, true) => scenario.runs.min(2),
         (None, false) => scenario.runs,
     };
-    let mut outcomes: Vec<Outcome> = scenario
-        .contenders
-        .iter()
-        .map(|contender| stage.look_for(contender))
-        .collect::<Result<_>>()?;
+    let mut outcomes = Vec::new();
+    for contender in &scenario.contenders {
+        outcomes.push(match stage.missing_for(contender)? {
+            Some(program) => Outcome::Missing(program),
+            None => Outcome::Measured(Vec::new()),
+        });
+    }
 
     progress("warming up");
     stage.warm_up(&mut outcomes)?;
+    let mut counter = None;
+    let mut system_calls = vec![None; outcomes.len()];
+    if scenario.counts_system_calls() {
+        progress("counting system calls");
+        counter = Counter::find(stage.scratch, interrupt)?;
+        if let Some(counter) = counter {
+            system_calls = stage.count(&mut outcomes, counter)?;
+        }
+    }
     for round in 1..=rounds {
         progress(&format!("round {round} of {rounds}"));
         for (contender, outcome) in scenario.contenders.iter().zip(&mut outcomes) {
             stage.round(contender, outcome)?;
-            remove(&stage.out())?;
+            stage.tidy(contender)?;
         }
     }
     Ok(Outcomes {
         contenders: outcomes,
+        system_calls,
+        counter,
         rounds,
     })
 }
@@ -126,230 +133,93 @@ fn scratch() -> Result<TempDir> {
     directory.context("a directory for the images")
 }
 
-/// Everything a run takes place in.
-struct Stage<'a> {
-    scenario: &'a Scenario,
-    quick: bool,
-    tools: &'a Tools,
-    interrupt: &'a Interrupt,
-    scratch: &'a Path,
-    images: BTreeMap<String, PathBuf>,
-}
-
 impl Stage<'_> {
-    /// Whether the contender's program is there at all.
-    fn look_for(&self, contender: &Contender) -> Result<Outcome> {
-        let program = self.expand(&contender.command[0])?;
-        Ok(match tools::find(&program) {
-            Some(_) => Outcome::Measured(Vec::new()),
-            None => Outcome::Missing(base_name(&program)),
-        })
-    }
-
     /// Runs each contender once without counting it, and compares what they wrote.
     fn warm_up(&self, outcomes: &mut [Outcome]) -> Result<()> {
-        let reference = self.scratch.join("reference");
-        let mut writer_of_reference: Option<&str> = None;
+        let mut reference: Option<(&str, Output)> = None;
         for (contender, outcome) in self.scenario.contenders.iter().zip(&mut *outcomes) {
             self.round(contender, outcome)?;
-            let Outcome::Measured(samples) = outcome else {
-                remove(&self.out())?;
-                continue;
-            };
-            samples.clear();
-            if !writes_output(contender) {
-                continue;
-            }
-            if !self.out().exists() {
-                *outcome = Outcome::Failed("it wrote no output".into());
-                continue;
-            }
-            match writer_of_reference {
-                None => {
-                    fs::rename(self.out(), &reference)?;
-                    writer_of_reference = Some(&contender.name);
-                }
-                Some(name) => {
-                    if !same_contents(&self.out(), &reference, self.interrupt)? {
-                        let why = format!("its output differs from that of {name}");
-                        *outcome = Outcome::Failed(why);
-                    }
-                    remove(&self.out())?;
+            if let Outcome::Measured(samples) = outcome {
+                samples.clear();
+                let why = match self.output_of(contender) {
+                    Some(output) => self.compare(contender, &output, &mut reference)?,
+                    None => None,
+                };
+                if let Some(why) = why {
+                    *outcome = Outcome::Failed(why);
                 }
             }
+            self.tidy(contender)?;
         }
-        remove(&reference)
+        reference.map_or(Ok(()), |(_, output)| output.remove())
+    }
+
+    /// What is wrong with the contender's output, if anything is. The first output becomes the reference.
+    fn compare<'a>(
+        &self,
+        contender: &'a Contender,
+        output: &Output,
+        reference: &mut Option<(&'a str, Output)>,
+    ) -> Result<Option<String>> {
+        if !output.path.exists() {
+            return Ok(Some("it wrote no output".into()));
+        }
+        let Some((writer, right)) = reference else {
+            let path = self.scratch.join("reference");
+            fs::rename(&output.path, &path)?;
+            let format = output.format;
+            *reference = Some((&contender.name, Output { path, format }));
+            return Ok(None);
+        };
+        let same = output.equals(right, self.scratch, self.interrupt)?;
+        Ok((!same).then(|| format!("its output differs from that of {writer}")))
+    }
+
+    /// Counts the system calls of each contender that has not failed, in a run of its own.
+    fn count(&self, outcomes: &mut [Outcome], counter: Counter) -> Result<Vec<Option<u64>>> {
+        let mut counts = Vec::new();
+        for (contender, outcome) in self.scenario.contenders.iter().zip(outcomes) {
+            self.interrupt.check()?;
+            let mut count = None;
+            if matches!(outcome, Outcome::Measured(_)) {
+                let counted = self.count_calls(contender, counter);
+                count = self.unless_failed(counted, outcome)?;
+            }
+            counts.push(count);
+            self.tidy(contender)?;
+        }
+        Ok(counts)
     }
 
     /// One run of a contender that did not fail before; its sample is added.
     fn round(&self, contender: &Contender, outcome: &mut Outcome) -> Result<()> {
         self.interrupt.check()?;
-        let Outcome::Measured(samples) = outcome else {
-            return Ok(());
-        };
-        let servers = self.start_servers()?;
-        let mut sample = match self.measure(contender) {
-            Ok(sample) => sample,
+        if matches!(outcome, Outcome::Measured(_)) {
+            let sample = self.unless_failed(self.measure(contender), outcome)?;
+            if let Outcome::Measured(samples) = outcome {
+                samples.extend(sample);
+            }
+        }
+        Ok(())
+    }
+
+    /// The result of a run. A failure becomes the contender's outcome.
+    fn unless_failed<T>(&self, result: Result<T>, outcome: &mut Outcome) -> Result<Option<T>> {
+        match result {
+            Ok(value) => Ok(Some(value)),
             Err(error) => {
                 // An interrupt is no fault of the contender.
                 self.interrupt.check()?;
                 *outcome = Outcome::Failed(format!("{error:#}"));
-                return Ok(());
+                Ok(None)
             }
-        };
-        for server in servers {
-            sample.server_cpu += server.stop(self.interrupt)?;
         }
-        samples.push(sample);
-        Ok(())
     }
 
-    fn start_servers(&self) -> Result<Vec<Server>> {
-        let mut servers = Vec::new();
-        for server in &self.scenario.servers {
-            let socket = self.socket(&server.name);
-            remove(&socket)?;
-            let path = socket.to_string_lossy();
-            let mut command = Vec::new();
-            for argument in &server.command {
-                command.push(placeholder::expand(argument, |name| match name {
-                    "socket" => Ok(path.clone().into_owned()),
-                    name => self.value(name),
-                })?);
-            }
-            servers.push(Server::start(
-                &server.name,
-                &command,
-                &socket,
-                self.scratch,
-                self.interrupt,
-            )?);
-        }
-        Ok(servers)
-    }
-
-    fn measure(&self, contender: &Contender) -> Result<Sample> {
-        let rate_is_printed = self.scenario.measure == Measure::Rate;
-        let mut command = Command::new(self.expand(&contender.command[0])?);
-        for argument in &contender.command[1..] {
-            command.arg(self.expand(argument)?);
-        }
-        let printed = self.scratch.join("printed");
-        command.stdout(match contender.stdout {
-            _ if rate_is_printed => Stdio::from(File::create(&printed)?),
-            Stdout::Null => Stdio::null(),
-            Stdout::Pipe => Stdio::piped(),
-        });
-
-        let mut running = Running::start(&mut command, &self.scratch.join("stderr"))?;
-        let drain = running.take_stdout().map(process::drain);
-        let ended = running.wait(self.interrupt, TIMEOUT)?;
-        if let Some(drain) = drain {
-            drain.join().expect("the reader does not panic")?;
-        }
-        ended.success()?;
-        let rate = rate_is_printed.then(|| rate(&printed)).transpose()?;
-        Ok(Sample {
-            wall: ended.wall,
-            user: ended.usage.user,
-            system: ended.usage.system,
-            peak_memory: ended.usage.peak_memory,
-            server_cpu: Duration::ZERO,
-            rate,
-        })
-    }
-
-    fn expand(&self, argument: &str) -> Result<String> {
-        placeholder::expand(argument, |name| self.value(name))
-    }
-
-    /// What a placeholder stands for, wherever it stands.
-    fn value(&self, name: &str) -> Result<String> {
-        let path = match name.split_once(':') {
-            Some(("example", example)) => self.tools.example(example),
-            Some(("image", image)) => self.images[image].clone(),
-            Some(("uri", server)) => return Ok(self.uri(server)),
-            None if name == "uri" => return Ok(self.uri(&self.scenario.servers[0].name)),
-            None if name == "image" => self.images[self.scenario.images[0].name()].clone(),
-            None if name == "out" => self.out(),
-            None if name == "size" => {
-                let size = self.scenario.size.as_ref().context("there is no size")?;
-                return Ok(size.of(self.quick).to_string());
-            }
-            None => self.tools.program(name),
-            Some(_) => bail!("`{{{name}}}` stands for nothing"),
-        };
-        Ok(path.to_string_lossy().into_owned())
-    }
-
-    fn uri(&self, server: &str) -> String {
-        format!("nbd+unix:///?socket={}", self.socket(server).display())
-    }
-
-    fn socket(&self, server: &str) -> PathBuf {
-        self.scratch.join(format!("{server}.sock"))
-    }
-
-    fn out(&self) -> PathBuf {
-        self.scratch.join("out")
-    }
-}
-
-/// Whether the contender is told where to write.
-fn writes_output(contender: &Contender) -> bool {
-    contender
-        .command
-        .iter()
-        .any(|argument| argument.contains("{out}"))
-}
-
-fn base_name(program: &str) -> String {
-    let name = Path::new(program).file_name();
-    name.map_or_else(
-        || program.into(),
-        |name| name.to_string_lossy().into_owned(),
-    )
-}
-
-/// The number that a program printed.
-fn rate(printed: &Path) -> Result<f64> {
-    let text = fs::read_to_string(printed)?;
-    let text = text.trim();
-    let rate = text.parse::<f64>().ok().filter(|rate| rate.is_finite());
-    rate.with_context(|| format!("it printed `{text}`, which is no rate"))
-}
-
-fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| path.display().to_string())
-        }
-        _ => Ok(()),
-    }
-}
-
-fn same_contents(one: &Path, two: &Path, interrupt: &Interrupt) -> Result<bool> {
-    const CHUNK: u64 = 1 << 20;
-    if fs::metadata(one)?.len() != fs::metadata(two)?.len() {
-        return Ok(false);
-    }
-    let (mut one, mut two) = (
-        BufReader::new(File::open(one)?),
-        BufReader::new(File::open(two)?),
-    );
-    let (mut left, mut right) = (Vec::new(), Vec::new());
-    loop {
-        interrupt.check()?;
-        left.clear();
-        right.clear();
-        one.by_ref().take(CHUNK).read_to_end(&mut left)?;
-        two.by_ref().take(CHUNK).read_to_end(&mut right)?;
-        if left != right {
-            return Ok(false);
-        }
-        if left.is_empty() {
-            return Ok(true);
-        }
+    /// Removes what the contender wrote, so that the next one finds the memory and the place free.
+    fn tidy(&self, contender: &Contender) -> Result<()> {
+        self.output_of(contender)
+            .map_or(Ok(()), |output| output.remove())
     }
 }
 
@@ -358,7 +228,7 @@ mod tests {
     use super::*;
 
     fn outcomes(contenders: &str) -> Outcomes {
-        let text = format!("name = \"t\"\nshows = \"x\"\n{contenders}");
+        let text = format!("name = \"t\"\ntitle = \"t\"\nshows = \"x\"\n{contenders}");
         let scenario: Scenario = toml::from_str(&text).unwrap();
         let settings = Settings {
             runs: Some(3),
@@ -415,6 +285,45 @@ mod tests {
             &outcomes.contenders[0],
             Outcome::Failed(why) if why == "it wrote no output"
         ));
+    }
+
+    #[test]
+    fn a_server_that_is_missing_or_fails_is_the_outcome_of_those_that_need_it() {
+        let servers = "server = [
+            { name = 'gone', command = ['no-such-server'] },
+            { name = 'broken', command = ['sh', '-c', 'echo why >&2'] },
+        ]\n";
+        let outcomes = outcomes(
+            &(servers.to_owned()
+                + &contender("a", ": {uri:gone}")
+                + &contender("b", ": {uri:broken}")
+                + &contender("c", "exit 0")),
+        );
+        assert!(
+            matches!(&outcomes.contenders[0], Outcome::Missing(name) if name == "no-such-server")
+        );
+        assert!(matches!(
+            &outcomes.contenders[1],
+            Outcome::Failed(why) if why == "server `broken` ended at once: why"
+        ));
+        assert!(matches!(&outcomes.contenders[2], Outcome::Measured(_)));
+    }
+
+    #[test]
+    fn each_run_finds_an_empty_image_and_what_is_written_to_it_is_compared() {
+        let setting = "size = { full = '1G', quick = '8' }
+            image = [{ kind = 'empty', name = 'new', format = 'raw' }]\n";
+        let write = |name, text| {
+            let check = "test $(tr -d \"\\000\" <{image:new} | wc -c) = 0";
+            contender(name, &format!("{check} && printf {text} >{{image:new}}"))
+        };
+        let outcomes = outcomes(
+            &(setting.to_owned() + &write("a", "x") + &write("b", "x") + &write("c", "y")),
+        );
+        for same in &outcomes.contenders[..2] {
+            assert!(matches!(same, Outcome::Measured(samples) if samples.len() == 3));
+        }
+        assert!(matches!(&outcomes.contenders[2], Outcome::Failed(_)));
     }
 
     #[test]

@@ -8,7 +8,11 @@ use std::{collections::BTreeSet, fs, path::Path};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::{placeholder, size::Size};
+use crate::{
+    placeholder,
+    size::Size,
+    target::{Bound, Target},
+};
 
 /// One question that is put to several programs.
 #[derive(Debug, Deserialize)]
@@ -16,6 +20,8 @@ use crate::{placeholder, size::Size};
 pub(crate) struct Scenario {
     /// The name on the command line, and of the result files. The file is `NAME.toml`.
     pub(crate) name: String,
+    /// What is done, in a few words: the row of the README's table.
+    pub(crate) title: String,
     /// What it shows, in a sentence or two.
     pub(crate) shows: String,
     /// How many rounds count.
@@ -26,10 +32,11 @@ pub(crate) struct Scenario {
     pub(crate) measure: Measure,
     /// The size of the images: `{size}` in a command.
     pub(crate) size: Option<Amount>,
-    /// The images, made once. Each lies at `{image:NAME}`.
+    /// The images, made once, but for the empty ones. Each lies at `{image:NAME}`.
     #[serde(default, rename = "image")]
     pub(crate) images: Vec<Image>,
-    /// The servers, started anew before each run. Each is reached at `{uri:NAME}`.
+    /// The servers. Those that a contender's command names are started anew before each of its runs.
+    /// Each is reached at `{uri:NAME}` and listens at `{socket:NAME}`.
     #[serde(default, rename = "server")]
     pub(crate) servers: Vec<Server>,
     /// The programs, in the order in which each round runs them.
@@ -38,6 +45,9 @@ pub(crate) struct Scenario {
     /// How much better than which rival we mean to be.
     #[serde(default, rename = "target")]
     pub(crate) targets: Vec<Target>,
+    /// What we mean to take at most.
+    #[serde(default, rename = "bound")]
+    pub(crate) bounds: Vec<Bound>,
 }
 
 fn five() -> usize {
@@ -80,12 +90,30 @@ pub(crate) enum Image {
     Ext4 { name: String, files: Amount },
     /// A qcow2 image of what the image `of` contains.
     Qcow2 { name: String, of: String },
+    /// A file of the scenario's `size` in which pieces of random bytes and holes alternate, `piece` bytes
+    /// each.
+    Fragmented { name: String, piece: Size },
+    /// An image of the scenario's `size` with nothing in it, to be written to: it is made anew before each
+    /// run of a contender that names it, or whose servers do.
+    Empty { name: String, format: Format },
+}
+
+/// The format of an image that is written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Format {
+    Raw,
+    Qcow2,
 }
 
 impl Image {
     pub(crate) fn name(&self) -> &str {
         match self {
-            Self::Random { name } | Self::Ext4 { name, .. } | Self::Qcow2 { name, .. } => name,
+            Self::Random { name }
+            | Self::Ext4 { name, .. }
+            | Self::Qcow2 { name, .. }
+            | Self::Fragmented { name, .. }
+            | Self::Empty { name, .. } => name,
         }
     }
 }
@@ -123,17 +151,6 @@ pub(crate) enum Stdout {
     Pipe,
 }
 
-/// What we mean to reach against one rival, in medians.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Target {
-    pub(crate) rival: String,
-    /// How many times as fast as the rival: its seconds by ours, or our rate by its rate.
-    pub(crate) speed: f64,
-    /// How many times less processor time than the rival: its seconds by ours.
-    pub(crate) cpu: Option<f64>,
-}
-
 impl Scenario {
     /// Reads the scenario and checks that everything it names is there.
     pub(crate) fn read(path: &Path) -> Result<Self> {
@@ -158,6 +175,42 @@ impl Scenario {
         ours.expect("checked when the scenario was read")
     }
 
+    /// The servers that the contender's command names.
+    pub(crate) fn servers_of(&self, contender: &Contender) -> impl Iterator<Item = &Server> {
+        let names = named_by(&contender.command);
+        self.servers.iter().filter(move |server| {
+            names.iter().any(|name| match name.split_once(':') {
+                Some(("uri" | "socket", named)) => named == server.name,
+                _ => *name == "uri",
+            })
+        })
+    }
+
+    /// The empty images that the contender or one of its servers is given, and their formats.
+    pub(crate) fn empty_images_of(&self, contender: &Contender) -> Vec<(&str, Format)> {
+        let servers = self.servers_of(contender);
+        let names: BTreeSet<&str> = servers
+            .flat_map(|server| named_by(&server.command))
+            .chain(named_by(&contender.command))
+            .collect();
+        let images = self.images.iter().filter_map(|image| match image {
+            Image::Empty { name, format } => Some((&**name, *format)),
+            _ => None,
+        });
+        let is_named = |image: &str| {
+            let with_name = names
+                .iter()
+                .any(|n| n.strip_prefix("image:") == Some(image));
+            with_name || names.contains("image")
+        };
+        images.filter(|(name, _)| is_named(name)).collect()
+    }
+
+    /// Whether system calls are to be counted.
+    pub(crate) fn counts_system_calls(&self) -> bool {
+        self.bounds.iter().any(|bound| bound.system_calls.is_some())
+    }
+
     fn check(&self) -> Result<()> {
         ensure!(self.runs > 0, "`runs` has to be at least 1");
         distinct("image", self.images.iter().map(Image::name))?;
@@ -179,21 +232,56 @@ impl Scenario {
                 self.measure == Measure::Wall || contender.stdout == Stdout::Null,
                 "a contender that prints a rate has no other use for its output"
             );
-        }
-        for Target { rival, .. } in &self.targets {
-            let found = self.contenders.iter().find(|c| c.name == *rival);
             ensure!(
-                found.is_some_and(|contender| !contender.ours),
-                "a target names `{rival}`, which is no rival"
+                self.empty_images_of(contender).len() + usize::from(contender.writes_out()) <= 1,
+                "contender `{}` writes to more than one place, and one is compared",
+                contender.name
+            );
+        }
+        self.check_targets()
+    }
+
+    fn check_targets(&self) -> Result<()> {
+        for target in &self.targets {
+            target.check()?;
+            let of = self.the_one_or_ours(target.of.as_deref())?;
+            for rival in target.rival.names() {
+                ensure!(
+                    self.contenders.iter().any(|c| c.name == *rival) && rival != of,
+                    "a target names `{rival}`, which is no rival of `{of}`"
+                );
+            }
+        }
+        for bound in &self.bounds {
+            bound.check()?;
+            self.the_one_or_ours(bound.of.as_deref())?;
+            ensure!(
+                bound.system_calls.is_none() || self.size.is_some(),
+                "a bound on system calls needs a `size`"
             );
         }
         Ok(())
     }
 
+    /// The contender that a target or a bound is about.
+    pub(crate) fn the_one_or_ours<'a>(&'a self, of: Option<&'a str>) -> Result<&'a str> {
+        let Some(name) = of else {
+            return Ok(&self.ours().name);
+        };
+        ensure!(
+            self.contenders.iter().any(|c| c.name == name),
+            "there is no contender `{name}`"
+        );
+        Ok(name)
+    }
+
     fn check_images(&self) -> Result<()> {
         for (index, image) in self.images.iter().enumerate() {
             match image {
-                Image::Random { name } | Image::Ext4 { name, .. } => {
+                Image::Random { name }
+                | Image::Ext4 { name, .. }
+                | Image::Fragmented { name, .. }
+                | Image::Empty { name, .. } => {
                     ensure!(self.size.is_some(), "image `{name}` needs a `size`");
                 }
                 Image::Qcow2 { name, of } => {
@@ -203,6 +291,9 @@ impl Scenario {
                         "image `{name}` is made of `{of}`, which is not there"
                     );
                 }
+            }
+            if let Image::Fragmented { name, piece } = image {
+                ensure!(piece.bytes > 0, "image `{name}` has pieces of no bytes");
             }
         }
         Ok(())
@@ -214,7 +305,9 @@ impl Scenario {
             for name in placeholder::names(argument)? {
                 let known = match name.split_once(':') {
                     Some(("image", image)) => self.images.iter().any(|i| i.name() == image),
-                    Some(("uri", server)) => self.servers.iter().any(|s| s.name == server),
+                    Some(("uri" | "socket", server)) => {
+                        !is_server && self.servers.iter().any(|s| s.name == server)
+                    }
                     Some(("example", _)) => true,
                     Some(_) => false,
                     None => match name {
@@ -236,6 +329,19 @@ impl Scenario {
     }
 }
 
+impl Contender {
+    /// Whether it is told to write to `{out}`.
+    pub(crate) fn writes_out(&self) -> bool {
+        named_by(&self.command).contains(&"out")
+    }
+}
+
+/// The placeholders of a command that was checked.
+fn named_by(command: &[String]) -> Vec<&str> {
+    let names = command.iter().map(|argument| placeholder::names(argument));
+    names.flatten().flatten().collect()
+}
+
 fn distinct<'a>(what: &str, names: impl Iterator<Item = &'a str>) -> Result<()> {
     let mut seen = BTreeSet::new();
     for name in names {
@@ -250,6 +356,7 @@ mod tests {
 
     const SMALL: &str = r#"
         name = "small"
+        title = "few bytes"
         shows = "something"
         size = { full = "1G", quick = "1M" }
         [[image]]
@@ -302,10 +409,64 @@ mod tests {
             ("speed = 1.5", "sped = 1.5"),
             ("size = { full = \"1G\", quick = \"1M\" }", ""),
             ("{out}", "{socket}"),
+            ("rival = \"they\"", "rival = [\"they\", \"others\"]"),
+            ("rival = \"they\"", "rival = []"),
+            ("rival = \"they\"", "rival = \"they\"\nof = \"others\""),
+            ("speed = 1.5", ""),
+            ("speed = 1.5", "speed = 1.5\n[[bound]]"),
+            (
+                "speed = 1.5",
+                "speed = 1.5\n[[bound]]\nof = \"others\"\nsystem_calls = 1.0",
+            ),
         ] {
             assert!(SMALL.contains(right));
             assert!(parse(&SMALL.replace(right, wrong)).is_err(), "{wrong}");
         }
+    }
+
+    const COPY: &str = r#"
+        name = "copy"
+        title = "a copy"
+        shows = "something"
+        size = { full = "1G", quick = "1M" }
+        image = [
+            { kind = "fragmented", name = "pieces", piece = "64K" },
+            { kind = "empty", name = "new", format = "qcow2" },
+        ]
+        server = [
+            { name = "from", command = ["qemu-nbd", "-k", "{socket}", "{image:pieces}"] },
+            { name = "to", command = ["qemu-nbd", "-k", "{socket}", "{image:new}"] },
+        ]
+        contender = [
+            { name = "both", ours = true, command = ["{blockferry}", "{uri:from}", "{uri:to}"] },
+            { name = "one", command = ["nbdcopy", "{uri:from}", "null:"] },
+            { name = "none", command = ["cp", "{image:pieces}", "{out}"] },
+        ]
+        target = [{ rival = ["one", "none"], cpu = 1.0 }]
+        bound = [{ peak_memory = "64M", system_calls = 3 }]
+    "#;
+
+    #[test]
+    fn a_contender_has_the_servers_and_the_empty_images_that_it_names() {
+        let scenario = parse(COPY).unwrap();
+        let used = scenario.contenders.iter().map(|contender| {
+            let servers = scenario.servers_of(contender);
+            let servers: Vec<_> = servers.map(|server| server.name.as_str()).collect();
+            (servers, scenario.empty_images_of(contender))
+        });
+        let expected = [
+            (vec!["from", "to"], vec![("new", Format::Qcow2)]),
+            (vec!["from"], vec![]),
+            (vec![], vec![]),
+        ];
+        assert!(used.eq(expected));
+        assert!(scenario.counts_system_calls());
+    }
+
+    #[test]
+    fn a_contender_writes_to_one_place() {
+        let wrong = COPY.replace("\"{uri:to}\"", "\"{uri:to}\", \"{out}\"");
+        assert!(parse(&wrong).is_err());
     }
 
     #[test]

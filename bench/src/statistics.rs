@@ -1,9 +1,9 @@
 //! Medians and quartiles of a handful of runs.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Where the middle of some numbers lies, and how far they spread.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 pub(crate) struct Summary {
     pub(crate) median: f64,
     pub(crate) minimum: f64,

@@ -1,12 +1,18 @@
 //! The report as JSON, for other programs and for comparing runs.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::Report;
 
 /// Indented, with a newline at its end, so that two results can be compared line by line.
 pub(crate) fn json(report: &Report) -> Result<String> {
     Ok(serde_json::to_string_pretty(report)? + "\n")
+}
+
+/// The report that [`json`] made `text` of.
+pub(crate) fn from_json(text: &str) -> Result<Report> {
+    serde_json::from_str(text)
+        .context("this is no result of a scenario, or one of an older runner: run it again")
 }
 
 #[cfg(test)]
@@ -27,5 +33,11 @@ mod tests {
             "no-such-program-anywhere"
         );
         assert_eq!(value["targets"][0]["reached"], false);
+    }
+
+    #[test]
+    fn a_report_is_read_as_it_was_written() {
+        let text = json(&example()).unwrap();
+        assert_eq!(json(&from_json(&text).unwrap()).unwrap(), text);
     }
 }

@@ -1,28 +1,41 @@
 //! The result of a scenario, reckoned once from the samples and shown three ways.
 
 mod json;
+mod markdown;
 mod svg;
 mod table;
+mod verdict;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     machine::{self, Machine},
     placeholder,
     runner::{Outcome, Outcomes, Sample, Settings},
-    scenario::{Contender, Measure, Scenario, Target},
+    scenario::{Contender, Measure, Scenario},
     statistics::Summary,
     tools,
 };
 
-pub(crate) use self::{json::json, svg::svg, table::table};
+use self::verdict::{Limits, Verdict};
+pub(crate) use self::{
+    json::{from_json, json},
+    markdown::{into_readme, markdown},
+    svg::svg,
+    table::table,
+};
+
+/// The unit that system calls are counted for, in bytes.
+const CALLS_PER: f64 = 262_144.0;
 
 /// Everything that is to be said about one scenario. Its JSON is this, field by field.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Report {
     pub(crate) scenario: String,
+    #[serde(default)]
+    pub(crate) title: String,
     pub(crate) shows: String,
     pub(crate) measure: Measure,
     /// A quick run shows that the scenario works. It measures nothing.
@@ -35,11 +48,17 @@ pub(crate) struct Report {
     pub(crate) versions: BTreeMap<String, String>,
     pub(crate) servers: BTreeMap<String, Vec<String>>,
     pub(crate) contenders: Vec<Entry>,
+    /// What counted system calls, if they were to be counted and something was there to do so.
+    #[serde(default)]
+    pub(crate) system_calls_counted_by: Option<String>,
+    #[serde(default)]
     pub(crate) targets: Vec<Verdict>,
+    #[serde(default)]
+    pub(crate) bounds: Vec<Limits>,
 }
 
 /// One contender.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Entry {
     pub(crate) name: String,
     pub(crate) ours: bool,
@@ -49,7 +68,7 @@ pub(crate) struct Entry {
     pub(crate) state: State,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(tag = "state", rename_all = "lowercase")]
 pub(crate) enum State {
     Measured(Box<Figures>),
@@ -58,14 +77,18 @@ pub(crate) enum State {
 }
 
 /// Seconds, bytes and GB/s, over the rounds.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Figures {
     pub(crate) wall_seconds: Summary,
     pub(crate) user_seconds: Summary,
     pub(crate) system_seconds: Summary,
     pub(crate) cpu_seconds: Summary,
     pub(crate) server_cpu_seconds: Option<Summary>,
+    /// The most that any run took.
     pub(crate) peak_memory_bytes: u64,
+    /// Of one run that was not timed, for each 256 KiB of the scenario's size.
+    #[serde(default)]
+    pub(crate) system_calls_per_256_kib: Option<f64>,
     pub(crate) rate: Option<Summary>,
     /// How many times as fast as this one ours is, taken round by round. Nothing for ours itself.
     pub(crate) speed_of_ours: Option<Summary>,
@@ -73,52 +96,41 @@ pub(crate) struct Figures {
     pub(crate) cpu_of_ours: Option<Summary>,
 }
 
-/// Whether a target was reached.
-#[derive(Debug, Serialize)]
-pub(crate) struct Verdict {
-    pub(crate) rival: String,
-    pub(crate) wanted_speed: f64,
-    /// Nothing when one of the two was not measured.
-    pub(crate) speed: Option<f64>,
-    pub(crate) wanted_cpu: Option<f64>,
-    pub(crate) cpu: Option<f64>,
-    pub(crate) reached: bool,
-}
-
 impl Report {
     pub(crate) fn new(scenario: &Scenario, settings: Settings, outcomes: &Outcomes) -> Self {
         let machine = Machine::this();
-        let ours = scenario
-            .contenders
-            .iter()
-            .zip(&outcomes.contenders)
-            .find(|(contender, _)| contender.ours)
-            .and_then(|(_, outcome)| samples(outcome));
+        let quick = settings.quick;
         let first_of_ours = &scenario.ours().name;
-        let contenders: Vec<Entry> = scenario
+        let ours = outcomes.samples_of(scenario, first_of_ours);
+        let size = scenario.size.as_ref().map(|size| size.of(quick));
+        let mut contenders = Vec::new();
+        for ((contender, outcome), calls) in scenario
             .contenders
             .iter()
             .zip(&outcomes.contenders)
-            .map(|(contender, outcome)| {
-                let rival_of = ours.filter(|_| contender.name != *first_of_ours);
-                Entry::new(contender, outcome, rival_of)
-            })
-            .collect();
-        let targets = scenario
-            .targets
-            .iter()
-            .map(|target| Verdict::new(target, &contenders))
-            .collect();
+            .zip(&outcomes.system_calls)
+        {
+            let rival_of = ours.filter(|_| contender.name != *first_of_ours);
+            let mut entry = Entry::new(contender, outcome, rival_of);
+            if let (State::Measured(figures), Some(calls), Some(size)) =
+                (&mut entry.state, calls, size)
+            {
+                figures.system_calls_per_256_kib = Some(rate_of_calls(*calls, size.bytes));
+            }
+            contenders.push(entry);
+        }
+        let targets = scenario.targets.iter();
+        let targets = targets.map(|target| Verdict::new(target, scenario, outcomes));
+        let bounds = scenario.bounds.iter();
+        let bounds = bounds.map(|bound| Limits::new(bound, scenario, &contenders));
         let servers = scenario.servers.iter();
         Self {
             scenario: scenario.name.clone(),
+            title: scenario.title.trim().to_owned(),
             shows: scenario.shows.trim().to_owned(),
             measure: scenario.measure,
-            quick: settings.quick,
-            size: scenario
-                .size
-                .as_ref()
-                .map(|size| size.of(settings.quick).to_string()),
+            quick,
+            size: size.map(ToString::to_string),
             rounds: outcomes.rounds,
             machine_summary: machine.summary(),
             machine,
@@ -126,8 +138,10 @@ impl Report {
             servers: servers
                 .map(|server| (server.name.clone(), server.command.clone()))
                 .collect(),
+            system_calls_counted_by: outcomes.counter.map(|counter| counter.name().to_owned()),
+            targets: targets.collect(),
+            bounds: bounds.collect(),
             contenders,
-            targets,
         }
     }
 
@@ -178,11 +192,6 @@ impl Figures {
             Summary::of(samples.iter().map(|sample| time(sample).as_secs_f64()))
         };
         let rates = samples.iter().filter_map(|sample| sample.rate);
-        let ratios = |ratio: fn(&Sample, &Sample) -> f64| {
-            let pairs = ours?.iter().zip(samples);
-            let ratios = pairs.map(|(ours, theirs)| ratio(ours, theirs));
-            Summary::of(ratios.filter(|ratio| ratio.is_finite()))
-        };
         Some(Self {
             wall_seconds: seconds(|sample| sample.wall)?,
             user_seconds: seconds(|sample| sample.user)?,
@@ -192,42 +201,55 @@ impl Figures {
                 .filter(|summary| summary.maximum > 0.0),
             peak_memory_bytes: samples.iter().map(|sample| sample.peak_memory).max()?,
             rate: Summary::of(rates),
-            speed_of_ours: ratios(|ours, theirs| match (ours.rate, theirs.rate) {
-                (Some(ours), Some(theirs)) => ours / theirs,
-                _ => theirs.wall.as_secs_f64() / ours.wall.as_secs_f64(),
-            }),
-            cpu_of_ours: ratios(|ours, theirs| cpu(theirs).as_secs_f64() / cpu(ours).as_secs_f64()),
+            system_calls_per_256_kib: None,
+            speed_of_ours: ours.and_then(|ours| speed_ratio(ours, samples)),
+            cpu_of_ours: ours.and_then(|ours| cpu_ratio(ours, samples)),
         })
     }
 }
 
-impl Verdict {
-    fn new(target: &Target, contenders: &[Entry]) -> Self {
-        let figures = contenders
-            .iter()
-            .find(|entry| entry.name == target.rival)
-            .and_then(Entry::figures);
-        let median = |summary: Option<Summary>| summary.map(|summary| summary.median);
-        let speed = median(figures.and_then(|figures| figures.speed_of_ours));
-        let cpu = median(figures.and_then(|figures| figures.cpu_of_ours));
-        let is_reached = |wanted: f64, reached: Option<f64>| reached.is_some_and(|r| r >= wanted);
-        Self {
-            rival: target.rival.clone(),
-            wanted_speed: target.speed,
-            speed,
-            wanted_cpu: target.cpu,
-            cpu,
-            reached: is_reached(target.speed, speed)
-                && target.cpu.is_none_or(|wanted| is_reached(wanted, cpu)),
+impl Outcomes {
+    /// The samples of a contender, if it was measured.
+    fn samples_of(&self, scenario: &Scenario, name: &str) -> Option<&[Sample]> {
+        let named = scenario.contenders.iter().zip(&self.contenders);
+        let mut named = named.filter(|(contender, _)| contender.name == name);
+        match named.next()?.1 {
+            Outcome::Measured(samples) => Some(samples),
+            Outcome::Missing(_) | Outcome::Failed(_) => None,
         }
     }
 }
 
-fn samples(outcome: &Outcome) -> Option<&[Sample]> {
-    match outcome {
-        Outcome::Measured(samples) => Some(samples),
-        Outcome::Missing(_) | Outcome::Failed(_) => None,
-    }
+/// How many times as fast as theirs ours is, taken round by round.
+fn speed_ratio(ours: &[Sample], theirs: &[Sample]) -> Option<Summary> {
+    ratio(ours, theirs, |ours, theirs| {
+        match (ours.rate, theirs.rate) {
+            (Some(ours), Some(theirs)) => ours / theirs,
+            _ => theirs.wall.as_secs_f64() / ours.wall.as_secs_f64(),
+        }
+    })
+}
+
+/// How many times less processor time than theirs ours takes, taken round by round.
+fn cpu_ratio(ours: &[Sample], theirs: &[Sample]) -> Option<Summary> {
+    ratio(ours, theirs, |ours, theirs| {
+        cpu(theirs).as_secs_f64() / cpu(ours).as_secs_f64()
+    })
+}
+
+fn ratio(
+    ours: &[Sample],
+    theirs: &[Sample],
+    ratio: fn(&Sample, &Sample) -> f64,
+) -> Option<Summary> {
+    let pairs = ours.iter().zip(theirs);
+    let ratios = pairs.map(|(ours, theirs)| ratio(ours, theirs));
+    Summary::of(ratios.filter(|ratio| ratio.is_finite()))
+}
+
+#[allow(clippy::cast_precision_loss, reason = "nobody counts to 2^53 calls")]
+fn rate_of_calls(calls: u64, bytes: u64) -> f64 {
+    calls as f64 / (bytes as f64 / CALLS_PER)
 }
 
 fn cpu(sample: &Sample) -> Duration {
@@ -257,6 +279,7 @@ fn versions(scenario: &Scenario) -> BTreeMap<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::calls::Counter;
 
     fn sample(wall: u64, cpu: u64) -> Sample {
         Sample {
@@ -273,6 +296,8 @@ mod tests {
     pub(super) fn example() -> Report {
         let scenario: Scenario = toml::from_str(
             "name = 'example'
+            title = 'an example'
+            size = { full = '1M', quick = '1M' }
             shows = 'how <fast>'
             [[contender]]
             name = 'we'
@@ -290,7 +315,16 @@ mod tests {
             cpu = 2.0
             [[target]]
             rival = 'others'
-            speed = 1.0",
+            speed = 1.0
+            [[target]]
+            rival = ['others', 'they']
+            speed = 2.0
+            [[bound]]
+            peak_memory = '2M'
+            system_calls = 2.0
+            [[bound]]
+            of = 'they'
+            system_calls = 2.0",
         )
         .unwrap();
         let outcomes = Outcomes {
@@ -299,6 +333,8 @@ mod tests {
                 Outcome::Measured(vec![sample(3, 1), sample(4, 1), sample(5, 1)]),
                 Outcome::Missing("no-such-program-anywhere".into()),
             ],
+            system_calls: vec![Some(10), None, None],
+            counter: Some(Counter::Strace),
             rounds: 3,
         };
         let settings = Settings {
@@ -327,17 +363,13 @@ mod tests {
     }
 
     #[test]
-    fn a_target_needs_both_the_speed_and_the_processor_time() {
+    fn system_calls_are_reckoned_for_each_256_kib() {
         let report = example();
-        assert_eq!(report.targets[0].speed, Some(2.5));
-        assert_eq!(report.targets[0].cpu, Some(1.0));
-        assert!(!report.targets[0].reached);
-    }
-
-    #[test]
-    fn a_target_against_a_missing_rival_is_not_reached() {
-        let verdict = &example().targets[1];
-        assert_eq!((verdict.speed, verdict.reached), (None, false));
+        let calls = |index: usize| {
+            let figures = report.contenders[index].figures().unwrap();
+            figures.system_calls_per_256_kib
+        };
+        assert_eq!((calls(0), calls(1)), (Some(2.5), None));
     }
 
     #[test]

@@ -2,16 +2,20 @@
 
 use std::fmt::Write as _;
 
-use super::{Entry, Report, State, Verdict};
+use super::{
+    Entry, Report, State,
+    verdict::{Limits, Verdict, Want},
+};
 use crate::{scenario::Measure, statistics::Summary};
 
-const HEADINGS: [&str; 6] = [
+const HEADINGS: [&str; 7] = [
     "",
     "",
     "ours is x times as fast",
     "CPU s",
     "server CPU s",
     "peak MiB",
+    "calls/256K",
 ];
 
 /// The table, with the machine above it and the targets below.
@@ -21,7 +25,7 @@ pub(crate) fn table(report: &Report) -> String {
     let _ = writeln!(text, "{}", subtitle(report));
     let mut rows = vec![headings(report)];
     rows.extend(report.contenders.iter().map(row));
-    text.push_str(&aligned(&rows));
+    text.push_str(&aligned(&without_empty_columns(rows)));
     for entry in &report.contenders {
         match &entry.state {
             State::Measured(_) => {}
@@ -35,6 +39,9 @@ pub(crate) fn table(report: &Report) -> String {
     }
     for verdict in &report.targets {
         let _ = writeln!(text, "{}", target(verdict));
+    }
+    for limits in &report.bounds {
+        let _ = writeln!(text, "{}", bound(limits, report));
     }
     if report.quick {
         text.push_str("a quick run: it shows that the scenario works, and measures nothing\n");
@@ -87,6 +94,7 @@ fn row(entry: &Entry) -> Vec<String> {
             .server_cpu_seconds
             .map_or("".into(), |cpu| figure(cpu.median)),
         format!("{}", figures.peak_memory_bytes.div_ceil(1 << 20)),
+        figures.system_calls_per_256_kib.map_or("".into(), figure),
     ]
 }
 
@@ -102,29 +110,89 @@ pub(super) fn figure(value: f64) -> String {
 }
 
 fn target(verdict: &Verdict) -> String {
-    let Verdict {
-        rival,
-        wanted_speed,
-        ..
-    } = verdict;
-    let state = match (verdict.speed, verdict.reached) {
-        (None, _) => "NOT MEASURED",
-        (_, true) => "reached",
-        (_, false) => "MISSED",
+    let mut parts = Vec::new();
+    let several = verdict.rivals.len() > 1;
+    let shown = |want: &Want| match (&want.against, several) {
+        (Some(rival), true) => format!("{} ({rival})", shown(want.got)),
+        _ => shown(want.got),
     };
-    let shown = |value: Option<f64>| value.map_or("nothing".into(), figure);
-    let mut text = format!(
-        "target: at least {wanted_speed} times as fast as {rival}: {}",
-        shown(verdict.speed)
-    );
-    if let Some(wanted) = verdict.wanted_cpu {
-        let reached = shown(verdict.cpu);
-        let _ = write!(
-            text,
-            "; its CPU time at least {wanted} times ours: {reached}"
-        );
+    if let Some(want) = &verdict.speed {
+        let rivals = match &*verdict.rivals {
+            [rival] => rival.clone(),
+            rivals => format!("the best of {}", rivals.join(", ")),
+        };
+        let wanted = want.wanted;
+        parts.push(format!(
+            "at least {wanted} times as fast as {rivals}: {}",
+            shown(want)
+        ));
     }
-    format!("{text}: {state}")
+    if let Some(want) = &verdict.cpu {
+        let whose = match (&*verdict.rivals, verdict.speed.is_some()) {
+            (_, true) => "its".to_owned(),
+            (rivals, false) => format!("{}'s", rivals.join("'s, ")),
+        };
+        let wanted = want.wanted;
+        parts.push(format!(
+            "{whose} CPU time at least {wanted} times ours: {}",
+            shown(want)
+        ));
+    }
+    if verdict.is_measured() && !verdict.unmeasured.is_empty() {
+        parts.push(format!("not measured: {}", verdict.unmeasured.join(", ")));
+    }
+    let state = state(verdict.is_measured(), verdict.reached);
+    format!("target: {}: {}: {state}", verdict.of, parts.join("; "))
+}
+
+fn bound(limits: &Limits, report: &Report) -> String {
+    let mut parts = Vec::new();
+    if let Some(limit) = &limits.peak_memory_bytes {
+        let [at_most, got] = [Some(limit.at_most), limit.got].map(|bytes| {
+            let mib = bytes.map(|bytes| bytes / f64::from(1 << 20));
+            mib.map_or("nothing".into(), |mib| format!("{mib:.0} MiB"))
+        });
+        parts.push(format!("peak memory at most {at_most}: {got}"));
+    }
+    if let Some(limit) = &limits.system_calls_per_256_kib {
+        let counted_by = match &report.system_calls_counted_by {
+            Some(counter) => format!("counted by {counter}"),
+            None => "neither perf nor strace can count them here".into(),
+        };
+        parts.push(format!(
+            "system calls per 256 KiB at most {}: {} ({counted_by})",
+            limit.at_most,
+            shown(limit.got)
+        ));
+    }
+    let state = state(limits.is_measured(), limits.kept);
+    format!("bound: {}: {}: {state}", limits.of, parts.join("; "))
+}
+
+fn state(measured: bool, reached: bool) -> &'static str {
+    match (measured, reached) {
+        (false, _) => "NOT MEASURED",
+        (true, true) => "reached",
+        (true, false) => "MISSED",
+    }
+}
+
+fn shown(value: Option<f64>) -> String {
+    value.map_or("nothing".into(), figure)
+}
+
+/// The rows without the columns in which nothing is said below the heading.
+fn without_empty_columns(mut rows: Vec<Vec<String>>) -> Vec<Vec<String>> {
+    let says_something = |column: usize| {
+        let cells = rows.iter().skip(1).filter_map(|row| row.get(column));
+        cells.into_iter().any(|cell| !cell.is_empty())
+    };
+    let kept: Vec<bool> = (0..HEADINGS.len()).map(says_something).collect();
+    for row in &mut rows {
+        let mut column = kept.iter();
+        row.retain(|_| *column.next().expect("no row is longer than the headings"));
+    }
+    rows
 }
 
 /// Columns as wide as their widest cell; names to the left, numbers to the right.
@@ -179,12 +247,26 @@ mod tests {
             )
         );
         assert!(text.contains("as fast as others: nothing: NOT MEASURED"));
+        assert!(
+            text.contains("the best of others, they: 2.50 (they); not measured: others: reached")
+        );
+        assert!(text.contains(
+            "bound: we: peak memory at most 2 MiB: 1 MiB; system calls per 256 KiB at most 2: 2.50 \
+             (counted by strace -f -c): MISSED"
+        ));
     }
 
     #[test]
     fn figures_have_three_digits() {
         let shown = [1234.4, 12.34, 1.234, 0.1234, 0.01234, 0.00123].map(figure);
         assert_eq!(shown, ["1234", "12.3", "1.23", "0.12", "0.012", "0.0012"]);
+    }
+
+    #[test]
+    fn columns_that_say_nothing_are_left_out() {
+        let text = table(&example());
+        assert!(text.contains("calls/256K"));
+        assert!(!text.contains("server CPU"));
     }
 
     #[test]

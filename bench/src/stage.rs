@@ -1,0 +1,209 @@
+//! Where a run takes place: its images, its servers, and what a command's placeholders stand for.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{
+    calls::Counter,
+    contents::{Output, remove},
+    image,
+    interrupt::Interrupt,
+    placeholder,
+    process::{self, Ended, Running},
+    runner::Sample,
+    scenario::{Contender, Format, Measure, Scenario, Stdout},
+    server::Server,
+    tools::{self, Tools},
+};
+
+/// After this long a run is given up.
+const TIMEOUT: Duration = Duration::from_secs(900);
+
+/// Everything a run takes place in.
+pub(crate) struct Stage<'a> {
+    pub(crate) scenario: &'a Scenario,
+    pub(crate) quick: bool,
+    pub(crate) tools: &'a Tools,
+    pub(crate) interrupt: &'a Interrupt,
+    pub(crate) scratch: &'a Path,
+    pub(crate) images: BTreeMap<String, PathBuf>,
+}
+
+impl Stage<'_> {
+    /// The first program that the contender or one of its servers needs and that is not there.
+    pub(crate) fn missing_for(&self, contender: &Contender) -> Result<Option<String>> {
+        let servers = self.scenario.servers_of(contender);
+        let commands = [&contender.command].into_iter();
+        for command in commands.chain(servers.map(|server| &server.command)) {
+            let program = self.expand(&command[0])?;
+            if tools::find(&program).is_none() {
+                return Ok(Some(base_name(&program)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Where the contender writes to, if that is a file.
+    pub(crate) fn output_of(&self, contender: &Contender) -> Option<Output> {
+        if contender.writes_out() {
+            let (path, format) = (self.out(), Format::Raw);
+            return Some(Output { path, format });
+        }
+        let empty = self.scenario.empty_images_of(contender);
+        empty.first().map(|(name, format)| Output {
+            path: self.images[*name].clone(),
+            format: *format,
+        })
+    }
+
+    /// One run that is timed.
+    pub(crate) fn measure(&self, contender: &Contender) -> Result<Sample> {
+        let servers = self.set_up(contender)?;
+        let mut command = Command::new(self.expand(&contender.command[0])?);
+        let ended = self.perform(contender, &mut command)?;
+        let rate = match self.scenario.measure {
+            Measure::Wall => None,
+            Measure::Rate => Some(rate(&self.printed())?),
+        };
+        let mut server_cpu = Duration::ZERO;
+        for server in servers {
+            server_cpu += server.stop(self.interrupt)?;
+        }
+        Ok(Sample {
+            wall: ended.wall,
+            user: ended.usage.user,
+            system: ended.usage.system,
+            peak_memory: ended.usage.peak_memory,
+            server_cpu,
+            rate,
+        })
+    }
+
+    /// How many system calls one run takes.
+    pub(crate) fn count_calls(&self, contender: &Contender, counter: Counter) -> Result<u64> {
+        let servers = self.set_up(contender)?;
+        let written = self.scratch.join("calls");
+        let mut command = counter.watching(&self.expand(&contender.command[0])?, &written);
+        self.perform(contender, &mut command)?;
+        for server in servers {
+            server.stop(self.interrupt)?;
+        }
+        counter.total(&written)
+    }
+
+    /// New images where they are written to, and the contender's servers.
+    fn set_up(&self, contender: &Contender) -> Result<Vec<Server>> {
+        let size = self.scenario.size.as_ref();
+        let size = size.map_or(0, |size| size.of(self.quick).bytes);
+        for (name, format) in self.scenario.empty_images_of(contender) {
+            let path = &self.images[name];
+            image::renew(path, format, size, self.scratch, self.interrupt)?;
+        }
+        let mut servers = Vec::new();
+        for server in self.scenario.servers_of(contender) {
+            let socket = self.socket(&server.name);
+            remove(&socket)?;
+            let path = socket.to_string_lossy();
+            let mut command = Vec::new();
+            for argument in &server.command {
+                command.push(placeholder::expand(argument, |name| match name {
+                    "socket" => Ok(path.clone().into_owned()),
+                    name => self.value(name),
+                })?);
+            }
+            servers.push(Server::start(
+                &server.name,
+                &command,
+                &socket,
+                self.scratch,
+                self.interrupt,
+            )?);
+        }
+        Ok(servers)
+    }
+
+    /// Runs `command`, the beginning of the contender's, with the contender's arguments to its end.
+    fn perform(&self, contender: &Contender, command: &mut Command) -> Result<Ended> {
+        for argument in &contender.command[1..] {
+            command.arg(self.expand(argument)?);
+        }
+        command.stdout(match contender.stdout {
+            _ if self.scenario.measure == Measure::Rate => {
+                Stdio::from(File::create(self.printed())?)
+            }
+            Stdout::Null => Stdio::null(),
+            Stdout::Pipe => Stdio::piped(),
+        });
+        let mut running = Running::start(command, &self.scratch.join("stderr"))?;
+        let drain = running.take_stdout().map(process::drain);
+        let ended = running.wait(self.interrupt, TIMEOUT)?;
+        if let Some(drain) = drain {
+            drain.join().expect("the reader does not panic")?;
+        }
+        ended.success()?;
+        Ok(ended)
+    }
+
+    fn expand(&self, argument: &str) -> Result<String> {
+        placeholder::expand(argument, |name| self.value(name))
+    }
+
+    /// What a placeholder stands for, wherever it stands.
+    fn value(&self, name: &str) -> Result<String> {
+        let path = match name.split_once(':') {
+            Some(("example", example)) => self.tools.example(example),
+            Some(("image", image)) => self.images[image].clone(),
+            Some(("uri", server)) => return Ok(self.uri(server)),
+            Some(("socket", server)) => self.socket(server),
+            None if name == "uri" => return Ok(self.uri(&self.scenario.servers[0].name)),
+            None if name == "image" => self.images[self.scenario.images[0].name()].clone(),
+            None if name == "out" => self.out(),
+            None if name == "size" => {
+                let size = self.scenario.size.as_ref().context("there is no size")?;
+                return Ok(size.of(self.quick).to_string());
+            }
+            None => self.tools.program(name),
+            Some(_) => bail!("`{{{name}}}` stands for nothing"),
+        };
+        Ok(path.to_string_lossy().into_owned())
+    }
+
+    fn uri(&self, server: &str) -> String {
+        format!("nbd+unix:///?socket={}", self.socket(server).display())
+    }
+
+    fn socket(&self, server: &str) -> PathBuf {
+        self.scratch.join(format!("{server}.sock"))
+    }
+
+    fn printed(&self) -> PathBuf {
+        self.scratch.join("printed")
+    }
+
+    fn out(&self) -> PathBuf {
+        self.scratch.join("out")
+    }
+}
+
+fn base_name(program: &str) -> String {
+    let name = Path::new(program).file_name();
+    name.map_or_else(
+        || program.into(),
+        |name| name.to_string_lossy().into_owned(),
+    )
+}
+
+/// The number that a program printed.
+fn rate(printed: &Path) -> Result<f64> {
+    let text = fs::read_to_string(printed)?;
+    let text = text.trim();
+    let rate = text.parse::<f64>().ok().filter(|rate| rate.is_finite());
+    rate.with_context(|| format!("it printed `{text}`, which is no rate"))
+}
