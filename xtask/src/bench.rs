@@ -30,5 +30,5 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
 
 /// Whether the runner will measure nothing.
 fn only_asks(argument: &str) -> bool {
-    matches!(argument, "--list" | "--help" | "-h")
+    matches!(argument, "--list" | "--readme" | "--help" | "-h")
 }
