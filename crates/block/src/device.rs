@@ -1,6 +1,11 @@
 //! The trait that everything which holds an image has.
 
-use std::{future::Future, os::fd::BorrowedFd, pin::Pin, sync::Arc};
+use std::{
+    future::Future,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    pin::Pin,
+    sync::Arc,
+};
 
 use bitflags::bitflags;
 
@@ -72,6 +77,24 @@ pub trait BlockDevice: Send + Sync {
                 .map_err(|error| error.during(Operation::Write).at(offset, length))?;
             self.write(offset, data, flags).await.map(drop)
         })
+    }
+
+    /// Takes the bytes of `source` over to `offset`, moved by the kernel and not through this process.
+    /// Holes of the source may become data or stay holes.
+    ///
+    /// Fails with `Unsupported` where that cannot be done between these two; the bytes have to be read
+    /// and written then, all of them: some may have come over. A device that failed so answers at once
+    /// the next time. Needs [`Capabilities::COPY_FROM`], which only says that it is worth a try. With
+    /// `UnexpectedEnd` it is the source that failed: it has fewer bytes than it had.
+    fn copy_from(
+        &self,
+        offset: u64,
+        source: FileRange,
+        flags: CopyFlags,
+    ) -> BoxFuture<'_, Result<()>> {
+        let _ = flags;
+        let range = ByteRange::between(offset, offset.saturating_add(source.range().len()));
+        unsupported(Operation::Copy, range)
     }
 
     /// Makes `range` read as zeroes, by a hole unless [`ZeroFlags::NO_HOLE`] is given.
@@ -170,6 +193,56 @@ pub enum Mapping<'a> {
     Opaque,
 }
 
+impl Mapping<'_> {
+    /// The part of the range that lies in a file, with a handle of its own on that file; `None` when the
+    /// bytes lie in none.
+    ///
+    /// # Errors
+    /// What duplicating the descriptor failed with.
+    pub fn to_file(self) -> Result<Option<FileRange>> {
+        let Self::File { fd, offset, length } = self else {
+            return Ok(None);
+        };
+        let range = ByteRange::new(offset, length)
+            .map_err(|error| Error::with_source(ErrorKind::OutOfBounds, error))?;
+        Ok(Some(FileRange::new(fd.try_clone_to_owned()?, range)))
+    }
+}
+
+/// A range of an open file that keeps the file open.
+#[derive(Clone, Debug)]
+pub struct FileRange {
+    file: Arc<OwnedFd>,
+    range: ByteRange,
+}
+
+impl FileRange {
+    /// `range` of `file`.
+    #[must_use]
+    pub fn new(file: impl Into<Arc<OwnedFd>>, range: ByteRange) -> Self {
+        let file = file.into();
+        Self { file, range }
+    }
+
+    /// Where in the file.
+    #[must_use]
+    pub fn range(&self) -> ByteRange {
+        self.range
+    }
+
+    /// Another range of the same file, without another descriptor.
+    #[must_use]
+    pub fn with_range(&self, range: ByteRange) -> Self {
+        Self::new(Arc::clone(&self.file), range)
+    }
+}
+
+impl AsFd for FileRange {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
 bitflags! {
     /// How a write or a trim is done.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -188,6 +261,19 @@ bitflags! {
         /// Fail at once with `Unsupported` rather than be as slow as writing zeroes.
         /// Needs [`Capabilities::FAST_ZERO`].
         const FAST = 1 << 2;
+    }
+
+    /// How bytes are taken over from a file.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct CopyFlags: u8 {
+        /// Durable when acknowledged (force unit access). Needs [`Capabilities::FUA`].
+        const FUA = 1 << 0;
+        /// The range gets space of its own, all of it: no blocks shared with the source, no holes. Fail
+        /// with `Unsupported` where that is not sure.
+        const ALLOCATE = 1 << 1;
+        /// Only share the source's blocks (reflink), which takes no space: at most what does not fill a
+        /// block is copied. Fail with `Unsupported` where that cannot be; nothing has changed then.
+        const SHARE = 1 << 2;
     }
 }
 
@@ -248,7 +334,7 @@ impl DeviceInfo {
     ) -> Result<()> {
         let changes = matches!(
             operation,
-            Operation::Write | Operation::Zero | Operation::Trim
+            Operation::Write | Operation::Zero | Operation::Trim | Operation::Copy
         );
         let kind = if changes && !self.can(Capabilities::WRITE) {
             ErrorKind::ReadOnly

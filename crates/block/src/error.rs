@@ -85,6 +85,8 @@ pub enum Operation {
     Cache,
     /// Changing the size.
     Resize,
+    /// Taking over bytes of a file.
+    Copy,
 }
 
 impl Error {
@@ -232,6 +234,7 @@ impl Operation {
             Self::Extents => "block status",
             Self::Cache => "cache",
             Self::Resize => "resize",
+            Self::Copy => "copy",
         }
     }
 }

@@ -5,6 +5,7 @@
 //! blocking calls. Writes go to the page cache and stay on the caller's thread; making them durable
 //! does not.
 
+mod copy;
 mod extents;
 mod open;
 mod zero;
@@ -22,11 +23,12 @@ use std::{
 use blockferry_sys as sys;
 
 use crate::{
-    BlockDevice, BoxFuture, Buffer, ByteRange, Capabilities, Context, DeviceInfo, Error, ErrorKind,
-    Extent, Mapping, Operation, Result, WriteFlags, ZeroFlags,
+    BlockDevice, BoxFuture, Buffer, ByteRange, Capabilities, Context, CopyFlags, DeviceInfo, Error,
+    ErrorKind, Extent, FileRange, Mapping, Operation, Result, WriteFlags, ZeroFlags,
     blocking::run_blocking,
-    device::{check_allocation, request_range},
+    device::{check_allocation, range_of, request_range},
 };
+use copy::Strangers;
 
 pub use open::Access;
 
@@ -56,6 +58,8 @@ struct Handle {
     /// The directory of a file that was created here, until its entry is durable.
     directory: Mutex<Option<File>>,
     lacks: Lacks,
+    /// The file systems that nothing comes over from.
+    strangers: Mutex<Strangers>,
     /// The last run of data that was looked up. Looking up where data ends can take long: a file in
     /// memory is walked page by page. Out of date it is only less precise.
     data_run: Mutex<ByteRange>,
@@ -216,6 +220,29 @@ impl BlockDevice for FileDevice {
                     .map_err(|error| failed(error, Operation::Write, range))?;
             }
             Ok(data)
+        })
+    }
+
+    fn copy_from(
+        &self,
+        offset: u64,
+        source: FileRange,
+        flags: CopyFlags,
+    ) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let range = range_of(Operation::Copy, offset, source.range().len())?;
+            self.check(Operation::Copy, range)?;
+            let failed = |error| failed(error, Operation::Copy, range);
+            // Known to be in vain: not worth another thread.
+            let way = self.handle.way_from(&source, flags).map_err(failed)?;
+            let copy = self.hop(move |handle| {
+                handle.copy_from(offset, &source, way)?;
+                if flags.contains(CopyFlags::FUA) {
+                    handle.flush()?;
+                }
+                Ok(())
+            });
+            copy.await.map_err(failed)
         })
     }
 

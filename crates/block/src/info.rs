@@ -107,5 +107,8 @@ bitflags! {
         /// [`write_piped`](crate::BlockDevice::write_piped) moves what is in a pipe on without a copy, and
         /// that costs less than a write from memory, for 64 KiB and more at a time.
         const SPLICE_WRITE = 1 << 11;
+        /// It may take bytes over from a file without moving them through this process
+        /// ([`copy_from`](crate::BlockDevice::copy_from)): worth a try.
+        const COPY_FROM = 1 << 12;
     }
 }

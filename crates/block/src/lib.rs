@@ -34,7 +34,7 @@ mod zeroes;
 
 pub use blockferry_sys::FillStop;
 pub use buffer::{BUFFER_ALIGNMENT, Buffer, BufferPool};
-pub use device::{BlockDevice, BoxFuture, Mapping, WriteFlags, ZeroFlags};
+pub use device::{BlockDevice, BoxFuture, CopyFlags, FileRange, Mapping, WriteFlags, ZeroFlags};
 pub use error::{Error, ErrorKind, Operation, Result};
 pub use extent::{Context, Extent, Status, push_merged};
 pub use fd_stream::{FdSink, FdSource};

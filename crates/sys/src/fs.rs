@@ -46,6 +46,8 @@ pub struct FileFacts {
     pub major: u32,
     /// Minor number of the device that a device node stands for.
     pub minor: u32,
+    /// The number of the device that the file system lies on.
+    pub file_system: u64,
 }
 
 /// How a descriptor was opened.
@@ -83,6 +85,7 @@ pub fn inspect(fd: impl AsFd) -> io::Result<FileFacts> {
             .saturating_mul(512),
         major: rustix::fs::major(stat.st_rdev),
         minor: rustix::fs::minor(stat.st_rdev),
+        file_system: stat.st_dev,
     })
 }
 

@@ -7,6 +7,7 @@ compile_error!("blockferry runs on Linux only");
 
 mod aligned;
 mod block_device;
+mod file_copy;
 mod fs;
 mod page_cache;
 mod path;
@@ -18,6 +19,7 @@ mod usage;
 
 pub use aligned::{AlignedBytes, PAGE_ALIGNMENT};
 pub use block_device::{BlockDeviceFacts, discard_blocks, inspect_block_device, zero_blocks};
+pub use file_copy::{clone_range, copy_range, file_system_block, never_shares_blocks};
 pub use fs::{
     FileFacts, FileKind, OpenMode, ZeroMethod, inspect, lives_in_memory, next_data, next_hole,
     open_mode, read_at, read_cached_at, set_size, sync_all, sync_data, will_need, write_all_at,

@@ -108,6 +108,9 @@ impl FileDevice {
         refuse_others(facts.kind)?;
         let mut info = DeviceInfo::new(Arc::clone(name), facts.size);
         info.capabilities = capabilities(mode);
+        if mode.write && facts.kind == FileKind::Regular {
+            info.capabilities |= Capabilities::COPY_FROM;
+        }
         info.contexts = vec![Context::Allocation];
         info.limits.preferred = preferred(facts.preferred_block);
         let is_block_device = facts.kind == FileKind::BlockDevice;
@@ -122,6 +125,7 @@ impl FileDevice {
             resized: AtomicBool::new(false),
             directory: Mutex::new(None),
             lacks: Lacks::default(),
+            strangers: Mutex::default(),
             data_run: Mutex::default(),
             file,
         };

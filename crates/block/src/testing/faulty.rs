@@ -11,9 +11,10 @@ use std::{
 };
 
 use crate::{
-    BlockDevice, BoxFuture, Buffer, ByteRange, Capabilities, Context, DeviceInfo, Error, ErrorKind,
-    Extent, Mapping, Operation, Payload, PipeBuffer, Result, WriteFlags, ZeroFlags,
-    device::request_range,
+    BlockDevice, BoxFuture, Buffer, ByteRange, Capabilities, Context, CopyFlags, DeviceInfo, Error,
+    ErrorKind, Extent, FileRange, Mapping, Operation, Payload, PipeBuffer, Result, WriteFlags,
+    ZeroFlags,
+    device::{range_of, request_range},
 };
 
 /// A device in front of another that follows [`Rule`]s about which calls go wrong, and counts calls.
@@ -229,7 +230,7 @@ impl FaultyDevice {
             Err(error.during(operation).at(range.start(), range.len()))
         };
         let moved = match operation {
-            Operation::Read | Operation::Write => range.len(),
+            Operation::Read | Operation::Write | Operation::Copy => range.len(),
             _ => 0,
         };
         let spent =
@@ -310,6 +311,19 @@ impl BlockDevice for FaultyDevice {
                 return Ok(Payload::Piped(pipe));
             }
             Ok(Payload::Memory(buffer))
+        })
+    }
+
+    fn copy_from(
+        &self,
+        offset: u64,
+        source: FileRange,
+        flags: CopyFlags,
+    ) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let range = range_of(Operation::Copy, offset, source.range().len())?;
+            let _in_flight = self.enter(Operation::Copy, range).await?;
+            self.inner.copy_from(offset, source, flags).await
         })
     }
 
