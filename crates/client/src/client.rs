@@ -2,8 +2,11 @@
 
 use std::{
     future::poll_fn,
-    sync::Arc,
-    task::{Context as TaskContext, Poll},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context as TaskContext, Poll, Waker},
 };
 
 use blockferry_block::{
@@ -21,6 +24,9 @@ use crate::{
     info::{device_info, write_flags, zero_flags},
     status::{context_id, extents_of},
 };
+
+/// The length in bytes from which on a read is long: glibc's first threshold for `mmap`.
+const LONG: u64 = 128 << 10;
 
 /// An asynchronous connection to one export. Cloning is cheap and shares the connection.
 ///
@@ -40,6 +46,8 @@ struct Handle {
     shared: Arc<Shared>,
     info: DeviceInfo,
     negotiated: Negotiated,
+    /// Whether a block status was asked for: see [`Client::warm_up`].
+    warm: AtomicBool,
     /// How it was reached, to open another connection.
     uri: NbdUri,
     options: ConnectOptions,
@@ -67,6 +75,7 @@ impl Client {
                 shared,
                 info,
                 negotiated,
+                warm: AtomicBool::new(false),
                 uri,
                 options,
             }),
@@ -194,9 +203,32 @@ impl Client {
             offset,
             length: range.len(),
         };
+        if operation == Operation::Read && range.len() >= LONG {
+            self.warm_up(range);
+        }
         let reply = self.request(operation, request, Some(buffer)).await?;
         let missing = || failed(Error::new(ErrorKind::Io).during(operation));
         reply.buffer.ok_or_else(missing)
+    }
+
+    /// Before the first long read, asks for the block status that nobody asked for yet, and ignores the
+    /// answer. qemu-nbd 10 takes the memory of each read from the kernel anew, page by page, until it has
+    /// once freed something larger, and what it needs to answer this question is larger.
+    fn warm_up(&self, range: ByteRange) {
+        if self.handle.warm.swap(true, Ordering::Relaxed) || !self.handle.info.knows_allocation() {
+            return;
+        }
+        let request = Request {
+            command: Command::BlockStatus,
+            flags: CommandFlags::empty(),
+            offset: range.start(),
+            length: range.len(),
+        };
+        let mut context = TaskContext::from_waker(Waker::noop());
+        let shared = &self.handle.shared;
+        if let Poll::Ready(Ok(ticket)) = shared.poll_enter(&mut context, request, &mut None) {
+            shared.abandon(ticket);
+        }
     }
 
     fn lacks(&self, capability: Capabilities) -> bool {
@@ -301,6 +333,7 @@ impl BlockDevice for Client {
                 offset: asked.start(),
                 length: asked.len(),
             };
+            self.handle.warm.store(true, Ordering::Relaxed);
             let reply = self.request(Operation::Extents, request, None).await?;
             let answer = reply.extents.iter().find(|(context, _)| *context == id);
             let extents = answer.map_or(&[][..], |(_, extents)| extents);

@@ -147,6 +147,17 @@ async fn every_command_reaches_the_server() {
 }
 
 #[tokio::test]
+async fn a_block_status_precedes_the_first_long_read_once() {
+    let server = Server::start(Script::default());
+    let client = connect(&server).await;
+    read_all(&client, 100_000).await;
+    assert!(server.requests(Command::BlockStatus).is_empty());
+    read_all(&client, 200_000).await;
+    read_all(&client, 200_000).await;
+    assert_eq!(server.requests(Command::BlockStatus).len(), 1);
+}
+
+#[tokio::test]
 async fn a_dropped_future_leaves_the_others_in_peace() {
     let server = Server::start(Script {
         backwards: 4,
