@@ -87,18 +87,30 @@ pub(super) struct CopyArgs {
     #[arg(value_hint = ValueHint::AnyPath)]
     pub(super) destination: OsString,
 
-    /// Requests in flight at once, from 1 to 1024.
-    #[arg(short = 'R', long, value_name = "N", default_value_t = default_requests(),
-          value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub(super) requests: u16,
-    /// Bytes per request: a power of two from 4K to 32M; less where a side wants less.
-    #[arg(long, value_name = "SIZE", value_parser = parse_request_size,
-          default_value_t = Size(CopyOptions::default().request_size.into()))]
-    pub(super) request_size: Size,
-    /// Bytes in flight at most, from 4K to 4G and no less than the request size.
-    #[arg(long, value_name = "SIZE", value_parser = parse_queue_size,
-          default_value_t = Size(CopyOptions::default().queue_size))]
-    pub(super) queue_size: Size,
+    /// Connections to an NBD server, from 1 to 64: fewer where the server does not offer several, refuses
+    /// them, or the image is small.
+    #[arg(short = 'C', long, value_name = "N", default_value_t = default_connections(),
+          value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(super) connections: u16,
+    /// Requests in flight on each connection, from 1 to 1024. Without it, few where requests are answered
+    /// at once and many where each takes long.
+    #[arg(short = 'R', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(super) requests: Option<u16>,
+    /// Bytes per request: a power of two from 4K to 32M; less where a side wants less. Without it 256K, and
+    /// up to 4M where requests take long.
+    #[arg(long, value_name = "SIZE", value_parser = parse_request_size)]
+    pub(super) request_size: Option<Size>,
+    /// Bytes in flight, from 4K to 4G and no less than the request size. Without it 2M, and up to 64M
+    /// where requests take long.
+    #[arg(long, value_name = "SIZE", value_parser = parse_queue_size)]
+    pub(super) queue_size: Option<Size>,
+    /// Write the destination in any order, as answers come: the default. What cannot seek is always
+    /// written in order.
+    #[arg(short = 'W', long, overrides_with = "in_order")]
+    pub(super) out_of_order: bool,
+    /// Write the destination from front to back, one request at a time.
+    #[arg(long, overrides_with = "out_of_order")]
+    pub(super) in_order: bool,
     /// Make holes of zeroes in the data where this many bytes or more are zero: a power of two from
     /// 512 to 32M, or 0 to look for none.
     #[arg(short = 'S', long, value_name = "SIZE", value_parser = parse_sparse,
@@ -254,8 +266,8 @@ fn parse_sparse(text: &str) -> Result<Size, String> {
     Ok(size)
 }
 
-fn default_requests() -> u16 {
-    u16::try_from(CopyOptions::default().requests).unwrap_or(u16::MAX)
+fn default_connections() -> u16 {
+    u16::try_from(CopyOptions::default().connections).unwrap_or(u16::MAX)
 }
 
 #[cfg(test)]
@@ -289,6 +301,8 @@ mod tests {
     #[test]
     fn values_out_of_range_are_usage_errors_that_name_the_range() {
         for (flag, value, range) in [
+            ("-C", "0", "1..=64"),
+            ("--connections", "65", "1..=64"),
             ("--requests", "0", "1..=1024"),
             ("--requests", "1025", "1..=1024"),
             ("--request-size", "2K", "4K to 32M"),
@@ -315,7 +329,7 @@ mod tests {
     #[test]
     fn nbdcopy_spellings_are_understood() {
         let args = copy(&["-R", "8", "-S", "0", "-p", "--target-is-zero", "--flush"]);
-        assert_eq!((args.requests, args.sparse), (8, Size(0)));
+        assert_eq!((args.requests, args.sparse), (Some(8), Size(0)));
         assert!(args.progress && args.destination_is_zero);
     }
 

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     block::Context,
-    copy::CopyOptions,
+    copy::{CopyOptions, Order},
     endpoint::{Endpoint, EndpointKind, OpenOptions},
 };
 
@@ -107,18 +107,26 @@ impl CopyJob {
         let source = Endpoint::parse(&args.source)?;
         let destination = Endpoint::parse(&args.destination)?;
         check_sides(&source, &destination, args.json, terminals)?;
-        if args.queue_size.0 < args.request_size.0 {
-            let (queue, request) = (args.queue_size, args.request_size);
+        if let (Some(queue), Some(request)) = (args.queue_size, args.request_size)
+            && queue.0 < request.0
+        {
             return Err(Failure::usage(format!(
                 "--queue-size {queue} is less than one request of {request}"
             )));
         }
         let engine = CopyOptions {
-            requests: usize::from(args.requests),
+            connections: usize::from(args.connections),
+            requests: args.requests.map(usize::from),
             // The parsers have kept these two at 32 MiB at most.
-            request_size: u32::try_from(args.request_size.0).unwrap_or(u32::MAX),
+            request_size: args
+                .request_size
+                .and_then(|size| u32::try_from(size.0).ok()),
             sparse: u32::try_from(args.sparse.0).ok().filter(|size| *size > 0),
-            queue_size: args.queue_size.0,
+            queue_size: args.queue_size.map(|size| size.0),
+            order: match args.in_order {
+                true => Order::Ascending,
+                false => Order::Any,
+            },
             allocated: args.allocated,
             destination_is_zero: args.destination_is_zero,
             flush: !args.no_flush,
@@ -283,12 +291,13 @@ mod tests {
 
     #[test]
     fn flags_reach_the_engine() {
-        let words =
-            "-R 7 --request-size 64k --queue-size 1M -S 0 --allocated --no-flush --no-extents a b";
+        let words = "-C 3 -R 7 --request-size 64k --queue-size 1M --in-order -S 0 --allocated --no-flush --no-extents a b";
         let words: Vec<_> = words.split(' ').collect();
         let engine = resolve(&words, NO_TERMINAL).expect("a job").engine;
-        assert_eq!((engine.requests, engine.request_size), (7, 64 << 10));
-        assert_eq!((engine.queue_size, engine.sparse), (1 << 20, None));
+        assert_eq!((engine.connections, engine.requests), (3, Some(7)));
+        assert_eq!(engine.request_size, Some(64 << 10));
+        assert_eq!((engine.queue_size, engine.sparse), (Some(1 << 20), None));
+        assert_eq!(engine.order, Order::Ascending);
         assert!(engine.allocated && !engine.flush && !engine.extents);
     }
 

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     ops::{Deref, DerefMut},
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
 use blockferry_sys::AlignedBytes;
@@ -95,8 +95,12 @@ pub struct BufferPool(Arc<Shelf>);
 
 struct Shelf {
     capacity: usize,
+    free: Mutex<Free>,
+}
+
+struct Free {
+    buffers: Vec<AlignedBytes>,
     keep: usize,
-    free: Mutex<Vec<AlignedBytes>>,
 }
 
 impl BufferPool {
@@ -105,9 +109,18 @@ impl BufferPool {
     pub fn new(capacity: usize, keep: usize) -> Self {
         Self(Arc::new(Shelf {
             capacity,
-            keep,
-            free: Mutex::new(Vec::new()),
+            free: Mutex::new(Free {
+                buffers: Vec::new(),
+                keep,
+            }),
         }))
+    }
+
+    /// Keeps at most `keep` unused buffers from now on; what is beyond that is freed.
+    pub fn set_keep(&self, keep: usize) {
+        let mut free = self.0.lock();
+        free.keep = keep;
+        free.buffers.truncate(keep);
     }
 
     /// The capacity of the pool's buffers in bytes.
@@ -142,17 +155,18 @@ impl fmt::Debug for BufferPool {
 }
 
 impl Shelf {
+    fn lock(&self) -> MutexGuard<'_, Free> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn take(&self) -> Option<AlignedBytes> {
-        self.free
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop()
+        self.lock().buffers.pop()
     }
 
     fn put(&self, bytes: AlignedBytes) {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        if free.len() < self.keep {
-            free.push(bytes);
+        let mut free = self.lock();
+        if free.buffers.len() < free.keep {
+            free.buffers.push(bytes);
         }
     }
 }
@@ -179,7 +193,17 @@ mod tests {
     fn the_shelf_keeps_no_more_than_it_was_told() {
         let pool = BufferPool::new(4096, 1);
         drop((pool.take(1), pool.take(1)));
-        assert_eq!(pool.0.free.lock().expect("not poisoned").len(), 1);
+        assert_eq!(pool.0.lock().buffers.len(), 1);
+    }
+
+    #[test]
+    fn a_shelf_that_is_to_keep_less_frees_what_is_too_much() {
+        let pool = BufferPool::new(4096, 3);
+        drop((pool.take(1), pool.take(1), pool.take(1)));
+        pool.set_keep(1);
+        assert_eq!(pool.0.lock().buffers.len(), 1);
+        drop((pool.take(1), pool.take(1)));
+        assert_eq!(pool.0.lock().buffers.len(), 1);
     }
 
     #[test]

@@ -110,5 +110,7 @@ bitflags! {
         /// It may take bytes over from a file without moving them through this process
         /// ([`copy_from`](crate::BlockDevice::copy_from)): worth a try.
         const COPY_FROM = 1 << 12;
+        /// What is written is thrown away, so nothing needs to be known of it.
+        const DISCARDS = 1 << 13;
     }
 }

@@ -27,7 +27,8 @@ impl NullDevice {
             | Capabilities::MULTI_CONN
             | Capabilities::RESIZE
             | Capabilities::BORN_ZERO
-            | Capabilities::SPLICE_WRITE;
+            | Capabilities::SPLICE_WRITE
+            | Capabilities::DISCARDS;
         info.contexts = vec![Context::Allocation];
         Self { info }
     }

@@ -38,8 +38,10 @@ pub async fn copy(
         Source::Stream(_) => None,
     };
     let buffers = Arc::new(plan.buffers());
-    let output = Output::new(destination, &buffers, &plan);
-    if let (Some(size), Output::Device(target), true) = (plan.size, &output, plan.resize) {
+    let mut output = Output::new(destination, &buffers, &plan);
+    if let (Some(size), true) = (plan.size, plan.resize)
+        && let Some(target) = output.target()
+    {
         let done = target.resize(size).await;
         done.map_err(|error| CopyError::new(Side::Destination, error))?;
     }
@@ -56,8 +58,7 @@ pub async fn copy(
         last = Some(read.map_err(|error| error.after(engine.progress))?);
     }
     let size = engine.input.stream_length().unwrap_or(size);
-    if let Output::Device(target) = &engine.output {
-        let target = Arc::clone(target);
+    if let Some(target) = engine.output.target() {
         let (data, zero) = end_at(&target, size, last, &plan)
             .await
             .map_err(|error| error.after(engine.progress))?;
@@ -72,6 +73,8 @@ pub async fn copy(
         zero: engine.progress.zero,
         flushed: false,
         extent_requests: engine.input.extent_requests(),
+        source_connections: engine.input.connections(),
+        destination_connections: engine.output.connections(),
     };
     if options.flush {
         observer.event(Event::Flushing);
@@ -90,7 +93,7 @@ async fn read_last(
     range: ByteRange,
     buffers: &Buffers,
 ) -> Result<(ByteRange, Buffer), CopyError> {
-    match read(device, range, buffers.take_long(length(range))).await {
+    match read(device, range, buffers.take(length(range))).await {
         Ok(bytes) => Ok((range, bytes)),
         Err(error) => Err(CopyError::new(Side::Source, error)),
     }

@@ -4,6 +4,9 @@
 //! stores are let finish. So a copy that fails or is cancelled drops its loads (a pipe may never
 //! deliver more) and waits for its stores. A piece counts as in flight from the beginning of its load
 //! to the end of its store, whichever way it goes and however long it waits for its turn.
+//!
+//! Where both sides can be used in any order there is a worker for each connection: it takes a
+//! segment of the image and moves it through its own connections. All of them run in this loop.
 
 use std::{
     future::{Future, poll_fn},
@@ -14,13 +17,16 @@ use std::{
 
 use blockferry_block::{BoxFuture, Buffer, ByteRange, Error, ErrorKind, Operation};
 use futures_util::{StreamExt, stream::FuturesUnordered};
+use tokio::time::Instant;
 
 use crate::{
     Control, CopyError, Event, Observer, Progress, Side, Warning,
     buffers::Buffers,
-    input::{Input, Loaded},
+    input::{Arrival, Input, Loaded},
+    lanes::{LaneId, Lanes},
     output::{Output, Ready, Stored},
-    pieces::Piece,
+    pacer::Pacer,
+    pieces::{Cut, Piece},
     plan::Plan,
     transfer::Outcome,
     zeroes::ZeroPolicy,
@@ -35,8 +41,10 @@ pub(crate) struct Engine<'a> {
     pub(crate) output: Output,
     loading: FuturesUnordered<BoxFuture<'static, Loaded>>,
     storing: FuturesUnordered<BoxFuture<'static, Stored>>,
-    /// How many pieces are in flight, and how many bytes of memory they hold.
-    pieces: usize,
+    pacer: Pacer,
+    /// How many pieces each worker has in flight.
+    workers: Vec<usize>,
+    /// How many bytes of memory all pieces in flight hold.
     bytes: u64,
     pub(crate) progress: Progress,
     /// The end of a stream that does not fill a block, kept until all else is stored.
@@ -49,6 +57,10 @@ enum Step {
     Loaded(Loaded),
     Stored(Stored),
     Extents(Option<Warning>),
+    /// Another handle has joined.
+    Joined,
+    /// Waiting for extents would take longer than reading.
+    Hurry,
     Cancelled,
     Done,
 }
@@ -62,6 +74,8 @@ impl<'a> Engine<'a> {
         input: Input,
         output: Output,
     ) -> Self {
+        let pacer = Pacer::new(plan);
+        buffers.expect(pacer.request_size() as usize, pacer.window());
         Self {
             plan,
             observer,
@@ -70,7 +84,8 @@ impl<'a> Engine<'a> {
             output,
             loading: FuturesUnordered::new(),
             storing: FuturesUnordered::new(),
-            pieces: 0,
+            pacer,
+            workers: Vec::new(),
             bytes: 0,
             progress: Progress::default(),
             held: None,
@@ -90,7 +105,7 @@ impl<'a> Engine<'a> {
                 Step::Loaded(loaded) => self.loaded(loaded),
                 Step::Stored(stored) => self.stored(stored),
                 Step::Extents(Some(warning)) => self.observer.event(Event::Warning(warning)),
-                Step::Extents(None) => {}
+                Step::Extents(None) | Step::Joined | Step::Hurry => {}
                 Step::Cancelled => self.fail(CopyError::cancelled()),
                 Step::Done => break,
             }
@@ -131,44 +146,82 @@ impl<'a> Engine<'a> {
         if idle && (!running || self.input.is_done()) {
             return Poll::Ready(Step::Done);
         }
+        if self.input.poll_join(cx).is_ready() || self.output.poll_join(cx).is_ready() {
+            return Poll::Ready(Step::Joined);
+        }
+        let rate = self.pacer.rate();
+        if idle
+            && self
+                .input
+                .device()
+                .is_some_and(|input| input.pieces.hurry(rate))
+        {
+            return Poll::Ready(Step::Hurry);
+        }
         Poll::Pending
     }
 
     fn begin_pieces(&mut self) {
-        while self.failure.is_none() && self.has_room() {
-            let policy = self.output.zero_policy();
-            let Some(piece) = self.input.next_piece(policy == ZeroPolicy::Write) else {
-                break;
-            };
-            if piece.zero && policy == ZeroPolicy::Skip {
-                self.count(0, piece.range.len());
-            } else {
-                self.begin(piece, policy);
-            }
-        }
+        let connections = self.input.connections().max(self.output.connections());
+        let workers = if self.plan.in_order { 1 } else { connections };
+        self.workers.resize(workers.max(self.workers.len()), 0);
+        while self.failure.is_none() && self.has_room() && self.begin_piece() {}
         if self.failure.is_none()
-            && let Some(store) = self.output.begin(&self.buffers)
+            && let Some(store) = self.output.begin()
         {
             self.storing.push(store);
         }
     }
 
     fn has_room(&self) -> bool {
-        let next = u64::from(self.plan.request_size);
-        let room = self.bytes == 0 || self.bytes.saturating_add(next) <= self.plan.queue_size;
-        self.pieces < self.plan.requests && room
+        let next = u64::from(self.pacer.request_size());
+        self.bytes == 0 || self.bytes.saturating_add(next) <= self.pacer.window()
+    }
+
+    /// Begins a piece of the least busy worker that has one. False when there is none.
+    fn begin_piece(&mut self) -> bool {
+        let policy = self.output.zero_policy();
+        let cut = Cut {
+            request_size: self.pacer.request_size(),
+            zeroes_written: policy == ZeroPolicy::Write,
+        };
+        let handles = if self.plan.in_order {
+            self.input.live()
+        } else {
+            1
+        };
+        let most = self.pacer.requests() * handles;
+        let mut asked = 0_u64;
+        loop {
+            let workers = self.workers.iter().enumerate();
+            let askable =
+                workers.filter(|(worker, pieces)| asked >> worker & 1 == 0 && **pieces < most);
+            let Some((worker, _)) = askable.min_by_key(|(_, pieces)| **pieces) else {
+                return false;
+            };
+            if let Some(piece) = self.input.next_piece(worker, cut) {
+                self.begin(piece, policy);
+                return true;
+            }
+            asked |= 1 << worker;
+        }
     }
 
     fn begin(&mut self, piece: Piece, policy: ZeroPolicy) {
+        if piece.zero && policy == ZeroPolicy::Skip {
+            self.count(0, piece.range.len());
+            return;
+        }
         let no_bytes = piece.zero && policy != ZeroPolicy::Write;
         let reserved = if no_bytes { 0 } else { piece.range.len() };
-        self.pieces += 1;
+        self.workers[piece.worker] += 1;
         self.bytes += reserved;
         if piece.zero {
             self.ready(Ready {
                 piece,
                 bytes: None,
                 reserved,
+                begun: Instant::now(),
             });
         } else {
             let load = self.input.load(piece, &self.buffers);
@@ -183,16 +236,25 @@ impl<'a> Engine<'a> {
     }
 
     fn loaded(&mut self, loaded: Loaded) {
-        let reserved = loaded.piece.range.len();
+        let (piece, lane, begun) = (loaded.piece, loaded.lane, loaded.begun);
+        let reserved = piece.range.len();
         match self.input.loaded(loaded) {
-            Ok(Some((piece, bytes))) => self.arrived(piece, bytes, reserved),
-            Ok(None) => self.release(reserved),
-            Err(error) => self.fail(CopyError::new(Side::Source, error)),
+            Ok(Arrival::Piece(arrived, bytes)) => self.arrived(Ready {
+                piece: arrived,
+                bytes: Some(bytes),
+                reserved,
+                begun,
+            }),
+            Ok(Arrival::Nothing) => self.release(&piece, reserved),
+            Err(error) => {
+                self.release(&piece, reserved);
+                self.failed(Side::Source, piece, lane, error);
+            }
         }
     }
 
-    fn arrived(&mut self, piece: Piece, bytes: Buffer, reserved: u64) {
-        let range = piece.range;
+    fn arrived(&mut self, ready: Ready) {
+        let range = ready.piece.range;
         if let Some(room) = self.plan.room.filter(|room| range.end() > *room) {
             let error = too_small(room, range).on(self.output.name());
             self.fail(CopyError::new(Side::Destination, error));
@@ -200,29 +262,76 @@ impl<'a> Engine<'a> {
             && !range.end().is_multiple_of(u64::from(self.plan.block))
         {
             // Only now is it known where the image ends.
-            self.held = Some((range, bytes));
-            self.release(reserved);
+            self.release(&ready.piece, ready.reserved);
+            self.held = ready.bytes.map(|bytes| (range, bytes));
         } else {
-            self.ready(Ready {
-                piece,
-                bytes: Some(bytes),
-                reserved,
-            });
+            self.ready(ready);
         }
     }
 
     fn stored(&mut self, mut stored: Stored) {
         self.output.stored(&mut stored);
-        self.release(stored.reserved);
-        match stored.outcome {
-            Ok(Outcome::Done { data, zero }) => self.count(data, zero),
-            Ok(Outcome::NotZeroed(range)) => self.input.put_back(range),
-            Err(error) => self.fail(CopyError::new(Side::Destination, error)),
+        let Stored {
+            piece,
+            reserved,
+            begun,
+            outcome,
+            lane,
+            ..
+        } = stored;
+        self.release(&piece, reserved);
+        match outcome {
+            Ok(Outcome::Done { data, zero }) => {
+                if !piece.zero && self.pacer.finished(reserved, begun) {
+                    let request_size = self.pacer.request_size() as usize;
+                    self.buffers.expect(request_size, self.pacer.window());
+                }
+                self.count(data, zero);
+            }
+            Ok(Outcome::NotZeroed(range)) => {
+                if let Some(input) = self.input.device() {
+                    input.pieces.put_back_zeroes(range);
+                }
+            }
+            Err(error) => self.failed(Side::Destination, piece, lane, error),
         }
     }
 
-    fn release(&mut self, bytes: u64) {
-        self.pieces -= 1;
+    /// A piece failed. When it was for the loss of a connection that is not the last one, the others do
+    /// it again: reading twice harms nobody, and so does writing the same bytes to the same place.
+    fn failed(&mut self, side: Side, piece: Piece, lane: LaneId, error: Error) {
+        if !error.is_transient() || !self.lose(side, lane, &error) {
+            self.fail(CopyError::new(side, error));
+        } else if let Some(input) = self.input.device() {
+            input.pieces.put_back(piece);
+        } else {
+            self.fail(CopyError::new(side, error));
+        }
+    }
+
+    /// Gives up a connection. False when it is the last one.
+    fn lose(&mut self, side: Side, lane: LaneId, error: &Error) -> bool {
+        let lanes: Option<&mut Lanes> = match side {
+            Side::Source => self.input.device().map(|input| &mut input.lanes),
+            _ => self.output.device().map(|output| &mut output.lanes),
+        };
+        let Some(lanes) = lanes else { return false };
+        if lanes.is_lost(lane) {
+            return true;
+        }
+        let others = lanes.retire(lane);
+        if others {
+            let warning = Warning::ConnectionLost {
+                error: error.clone(),
+                left: lanes.live(),
+            };
+            self.observer.event(Event::Warning(warning));
+        }
+        others
+    }
+
+    fn release(&mut self, piece: &Piece, bytes: u64) {
+        self.workers[piece.worker] -= 1;
         self.bytes -= bytes;
     }
 

@@ -70,6 +70,13 @@ pub enum Warning {
         /// What went wrong.
         error: Error,
     },
+    /// One of several connections was lost. What it had in flight is done again by the others.
+    ConnectionLost {
+        /// How it was lost, with the endpoint.
+        error: Error,
+        /// How many connections to the endpoint are left.
+        left: usize,
+    },
 }
 
 impl fmt::Display for Warning {
@@ -77,6 +84,14 @@ impl fmt::Display for Warning {
         match self {
             Self::Extents { error, .. } => {
                 write!(f, "{error}; reading as data what may be holes")
+            }
+            Self::ConnectionLost { error, left } => {
+                let connections = if *left == 1 {
+                    "connection"
+                } else {
+                    "connections"
+                };
+                write!(f, "{error}; going on with {left} {connections}")
             }
         }
     }

@@ -1,11 +1,13 @@
 //! What the source knows of itself, asked ahead of the data.
 //!
-//! One question covers up to 1 GiB. While the answer to one is being copied the next is under way; no
-//! more than these two are held. An answer that fails or makes no sense turns its range into data.
+//! One question covers 1 GiB, more when the answers are short. While the answer to one is being copied the
+//! next is under way; no more than these two are held. An answer that fails or makes no sense turns its
+//! range into data. So does a question that takes longer than reading would: see [`ExtentWalker::hurry`].
 
 use std::{
     sync::Arc,
     task::{Context as TaskContext, Poll},
+    time::Duration,
     vec,
 };
 
@@ -13,10 +15,18 @@ use blockferry_block::{
     BlockDevice, BoxFuture, ByteRange, Context, Error, ErrorKind, Extent, Operation, Result,
 };
 
+use tokio::time::Instant;
+
 use crate::{Warning, plan::Plan};
 
-/// The longest question in bytes.
+/// The first question's length in bytes, and the longest one's to a source whose answers are long.
 const QUESTION: u64 = 1 << 30;
+/// The longest question in bytes.
+const LONGEST_QUESTION: u64 = 1 << 40;
+/// An answer of so many stretches at most is short: the next question may be longer.
+const FEW_STRETCHES: usize = 256;
+/// What is read as data first when waiting for an answer takes too long, in bytes; it doubles each time.
+const HURRY: u64 = 64 << 20;
 /// How many stretches of one answer are kept; what lies behind them is asked again later.
 const MAX_STRETCHES: usize = 1 << 16;
 
@@ -45,11 +55,25 @@ pub(crate) struct ExtentWalker {
     /// How long the next question is at most.
     reach: u64,
     asking: bool,
-    question: Option<(ByteRange, BoxFuture<'static, Result<Vec<Extent>>>)>,
+    question: Option<Question>,
     current: vec::IntoIter<Stretch>,
     next: Option<Vec<Stretch>>,
     requests: u64,
     warned: bool,
+    /// How much was answered, and how long that took.
+    answered: u64,
+    answering: Duration,
+    /// How much is taken as data the next time that an answer is not waited for.
+    hurry: u64,
+}
+
+/// A question that was asked.
+struct Question {
+    range: ByteRange,
+    answer: BoxFuture<'static, Result<Vec<Extent>>>,
+    since: Instant,
+    /// What lies before this offset was taken as data without waiting for the answer.
+    taken: u64,
 }
 
 impl ExtentWalker {
@@ -69,6 +93,9 @@ impl ExtentWalker {
             next: None,
             requests: 0,
             warned: false,
+            answered: 0,
+            answering: Duration::ZERO,
+            hurry: HURRY.max(u64::from(alignment)),
         }
     }
 
@@ -102,13 +129,35 @@ impl ExtentWalker {
     /// Drives the questions on. Ready when an answer came, with what should be told about it.
     pub(crate) fn poll_answer(&mut self, cx: &mut TaskContext<'_>) -> Poll<Option<Warning>> {
         self.ask();
-        let Some((range, answer)) = &mut self.question else {
+        let Some(question) = &mut self.question else {
             return Poll::Pending;
         };
-        let range = *range;
-        let answer = std::task::ready!(answer.as_mut().poll(cx));
-        self.question = None;
-        Poll::Ready(self.take_in(range, answer))
+        let answer = std::task::ready!(question.answer.as_mut().poll(cx));
+        match self.question.take() {
+            Some(question) => Poll::Ready(self.take_in(&question, answer)),
+            None => Poll::Pending,
+        }
+    }
+
+    /// The copy has nothing to do until the question is answered. Where the answers so far came at a
+    /// lower rate than the `rate` at which data is moved, both in bytes of the image a second, the next
+    /// part of the image is taken as data instead of waiting: true then.
+    pub(crate) fn hurry(&mut self, rate: f64) -> bool {
+        let could_be_moved = rate * self.answering.as_secs_f64();
+        let is_slow = self.answered > 0 && (self.answered as f64) < could_be_moved;
+        let Some(question) = self.question.as_mut().filter(|_| is_slow) else {
+            return false;
+        };
+        let (range, _) = ByteRange::between(question.taken, self.end).split_at(self.hurry);
+        self.hurry = self.hurry.saturating_mul(2);
+        question.taken = range.end();
+        if question.taken >= question.range.end() {
+            // Its answer is of no use any more.
+            self.asked = question.taken;
+            self.question = None;
+        }
+        self.next = Some(vec![Stretch { range, zero: false }]);
+        true
     }
 
     fn ask(&mut self) {
@@ -120,24 +169,44 @@ impl ExtentWalker {
             .split_at(self.reach)
             .0;
         let device = Arc::clone(&self.device);
-        let answer = async move { device.extents(range, &Context::Allocation).await };
-        self.question = Some((range, Box::pin(answer)));
+        self.question = Some(Question {
+            range,
+            answer: Box::pin(async move { device.extents(range, &Context::Allocation).await }),
+            since: Instant::now(),
+            taken: range.start(),
+        });
         self.requests += 1;
     }
 
-    fn take_in(&mut self, range: ByteRange, answer: Result<Vec<Extent>>) -> Option<Warning> {
-        let (stretches, error) = match answer.and_then(|extents| self.stretches(range, &extents)) {
-            Ok(stretches) => (stretches, None),
-            Err(error) => {
-                // Who cannot do it at all is not asked again.
-                self.asking = error.kind() != ErrorKind::Unsupported;
-                (vec![Stretch { range, zero: false }], Some(error))
-            }
-        };
-        self.asked = stretches
+    fn take_in(&mut self, question: &Question, answer: Result<Vec<Extent>>) -> Option<Warning> {
+        let range = question.range;
+        let (mut stretches, error) =
+            match answer.and_then(|extents| self.stretches(range, &extents)) {
+                Ok(stretches) => (stretches, None),
+                Err(error) => {
+                    // Who cannot do it at all is not asked again.
+                    self.asking = error.kind() != ErrorKind::Unsupported;
+                    self.reach = QUESTION.max(self.alignment);
+                    let (range, _) = range.split_at(self.reach);
+                    (vec![Stretch { range, zero: false }], Some(error))
+                }
+            };
+        let known = stretches
             .last()
             .map_or(range.end(), |last| last.range.end());
-        self.next = Some(stretches);
+        self.answered += known - range.start();
+        self.answering += question.since.elapsed();
+        self.asked = known.max(question.taken);
+        let left = ByteRange::between(question.taken, self.asked);
+        stretches.retain_mut(|stretch| {
+            stretch.range = stretch.range.intersection(left);
+            !stretch.range.is_empty()
+        });
+        match &mut self.next {
+            // What was taken as data in a hurry was not even begun.
+            Some(next) => next.extend(stretches),
+            None => self.next = (!stretches.is_empty()).then_some(stretches),
+        }
 
         let error = error?;
         let first = !std::mem::replace(&mut self.warned, true);
@@ -173,7 +242,11 @@ impl ExtentWalker {
             push(&mut stretches, zero, true);
             done = zero.end();
         }
-        self.reach = (self.reach * 2).min(QUESTION.max(self.alignment));
+        let longest = match stretches.len() <= FEW_STRETCHES && covered >= range.end() {
+            true => LONGEST_QUESTION,
+            false => QUESTION.max(self.reach),
+        };
+        self.reach = (self.reach * 2).min(longest.max(self.alignment));
         let end = self.aligned_end(range, covered);
         push(&mut stretches, ByteRange::between(done, end), false);
         Ok(stretches)

@@ -5,25 +5,32 @@ use std::{
     task::{Context, Poll},
 };
 
-use blockferry_block::{BlockDevice, BoxFuture, Buffer, ByteRange, ByteSource, Operation, Result};
+use blockferry_block::{BoxFuture, Buffer, ByteRange, ByteSource, Operation, Result};
+use tokio::time::Instant;
 
 use crate::{
     Source, Warning,
     buffers::Buffers,
-    pieces::{Piece, Pieces},
+    lanes::{LaneId, Lanes},
+    pieces::{Cut, Piece, Pieces},
     plan::Plan,
     transfer::{length, read},
 };
 
 /// Where pieces come from.
 pub(crate) enum Input {
-    /// A device: many pieces at a time.
-    Device {
-        device: Arc<dyn BlockDevice>,
-        pieces: Pieces,
-    },
+    /// A device: many pieces at a time, through one or more handles.
+    Device(Box<DeviceInput>),
     /// A stream: one piece after the other.
     Stream(StreamInput),
+}
+
+/// A device that is being read.
+pub(crate) struct DeviceInput {
+    pub(crate) lanes: Lanes,
+    pub(crate) pieces: Pieces,
+    /// Whether one worker reads through all handles; else each has its own.
+    in_order: bool,
 }
 
 /// A stream that is being read.
@@ -31,7 +38,6 @@ pub(crate) struct StreamInput {
     /// `None` while a piece is being read from it.
     stream: Option<Box<dyn ByteSource>>,
     name: Arc<str>,
-    request_size: u64,
     position: u64,
     number: u64,
     ended: bool,
@@ -41,21 +47,32 @@ pub(crate) struct StreamInput {
 pub(crate) struct Loaded {
     pub(crate) piece: Piece,
     pub(crate) bytes: Result<Buffer>,
+    /// The handle that it was read through; 0 for a stream.
+    pub(crate) lane: LaneId,
+    pub(crate) begun: Instant,
     stream: Option<Box<dyn ByteSource>>,
+}
+
+/// What became of a piece that was loaded.
+pub(crate) enum Arrival {
+    /// It is here; the range may be shorter than the piece was, at a stream's end.
+    Piece(Piece, Buffer),
+    /// The stream has ended.
+    Nothing,
 }
 
 impl Input {
     /// The source from 0 to `end`, or to its own end if it is a stream.
     pub(crate) fn new(source: Source, end: u64, plan: &Plan) -> Self {
         match source {
-            Source::Device(device) => Self::Device {
+            Source::Device(device) => Self::Device(Box::new(DeviceInput {
                 pieces: Pieces::new(Arc::clone(&device), end, plan),
-                device,
-            },
+                lanes: Lanes::new(device, plan.connections),
+                in_order: plan.in_order,
+            })),
             Source::Stream(stream) => Self::Stream(StreamInput {
                 name: Arc::clone(stream.name()),
                 stream: Some(stream),
-                request_size: u64::from(plan.request_size),
                 position: 0,
                 number: 0,
                 ended: false,
@@ -63,24 +80,32 @@ impl Input {
         }
     }
 
-    /// The next piece, if one is known now. `written` says that zeroes will be written.
-    pub(crate) fn next_piece(&mut self, written: bool) -> Option<Piece> {
+    /// The next piece of `worker`, if one is known now.
+    pub(crate) fn next_piece(&mut self, worker: usize, cut: Cut) -> Option<Piece> {
         match self {
-            Self::Device { pieces, .. } => pieces.next_piece(written),
-            Self::Stream(input) => input.next_piece(),
+            Self::Device(input) => input.pieces.next_piece(worker, cut),
+            Self::Stream(input) => input.next_piece(cut),
         }
     }
 
     /// Reads a piece.
     pub(crate) fn load(&mut self, piece: Piece, buffers: &Buffers) -> BoxFuture<'static, Loaded> {
-        let buffer = buffers.take_long(length(piece.range));
+        let buffer = buffers.take(length(piece.range));
+        let begun = Instant::now();
         match self {
-            Self::Device { device, .. } => {
-                let device = Arc::clone(device);
+            Self::Device(input) => {
+                let lane = match input.in_order {
+                    true => input.lanes.least_busy(),
+                    false => input.lanes.of_owner(piece.worker),
+                };
+                input.lanes.begin(lane);
+                let device = Arc::clone(input.lanes.device(lane));
                 Box::pin(async move {
                     Loaded {
                         piece,
                         bytes: read(&device, piece.range, buffer).await,
+                        lane,
+                        begun,
                         stream: None,
                     }
                 })
@@ -95,6 +120,8 @@ impl Input {
                     Loaded {
                         piece,
                         bytes,
+                        lane: 0,
+                        begun,
                         stream,
                     }
                 })
@@ -103,15 +130,18 @@ impl Input {
     }
 
     /// Takes in a piece that was read: its range, which a stream's end cuts short, and its bytes.
-    /// `None` at a stream's end.
-    pub(crate) fn loaded(&mut self, loaded: Loaded) -> Result<Option<(Piece, Buffer)>> {
+    pub(crate) fn loaded(&mut self, loaded: Loaded) -> Result<Arrival> {
         let Loaded {
             piece,
             bytes,
             stream,
+            ..
         } = loaded;
         match self {
-            Self::Device { .. } => bytes.map(|bytes| Some((piece, bytes))),
+            Self::Device(input) => {
+                input.lanes.end(loaded.lane);
+                bytes.map(|bytes| Arrival::Piece(piece, bytes))
+            }
             Self::Stream(input) => {
                 input.stream = stream;
                 input.arrived(piece, bytes)
@@ -119,17 +149,34 @@ impl Input {
         }
     }
 
-    /// Takes back a piece of zeroes, to hand it out again in smaller ones.
-    pub(crate) fn put_back(&mut self, range: ByteRange) {
-        if let Self::Device { pieces, .. } = self {
-            pieces.put_back(range);
+    /// The device, if it is one.
+    pub(crate) fn device(&mut self) -> Option<&mut DeviceInput> {
+        match self {
+            Self::Device(input) => Some(input),
+            Self::Stream(_) => None,
+        }
+    }
+
+    /// How many handles there were to read through.
+    pub(crate) fn connections(&self) -> usize {
+        match self {
+            Self::Device(input) => input.lanes.joined(),
+            Self::Stream(_) => 1,
+        }
+    }
+
+    /// How many handles there are to read through.
+    pub(crate) fn live(&self) -> usize {
+        match self {
+            Self::Device(input) => input.lanes.live(),
+            Self::Stream(_) => 1,
         }
     }
 
     /// Whether no piece will come any more.
     pub(crate) fn is_done(&self) -> bool {
         match self {
-            Self::Device { pieces, .. } => pieces.is_done(),
+            Self::Device(input) => input.pieces.is_done(),
             Self::Stream(input) => input.ended,
         }
     }
@@ -137,7 +184,15 @@ impl Input {
     /// Ready when more pieces may be known, with what should be told.
     pub(crate) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Option<Warning>> {
         match self {
-            Self::Device { pieces, .. } => pieces.poll_more(cx),
+            Self::Device(input) => input.pieces.poll_more(cx),
+            Self::Stream(_) => Poll::Pending,
+        }
+    }
+
+    /// Ready when another handle has joined.
+    pub(crate) fn poll_join(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::Device(input) => input.lanes.poll_join(cx).map(drop),
             Self::Stream(_) => Poll::Pending,
         }
     }
@@ -145,7 +200,7 @@ impl Input {
     /// How many bytes came from the stream; `None` for a device.
     pub(crate) fn stream_length(&self) -> Option<u64> {
         match self {
-            Self::Device { .. } => None,
+            Self::Device(_) => None,
             Self::Stream(input) => Some(input.position),
         }
     }
@@ -153,14 +208,14 @@ impl Input {
     /// How many questions for extents were asked.
     pub(crate) fn extent_requests(&self) -> u64 {
         match self {
-            Self::Device { pieces, .. } => pieces.extent_requests(),
+            Self::Device(input) => input.pieces.extent_requests(),
             Self::Stream(_) => 0,
         }
     }
 }
 
 impl StreamInput {
-    fn next_piece(&mut self) -> Option<Piece> {
+    fn next_piece(&mut self, cut: Cut) -> Option<Piece> {
         if self.ended || self.stream.is_none() {
             return None;
         }
@@ -168,12 +223,13 @@ impl StreamInput {
         self.number += 1;
         Some(Piece {
             number,
-            range: ByteRange::between(self.position, self.position + self.request_size),
+            range: ByteRange::between(self.position, self.position + u64::from(cut.request_size)),
             zero: false,
+            worker: 0,
         })
     }
 
-    fn arrived(&mut self, piece: Piece, bytes: Result<Buffer>) -> Result<Option<(Piece, Buffer)>> {
+    fn arrived(&mut self, piece: Piece, bytes: Result<Buffer>) -> Result<Arrival> {
         let bytes = bytes.map_err(|error| {
             let error = error.during(Operation::Read).at_offset(self.position);
             error.on(&self.name)
@@ -181,6 +237,9 @@ impl StreamInput {
         let (range, missing) = piece.range.split_at(bytes.len() as u64);
         self.position = range.end();
         self.ended = !missing.is_empty();
-        Ok((!range.is_empty()).then_some((Piece { range, ..piece }, bytes)))
+        Ok(match range.is_empty() {
+            true => Arrival::Nothing,
+            false => Arrival::Piece(Piece { range, ..piece }, bytes),
+        })
     }
 }

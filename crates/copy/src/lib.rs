@@ -46,8 +46,10 @@ mod error;
 mod event;
 mod extents;
 mod input;
+mod lanes;
 mod options;
 mod output;
+mod pacer;
 mod pieces;
 mod plan;
 mod report;
@@ -62,7 +64,7 @@ pub use control::Control;
 pub use copy::copy;
 pub use error::{CopyError, Side};
 pub use event::{Event, Observer, Progress, Warning};
-pub use options::CopyOptions;
+pub use options::{CopyOptions, Order};
 pub use report::Report;
 
 /// Where an image is read from.

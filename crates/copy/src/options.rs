@@ -2,17 +2,27 @@
 
 /// How an image is copied. Every combination is valid: what does not fit the two endpoints is
 /// adapted to them.
+///
+/// Left alone, `requests`, `request_size` and `queue_size` adapt to the endpoints: a copy begins with
+/// 2 MiB in flight, which stay in the processor's cache, and takes more and larger requests where each
+/// of them takes long.
 #[derive(Clone, Debug)]
 pub struct CopyOptions {
-    /// How many pieces may be in flight at a time; 0 counts as 1. Default 8: 2 MiB that stay in
-    /// the cache, and enough to keep a local server busy.
-    pub requests: usize,
+    /// How many handles (NBD connections) a side that can have several gets; 0 counts as 1. Fewer where
+    /// the image is small or the server refuses. Default 4.
+    pub connections: usize,
+    /// How many requests are in flight on each connection; 0 counts as 1. `None`, the default: as
+    /// many as are worth it.
+    pub requests: Option<usize>,
     /// The longest read and write in bytes. It is lowered to what both sides and `queue_size` allow,
-    /// and raised to their block size. Default 256 KiB.
-    pub request_size: u32,
+    /// and raised to their block size. `None`, the default: 256 KiB, and up to 4 MiB where requests take
+    /// long, unless `requests` is given.
+    pub request_size: Option<u32>,
     /// How many bytes may be in memory at a time, on their way from source to destination; one
-    /// request is always allowed. Default 16 MiB.
-    pub queue_size: u64,
+    /// request is always allowed. `None`, the default: 2 MiB, and up to 64 MiB where requests take long.
+    pub queue_size: Option<u64>,
+    /// In which order the destination is written. A stream is always written in order.
+    pub order: Order,
     /// Runs of at least this many zero bytes in what was read become holes; `None` looks for none.
     /// It is raised to the block size and lowered to the request size. Default 4096.
     pub sparse: Option<u32>,
@@ -27,12 +37,25 @@ pub struct CopyOptions {
     pub extents: bool,
 }
 
+/// In which order a destination that can seek is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// As requests are answered, several segments of the image side by side.
+    #[default]
+    Any,
+    /// From front to back, one request at a time; reads run ahead. For disks and formats that like
+    /// it better.
+    Ascending,
+}
+
 impl Default for CopyOptions {
     fn default() -> Self {
         Self {
-            requests: 8,
-            request_size: 256 << 10,
-            queue_size: 16 << 20,
+            connections: 4,
+            requests: None,
+            request_size: None,
+            queue_size: None,
+            order: Order::Any,
             sparse: Some(4096),
             allocated: false,
             destination_is_zero: false,

@@ -1,35 +1,59 @@
 //! The side that is written: a device in any order, a stream in the image's.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
-use blockferry_block::{BoxFuture, Buffer, ByteRange, ByteSink, Error, Operation, Result};
+use blockferry_block::{
+    BoxFuture, Buffer, ByteRange, ByteSink, Error, ErrorKind, Operation, Result,
+};
+use tokio::time::Instant;
 
 use crate::{
     Destination,
     buffers::Buffers,
+    lanes::{LaneId, Lanes},
     pieces::Piece,
     plan::Plan,
-    transfer::{Outcome, Target, length},
+    transfer::{Outcome, Target, Writing, length},
     zeroes::ZeroPolicy,
 };
 
 /// Where pieces go.
-pub(crate) enum Output {
-    /// A device.
-    Device(Arc<Target>),
-    /// A stream.
-    Stream(StreamOutput),
+pub(crate) struct Output {
+    place: Place,
+    buffers: Arc<Buffers>,
+    /// Where the order matters: pieces whose turn has not come.
+    queue: Option<Queue>,
 }
 
-/// A stream that is being written.
-pub(crate) struct StreamOutput {
-    /// `None` while a piece is being written to it.
-    sink: Option<Box<dyn ByteSink>>,
-    name: Arc<str>,
+enum Place {
+    Device(DeviceOutput),
+    Stream {
+        /// `None` while a piece is being written to it.
+        sink: Option<Box<dyn ByteSink>>,
+        name: Arc<str>,
+    },
+}
+
+/// A device that is being written.
+pub(crate) struct DeviceOutput {
+    pub(crate) lanes: Lanes,
+    /// One for each handle.
+    targets: Vec<Arc<Target>>,
+    writing: Arc<Writing>,
+}
+
+/// Pieces that are stored one after the other.
+#[derive(Default)]
+struct Queue {
     /// The number of the next piece in order.
     next: u64,
-    /// Pieces whose turn has not come.
     waiting: BTreeMap<u64, Ready>,
+    /// Whether one is being stored.
+    busy: bool,
 }
 
 /// A piece that can be stored.
@@ -39,131 +63,246 @@ pub(crate) struct Ready {
     pub(crate) bytes: Option<Buffer>,
     /// How many bytes of the bound on memory it holds.
     pub(crate) reserved: u64,
+    /// When its way began.
+    pub(crate) begun: Instant,
 }
 
 /// A piece that was stored, or was not.
 pub(crate) struct Stored {
+    pub(crate) piece: Piece,
     pub(crate) reserved: u64,
+    pub(crate) begun: Instant,
     pub(crate) outcome: Result<Outcome>,
+    /// The handle that it was written through; 0 for a stream.
+    pub(crate) lane: LaneId,
     sink: Option<Box<dyn ByteSink>>,
 }
 
 impl Output {
     /// The destination as the plan wants it written.
     pub(crate) fn new(destination: Destination, buffers: &Arc<Buffers>, plan: &Plan) -> Self {
-        match destination {
+        let place = match destination {
             Destination::Device(device) => {
-                Self::Device(Arc::new(Target::new(device, Arc::clone(buffers), plan)))
+                let writing = Arc::new(Writing::new(Arc::clone(buffers), plan));
+                let first = Target::new(Arc::clone(&device), Arc::clone(&writing));
+                let connections = if plan.in_order { 1 } else { plan.connections };
+                Place::Device(DeviceOutput {
+                    lanes: Lanes::new(device, connections),
+                    targets: vec![Arc::new(first)],
+                    writing,
+                })
             }
-            Destination::Stream(sink) => Self::Stream(StreamOutput {
+            Destination::Stream(sink) => Place::Stream {
                 name: Arc::clone(sink.name()),
                 sink: Some(sink),
-                next: 0,
-                waiting: BTreeMap::new(),
-            }),
+            },
+        };
+        Self {
+            place,
+            buffers: Arc::clone(buffers),
+            queue: plan.in_order.then(Queue::default),
         }
     }
 
     /// The endpoint, for messages.
     pub(crate) fn name(&self) -> &Arc<str> {
-        match self {
-            Self::Device(target) => target.name(),
-            Self::Stream(output) => &output.name,
+        match &self.place {
+            Place::Device(output) => output.targets[0].name(),
+            Place::Stream { name, .. } => name,
+        }
+    }
+
+    /// The device, if it is one.
+    pub(crate) fn device(&mut self) -> Option<&mut DeviceOutput> {
+        match &mut self.place {
+            Place::Device(output) => Some(output),
+            Place::Stream { .. } => None,
+        }
+    }
+
+    /// A handle to write the device through, if it is one.
+    pub(crate) fn target(&mut self) -> Option<Arc<Target>> {
+        let output = self.device()?;
+        let lane = output.lanes.of_owner(0);
+        output.lanes.note_written(lane);
+        Some(Arc::clone(&output.targets[lane]))
+    }
+
+    /// How many handles there were to write through.
+    pub(crate) fn connections(&self) -> usize {
+        match &self.place {
+            Place::Device(output) => output.lanes.joined(),
+            Place::Stream { .. } => 1,
+        }
+    }
+
+    /// Ready when another handle has joined.
+    pub(crate) fn poll_join(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.place {
+            Place::Device(output) => output.lanes.poll_join(cx).map(|device| {
+                let target = Target::new(device, Arc::clone(&output.writing));
+                output.targets.push(Arc::new(target));
+            }),
+            Place::Stream { .. } => Poll::Pending,
         }
     }
 
     /// How zeroes come about now.
     pub(crate) fn zero_policy(&self) -> ZeroPolicy {
-        match self {
-            Self::Device(target) => target.zero_policy(),
-            Self::Stream(_) => ZeroPolicy::Write,
+        match &self.place {
+            Place::Device(output) => output.writing.zero_policy(),
+            Place::Stream { .. } => ZeroPolicy::Write,
         }
+    }
+
+    /// Whether pieces are stored in their order.
+    pub(crate) fn in_order(&self) -> bool {
+        self.queue.is_some()
     }
 
     /// Takes a piece that is ready, and stores it at once where the order does not matter.
     pub(crate) fn push(&mut self, ready: Ready) -> Option<BoxFuture<'static, Stored>> {
-        match self {
-            Self::Device(target) => Some(store(Arc::clone(target), ready)),
-            Self::Stream(output) => {
-                output.waiting.insert(ready.piece.number, ready);
+        match &mut self.queue {
+            None => Some(self.store(ready)),
+            Some(queue) => {
+                queue.waiting.insert(ready.piece.number, ready);
                 None
             }
         }
     }
 
     /// The next piece in order, if its turn has come and it is ready.
-    pub(crate) fn begin(&mut self, buffers: &Buffers) -> Option<BoxFuture<'static, Stored>> {
-        match self {
-            Self::Device(_) => None,
-            Self::Stream(output) => output.begin(buffers),
-        }
+    pub(crate) fn begin(&mut self) -> Option<BoxFuture<'static, Stored>> {
+        let queue = self.queue.as_mut().filter(|queue| !queue.busy)?;
+        let ready = queue.waiting.remove(&queue.next)?;
+        queue.next += 1;
+        queue.busy = true;
+        Some(self.store(ready))
     }
 
     /// Takes in a piece that was stored.
     pub(crate) fn stored(&mut self, stored: &mut Stored) {
-        if let Self::Stream(output) = self {
-            output.sink = stored.sink.take();
+        if let Some(queue) = &mut self.queue {
+            queue.busy = false;
+        }
+        if let Place::Stream { sink, .. } = &mut self.place {
+            *sink = stored.sink.take();
         }
     }
 
     /// Makes durable what was written. False when the destination has no such thing.
     pub(crate) async fn flush(&mut self) -> Result<bool> {
-        match self {
-            Self::Device(target) => target.flush().await,
-            Self::Stream(output) => {
-                if let Some(sink) = &mut output.sink {
+        match &mut self.place {
+            Place::Device(output) => output.flush().await,
+            Place::Stream { sink, name } => {
+                if let Some(sink) = sink {
                     let done = sink.flush().await;
-                    done.map_err(|error| error.during(Operation::Flush).on(&output.name))?;
+                    done.map_err(|error| error.during(Operation::Flush).on(name))?;
                 }
                 Ok(true)
             }
         }
     }
-}
 
-impl StreamOutput {
-    fn begin(&mut self, buffers: &Buffers) -> Option<BoxFuture<'static, Stored>> {
-        let mut sink = self.sink.take()?;
-        let Some(ready) = self.waiting.remove(&self.next) else {
-            self.sink = Some(sink);
-            return None;
-        };
-        self.next += 1;
-        let Ready {
-            piece,
-            bytes,
-            reserved,
-        } = ready;
-        let range = piece.range;
-        let bytes = bytes.unwrap_or_else(|| buffers.zeroes(length(range)));
-        let name = Arc::clone(&self.name);
-        Some(Box::pin(async move {
-            let outcome = match sink.write(bytes).await {
-                Ok(_) => Ok(done(range, piece.zero)),
-                Err(error) => Err(named(error, range, &name)),
-            };
-            Stored {
-                reserved,
-                outcome,
-                sink: Some(sink),
+    fn store(&mut self, ready: Ready) -> BoxFuture<'static, Stored> {
+        let in_order = self.in_order();
+        match &mut self.place {
+            Place::Device(output) => output.store(ready, in_order),
+            Place::Stream { sink, name } => {
+                let name = Arc::clone(name);
+                let sink = sink.take();
+                Box::pin(write(sink, name, ready, Arc::clone(&self.buffers)))
             }
-        }))
+        }
     }
 }
 
-fn store(target: Arc<Target>, ready: Ready) -> BoxFuture<'static, Stored> {
-    Box::pin(async move {
-        let range = ready.piece.range;
-        let outcome = match ready.bytes {
-            Some(bytes) => target.store(range, bytes).await,
-            None => target.zero_piece(range).await,
-        };
-        Stored {
-            reserved: ready.reserved,
-            outcome,
-            sink: None,
+impl DeviceOutput {
+    fn store(&mut self, ready: Ready, in_order: bool) -> BoxFuture<'static, Stored> {
+        let lane = self.lanes.of_owner(ready.piece.worker);
+        self.lanes.note_written(lane);
+        let target = Arc::clone(&self.targets[lane]);
+        Box::pin(async move {
+            let Ready {
+                piece,
+                bytes,
+                reserved,
+                begun,
+            } = ready;
+            let outcome = match bytes {
+                Some(bytes) => target.store(piece.range, bytes).await,
+                // Memory was set aside for it, so it is to be written.
+                None if reserved > 0 => target.store_zeroes(piece.range).await,
+                None if in_order => target.zero_here(piece.range).await,
+                None => target.zero_piece(piece.range).await,
+            };
+            Stored {
+                piece,
+                reserved,
+                begun,
+                outcome,
+                lane,
+                sink: None,
+            }
+        })
+    }
+
+    /// Every handle that was written through makes its part durable. What went through one that was lost
+    /// since is covered by any other, for only handles that see each other's writes come in numbers.
+    async fn flush(&mut self) -> Result<bool> {
+        let mut done = None;
+        loop {
+            let lane = match self.lanes.to_flush() {
+                Some(lane) => lane,
+                None if done.is_none() => self.lanes.of_owner(0),
+                None => return Ok(done == Some(true)),
+            };
+            match self.targets[lane].flush().await {
+                Ok(flushed) => {
+                    self.lanes.note_flushed(lane);
+                    done = Some(flushed);
+                }
+                Err(error) => {
+                    if !error.is_transient() || !self.lanes.retire(lane) {
+                        return Err(error);
+                    }
+                }
+            }
         }
-    })
+    }
+}
+
+/// Writes a piece to a stream.
+async fn write(
+    mut sink: Option<Box<dyn ByteSink>>,
+    name: Arc<str>,
+    ready: Ready,
+    buffers: Arc<Buffers>,
+) -> Stored {
+    let Ready {
+        piece,
+        bytes,
+        reserved,
+        begun,
+    } = ready;
+    let range = piece.range;
+    let bytes = bytes.unwrap_or_else(|| buffers.zeroes(length(range)));
+    let written = match &mut sink {
+        Some(sink) => sink.write(bytes).await,
+        None => Err(Error::new(ErrorKind::BrokenPipe)),
+    };
+    let outcome = match written {
+        Ok(_) => Ok(done(range, piece.zero)),
+        Err(error) => Err(named(error, range, &name)),
+    };
+    Stored {
+        piece,
+        reserved,
+        begun,
+        outcome,
+        lane: 0,
+        sink,
+    }
 }
 
 fn done(range: ByteRange, zero: bool) -> Outcome {

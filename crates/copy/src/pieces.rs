@@ -1,6 +1,10 @@
-//! The image in order, cut into pieces: each one request's worth.
+//! The image cut into pieces, each one request's worth.
+//!
+//! Workers take the image in segments, in order; a segment is its worker's alone, so no two of them touch
+//! the same block. A single worker's pieces come in the image's order.
 
 use std::{
+    collections::VecDeque,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -16,20 +20,38 @@ use crate::{
 /// A part of the image that is moved as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Piece {
-    /// Pieces are numbered in the order of the image, from 0 on without a gap.
+    /// Pieces are numbered as they are handed out, from 0 on without a gap: one worker's in the order
+    /// of the image.
     pub(crate) number: u64,
     /// Where.
     pub(crate) range: ByteRange,
     /// Whether it is known to be zero and need not be read.
     pub(crate) zero: bool,
+    /// Whose it is.
+    pub(crate) worker: usize,
+}
+
+/// How the next piece is cut.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cut {
+    /// The longest piece of data, in bytes.
+    pub(crate) request_size: u32,
+    /// Whether zeroes will be written, so that they are no longer either.
+    pub(crate) zeroes_written: bool,
 }
 
 /// The pieces of a device.
 pub(crate) struct Pieces {
     walker: ExtentWalker,
-    request_size: u64,
-    stretch: Option<Stretch>,
-    returned: Vec<Stretch>,
+    segment: u64,
+    /// What is left of each worker's segment.
+    workers: Vec<VecDeque<Stretch>>,
+    /// The part of a stretch that lies behind the last segment that was taken.
+    rest: Option<Stretch>,
+    /// Pieces to be done again as they are.
+    failed: Vec<Piece>,
+    /// Zeroes to be done again, in smaller pieces.
+    unzeroed: Vec<ByteRange>,
     number: u64,
 }
 
@@ -38,28 +60,37 @@ impl Pieces {
     pub(crate) fn new(device: Arc<dyn BlockDevice>, end: u64, plan: &Plan) -> Self {
         Self {
             walker: ExtentWalker::new(device, end, plan),
-            request_size: u64::from(plan.request_size),
-            stretch: None,
-            returned: Vec::new(),
+            segment: plan.segment,
+            workers: Vec::new(),
+            rest: None,
+            failed: Vec::new(),
+            unzeroed: Vec::new(),
             number: 0,
         }
     }
 
-    /// The next piece, as far as it is known. Zeroes come in whole segments, or in pieces of the
-    /// request size when they will be `written`.
-    pub(crate) fn next_piece(&mut self, written: bool) -> Option<Piece> {
-        let stretch = self.stretch.take().or_else(|| self.returned.pop());
-        let Stretch { range, zero } = stretch.or_else(|| self.walker.next_stretch())?;
-        let unit = if zero && !written {
+    /// The next piece of `worker`, as far as it is known.
+    pub(crate) fn next_piece(&mut self, worker: usize, cut: Cut) -> Option<Piece> {
+        if let Some(piece) = self.failed.pop() {
+            return Some(Piece { worker, ..piece });
+        }
+        let (stretch, again) = match self.unzeroed.pop() {
+            Some(range) => (Stretch { range, zero: true }, true),
+            None => (self.next_stretch(worker)?, false),
+        };
+        let Stretch { range, zero } = stretch;
+        let unit = if zero && !cut.zeroes_written {
             SEGMENT
         } else {
-            self.request_size
+            u64::from(cut.request_size)
         };
         let to_segment = SEGMENT - range.start() % SEGMENT;
         let to_unit = unit - range.start() % unit;
         let (range, rest) = range.split_at(to_unit.min(to_segment));
-        if !rest.is_empty() {
-            self.stretch = Some(Stretch { range: rest, zero });
+        if !rest.is_empty() && again {
+            self.unzeroed.push(rest);
+        } else if !rest.is_empty() {
+            self.workers[worker].push_front(Stretch { range: rest, zero });
         }
         let number = self.number;
         self.number += 1;
@@ -67,17 +98,27 @@ impl Pieces {
             number,
             range,
             zero,
+            worker,
         })
     }
 
     /// Takes back a piece of zeroes that was handed out, to hand it out again in smaller ones.
-    pub(crate) fn put_back(&mut self, range: ByteRange) {
-        self.returned.push(Stretch { range, zero: true });
+    pub(crate) fn put_back_zeroes(&mut self, range: ByteRange) {
+        self.unzeroed.push(range);
+    }
+
+    /// Takes back a piece whose connection was lost, to hand it out again.
+    pub(crate) fn put_back(&mut self, piece: Piece) {
+        self.failed.push(piece);
     }
 
     /// Whether no piece will come any more.
     pub(crate) fn is_done(&self) -> bool {
-        self.stretch.is_none() && self.returned.is_empty() && self.walker.is_done()
+        let nothing_again = self.failed.is_empty() && self.unzeroed.is_empty();
+        nothing_again
+            && self.rest.is_none()
+            && self.workers.iter().all(VecDeque::is_empty)
+            && self.walker.is_done()
     }
 
     /// How many questions for extents were asked.
@@ -88,5 +129,47 @@ impl Pieces {
     /// Drives the walk on. Ready when more pieces may be known, with what should be told.
     pub(crate) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Option<Warning>> {
         self.walker.poll_answer(cx)
+    }
+
+    /// Nothing is known and nothing in flight, while data moves at `rate` bytes a second: true when there
+    /// are pieces now, because reading is faster than asking.
+    pub(crate) fn hurry(&mut self, rate: f64) -> bool {
+        self.walker.hurry(rate)
+    }
+
+    fn next_stretch(&mut self, worker: usize) -> Option<Stretch> {
+        if self.workers.len() <= worker {
+            self.workers.resize_with(worker + 1, VecDeque::new);
+        }
+        if self.workers[worker].is_empty() {
+            self.take_segment(worker);
+        }
+        self.workers[worker].pop_front()
+    }
+
+    /// Gives `worker` what is known of the next segment.
+    fn take_segment(&mut self, worker: usize) {
+        let mut end = None;
+        while let Some(stretch) = self.rest.take().or_else(|| self.walker.next_stretch()) {
+            let start = stretch.range.start();
+            let end = *end.get_or_insert(start - start % self.segment + self.segment);
+            let (inside, beyond) = stretch.range.split_at(end.saturating_sub(start));
+            let zero = stretch.zero;
+            if !inside.is_empty() {
+                let inside = Stretch {
+                    range: inside,
+                    zero,
+                };
+                self.workers[worker].push_back(inside);
+            }
+            if !beyond.is_empty() {
+                let beyond = Stretch {
+                    range: beyond,
+                    zero,
+                };
+                self.rest = Some(beyond);
+                break;
+            }
+        }
     }
 }

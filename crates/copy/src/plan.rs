@@ -3,12 +3,24 @@
 use blockferry_block::{BlockLimits, Capabilities, Error, ErrorKind};
 
 use crate::{
-    CopyError, CopyOptions, Destination, Side, Source, buffers::Buffers, zeroes::ZeroPolicy,
+    CopyError, CopyOptions, Destination, Order, Side, Source,
+    buffers::Buffers,
+    pacer::{FIRST_REQUEST, LARGEST_REQUEST, MOST_IN_FLIGHT},
+    zeroes::ZeroPolicy,
 };
 
 /// The unit of scheduling in bytes: no request crosses a multiple of it, not even one for zeroes, so
 /// that progress moves and a cancelled copy ends soon.
 pub(crate) const SEGMENT: u64 = 128 << 20;
+
+/// The least of a segment in an image that is small: a power of two.
+const LEAST_SEGMENT: u64 = 4 << 20;
+
+/// How much there must be to copy for each connection.
+const WORTH_A_CONNECTION: u64 = 4 << 20;
+
+/// How many connections a side gets at most.
+const MOST_CONNECTIONS: usize = 64;
 
 /// The largest size that an image can have.
 const MAX_SIZE: u64 = i64::MAX as u64;
@@ -20,16 +32,26 @@ pub(crate) struct Plan {
     pub(crate) size: Option<u64>,
     /// Pieces begin at multiples of this power of two, and end at them or at the image's end.
     pub(crate) alignment: u32,
-    /// The longest read and write: a multiple of `alignment`.
-    pub(crate) request_size: u32,
-    /// How many pieces may be in flight, at least 1.
-    pub(crate) requests: usize,
-    /// How many bytes may be in flight, at least one request's.
-    pub(crate) queue_size: u64,
+    /// The longest read and write ever: a multiple of `alignment`.
+    pub(crate) longest_request: u32,
+    /// The length of requests in the beginning: a multiple of `alignment`.
+    pub(crate) shortest_request: u32,
+    /// Whether requests are to keep that length.
+    pub(crate) fixed_request_size: bool,
+    /// How many requests are to be in flight on each connection, at least 1.
+    pub(crate) requests: Option<usize>,
+    /// How many bytes are to be in flight, at least one request's.
+    pub(crate) queue_size: Option<u64>,
+    /// How many connections each side gets where it can have several.
+    pub(crate) connections: usize,
+    /// Whether pieces are stored in the image's order.
+    pub(crate) in_order: bool,
+    /// How much of the image one worker takes at a time: a multiple of `alignment`.
+    pub(crate) segment: u64,
     /// Whether the source is asked for extents.
     pub(crate) extents: bool,
-    /// The shortest run of zeroes that is looked for in data: a multiple of `alignment`, `request_size`
-    /// at most. `None` when none are looked for.
+    /// The shortest run of zeroes that is looked for in data: a multiple of `alignment`, one
+    /// request at most. `None` when none are looked for.
     pub(crate) granularity: Option<u32>,
     /// How zeroes come about.
     pub(crate) zeroes: ZeroPolicy,
@@ -59,27 +81,43 @@ impl Plan {
         }
 
         let alignment = from.limits.minimum.max(to.limits.minimum);
-        let request_size = request_size(&from.limits, &to.limits, alignment, options)
+        let longest_request = longest_request(&from.limits, &to.limits, alignment, options)
             .ok_or_else(|| refused(no_common_size(&from.limits, &to.limits)))?;
+        let fixed_request_size = options.request_size.is_some() || options.requests.is_some();
+        let shortest_request = match fixed_request_size {
+            true => longest_request,
+            false => longest_request.min(FIRST_REQUEST.max(alignment)),
+        };
         let zeroes = match destination {
             Destination::Device(device) => ZeroPolicy::new(device.info().capabilities, options),
             Destination::Stream(_) => ZeroPolicy::Write,
         };
-        let to_device = matches!(destination, Destination::Device(_));
+        let (to_device, finds_zeroes) = match destination {
+            Destination::Device(device) => (true, !device.info().can(Capabilities::DISCARDS)),
+            Destination::Stream(_) => (false, false),
+        };
         let granularity = options
             .sparse
-            .filter(|_| to_device && !options.allocated && zeroes != ZeroPolicy::Write)
-            .map(|run| granularity(run, alignment, request_size));
+            .filter(|_| finds_zeroes && !options.allocated && zeroes != ZeroPolicy::Write)
+            .map(|run| granularity(run, alignment, shortest_request));
         let extents = match source {
             Source::Device(device) => options.extents && device.info().knows_allocation(),
             Source::Stream(_) => false,
         };
+        let in_order = !to_device || options.order == Order::Ascending;
+        let connections = connections(from.size, options);
+        let least = u64::from(longest_request);
         Ok(Self {
             size: from.size,
             alignment,
-            request_size,
-            requests: options.requests.max(1),
-            queue_size: options.queue_size.max(u64::from(request_size)),
+            longest_request,
+            shortest_request,
+            fixed_request_size,
+            requests: options.requests.map(|requests| requests.max(1)),
+            queue_size: options.queue_size.map(|size| size.max(least)),
+            connections,
+            in_order,
+            segment: segment(from.size, connections).max(u64::from(alignment)),
             extents,
             granularity,
             zeroes,
@@ -91,10 +129,7 @@ impl Plan {
 
     /// The buffers for pieces of this plan.
     pub(crate) fn buffers(&self) -> Buffers {
-        let longest = self.request_size as usize;
-        let in_queue = self.queue_size / u64::from(self.request_size);
-        let keep = usize::try_from(in_queue).unwrap_or(usize::MAX);
-        Buffers::new(longest, keep.min(self.requests))
+        Buffers::new(self.longest_request as usize)
     }
 
     /// Where the last, incomplete block of an image of `size` bytes begins, when the destination goes
@@ -178,7 +213,7 @@ fn misfit(from: &Shape, to: &Shape) -> Option<Error> {
     (needed > room).then(|| Error::with_message(ErrorKind::OutOfBounds, message))
 }
 
-fn request_size(
+fn longest_request(
     from: &BlockLimits,
     to: &BlockLimits,
     alignment: u32,
@@ -188,14 +223,34 @@ fn request_size(
     if allowed < alignment {
         return None;
     }
-    let queue_size = u32::try_from(options.queue_size).unwrap_or(u32::MAX);
+    let by_default = match options.requests {
+        Some(_) => FIRST_REQUEST,
+        None => LARGEST_REQUEST,
+    };
+    let queue_size = options.queue_size.unwrap_or(MOST_IN_FLIGHT);
     // A piece is one segment's alone, so it is no longer than one.
     let wanted = options
         .request_size
-        .min(queue_size)
+        .unwrap_or(by_default)
+        .min(u32::try_from(queue_size).unwrap_or(u32::MAX))
         .min(allowed)
         .min(SEGMENT as u32);
     Some((wanted - wanted % alignment).max(alignment))
+}
+
+/// How many connections are worth it for an image of this size.
+fn connections(size: Option<u64>, options: &CopyOptions) -> usize {
+    let worth = size.map_or(u64::MAX, |size| size.div_ceil(WORTH_A_CONNECTION));
+    let worth = usize::try_from(worth).unwrap_or(usize::MAX);
+    options.connections.min(worth).clamp(1, MOST_CONNECTIONS)
+}
+
+/// The length of a segment: shorter than [`SEGMENT`] where the image is too small to give several to
+/// each worker, so that all of them are done at about the same time.
+fn segment(size: Option<u64>, workers: usize) -> u64 {
+    let share = size.unwrap_or(u64::MAX) / (4 * workers as u64).max(1);
+    let share = share.clamp(LEAST_SEGMENT, SEGMENT);
+    1 << share.ilog2()
 }
 
 fn no_common_size(from: &BlockLimits, to: &BlockLimits) -> Error {

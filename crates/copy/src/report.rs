@@ -15,4 +15,8 @@ pub struct Report {
     pub flushed: bool,
     /// How many questions for extents the source was asked.
     pub extent_requests: u64,
+    /// How many handles (NBD connections) the source was read through.
+    pub source_connections: usize,
+    /// How many handles (NBD connections) the destination was written through.
+    pub destination_connections: usize,
 }

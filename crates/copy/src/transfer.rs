@@ -16,13 +16,42 @@ use crate::{
 /// How many parts of one piece are in flight at a time, where a piece is zero here and data there.
 const PARTS_IN_FLIGHT: usize = 8;
 
-/// The device that is written to.
+/// A handle to the device that is written to.
 pub(crate) struct Target {
     device: Arc<dyn BlockDevice>,
+    writing: Arc<Writing>,
+}
+
+/// How the device is written; what one handle learns of it holds for all.
+pub(crate) struct Writing {
     buffers: Arc<Buffers>,
     zeroing: Zeroing,
     granularity: Option<u32>,
+    /// The longest run of zeroes that is written at once.
     request_size: u64,
+}
+
+impl Writing {
+    /// As the plan wants it.
+    pub(crate) fn new(buffers: Arc<Buffers>, plan: &Plan) -> Self {
+        Self {
+            buffers,
+            zeroing: Zeroing::new(plan.zeroes),
+            granularity: plan.granularity,
+            request_size: u64::from(plan.shortest_request),
+        }
+    }
+
+    /// How zeroes come about now.
+    pub(crate) fn zero_policy(&self) -> ZeroPolicy {
+        self.zeroing.policy()
+    }
+
+    /// The granularity of zero detection, where finding zeroes helps.
+    fn detection(&self) -> Option<u32> {
+        self.granularity
+            .filter(|_| self.zeroing.policy() != ZeroPolicy::Write)
+    }
 }
 
 /// What became of a piece.
@@ -42,15 +71,9 @@ struct Part {
 }
 
 impl Target {
-    /// The device as the plan wants it written.
-    pub(crate) fn new(device: Arc<dyn BlockDevice>, buffers: Arc<Buffers>, plan: &Plan) -> Self {
-        Self {
-            device,
-            buffers,
-            zeroing: Zeroing::new(plan.zeroes),
-            granularity: plan.granularity,
-            request_size: u64::from(plan.request_size),
-        }
+    /// The handle `device`.
+    pub(crate) fn new(device: Arc<dyn BlockDevice>, writing: Arc<Writing>) -> Self {
+        Self { device, writing }
     }
 
     /// The endpoint, for messages.
@@ -58,15 +81,10 @@ impl Target {
         &self.device.info().name
     }
 
-    /// How zeroes come about now.
-    pub(crate) fn zero_policy(&self) -> ZeroPolicy {
-        self.zeroing.policy()
-    }
-
     /// Stores `bytes` at `range`; where they are zero, by not writing them.
     pub(crate) async fn store(&self, range: ByteRange, bytes: Buffer) -> Result<Outcome> {
         let whole = bytes.len();
-        let Some(granularity) = self.detection() else {
+        let Some(granularity) = self.writing.detection() else {
             return self.store_data(range, bytes).await;
         };
         let first = zero_runs(&bytes, granularity as usize).next();
@@ -103,10 +121,27 @@ impl Target {
                 zero: range.len(),
             });
         }
-        if range.len() > self.request_size {
+        if range.len() > self.writing.request_size {
             return Ok(Outcome::NotZeroed(range));
         }
         self.store_zeroes(range).await
+    }
+
+    /// Makes a piece zero that is known to be, by writing if it must be, one request at a time.
+    pub(crate) async fn zero_here(&self, range: ByteRange) -> Result<Outcome> {
+        let Outcome::NotZeroed(range) = self.zero_piece(range).await? else {
+            return Ok(Outcome::Done {
+                data: 0,
+                zero: range.len(),
+            });
+        };
+        for part in range.pieces(self.writing.request_size) {
+            self.store_zeroes(part).await?;
+        }
+        Ok(Outcome::Done {
+            data: 0,
+            zero: range.len(),
+        })
     }
 
     /// Sets the size of the device to `size` bytes.
@@ -127,10 +162,10 @@ impl Target {
         let end = range.end().next_multiple_of(block);
         let end = end.min(self.device.info().size);
         let last = ByteRange::between(range.end() - range.end() % block, end);
-        let present = read(&self.device, last, self.buffers.take(length(last))).await?;
+        let present = read(&self.device, last, self.writing.buffers.take(length(last))).await?;
 
         let padded = ByteRange::between(range.start(), end);
-        let mut whole = self.buffers.take(length(padded));
+        let mut whole = self.writing.buffers.take(length(padded));
         let kept = present.len() - (whole.len() - bytes.len());
         whole[..bytes.len()].copy_from_slice(bytes);
         whole[bytes.len()..].copy_from_slice(&present[kept..]);
@@ -150,19 +185,13 @@ impl Target {
         }
     }
 
-    /// The granularity of zero detection, where finding zeroes helps.
-    fn detection(&self) -> Option<u32> {
-        self.granularity
-            .filter(|_| self.zeroing.policy() != ZeroPolicy::Write)
-    }
-
     fn parts(&self, range: ByteRange, bytes: &[u8], granularity: usize) -> Vec<Part> {
         let parts = zero_runs(bytes, granularity).map(|run| Part {
             range: ByteRange::between(
                 range.start() + run.range.start as u64,
                 range.start() + run.range.end as u64,
             ),
-            data: (!run.is_zero).then(|| self.buffers.copy_of(&bytes[run.range])),
+            data: (!run.is_zero).then(|| self.writing.buffers.copy_of(&bytes[run.range])),
         });
         parts.collect()
     }
@@ -199,9 +228,9 @@ impl Target {
     }
 
     /// Makes `range`, a request's length at most, zero in any way there is.
-    async fn store_zeroes(&self, range: ByteRange) -> Result<Outcome> {
+    pub(crate) async fn store_zeroes(&self, range: ByteRange) -> Result<Outcome> {
         if !self.zero(range).await? {
-            let zeroes = self.buffers.zeroes(length(range));
+            let zeroes = self.writing.buffers.zeroes(length(range));
             self.write(range, zeroes).await?;
         }
         Ok(Outcome::Done {
@@ -212,7 +241,7 @@ impl Target {
 
     /// Makes `range` zero without writing it; false where that cannot be.
     async fn zero(&self, range: ByteRange) -> Result<bool> {
-        let flags = match self.zeroing.policy() {
+        let flags = match self.writing.zeroing.policy() {
             ZeroPolicy::Skip => return Ok(true),
             ZeroPolicy::Write => return Ok(false),
             ZeroPolicy::Request(flags) => flags,
@@ -220,7 +249,7 @@ impl Target {
         match self.device.zero(range, flags).await {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == ErrorKind::Unsupported => {
-                self.zeroing.refuse();
+                self.writing.zeroing.refuse();
                 Ok(false)
             }
             Err(error) => {

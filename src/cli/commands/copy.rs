@@ -17,7 +17,7 @@ use crate::{
 
 use super::super::{
     failure::Failure,
-    options::{CopyJob, ReportStyle, Show, open_options},
+    options::{CopyJob, ReportStyle, open_options},
     output::{print, tell},
     progress::View,
     report,
@@ -213,16 +213,16 @@ fn describe_sides(job: &CopyJob, source: &Source, destination: &Destination) {
     tell(&format!("source {}: {source}", job.source));
     tell(&format!("destination {}: {destination}", job.destination));
     let engine = &job.engine;
+    let or_adaptive = |size: Option<u64>| match size {
+        Some(size) => size.to_string(),
+        None => "adaptive".to_owned(),
+    };
     tell(&format!(
-        "{} requests of at most {} bytes, {} bytes in flight{}",
-        engine.requests,
-        engine.request_size,
-        engine.queue_size,
-        if job.show == Show::Nothing {
-            ""
-        } else {
-            ", with progress"
-        },
+        "at most {} connections, requests on each: {}, bytes per request: {}, bytes in flight: {}",
+        engine.connections,
+        or_adaptive(engine.requests.map(|requests| requests as u64)),
+        or_adaptive(engine.request_size.map(u64::from)),
+        or_adaptive(engine.queue_size),
     ));
 }
 

@@ -256,8 +256,8 @@ async fn failed_questions_cost_only_their_own_ranges_and_are_told_once() {
     let events = Recorder::default();
     let source = Source::Device(from.clone());
     let options = CopyOptions {
-        request_size: 32 << 20,
-        queue_size: 64 << 20,
+        request_size: Some(32 << 20),
+        queue_size: Some(64 << 20),
         sparse: None,
         ..CopyOptions::default()
     };

@@ -21,8 +21,8 @@ const SIZE: usize = 1 << 20;
 
 fn small_requests() -> CopyOptions {
     CopyOptions {
-        request_size: 16_384,
-        requests: 4,
+        request_size: Some(16_384),
+        requests: Some(4),
         ..CopyOptions::default()
     }
 }
@@ -141,7 +141,7 @@ async fn of_several_failures_the_first_is_told() {
     });
     let to = to.into_arc();
     let options = CopyOptions {
-        requests: 16,
+        requests: Some(16),
         ..small_requests()
     };
     let error = copy_device(&from, &to, &options).await;
@@ -238,7 +238,7 @@ async fn someone_else_in_the_same_thread_gets_to_cancel_a_copy_that_never_waits(
     let to = Disk::dirty(SIZE).into_arc();
     let control = Control::new();
     let options = CopyOptions {
-        request_size: 512,
+        request_size: Some(512),
         ..CopyOptions::default()
     };
     let cancel = async { control.cancel() };

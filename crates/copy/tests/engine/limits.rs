@@ -233,9 +233,9 @@ async fn no_more_is_in_flight_than_was_allowed() {
         let to = Disk::dirty(size).slow().counting_with(&from).into_arc();
         let from = Arc::new(from);
         let options = CopyOptions {
-            requests,
-            request_size,
-            queue_size,
+            requests: Some(requests),
+            request_size: Some(request_size),
+            queue_size: Some(queue_size),
             ..CopyOptions::default()
         };
         copy_device(&from, &to, &options).await.expect("copied");

@@ -112,9 +112,9 @@ fn options() -> impl Strategy<Value = CopyOptions> {
     let parts = (0..9_usize, request_size, queue_size, sparse, any::<bool>());
     parts.prop_map(
         |(requests, request_size, queue_size, sparse, extents)| CopyOptions {
-            requests,
-            request_size,
-            queue_size,
+            requests: Some(requests),
+            request_size: Some(request_size),
+            queue_size: Some(queue_size),
             sparse,
             extents,
             ..CopyOptions::default()

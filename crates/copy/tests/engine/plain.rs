@@ -110,8 +110,8 @@ async fn every_operation_that_fails_ends_the_copy_with_its_error() {
             let from = faulty(&image(), [rule.clone()]);
             let to = faulty(&vec![0xd1; SIZE + 777], [rule]);
             let options = CopyOptions {
-                request_size: 65_536,
-                requests: 4,
+                request_size: Some(65_536),
+                requests: Some(4),
                 ..CopyOptions::default()
             };
             let error = copy_device(&from, &to, &options).await.expect_err("failed");

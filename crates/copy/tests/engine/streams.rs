@@ -19,8 +19,8 @@ const REQUEST: usize = 4096;
 
 fn options() -> CopyOptions {
     CopyOptions {
-        request_size: REQUEST as u32,
-        requests: 6,
+        request_size: Some(REQUEST as u32),
+        requests: Some(6),
         ..CopyOptions::default()
     }
 }

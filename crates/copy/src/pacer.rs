@@ -1,0 +1,219 @@
+//! How much is in flight, and in how large requests: little while that is enough, more where each
+//! request takes long.
+//!
+//! A copy begins with [`FIRST_WINDOW`] bytes in flight, which stay in the processor's cache and keep a local
+//! server busy. Each *turn*, the time in which twice the window was moved, says how fast that was and how
+//! long a request took. Requests that take hardly longer than the quickest one did wait for the link
+//! and not for each other: the window grows. When the larger window is no faster it shrinks again and
+//! stays. From [`MANY_REQUESTS`] bytes on it grows by larger requests instead of by more: a server that
+//! answers so many at a time, or that pays for each, gains as well.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::plan::Plan;
+
+/// The bytes in flight in the beginning.
+pub(crate) const FIRST_WINDOW: u64 = 2 << 20;
+/// The request size in the beginning, in bytes.
+pub(crate) const FIRST_REQUEST: u32 = 256 << 10;
+/// The bytes in flight at most, unless the caller says otherwise.
+pub(crate) const MOST_IN_FLIGHT: u64 = 64 << 20;
+/// The largest request that the window grows to, in bytes.
+pub(crate) const LARGEST_REQUEST: u32 = 4 << 20;
+/// Up to this window requests get more; beyond it there are 16 of them, and they get larger.
+const MANY_REQUESTS: u64 = 4 << 20;
+/// Requests in flight on one connection at most: for pieces that are shorter than they could be.
+const MOST_REQUESTS: usize = 64;
+/// A window that is filled in less than a request's time at this rate, in bytes a second, is too small
+/// for the link: it is enlarged in one step.
+const PLAUSIBLE_RATE: f64 = 1e9;
+/// The largest window that such a step leads to.
+const LONGEST_STEP: u64 = 16 << 20;
+/// By what a larger window must be faster to be kept.
+const WORTH_IT: f64 = 1.2;
+/// Requests that take so many times as long as the quickest one queue up somewhere.
+const QUEUED: f64 = 3.0;
+/// After so many turns without a change a larger window is tried again.
+const PATIENCE: u32 = 64;
+
+/// Decides on the window and the request size of one copy.
+#[derive(Debug)]
+pub(crate) struct Pacer {
+    window: u64,
+    request_size: u32,
+    limits: Limits,
+    /// The time of the quickest request so far.
+    quickest: Duration,
+    turn: Turn,
+    /// The rate of the next smaller window, while this one is on trial.
+    smaller: Option<f64>,
+    /// Turns since the window was settled on; `None` while it still grows.
+    settled: Option<u32>,
+    /// The rate of the last whole turn, in bytes a second.
+    rate: f64,
+}
+
+/// What stays as it is.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// The largest window.
+    window: u64,
+    fixed_window: bool,
+    alignment: u32,
+    request_size: u32,
+    fixed_request_size: bool,
+    /// Requests on one connection.
+    requests: usize,
+}
+
+/// What is measured between two decisions.
+#[derive(Debug)]
+struct Turn {
+    since: Instant,
+    bytes: u64,
+    requests: u32,
+    latency: Duration,
+}
+
+impl Pacer {
+    /// The beginning of a copy by `plan`.
+    pub(crate) fn new(plan: &Plan) -> Self {
+        let limits = Limits {
+            window: plan.queue_size.unwrap_or(MOST_IN_FLIGHT),
+            // Who says how many requests there are says how much is in flight.
+            fixed_window: plan.queue_size.is_some() || plan.requests.is_some(),
+            alignment: plan.alignment,
+            request_size: plan.longest_request,
+            fixed_request_size: plan.fixed_request_size,
+            requests: plan.requests.unwrap_or(MOST_REQUESTS),
+        };
+        let mut pacer = Self {
+            window: 0,
+            request_size: 0,
+            limits,
+            quickest: Duration::MAX,
+            turn: Turn::begin(),
+            smaller: None,
+            settled: None,
+            rate: 0.0,
+        };
+        pacer.set_window(match limits.fixed_window {
+            true => limits.window,
+            false => FIRST_WINDOW,
+        });
+        pacer
+    }
+
+    /// The bytes that may be in flight now.
+    pub(crate) fn window(&self) -> u64 {
+        self.window
+    }
+
+    /// The longest request now, in bytes.
+    pub(crate) fn request_size(&self) -> u32 {
+        self.request_size
+    }
+
+    /// Requests that may be in flight on one connection.
+    pub(crate) fn requests(&self) -> usize {
+        self.limits.requests
+    }
+
+    /// How fast data moves, in bytes a second; 0 before it is known.
+    pub(crate) fn rate(&self) -> f64 {
+        self.rate
+    }
+
+    /// A request of `bytes` that `begun` then has ended. True when window or request size have changed.
+    pub(crate) fn finished(&mut self, bytes: u64, begun: Instant) -> bool {
+        let now = Instant::now();
+        let latency = now.saturating_duration_since(begun);
+        self.quickest = self.quickest.min(latency);
+        if begun < self.turn.since {
+            return false;
+        }
+        self.turn.bytes += bytes;
+        self.turn.requests += 1;
+        self.turn.latency += latency;
+        let first = self.rate == 0.0 && self.turn.bytes >= self.window;
+        if !first && self.turn.bytes < 2 * self.window {
+            return false;
+        }
+        let turn = std::mem::replace(&mut self.turn, Turn::begin());
+        let seconds = now.saturating_duration_since(turn.since).as_secs_f64();
+        let before = self.window;
+        self.rate = turn.bytes as f64 / seconds.max(1e-6);
+        self.decide(turn.latency / turn.requests.max(1), first);
+        self.window != before
+    }
+
+    fn decide(&mut self, latency: Duration, first: bool) {
+        if self.limits.fixed_window {
+            return;
+        }
+        if let Some(smaller) = self.smaller.take()
+            && self.rate < smaller * WORTH_IT
+        {
+            self.set_window(self.window / 2);
+            self.settled = Some(0);
+            return;
+        }
+        let queued = latency.as_secs_f64() > self.quickest.as_secs_f64() * QUEUED;
+        if let Some(turns) = &mut self.settled {
+            *turns += 1;
+            if queued || *turns < PATIENCE {
+                return;
+            }
+        }
+        if queued || self.window >= self.limits.window {
+            self.settled = Some(0);
+            return;
+        }
+        self.settled = None;
+        self.smaller = Some(self.rate);
+        let doubled = self.window * 2;
+        let in_a_request = self.quickest.as_secs_f64() * PLAUSIBLE_RATE;
+        if first && in_a_request > doubled as f64 {
+            self.set_window(LONGEST_STEP.min((in_a_request as u64).next_power_of_two()));
+        } else {
+            self.set_window(doubled);
+        }
+    }
+
+    fn set_window(&mut self, window: u64) {
+        let window = window.min(self.limits.window);
+        self.request_size = u32::try_from(self.limits.request_size_for(window)).unwrap_or(u32::MAX);
+        self.window = window.max(u64::from(self.request_size));
+    }
+}
+
+impl Limits {
+    /// The request size that goes with a window: a multiple of the alignment.
+    fn request_size_for(&self, window: u64) -> u64 {
+        let longest = u64::from(self.request_size);
+        if self.fixed_request_size {
+            return longest;
+        }
+        let wanted = if window <= MANY_REQUESTS {
+            u64::from(FIRST_REQUEST)
+        } else {
+            (window / 16).min(LARGEST_REQUEST.into())
+        };
+        let alignment = u64::from(self.alignment);
+        let size = wanted.min(longest).min(window);
+        (size - size % alignment).max(alignment)
+    }
+}
+
+impl Turn {
+    fn begin() -> Self {
+        Self {
+            since: Instant::now(),
+            bytes: 0,
+            requests: 0,
+            latency: Duration::ZERO,
+        }
+    }
+}
