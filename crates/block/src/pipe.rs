@@ -7,6 +7,7 @@
 use std::{
     fmt,
     fs::File,
+    io,
     os::fd::AsFd,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
 };
@@ -48,8 +49,8 @@ impl PipeBuffer {
     ///
     /// # Errors
     /// As `splice(2)`; `InvalidInput` where the socket cannot be spliced. Nothing was moved then.
-    pub fn fill_from(&mut self, socket: impl AsFd, length: usize) -> Result<(usize, FillStop)> {
-        Ok(self.pipe().fill_from(socket, length)?)
+    pub fn fill_from(&mut self, socket: impl AsFd, length: usize) -> io::Result<(usize, FillStop)> {
+        self.pipe().fill_from(socket, length)
     }
 
     /// Puts up to `length` zero bytes in, as many as there is room for, and says how many.
@@ -71,8 +72,8 @@ impl PipeBuffer {
     /// Moves as many bytes to `target` as it takes without waiting, and says how many.
     ///
     /// # Errors
-    /// As `splice(2)`; an [`io::Error`](std::io::Error) so that `WouldBlock` can be told.
-    pub fn drain_to(&mut self, target: impl AsFd) -> std::io::Result<usize> {
+    /// As `splice(2)`; `WouldBlock` when there is no room.
+    pub fn drain_to(&mut self, target: impl AsFd) -> io::Result<usize> {
         self.pipe().drain_to(target)
     }
 

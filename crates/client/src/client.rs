@@ -1,5 +1,7 @@
 //! The asynchronous client: a handle to a connection that a task of its own drives.
 
+mod piped;
+
 use std::{
     future::poll_fn,
     sync::{
@@ -11,7 +13,7 @@ use std::{
 
 use blockferry_block::{
     BlockDevice, BoxFuture, Buffer, ByteRange, Capabilities, Context, DeviceInfo, Error, ErrorKind,
-    Extent, Operation, Result, WriteFlags, ZeroFlags,
+    Extent, Operation, Payload, PipeBuffer, Result, WriteFlags, ZeroFlags,
 };
 use blockferry_proto::{ClientSession, Command, CommandFlags, NbdUri, Negotiated, Request};
 
@@ -48,6 +50,8 @@ struct Handle {
     negotiated: Negotiated,
     /// Whether a block status was asked for: see [`Client::warm_up`].
     warm: AtomicBool,
+    /// The server refused to answer a long read in one chunk, so it is not asked to any more.
+    in_chunks: AtomicBool,
     /// How it was reached, to open another connection.
     uri: NbdUri,
     options: ConnectOptions,
@@ -67,15 +71,21 @@ impl Client {
         let stream = stream
             .into_async()
             .map_err(|error| Error::from(error).during(Operation::Open).on(&name))?;
+        let splicing = stream.splicing();
         let shared = Arc::new(Shared::new(ClientSession::new(&negotiated)));
         tokio::spawn(Driver::new(stream, Arc::clone(&shared)).drive());
-        let info = device_info(&negotiated, name);
+        let mut info = device_info(&negotiated, name);
+        info.capabilities |= splicing;
+        if !info.can(Capabilities::WRITE) {
+            info.capabilities -= Capabilities::SPLICE_WRITE;
+        }
         Ok(Self {
             handle: Arc::new(Handle {
                 shared,
                 info,
                 negotiated,
                 warm: AtomicBool::new(false),
+                in_chunks: AtomicBool::new(false),
                 uri,
                 options,
             }),
@@ -123,14 +133,14 @@ impl Client {
         &self,
         operation: Operation,
         request: Request,
-        buffer: Option<Buffer>,
+        load: Option<Payload>,
     ) -> Result<Reply, Failure> {
         let mut exchange = Exchange {
             shared: &self.handle.shared,
             ticket: None,
         };
-        let mut buffer = buffer;
-        let answer = poll_fn(|context| exchange.poll(context, request, &mut buffer)).await;
+        let mut load = load;
+        let answer = poll_fn(|context| exchange.poll(context, request, &mut load)).await;
         answer.map_err(|Failure { error, buffer }| {
             let error = error.during(operation);
             let error = match operation {
@@ -206,7 +216,8 @@ impl Client {
         if operation == Operation::Read && range.len() >= LONG {
             self.warm_up(range);
         }
-        let reply = self.request(operation, request, Some(buffer)).await?;
+        let load = Some(Payload::Memory(buffer));
+        let reply = self.request(operation, request, load).await?;
         let missing = || failed(Error::new(ErrorKind::Io).during(operation));
         reply.buffer.ok_or_else(missing)
     }
@@ -258,6 +269,24 @@ impl BlockDevice for Client {
         let flags = write_flags(flags);
         let answer = self.transfer(Operation::Write, Command::Write, flags, offset, data);
         Box::pin(async { Ok(answer.await?) })
+    }
+
+    fn read_piped(
+        &self,
+        offset: u64,
+        length: usize,
+        pipe: PipeBuffer,
+    ) -> BoxFuture<'_, Result<Payload>> {
+        Box::pin(self.read_into_pipe(offset, length, pipe))
+    }
+
+    fn write_piped(
+        &self,
+        offset: u64,
+        data: PipeBuffer,
+        flags: WriteFlags,
+    ) -> BoxFuture<'_, Result<()>> {
+        Box::pin(self.write_from_pipe(offset, data, flags))
     }
 
     fn zero(&self, range: ByteRange, flags: ZeroFlags) -> BoxFuture<'_, Result<()>> {
@@ -365,12 +394,15 @@ impl Exchange<'_> {
         &mut self,
         context: &mut TaskContext<'_>,
         request: Request,
-        buffer: &mut Option<Buffer>,
+        load: &mut Option<Payload>,
     ) -> Poll<Result<Reply, Failure>> {
         if self.ticket.is_none() {
-            let entered = std::task::ready!(self.shared.poll_enter(context, request, buffer));
+            let entered = std::task::ready!(self.shared.poll_enter(context, request, load));
             let failed = |error| {
-                let buffer = buffer.take();
+                let buffer = match load.take() {
+                    Some(Payload::Memory(buffer)) => Some(buffer),
+                    _ => None,
+                };
                 Failure { error, buffer }
             };
             self.ticket = Some(entered.map_err(failed)?);

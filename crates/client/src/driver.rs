@@ -7,19 +7,19 @@
 use std::{
     collections::VecDeque,
     future::poll_fn,
-    io::{IoSlice, IoSliceMut},
+    io::{self, IoSlice, IoSliceMut},
     mem,
     sync::Arc,
     task::{Context, Poll, Waker, ready},
 };
 
-use blockferry_block::{Buffer, Error, Result};
+use blockferry_block::{Buffer, Error, FillStop, Result};
 use blockferry_proto::RequestHeader;
 
 use crate::{
     errors,
     in_flight::{Outgoing, Shared, State, Table, disconnected},
-    receiver::{Receiver, Target},
+    receiver::{Receiver, Requests, Target},
     stream::Stream,
 };
 
@@ -69,6 +69,10 @@ impl Driver {
             if self.queue.is_empty() {
                 return Poll::Ready(Ok(()));
             }
+            if self.is_at_pipe() {
+                ready!(self.poll_send_pipe(context))?;
+                continue;
+            }
             let mut slices = [IoSlice::new(&[]); 2 * BURST];
             let mut count = 0;
             let mut skip = self.sent;
@@ -84,18 +88,52 @@ impl Driver {
                         count += 1;
                     }
                 }
+                if outgoing.pipe.is_some() {
+                    break;
+                }
             }
             let sent = ready!(self.stream.poll_send(context, &slices[..count]));
             self.note_sent(sent.map_err(errors::lost)?);
         }
     }
 
+    /// Whether the next bytes to send are in a pipe: the header in front of them was sent.
+    fn is_at_pipe(&self) -> bool {
+        let first = self.queue.front();
+        first.is_some_and(|it| it.pipe.is_some() && self.sent >= it.header.as_bytes().len())
+    }
+
+    /// Sends what is in the pipe of the queue's first element, as far as there is room.
+    fn poll_send_pipe(&mut self, context: &mut Context<'_>) -> Poll<Result<()>> {
+        let Some(first) = self.queue.front_mut() else {
+            return Poll::Ready(Ok(()));
+        };
+        let Some(pipe) = &mut first.pipe else {
+            return Poll::Ready(Ok(()));
+        };
+        match ready!(self.stream.poll_drain(context, pipe)) {
+            Ok(0) => {
+                let error = io::Error::from(io::ErrorKind::WriteZero);
+                return Poll::Ready(Err(errors::lost(error)));
+            }
+            Ok(count) => self.note_sent(count),
+            // The bytes keep their places in the payload, as those that were sent count.
+            Err(error) if refuses_splice(&error) => {
+                let mut payload = Buffer::zeroed(first.length);
+                let start = first.length.saturating_sub(pipe.len());
+                pipe.take(&mut payload[start..])?;
+                (first.payload, first.pipe) = (Some(payload), None);
+            }
+            Err(error) => return Poll::Ready(Err(errors::lost(error))),
+        }
+        Poll::Ready(Ok(()))
+    }
+
     /// `count` more bytes of the queue have left.
     fn note_sent(&mut self, count: usize) {
         self.sent += count;
         while let Some(first) = self.queue.front() {
-            let length =
-                first.header.as_bytes().len() + first.payload.as_ref().map_or(0, |it| it.len());
+            let length = first.header.as_bytes().len() + first.length;
             if self.sent < length {
                 return;
             }
@@ -118,7 +156,13 @@ impl Driver {
     /// Receives once. Ready when something came, pending when nothing is there.
     fn poll_receive(&mut self, context: &mut Context<'_>) -> Poll<Result<()>> {
         let mut state = self.shared.lock();
-        let plan = self.receiver.plan(&state.session);
+        let plan = self.receiver.plan(&state.session, &state.table);
+        if plan.piped
+            && let Some(target) = plan.current
+        {
+            drop(state);
+            return self.poll_receive_into_pipe(context, &target);
+        }
         let mut current = Loan::take(&mut state.table, plan.current.as_ref());
         let mut predicted = Loan::take(&mut state.table, plan.predicted.as_ref());
         drop(state);
@@ -138,6 +182,39 @@ impl Driver {
         }
         let State { session, table, .. } = &mut *state;
         let result = self.receiver.received(session, &plan, count, table);
+        Poll::Ready(result.map_err(errors::from_proto))
+    }
+
+    /// Moves the payload that is arriving into the pipe of its read.
+    fn poll_receive_into_pipe(
+        &mut self,
+        context: &mut Context<'_>,
+        target: &Target,
+    ) -> Poll<Result<()>> {
+        let Some(mut pipe) = self.shared.lock().table.lend_pipe(target.cookie) else {
+            self.receiver.leave_pipe();
+            return Poll::Ready(Ok(()));
+        };
+        let filled = self
+            .stream
+            .poll_fill(context, &mut pipe, target.range.len());
+        let mut state = self.shared.lock();
+        state.table.return_pipe(target.cookie, pipe);
+        let (count, stop) = match ready!(filled) {
+            Ok(filled) => filled,
+            Err(error) if refuses_splice(&error) => (0, FillStop::PipeFull),
+            Err(error) => return Poll::Ready(Err(errors::lost(error))),
+        };
+        if count == 0 && stop == FillStop::SourceEnded {
+            return Poll::Ready(Err(errors::closed_by_server()));
+        }
+        if stop == FillStop::PipeFull {
+            // The pipe takes no more although bytes are missing: the read goes on in memory.
+            state.table.buffer(target.cookie);
+            self.receiver.leave_pipe();
+        }
+        let State { session, table, .. } = &mut *state;
+        let result = self.receiver.received_in_pipe(session, count, table);
         Poll::Ready(result.map_err(errors::from_proto))
     }
 
@@ -188,6 +265,12 @@ impl Drop for Driver {
         // Nobody waits for ever, also when the runtime is gone before the connection.
         self.shared.end(disconnected(), mem::take(&mut self.queue));
     }
+}
+
+/// Whether a splice failed because the socket knows none, with nothing lost.
+fn refuses_splice(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidInput, PermissionDenied, Unsupported};
+    matches!(error.kind(), InvalidInput | PermissionDenied | Unsupported)
 }
 
 /// Why a round ended.

@@ -8,6 +8,7 @@
 use std::{
     collections::VecDeque,
     mem,
+    ops::Range,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -15,7 +16,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use blockferry_block::{Buffer, Error, ErrorKind, Result};
+use blockferry_block::{Buffer, Error, ErrorKind, Payload, PipeBuffer, Result};
 use blockferry_proto::{
     ClientSession, Command, Cookie, Extent, Request, RequestHeader, ServerError,
 };
@@ -35,6 +36,8 @@ pub(crate) type Ticket = usize;
 pub(crate) struct Reply {
     /// The request's buffer, filled when it was a read.
     pub(crate) buffer: Option<Buffer>,
+    /// The pipe of a read that is to end in one, until something came in the way; `buffer` is there then.
+    pub(crate) pipe: Option<PipeBuffer>,
     /// Block status answers: the context's id and its extents.
     pub(crate) extents: Vec<(u32, Vec<Extent>)>,
 }
@@ -60,6 +63,10 @@ pub(crate) struct Outgoing {
     pub(crate) header: RequestHeader,
     /// The payload of a write, out of its slot until it is sent.
     pub(crate) payload: Option<Buffer>,
+    /// The payload of a write that is in a pipe: what is left of it.
+    pub(crate) pipe: Option<PipeBuffer>,
+    /// How many bytes the payload has, wherever it is.
+    pub(crate) length: usize,
 }
 
 /// The state of a connection.
@@ -91,6 +98,8 @@ pub(crate) struct Table {
     waiting: usize,
     /// How many requests were answered so far.
     answered: u64,
+    /// How many of those that wait read into pipes.
+    pipes: usize,
 }
 
 /// How far the connection is on the way to its end.
@@ -105,6 +114,12 @@ enum Ending {
 
 struct Entry {
     cookie: Cookie,
+    /// How many bytes a read asked for.
+    length: usize,
+    /// It was entered as a read into a pipe.
+    reads_into_pipe: bool,
+    /// What went wrong with its pipe.
+    broken: Option<Error>,
     reply: Reply,
     progress: Progress,
 }
@@ -150,7 +165,7 @@ impl Shared {
         &self,
         context: &mut Context<'_>,
         request: Request,
-        buffer: &mut Option<Buffer>,
+        load: &mut Option<Payload>,
     ) -> Poll<Result<Ticket>> {
         let mut state = self.lock();
         match &state.ending {
@@ -168,16 +183,21 @@ impl Shared {
             .submit(request, &mut header)
             .map_err(errors::from_proto)?;
         let mut reply = Reply::default();
-        let payload = match request.command {
-            Command::Write => buffer.take(),
-            _ => {
-                reply.buffer = buffer.take();
-                None
-            }
+        let (mut payload, mut pipe) = match load.take() {
+            None => (None, None),
+            Some(Payload::Memory(buffer)) => (Some(buffer), None),
+            Some(Payload::Piped(pipe)) => (None, Some(pipe)),
         };
+        let length = usize::try_from(request.length).unwrap_or(usize::MAX);
+        if request.command != Command::Write {
+            (reply.buffer, reply.pipe) = (payload.take(), pipe.take());
+        }
         let progress = Progress::Waiting(context.waker().clone());
         let ticket = state.table.insert(Entry {
             cookie,
+            length,
+            reads_into_pipe: reply.pipe.is_some(),
+            broken: None,
             reply,
             progress,
         });
@@ -185,7 +205,12 @@ impl Shared {
             ticket,
             cookie,
             header,
+            length: match (&payload, &pipe) {
+                (None, None) => 0,
+                _ => length,
+            },
             payload,
+            pipe,
         });
         let driver = state.driver.take();
         drop(state);
@@ -333,6 +358,19 @@ impl Table {
         }
     }
 
+    /// Takes the pipe of a read out of its entry, to receive into it without the lock.
+    pub(crate) fn lend_pipe(&mut self, cookie: Cookie) -> Option<PipeBuffer> {
+        self.in_flight(cookie)
+            .and_then(|entry| entry.reply.pipe.take())
+    }
+
+    /// Puts back what was lent.
+    pub(crate) fn return_pipe(&mut self, cookie: Cookie, pipe: PipeBuffer) {
+        if let Some(entry) = self.in_flight(cookie) {
+            entry.reply.pipe = Some(pipe);
+        }
+    }
+
     /// Gives the payload of a write that was sent, or never will be, to its entry, which may have been
     /// answered early.
     pub(crate) fn payload_sent(&mut self, ticket: Ticket, cookie: Cookie, payload: Buffer) {
@@ -349,6 +387,7 @@ impl Table {
         let slot = entry.cookie.slot();
         let ticket = self.entries.insert(entry);
         self.waiting += 1;
+        self.pipes += usize::from(self.entries[ticket].reads_into_pipe);
         if self.tickets.len() <= slot {
             self.tickets.resize(slot + 1, 0);
         }
@@ -366,10 +405,43 @@ impl Table {
 
 impl Requests for Table {
     fn buffer(&mut self, cookie: Cookie) -> &mut [u8] {
-        let entry = self.in_flight(cookie);
-        entry
-            .and_then(|entry| entry.reply.buffer.as_deref_mut())
-            .unwrap_or_default()
+        let Some(entry) = self.in_flight(cookie) else {
+            return &mut [];
+        };
+        if let Some(mut pipe) = entry.reply.pipe.take() {
+            let mut buffer = Buffer::zeroed(entry.length);
+            entry.broken = pipe.take(&mut buffer).err();
+            entry.reply.buffer = Some(buffer);
+        }
+        entry.reply.buffer.as_deref_mut().unwrap_or_default()
+    }
+
+    fn length(&mut self, cookie: Cookie) -> usize {
+        self.in_flight(cookie).map_or(0, |entry| entry.length)
+    }
+
+    fn has_pipes(&self) -> bool {
+        self.pipes > 0
+    }
+
+    fn is_piped(&mut self, cookie: Cookie, offset: usize) -> bool {
+        let pipe = self
+            .in_flight(cookie)
+            .and_then(|entry| entry.reply.pipe.as_ref());
+        pipe.is_some_and(|pipe| pipe.len() == offset)
+    }
+
+    fn clear(&mut self, cookie: Cookie, range: Range<usize>) {
+        if self.is_piped(cookie, range.start)
+            && let Some(entry) = self.in_flight(cookie)
+            && let Some(pipe) = &mut entry.reply.pipe
+        {
+            let filled = pipe.fill_with_zeroes(range.len());
+            if filled.is_ok_and(|count| count == range.len()) {
+                return;
+            }
+        }
+        self.buffer(cookie)[range].fill(0);
     }
 
     /// One pooled buffer is as good as the other.
@@ -405,7 +477,10 @@ impl Requests for Table {
         let Some(entry) = self.in_flight(cookie) else {
             return;
         };
-        let answer = Progress::Answered(result.map_err(|error| errors::from_server(&error)));
+        let result = result.map_err(|error| errors::from_server(&error));
+        let result = result.and_then(|()| entry.broken.take().map_or(Ok(()), Err));
+        let reads_into_pipe = entry.reads_into_pipe;
+        let answer = Progress::Answered(result);
         match mem::replace(&mut entry.progress, answer) {
             Progress::Waiting(waker) => waker.wake(),
             _ => {
@@ -413,6 +488,7 @@ impl Requests for Table {
                 self.entries.remove(ticket);
             }
         }
+        self.pipes -= usize::from(reads_into_pipe);
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 
 use blockferry_block::{
     BlockDevice, BoxFuture, Buffer, ByteRange, Capabilities, Context, DeviceInfo, Error, Extent,
-    Operation, Result, WriteFlags, ZeroFlags,
+    Operation, Payload, PipeBuffer, Result, WriteFlags, ZeroFlags,
 };
 use blockferry_proto::{Command, CommandFlags, NbdUri};
 use futures_util::future::{join_all, try_join_all};
@@ -27,6 +27,7 @@ const MOST: usize = 256;
 /// Each request goes out on the live connection that has the fewest of the pool's requests in flight.
 /// One that fails because its connection was lost is repeated on another; only when the last connection
 /// is lost does the pool fail, and for good: what a server forgot that began anew must not be covered up.
+/// A write out of a pipe is not repeated, for its data is used up: whoever made it gets the error.
 /// A repeated write or zeroing may be done twice, so let no other overlap it until it is answered.
 ///
 /// A flush goes out on each connection that wrote since it was last flushed. As with
@@ -208,6 +209,42 @@ impl BlockDevice for Pool {
             let (data, member) = answer.await?;
             member.changed();
             Ok(data)
+        })
+    }
+
+    /// What a lost connection left undone is read into memory through another.
+    fn read_piped(
+        &self,
+        offset: u64,
+        length: usize,
+        pipe: PipeBuffer,
+    ) -> BoxFuture<'_, Result<Payload>> {
+        Box::pin(async move {
+            let busy = self.inner.choose();
+            let read = busy.member.client.read_piped(offset, length, pipe);
+            match read.await {
+                Err(error) if self.inner.outlives(busy.member, &error) => {
+                    drop(busy);
+                    let buffer = self.read(offset, Buffer::zeroed(length)).await?;
+                    Ok(Payload::Memory(buffer))
+                }
+                answer => answer,
+            }
+        })
+    }
+
+    /// Fails with a lost connection although others live: the data was used up.
+    fn write_piped(
+        &self,
+        offset: u64,
+        data: PipeBuffer,
+        flags: WriteFlags,
+    ) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let busy = self.inner.choose();
+            busy.member.client.write_piped(offset, data, flags).await?;
+            busy.member.changed();
+            Ok(())
         })
     }
 

@@ -6,6 +6,9 @@
 //! landed in the wrong buffer are taken out as a stream and parsed from there; the buffer's own data is
 //! still to come, so nothing is lost in it.
 //!
+//! A read may also go into a pipe, which nothing can be received ahead of: while there is one, a receive takes
+//! what it knows and the next header at most, and stops in front of the payload.
+//!
 //! No I/O here: [`Receiver::plan`] says what to receive, the caller receives it, and
 //! [`Receiver::received`] says what it meant. Both clients use it.
 
@@ -25,8 +28,30 @@ const MOST_SURPRISED: u32 = 64;
 
 /// Whose requests are answered: the owner of the buffers.
 pub(crate) trait Requests {
-    /// The whole buffer of the read `cookie`.
+    /// The whole buffer of the read `cookie`. One that goes into a pipe gets a buffer now, with what the pipe
+    /// has so far, and goes on in memory.
     fn buffer(&mut self, cookie: Cookie) -> &mut [u8];
+
+    /// How many bytes the read `cookie` asked for.
+    fn length(&mut self, cookie: Cookie) -> usize {
+        self.buffer(cookie).len()
+    }
+
+    /// Whether some of the reads go into pipes. No payload is received ahead then.
+    fn has_pipes(&self) -> bool {
+        false
+    }
+
+    /// Whether the bytes of the read `cookie` from `offset` on can go into its pipe: all those before are in it.
+    fn is_piped(&mut self, cookie: Cookie, offset: usize) -> bool {
+        let _ = (cookie, offset);
+        false
+    }
+
+    /// A hole in the read `cookie`: `range` becomes zeroes.
+    fn clear(&mut self, cookie: Cookie, range: Range<usize>) {
+        self.buffer(cookie)[range].fill(0);
+    }
 
     /// Exchanges the buffers of two reads, when they are of the same length and the owner does not mind.
     /// Returns whether it did.
@@ -46,9 +71,11 @@ pub(crate) struct Target {
     pub(crate) range: Range<usize>,
 }
 
-/// What to receive next: these parts, in this order, in one vectored call.
+/// What to receive next: these parts, in this order, in one vectored call; or into a pipe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Plan {
+    /// `current` goes into the pipe of its read, and nothing else is received.
+    pub(crate) piped: bool,
     /// The rest of the payload that is arriving.
     pub(crate) current: Option<Target>,
     /// How many bytes of [`Receiver::header_room`] come next.
@@ -63,6 +90,8 @@ pub(crate) struct Receiver {
     room: Box<[u8; HEADER_ROOM]>,
     /// The payload that is arriving.
     current: Option<Target>,
+    /// `current` goes into a pipe.
+    piped: bool,
     /// Bytes that were received out of place, in order.
     spilled: Vec<u8>,
     /// How little the order of the replies can be predicted of late: above 0, nothing is.
@@ -74,6 +103,7 @@ impl Receiver {
         Self {
             room: Box::new([0; HEADER_ROOM]),
             current: None,
+            piped: false,
             spilled: Vec::new(),
             surprise: 0,
         }
@@ -84,8 +114,16 @@ impl Receiver {
         &mut *self.room
     }
 
-    /// What to receive next.
-    pub(crate) fn plan(&self, session: &ClientSession) -> Plan {
+    /// What to receive next, when `requests` are in flight.
+    pub(crate) fn plan(&self, session: &ClientSession, requests: &impl Requests) -> Plan {
+        if self.piped && self.current.is_some() {
+            return Plan {
+                piped: true,
+                current: self.current.clone(),
+                header: 0,
+                predicted: None,
+            };
+        }
         let busy = self.current.as_ref().map(|target| target.cookie);
         let next = (0..2)
             .filter_map(|n| session.nth_predicted_read(n))
@@ -103,8 +141,10 @@ impl Receiver {
             (Some(_), None) if session.is_inside_reply_header() => session.needed().max(1),
             (Some(_), _) => {
                 let header = session.predicted_header_len();
-                let predicted = predicted.filter(|_| self.surprise == 0);
+                let ahead = self.surprise == 0 && !requests.has_pipes();
+                let predicted = predicted.filter(|_| ahead);
                 return Plan {
+                    piped: false,
                     current: self.current.clone(),
                     header,
                     predicted,
@@ -113,6 +153,7 @@ impl Receiver {
             (None, _) => HEADER_ROOM,
         };
         Plan {
+            piped: false,
             current: self.current.clone(),
             header: header.min(HEADER_ROOM),
             predicted: None,
@@ -180,6 +221,28 @@ impl Receiver {
         result
     }
 
+    /// Takes note of `count` bytes of the current payload that went into its pipe.
+    ///
+    /// # Errors
+    /// As [`received`](Self::received).
+    pub(crate) fn received_in_pipe(
+        &mut self,
+        session: &mut ClientSession,
+        count: usize,
+        requests: &mut impl Requests,
+    ) -> Result<(), Error> {
+        self.advance(count);
+        match self.current {
+            Some(_) => Ok(()),
+            None => self.parse(session, &[], requests),
+        }
+    }
+
+    /// The rest of the current payload is to be received into memory.
+    pub(crate) fn leave_pipe(&mut self) {
+        self.piped = false;
+    }
+
     /// How many of the `ahead` bytes that were received into the predicted read's buffer are now where
     /// the payload that is `arriving` (cookie, offset, length) belongs.
     fn landed(
@@ -217,6 +280,7 @@ impl Receiver {
                 }
                 let (taken, rest) = bytes.split_at(bytes.len().min(target.range.len()));
                 let start = target.range.start;
+                self.piped = false;
                 requests.buffer(target.cookie)[start..start + taken.len()].copy_from_slice(taken);
                 self.advance(taken.len());
                 bytes = rest;
@@ -249,7 +313,11 @@ impl Receiver {
                 offset,
                 length,
             } => {
-                if let Some(range) = within(offset, length, requests.buffer(cookie).len()) {
+                if let Some(range) = within(offset, length, requests.length(cookie)) {
+                    self.piped = requests.is_piped(cookie, range.start);
+                    if !self.piped {
+                        requests.buffer(cookie);
+                    }
                     self.current = Some(Target { cookie, range });
                 }
             }
@@ -258,9 +326,8 @@ impl Receiver {
                 offset,
                 length,
             } => {
-                let buffer = requests.buffer(cookie);
-                if let Some(range) = within(offset, length, buffer.len()) {
-                    buffer[range].fill(0);
+                if let Some(range) = within(offset, length, requests.length(cookie)) {
+                    requests.clear(cookie, range);
                 }
             }
             ReplyEvent::Extents {

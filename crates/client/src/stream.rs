@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use blockferry_block::{Capabilities, FillStop, PipeBuffer};
 use blockferry_sys::socket;
 use tokio::{
     io::Interest,
@@ -116,6 +117,14 @@ pub(crate) enum Stream {
 }
 
 impl Stream {
+    /// Where splicing costs less than copying: out of any socket, but not into TCP.
+    pub(crate) fn splicing(&self) -> Capabilities {
+        match self {
+            Self::Tcp(_) => Capabilities::SPLICE_READ,
+            Self::Unix(_) => Capabilities::SPLICE_READ | Capabilities::SPLICE_WRITE,
+        }
+    }
+
     /// Receives into `slices`; after a short receive the socket counts as empty, which saves the call
     /// that would only say so: the next bytes wake the task.
     pub(crate) fn poll_receive(
@@ -157,6 +166,54 @@ impl Stream {
         }
     }
 
+    /// Moves up to `length` bytes that have arrived into `pipe`, and says how many and why not more. The
+    /// socket counts as empty when it is, not when the pipe is full.
+    pub(crate) fn poll_fill(
+        &self,
+        context: &mut Context<'_>,
+        pipe: &mut PipeBuffer,
+        length: usize,
+    ) -> Poll<io::Result<(usize, FillStop)>> {
+        loop {
+            match self {
+                Self::Tcp(stream) => std::task::ready!(stream.poll_read_ready(context))?,
+                Self::Unix(stream) => std::task::ready!(stream.poll_read_ready(context))?,
+            }
+            let mut filled = (0, FillStop::SourceEmpty);
+            let call = || {
+                filled = pipe.fill_from(self, length)?;
+                match filled.1 {
+                    FillStop::SourceEmpty => Err(io::ErrorKind::WouldBlock.into()),
+                    _ => Ok(()),
+                }
+            };
+            match self.try_io(Interest::READABLE, call) {
+                Ok(()) => return Poll::Ready(Ok(filled)),
+                Err(_) if filled.0 > 0 => return Poll::Ready(Ok(filled)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+
+    /// Sends what is in `pipe` as far as there is room, and says how many bytes that was.
+    pub(crate) fn poll_drain(
+        &self,
+        context: &mut Context<'_>,
+        pipe: &mut PipeBuffer,
+    ) -> Poll<io::Result<usize>> {
+        let size = pipe.len();
+        loop {
+            match self {
+                Self::Tcp(stream) => std::task::ready!(stream.poll_write_ready(context))?,
+                Self::Unix(stream) => std::task::ready!(stream.poll_write_ready(context))?,
+            }
+            if let Some(result) = self.attempt(Interest::WRITABLE, size, || pipe.drain_to(self)) {
+                return Poll::Ready(result);
+            }
+        }
+    }
+
     /// Runs `call` and clears the socket's readiness when it moved fewer than `wanted` bytes. `None`
     /// means that the socket was not ready after all.
     fn attempt(
@@ -174,15 +231,18 @@ impl Stream {
                 Ok(())
             }
         };
-        let result = match self {
-            Self::Tcp(stream) => stream.try_io(interest, call),
-            Self::Unix(stream) => stream.try_io(interest, call),
-        };
-        match result {
+        match self.try_io(interest, call) {
             Ok(()) => Some(Ok(moved)),
             Err(_) if moved > 0 => Some(Ok(moved)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
             Err(error) => Some(Err(error)),
+        }
+    }
+
+    fn try_io<T>(&self, interest: Interest, call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        match self {
+            Self::Tcp(stream) => stream.try_io(interest, call),
+            Self::Unix(stream) => stream.try_io(interest, call),
         }
     }
 }

@@ -74,7 +74,7 @@ impl<'a> Batch<'a> {
             if self.count == 0 {
                 return Ok(());
             }
-            let plan = receiver.plan(session);
+            let plan = receiver.plan(session, self);
             let count = self.receive(stream, receiver, &plan)?;
             if count == 0 {
                 return Err(errors::closed_by_server());

@@ -11,9 +11,9 @@ use std::{
 };
 
 use blockferry_proto::{
-    BlockSizes, Command, Errno, Extent, NbdUri, Negotiated, ReplyMode, ReplyWriter, RequestEvent,
-    RequestLimits, ServedExport, ServerConfig, ServerHandshake, ServerRequest, ServerSession,
-    ServerStep, TransmissionFlags,
+    BlockSizes, Command, CommandFlags, Errno, Extent, NbdUri, Negotiated, ReplyMode, ReplyWriter,
+    RequestEvent, RequestLimits, ServedExport, ServerConfig, ServerHandshake, ServerRequest,
+    ServerSession, ServerStep, TransmissionFlags,
 };
 use tempfile::TempDir;
 
@@ -28,8 +28,18 @@ pub(crate) struct Script {
     pub(crate) backwards: usize,
     /// Reads are answered in so many chunks, the last one first, where chunks exist.
     pub(crate) chunks: usize,
+    /// The chunks come first to last.
+    pub(crate) in_order: bool,
+    /// A chunk of zeroes is a hole.
+    pub(crate) holes: bool,
+    /// It can be told not to cut a read into chunks.
+    pub(crate) knows_df: bool,
+    /// Answers leave in writes of so many bytes.
+    pub(crate) write_size: usize,
     /// The connection dies in the middle of the answer to this request, counted from 0.
     pub(crate) dies_at: Option<usize>,
+    /// How many bytes of the answer are sent before that; all but the last one, if it is no longer.
+    pub(crate) last_words: usize,
     /// Only this connection dies, counted from 0; otherwise every one does.
     pub(crate) mortal: Option<usize>,
     /// How many connections are welcome, and what becomes of the others.
@@ -59,7 +69,12 @@ impl Default for Script {
             block_sizes: None,
             backwards: 1,
             chunks: 1,
+            in_order: false,
+            holes: false,
+            knows_df: true,
+            write_size: usize::MAX,
             dies_at: None,
+            last_words: usize::MAX,
             mortal: None,
             welcome: usize::MAX,
             others: Others::Refused,
@@ -248,11 +263,13 @@ fn answer(
             None => success(script, replies, memory, &request),
         };
         if script.dies_at == Some(*answered) {
-            stream.write_all(&bytes[..bytes.len() - 1])?;
+            stream.write_all(&bytes[..script.last_words.min(bytes.len() - 1)])?;
             stream.shutdown(std::net::Shutdown::Both)?;
             return Err(io::ErrorKind::Other.into());
         }
-        stream.write_all(&bytes)?;
+        for part in bytes.chunks(script.write_size) {
+            stream.write_all(part)?;
+        }
         *answered += 1;
     }
     Ok(())
@@ -271,18 +288,29 @@ fn success(
     );
     match request.command {
         Command::Read => {
-            let pieces = if replies.mode() == ReplyMode::Simple {
-                1
-            } else {
-                script.chunks
+            let in_one = request.flags.contains(CommandFlags::DF);
+            let pieces = match replies.mode() {
+                ReplyMode::Simple => 1,
+                _ if in_one => 1,
+                _ => script.chunks,
             };
             let step = (end - start).div_ceil(pieces);
             let mut cuts: Vec<usize> = (start..end).step_by(step).collect();
-            cuts.reverse();
+            if !script.in_order {
+                cuts.reverse();
+            }
             let mut bytes = Vec::new();
             for (index, &cut) in cuts.iter().enumerate() {
                 let data = &memory[cut..end.min(cut + step)];
                 let last = index + 1 == cuts.len();
+                if script.holes
+                    && replies.mode() != ReplyMode::Simple
+                    && data.iter().all(|byte| *byte == 0)
+                {
+                    let hole = replies.hole(request, cut as u64, data.len() as u32, last);
+                    bytes.extend(hole.as_bytes());
+                    continue;
+                }
                 let head = replies.data(request, cut as u64, data.len() as u32, last);
                 bytes.extend(head.as_bytes());
                 bytes.extend(data);
@@ -314,6 +342,7 @@ fn negotiate(stream: &mut UnixStream, script: &Script) -> io::Result<Negotiated>
     let mut flags =
         TransmissionFlags::all() - TransmissionFlags::READ_ONLY - TransmissionFlags::ROTATIONAL;
     flags.set(TransmissionFlags::CAN_MULTI_CONN, script.multi_conn);
+    flags.set(TransmissionFlags::SEND_DF, script.knows_df);
     loop {
         match handshake.step() {
             ServerStep::Send(bytes) => stream.write_all(&bytes)?,
