@@ -74,7 +74,7 @@ impl<'a> Engine<'a> {
         input: Input,
         output: Output,
     ) -> Self {
-        let pacer = Pacer::new(plan);
+        let pacer = Pacer::new(plan, Instant::now());
         buffers.expect(pacer.request_size() as usize, pacer.window());
         Self {
             plan,
@@ -282,7 +282,7 @@ impl<'a> Engine<'a> {
         self.release(&piece, reserved);
         match outcome {
             Ok(Outcome::Done { data, zero }) => {
-                if !piece.zero && self.pacer.finished(reserved, begun) {
+                if !piece.zero && self.pacer.finished(reserved, begun, Instant::now()) {
                     let request_size = self.pacer.request_size() as usize;
                     self.buffers.expect(request_size, self.pacer.window());
                 }

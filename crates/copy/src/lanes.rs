@@ -25,6 +25,8 @@ struct Lane {
     device: Arc<dyn BlockDevice>,
     /// How many requests it has in flight.
     requests: usize,
+    /// How many it ever had.
+    begun: u64,
     /// Whether it was written through.
     written: bool,
     lost: bool,
@@ -79,15 +81,16 @@ impl Lanes {
         live.nth(turn).map_or(0, |(id, _)| id)
     }
 
-    /// The handle with the fewest requests in flight.
+    /// The handle with the fewest requests in flight; of those, the one that had the fewest ever.
     pub(crate) fn least_busy(&self) -> LaneId {
-        let least = self.live_lanes().min_by_key(|(_, lane)| lane.requests);
+        let least = self.live_lanes().min_by_key(|(_, lane)| (lane.requests, lane.begun));
         least.map_or(0, |(id, _)| id)
     }
 
     /// A request begins.
     pub(crate) fn begin(&mut self, lane: LaneId) {
         self.lanes[lane].requests += 1;
+        self.lanes[lane].begun += 1;
     }
 
     /// A request has ended.
@@ -135,6 +138,7 @@ impl Lane {
         Self {
             device,
             requests: 0,
+            begun: 0,
             written: false,
             lost: false,
         }

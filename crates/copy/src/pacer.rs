@@ -79,7 +79,7 @@ struct Turn {
 
 impl Pacer {
     /// The beginning of a copy by `plan`.
-    pub(crate) fn new(plan: &Plan) -> Self {
+    pub(crate) fn new(plan: &Plan, now: Instant) -> Self {
         let limits = Limits {
             window: plan.queue_size.unwrap_or(MOST_IN_FLIGHT),
             // Who says how many requests there are says how much is in flight.
@@ -89,12 +89,16 @@ impl Pacer {
             fixed_request_size: plan.fixed_request_size,
             requests: plan.requests.unwrap_or(MOST_REQUESTS),
         };
+        Self::with_limits(limits, now)
+    }
+
+    fn with_limits(limits: Limits, now: Instant) -> Self {
         let mut pacer = Self {
             window: 0,
             request_size: 0,
             limits,
             quickest: Duration::MAX,
-            turn: Turn::begin(),
+            turn: Turn::begin(now),
             smaller: None,
             settled: None,
             rate: 0.0,
@@ -126,9 +130,8 @@ impl Pacer {
         self.rate
     }
 
-    /// A request of `bytes` that `begun` then has ended. True when window or request size have changed.
-    pub(crate) fn finished(&mut self, bytes: u64, begun: Instant) -> bool {
-        let now = Instant::now();
+    /// A request of `bytes` that was begun then has ended now. True when the window has changed.
+    pub(crate) fn finished(&mut self, bytes: u64, begun: Instant, now: Instant) -> bool {
         let latency = now.saturating_duration_since(begun);
         self.quickest = self.quickest.min(latency);
         if begun < self.turn.since {
@@ -141,7 +144,7 @@ impl Pacer {
         if !first && self.turn.bytes < 2 * self.window {
             return false;
         }
-        let turn = std::mem::replace(&mut self.turn, Turn::begin());
+        let turn = std::mem::replace(&mut self.turn, Turn::begin(now));
         let seconds = now.saturating_duration_since(turn.since).as_secs_f64();
         let before = self.window;
         self.rate = turn.bytes as f64 / seconds.max(1e-6);
@@ -208,12 +211,91 @@ impl Limits {
 }
 
 impl Turn {
-    fn begin() -> Self {
+    fn begin(now: Instant) -> Self {
         Self {
-            since: Instant::now(),
+            since: now,
             bytes: 0,
             requests: 0,
             latency: Duration::ZERO,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cmp::Reverse, collections::BinaryHeap};
+
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn pacer(start: Instant) -> Pacer {
+        let limits = Limits {
+            window: MOST_IN_FLIGHT,
+            fixed_window: false,
+            alignment: 1,
+            request_size: LARGEST_REQUEST,
+            fixed_request_size: false,
+            requests: MOST_REQUESTS,
+        };
+        Pacer::with_limits(limits, start)
+    }
+
+    /// Moves `total` bytes over a link of that latency and rate (bytes a second), and returns the largest
+    /// window and the seconds that it took.
+    fn simulate(latency: Duration, rate: f64, total: u64) -> (u64, f64) {
+        let start = Instant::now();
+        let mut pacer = pacer(start);
+        let (mut now, mut free) = (start, start);
+        let (mut begun, mut done, mut in_flight, mut largest) = (0, 0, 0, 0);
+        let mut answers = BinaryHeap::new();
+        while done < total {
+            while begun < total && in_flight + u64::from(pacer.request_size()) <= pacer.window() {
+                let bytes = u64::from(pacer.request_size());
+                free = free.max(now + latency) + Duration::from_secs_f64(bytes as f64 / rate);
+                answers.push(Reverse((free, now, bytes)));
+                begun += bytes;
+                in_flight += bytes;
+            }
+            let Some(Reverse((answered, since, bytes))) = answers.pop() else {
+                break;
+            };
+            now = answered;
+            in_flight -= bytes;
+            done += bytes;
+            pacer.finished(bytes, since, now);
+            largest = largest.max(pacer.window());
+        }
+        (largest, now.duration_since(start).as_secs_f64())
+    }
+
+    #[test]
+    fn what_fits_the_cache_is_enough_for_a_link_that_answers_at_once() {
+        for (latency, rate) in [(100, 3e9), (20, 8e9), (300, 1.5e9), (1000, 1e8)] {
+            let (window, _) = simulate(Duration::from_micros(latency), rate, 8 << 30);
+            assert!(window <= 4 * MIB, "{latency} us: {window} bytes in flight");
+        }
+    }
+
+    #[test]
+    fn a_long_link_is_filled() {
+        for (latency, rate) in [(10, 1e9), (10, 3e9), (50, 1e8), (2, 1e9), (20, 5e8)] {
+            let (window, seconds) = simulate(Duration::from_millis(latency), rate, 4 << 30);
+            let best = (4_u64 << 30) as f64 / rate;
+            assert!(
+                seconds < 1.15 * best,
+                "{latency} ms: {seconds} s, {best} at best"
+            );
+            assert!(window <= MOST_IN_FLIGHT);
+        }
+    }
+
+    #[test]
+    fn requests_grow_with_the_window() {
+        let mut pacer = pacer(Instant::now());
+        for (window, request) in [(2, 256), (4, 256), (8, 512), (16, 1024), (64, 4096)] {
+            pacer.set_window(window * MIB);
+            assert_eq!(pacer.request_size(), request << 10);
         }
     }
 }
