@@ -150,7 +150,7 @@ fn bound(limits: &Limits, report: &Report) -> String {
     if let Some(limit) = &limits.peak_memory_bytes {
         let [at_most, got] = [Some(limit.at_most), limit.got].map(|bytes| {
             let mib = bytes.map(|bytes| bytes / f64::from(1 << 20));
-            mib.map_or("nothing".into(), |mib| format!("{mib:.0} MiB"))
+            mib.map_or("nothing".into(), |mib| format!("{} MiB", mib.ceil()))
         });
         parts.push(format!("peak memory at most {at_most}: {got}"));
     }
