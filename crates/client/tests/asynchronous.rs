@@ -2,13 +2,15 @@
 
 mod support;
 
-use std::{pin::pin, time::Duration};
+use std::{future::pending, pin::pin, time::Duration};
 
 use blockferry_block::{
     BlockDevice, Buffer, BufferPool, ByteRange, Context, ErrorKind, Status, WriteFlags, ZeroFlags,
 };
 use blockferry_client::{Client, ConnectOptions};
 use blockferry_proto::{Command, Errno};
+use futures_util::future::{Either, select};
+use proptest::prelude::*;
 use support::{Script, Server, byte_at};
 use tokio::task::JoinSet;
 
@@ -271,4 +273,76 @@ fn a_runtime_that_is_gone_fails_requests_instead_of_hanging() {
         .expect("another")
         .block_on(client.read(0, Buffer::zeroed(512)));
     assert!(answer.expect_err("nobody drives it").is_transient());
+}
+
+/// One request: where, how long, whether it is a write, and after how many turns it is given up.
+type Step = (usize, usize, bool, Option<usize>);
+
+/// Makes the requests of `steps` side by side, gives some up, and checks what the others bring. What is
+/// written is what is there already.
+async fn run_and_give_up(server: &Server, steps: Vec<Step>) {
+    let client = connect(server).await;
+    let buffers = BufferPool::new(SHORT, 4);
+    let mut tasks = JoinSet::new();
+    for (start, length, writes, turns) in steps {
+        let client = client.clone();
+        let mut buffer = buffers.take(length);
+        buffer.fill(0);
+        tasks.spawn(async move {
+            let request = match writes {
+                true => {
+                    (0..length).for_each(|index| buffer[index] = byte_at(start + index));
+                    client.write(start as u64, buffer, WriteFlags::empty())
+                }
+                false => client.read(start as u64, buffer),
+            };
+            let given_up = pin!(async {
+                let Some(turns) = turns else {
+                    return pending().await;
+                };
+                for _ in 0..turns {
+                    tokio::task::yield_now().await;
+                }
+            });
+            // The end of patience comes first, also when the answer is already there.
+            if let Either::Right((buffer, _)) = select(given_up, request).await {
+                let buffer = buffer.expect("an answer");
+                assert_eq!(buffer.len(), length);
+                let mut bytes = buffer.iter().enumerate();
+                assert!(bytes.all(|(index, it)| *it == byte_at(start + index)));
+            }
+        });
+    }
+    while let Some(task) = tasks.join_next().await {
+        task.expect("no panic");
+    }
+    client.disconnect().await;
+}
+
+/// The longest request of the property test, in bytes.
+const SHORT: usize = 50_000;
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn futures_may_be_dropped_at_any_moment(
+        steps in prop::collection::vec(
+            (0..200_000_usize, 1..=SHORT, any::<bool>(), prop::option::of(0..30_usize)),
+            1..60,
+        ),
+        backwards in 1..9_usize,
+        chunks in 1..4_usize,
+    ) {
+        let server = Server::start(Script {
+            size: 200_000 + SHORT,
+            backwards,
+            chunks,
+            ..Script::default()
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime").block_on(run_and_give_up(&server, steps));
+        let memory = server.memory();
+        prop_assert!((0..memory.len()).all(|position| memory[position] == byte_at(position)));
+    }
 }
