@@ -2,7 +2,8 @@
 //!
 //! It sends what was entered, several requests in one system call, and receives by the receiver's plan.
 //! After an answer it lets the tasks that waited for it run before it goes on, so that their next
-//! requests leave together and the server never runs dry.
+//! requests leave together and the server never runs dry. Single requests wait for company while the end
+//! of a payload is on its way.
 
 use std::{
     collections::VecDeque,
@@ -35,6 +36,8 @@ pub(crate) struct Driver {
     queue: VecDeque<Outgoing>,
     /// How many bytes of the queue's first element were sent.
     sent: usize,
+    /// How many requests had been answered when new ones were taken to be sent.
+    answered_at_send: u64,
 }
 
 impl Driver {
@@ -45,6 +48,7 @@ impl Driver {
             receiver: Receiver::new(),
             queue: VecDeque::new(),
             sent: 0,
+            answered_at_send: 0,
         }
     }
 
@@ -64,7 +68,10 @@ impl Driver {
     fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<Result<()>> {
         loop {
             let mut state = self.shared.lock();
-            state.take_outgoing(&mut self.queue);
+            if !self.holds_back(&state) {
+                self.answered_at_send = state.table.answered();
+                state.take_outgoing(&mut self.queue);
+            }
             drop(state);
             if self.queue.is_empty() {
                 return Poll::Ready(Ok(()));
@@ -95,6 +102,13 @@ impl Driver {
             let sent = ready!(self.stream.poll_send(context, &slices[..count]));
             self.note_sent(sent.map_err(errors::lost)?);
         }
+    }
+
+    /// Whether what waits to be sent waits for company. The end of the payload that is arriving is on its
+    /// way, and more requests will follow its answer; the server has enough to do meanwhile.
+    fn holds_back(&self, state: &State) -> bool {
+        let answered = state.table.answered() - self.answered_at_send;
+        self.receiver.is_inside_payload() && state.may_wait_to_send(answered)
     }
 
     /// Whether the next bytes to send are in a pipe: the header in front of them was sent.
@@ -240,7 +254,7 @@ impl Driver {
                     if state.is_finished() && self.queue.is_empty() {
                         return Poll::Ready(Round::Over(disconnected()));
                     }
-                    if !state.has_outgoing() {
+                    if !state.has_outgoing() || self.holds_back(&state) {
                         state.set_driver(context.waker());
                         return Poll::Pending;
                     }

@@ -318,6 +318,14 @@ impl State {
         queue.append(&mut self.outgoing);
     }
 
+    /// Whether what waits to be sent only takes the places of `answered` requests, and is less than a
+    /// quarter of what is in flight: the server does not miss it.
+    pub(crate) fn may_wait_to_send(&self, answered: u64) -> bool {
+        let waiting = self.outgoing.len();
+        let small = self.outgoing.iter().all(|it| it.length == 0);
+        small && waiting as u64 <= answered && 4 * waiting < self.session.in_flight()
+    }
+
     /// Whether something waits to be sent.
     pub(crate) fn has_outgoing(&self) -> bool {
         !self.outgoing.is_empty()
@@ -496,3 +504,6 @@ impl Requests for Table {
 pub(crate) fn disconnected() -> Error {
     Error::with_message(ErrorKind::ConnectionLost, "the connection was closed")
 }
+
+#[cfg(test)]
+mod tests;

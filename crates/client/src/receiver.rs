@@ -114,6 +114,11 @@ impl Receiver {
         &mut *self.room
     }
 
+    /// Whether the rest of a payload is still to come.
+    pub(crate) fn is_inside_payload(&self) -> bool {
+        self.current.is_some()
+    }
+
     /// What to receive next, when `requests` are in flight.
     pub(crate) fn plan(&self, session: &ClientSession, requests: &impl Requests) -> Plan {
         if self.piped && self.current.is_some() {

@@ -83,7 +83,9 @@ impl Lanes {
 
     /// The handle with the fewest requests in flight; of those, the one that had the fewest ever.
     pub(crate) fn least_busy(&self) -> LaneId {
-        let least = self.live_lanes().min_by_key(|(_, lane)| (lane.requests, lane.begun));
+        let least = self
+            .live_lanes()
+            .min_by_key(|(_, lane)| (lane.requests, lane.begun));
         least.map_or(0, |(id, _)| id)
     }
 
