@@ -6,6 +6,9 @@
 //! landed in the wrong buffer are taken out as a stream and parsed from there; the buffer's own data is
 //! still to come, so nothing is lost in it.
 //!
+//! Some servers end each reply with an empty chunk of its own, so that they can still report an error behind the
+//! data. It is received along with the header that follows it.
+//!
 //! A read may also go into a pipe, which nothing can be received ahead of: while there is one, a receive takes
 //! what it knows and the next header at most, and stops in front of the payload.
 //!
@@ -80,6 +83,8 @@ pub(crate) struct Plan {
     pub(crate) current: Option<Target>,
     /// How many bytes of [`Receiver::header_room`] come next.
     pub(crate) header: usize,
+    /// How many of those will probably end the reply whose payload comes before them.
+    pub(crate) closing: usize,
     /// Where the next payload will probably belong; never the same read as `current`.
     pub(crate) predicted: Option<Target>,
 }
@@ -92,6 +97,8 @@ pub(crate) struct Receiver {
     current: Option<Target>,
     /// `current` goes into a pipe.
     piped: bool,
+    /// Whose payload came last, or is arriving.
+    latest: Option<Cookie>,
     /// Bytes that were received out of place, in order.
     spilled: Vec<u8>,
     /// How little the order of the replies can be predicted of late: above 0, nothing is.
@@ -104,6 +111,7 @@ impl Receiver {
             room: Box::new([0; HEADER_ROOM]),
             current: None,
             piped: false,
+            latest: None,
             spilled: Vec::new(),
             surprise: 0,
         }
@@ -126,6 +134,7 @@ impl Receiver {
                 piped: true,
                 current: self.current.clone(),
                 header: 0,
+                closing: 0,
                 predicted: None,
             };
         }
@@ -145,14 +154,15 @@ impl Receiver {
             // The end of a header comes before anything can be predicted.
             (Some(_), None) if session.is_inside_reply_header() => session.needed().max(1),
             (Some(_), _) => {
-                let header = session.predicted_header_len();
+                let closing = self.latest.filter(|_| self.surprise == 0);
+                let closing = closing.map_or(0, |cookie| session.closing_chunk_len(cookie));
                 let ahead = self.surprise == 0 && !requests.has_pipes();
-                let predicted = predicted.filter(|_| ahead);
                 return Plan {
                     piped: false,
                     current: self.current.clone(),
-                    header,
-                    predicted,
+                    header: closing + session.predicted_header_len(),
+                    closing,
+                    predicted: predicted.filter(|_| ahead),
                 };
             }
             (None, _) => HEADER_ROOM,
@@ -161,6 +171,7 @@ impl Receiver {
             piped: false,
             current: self.current.clone(),
             header: header.min(HEADER_ROOM),
+            closing: 0,
             predicted: None,
         }
     }
@@ -190,7 +201,19 @@ impl Receiver {
         }
         let header = rest.min(plan.header);
         let ahead = rest - header;
-        let (consumed, event) = session.receive(&self.room[..header])?;
+        let (mut consumed, mut event) = session.receive(&self.room[..header])?;
+        if plan.closing > 0 {
+            let other = plan.predicted.as_ref().map(|target| target.cookie);
+            match &event {
+                ReplyEvent::Done { cookie, .. } if other != Some(*cookie) => {
+                    self.handle(event, requests);
+                    let (more, next) = session.receive(&self.room[consumed..header])?;
+                    (consumed, event) = (consumed + more, next);
+                }
+                ReplyEvent::NeedMore => {}
+                _ => self.be_surprised(),
+            }
+        }
         let landed = match (&event, &plan.predicted) {
             (
                 ReplyEvent::Payload {
@@ -267,8 +290,13 @@ impl Receiver {
         if both_untouched && requests.exchange(cookie, predicted.cookie) {
             return ahead;
         }
-        self.surprise = MOST_SURPRISED.min(self.surprise + SURPRISE);
+        self.be_surprised();
         0
+    }
+
+    /// A guess was wrong.
+    fn be_surprised(&mut self) {
+        self.surprise = MOST_SURPRISED.min(self.surprise + SURPRISE);
     }
 
     /// Goes through `bytes` of the reply stream, payload and headers, and tells what they meant.
@@ -324,6 +352,7 @@ impl Receiver {
                         requests.buffer(cookie);
                     }
                     self.current = Some(Target { cookie, range });
+                    self.latest = Some(cookie);
                 }
             }
             ReplyEvent::Hole {

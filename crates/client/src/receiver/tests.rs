@@ -17,6 +17,8 @@ struct Answer {
     parts: Vec<(usize, bool)>,
     /// The chunks go out back to front.
     reversed: bool,
+    /// The end of the reply is a chunk of its own.
+    closes: bool,
     fails: bool,
 }
 
@@ -152,6 +154,9 @@ fn structured(wire: &mut Vec<u8>, cookie: Cookie, offset: usize, answer: &Answer
         chunks.truncate(chunks.len() / 2);
         chunks.push((0x8001, [&5_u32.to_be_bytes()[..], &[0, 2], b"no"].concat()));
     }
+    if answer.closes {
+        chunks.push((0, Vec::new()));
+    }
     let last = chunks.len() - 1;
     for (index, (kind, payload)) in chunks.into_iter().enumerate() {
         wire.extend(0x668e_33ef_u32.to_be_bytes());
@@ -212,15 +217,17 @@ fn answers() -> impl Strategy<Value = Vec<Answer>> {
         prop_oneof![1..300_usize, Just(64)],
         prop::collection::vec((1..300_usize, any::<bool>()), 0..4),
         any::<bool>(),
+        any::<bool>(),
         prop::bool::weighted(0.2),
     );
-    let answer = answer.prop_map(|(length, mut parts, reversed, fails)| {
+    let answer = answer.prop_map(|(length, mut parts, reversed, closes, fails)| {
         parts.sort_unstable();
         parts.retain(|(end, _)| *end < length);
         Answer {
             length,
             parts,
             reversed,
+            closes,
             fails,
         }
     });
@@ -299,4 +306,48 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn replies_that_end_with_an_empty_chunk_are_received_in_place() {
+    let mut session = ClientSession::new(&negotiated(ReplyMode::Structured));
+    let mut reads = Reads::default();
+    let mut wire = Vec::new();
+    for index in 0..8 {
+        let request = Request {
+            command: Command::Read,
+            flags: CommandFlags::empty(),
+            offset: index * 1000,
+            length: 1000,
+        };
+        let cookie = session
+            .submit(request, &mut RequestHeader::new())
+            .expect("a good request");
+        reads.cookies.push(cookie);
+        reads.buffers.push(vec![0xee; 1000]);
+        reads.results.push(None);
+        reads.pipes.push(None);
+        let answer = Answer {
+            length: 1000,
+            parts: Vec::new(),
+            reversed: false,
+            closes: true,
+            fails: false,
+        };
+        structured(&mut wire, cookie, index as usize * 1000, &answer);
+    }
+    let mut receiver = Receiver::new();
+    let (mut rest, mut receives) = (&wire[..], 0);
+    while !rest.is_empty() {
+        let plan = receiver.plan(&session, &reads);
+        let count = receive(&mut receiver, &plan, &mut reads, rest);
+        rest = &rest[count..];
+        receiver
+            .received(&mut session, &plan, count, &mut reads)
+            .expect("a good server");
+        receives += 1;
+    }
+    assert_eq!(receives, 9, "one a reply, and one for the last end");
+    assert_eq!(receiver.spilled.capacity(), 0, "nothing was out of place");
+    assert_eq!(reads.results, [Some(true); 8]);
 }

@@ -228,6 +228,18 @@ impl ClientSession {
         }
     }
 
+    /// Bytes of the empty chunk that most probably comes next because it ends the reply to the read `cookie`:
+    /// all data was announced, the end was not. 0 in every other case.
+    pub fn closing_chunk_len(&self, cookie: Cookie) -> usize {
+        let entry = self.table.peek(cookie);
+        let complete = entry.is_some_and(|entry| entry.coverage.is_complete(entry.request.length));
+        match (self.state, self.negotiated.mode) {
+            (State::Header, ReplyMode::Structured) if complete => wire::STRUCTURED_REPLY_LEN,
+            (State::Header, ReplyMode::Extended) if complete => wire::EXTENDED_REPLY_LEN,
+            _ => 0,
+        }
+    }
+
     /// Whether a part of a reply's header has been taken and the rest is still to come.
     pub fn is_inside_reply_header(&self) -> bool {
         !matches!(self.state, State::Header) || !self.gather.partial().is_empty()
