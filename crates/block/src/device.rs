@@ -44,7 +44,8 @@ pub trait BlockDevice: Send + Sync {
 
     /// Reads `length` bytes from `offset` on into `pipe`, or fails. They are not copied where the device has
     /// [`Capabilities::SPLICE_READ`]; they come back in [`Payload::Memory`] when it could not do without a
-    /// copy, which the default never can.
+    /// copy, which the default never can. Whoever gets memory again and again had better read into buffers of
+    /// its own.
     ///
     /// `pipe` is empty. A pipe that a failed read left something in is closed and never used again.
     fn read_piped(

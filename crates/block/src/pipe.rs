@@ -3,6 +3,9 @@
 //!
 //! Data is stored and then forwarded. All of a read is in the pipe before any of it goes on, so a source
 //! that dies in the middle of a payload does no harm to the destination: the pipe is closed with what is in it.
+//!
+//! What is in a pipe may be the very pages of a file that a server on this machine sends from its page cache: a
+//! change of the file shows in them until they are copied somewhere.
 
 use std::{
     fmt,

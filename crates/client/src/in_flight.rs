@@ -1,9 +1,9 @@
 //! What the handles of a connection and its driver share: the requests in flight.
 //!
 //! A request has an entry, with its buffer, until its future has taken the answer; the entry owns the
-//! buffer all that time, so a dropped future leaves nothing dangling. The lock is held for a few
-//! assignments, never over a system call: the driver takes the buffers out of their entries while it
-//! receives into them.
+//! buffer all that time, so a dropped future leaves nothing dangling. A read into a pipe has the pipe in
+//! its place. The lock is held for a few assignments, never over a system call (but for a read that has to
+//! leave its pipe): the driver takes the buffers out of their entries while it receives into them.
 
 use std::{
     collections::VecDeque,
