@@ -15,7 +15,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use blockferry_block::{BoxFuture, Buffer, ByteRange, Error, ErrorKind, Operation};
+use blockferry_block::{BoxFuture, Buffer, ByteRange, Error, ErrorKind, Operation, Payload};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::time::Instant;
 
@@ -263,7 +263,10 @@ impl<'a> Engine<'a> {
         {
             // Only now is it known where the image ends.
             self.release(&ready.piece, ready.reserved);
-            self.held = ready.bytes.map(|bytes| (range, bytes));
+            self.held = match ready.bytes {
+                Some(Payload::Memory(bytes)) => Some((range, bytes)),
+                _ => None,
+            };
         } else {
             self.ready(ready);
         }

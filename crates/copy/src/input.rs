@@ -5,7 +5,9 @@ use std::{
     task::{Context, Poll},
 };
 
-use blockferry_block::{BoxFuture, Buffer, ByteRange, ByteSource, Operation, Result};
+use blockferry_block::{
+    BoxFuture, ByteRange, ByteSource, Operation, Payload, PipeBuffer, PipePool, Result,
+};
 use tokio::time::Instant;
 
 use crate::{
@@ -14,7 +16,7 @@ use crate::{
     lanes::{LaneId, Lanes},
     pieces::{Cut, Piece, Pieces},
     plan::Plan,
-    transfer::{length, read},
+    transfer::{length, load},
 };
 
 /// Where pieces come from.
@@ -31,6 +33,8 @@ pub(crate) struct DeviceInput {
     pub(crate) pieces: Pieces,
     /// Whether one worker reads through all handles; else each has its own.
     in_order: bool,
+    /// Where payloads go that nobody looks at.
+    pipes: Option<PipePool>,
 }
 
 /// A stream that is being read.
@@ -46,7 +50,7 @@ pub(crate) struct StreamInput {
 /// A piece that was read, or was not.
 pub(crate) struct Loaded {
     pub(crate) piece: Piece,
-    pub(crate) bytes: Result<Buffer>,
+    pub(crate) bytes: Result<Payload>,
     /// The handle that it was read through; 0 for a stream.
     pub(crate) lane: LaneId,
     pub(crate) begun: Instant,
@@ -56,7 +60,7 @@ pub(crate) struct Loaded {
 /// What became of a piece that was loaded.
 pub(crate) enum Arrival {
     /// It is here; the range may be shorter than the piece was, at a stream's end.
-    Piece(Piece, Buffer),
+    Piece(Piece, Payload),
     /// The stream has ended.
     Nothing,
 }
@@ -69,6 +73,7 @@ impl Input {
                 pieces: Pieces::new(Arc::clone(&device), end, plan),
                 lanes: Lanes::new(device, plan.connections),
                 in_order: plan.in_order,
+                pipes: plan.pipes(),
             })),
             Source::Stream(stream) => Self::Stream(StreamInput {
                 name: Arc::clone(stream.name()),
@@ -90,7 +95,6 @@ impl Input {
 
     /// Reads a piece.
     pub(crate) fn load(&mut self, piece: Piece, buffers: &Buffers) -> BoxFuture<'static, Loaded> {
-        let buffer = buffers.take(length(piece.range));
         let begun = Instant::now();
         match self {
             Self::Device(input) => {
@@ -100,10 +104,14 @@ impl Input {
                 };
                 input.lanes.begin(lane);
                 let device = Arc::clone(input.lanes.device(lane));
+                let room = match input.pipe_for(piece) {
+                    Some(pipe) => Payload::Piped(pipe),
+                    None => Payload::Memory(buffers.take(length(piece.range))),
+                };
                 Box::pin(async move {
                     Loaded {
                         piece,
-                        bytes: read(&device, piece.range, buffer).await,
+                        bytes: load(&device, piece.range, room).await,
                         lane,
                         begun,
                         stream: None,
@@ -112,9 +120,10 @@ impl Input {
             }
             Self::Stream(input) => {
                 let mut stream = input.stream.take();
+                let buffer = buffers.take(length(piece.range));
                 Box::pin(async move {
                     let bytes = match &mut stream {
-                        Some(stream) => stream.read(buffer).await,
+                        Some(stream) => stream.read(buffer).await.map(Payload::Memory),
                         None => unreachable!("a stream hands out one piece at a time"),
                     };
                     Loaded {
@@ -214,6 +223,20 @@ impl Input {
     }
 }
 
+/// The shortest payload for which a pipe is cheaper than memory, in bytes.
+const LEAST_PIPED: u64 = 64 << 10;
+/// The longest payload that a pipe has certainly room for: a pipe is filled by pieces of pages, and they may
+/// be small.
+const MOST_PIPED: u64 = 256 << 10;
+
+impl DeviceInput {
+    /// A pipe for a piece that nobody looks at and that is worth it.
+    fn pipe_for(&self, piece: Piece) -> Option<PipeBuffer> {
+        let fits = (LEAST_PIPED..=MOST_PIPED).contains(&piece.range.len());
+        self.pipes.as_ref().filter(|_| fits)?.take()
+    }
+}
+
 impl StreamInput {
     fn next_piece(&mut self, cut: Cut) -> Option<Piece> {
         if self.ended || self.stream.is_none() {
@@ -229,7 +252,7 @@ impl StreamInput {
         })
     }
 
-    fn arrived(&mut self, piece: Piece, bytes: Result<Buffer>) -> Result<Arrival> {
+    fn arrived(&mut self, piece: Piece, bytes: Result<Payload>) -> Result<Arrival> {
         let bytes = bytes.map_err(|error| {
             let error = error.during(Operation::Read).at_offset(self.position);
             error.on(&self.name)

@@ -7,7 +7,7 @@ use std::{
 };
 
 use blockferry_block::{
-    BoxFuture, Buffer, ByteRange, ByteSink, Error, ErrorKind, Operation, Result,
+    BoxFuture, ByteRange, ByteSink, Error, ErrorKind, Operation, Payload, Result,
 };
 use tokio::time::Instant;
 
@@ -60,7 +60,7 @@ struct Queue {
 pub(crate) struct Ready {
     pub(crate) piece: Piece,
     /// `None` for a piece of zeroes.
-    pub(crate) bytes: Option<Buffer>,
+    pub(crate) bytes: Option<Payload>,
     /// How many bytes of the bound on memory it holds.
     pub(crate) reserved: u64,
     /// When its way began.
@@ -230,7 +230,8 @@ impl DeviceOutput {
                 begun,
             } = ready;
             let outcome = match bytes {
-                Some(bytes) => target.store(piece.range, bytes).await,
+                Some(Payload::Memory(bytes)) => target.store(piece.range, bytes).await,
+                Some(Payload::Piped(bytes)) => target.store_piped(piece.range, bytes).await,
                 // Memory was set aside for it, so it is to be written.
                 None if reserved > 0 => target.store_zeroes(piece.range).await,
                 None if in_order => target.zero_here(piece.range).await,
@@ -286,13 +287,14 @@ async fn write(
         begun,
     } = ready;
     let range = piece.range;
-    let bytes = bytes.unwrap_or_else(|| buffers.zeroes(length(range)));
-    let written = match &mut sink {
-        Some(sink) => sink.write(bytes).await,
-        None => Err(Error::new(ErrorKind::BrokenPipe)),
+    let bytes = bytes.unwrap_or_else(|| Payload::Memory(buffers.zeroes(length(range))));
+    let written = match (&mut sink, bytes) {
+        (Some(sink), Payload::Memory(bytes)) => sink.write(bytes).await.map(drop),
+        (Some(sink), Payload::Piped(bytes)) => sink.write_piped(bytes).await,
+        (None, _) => Err(Error::new(ErrorKind::BrokenPipe)),
     };
     let outcome = match written {
-        Ok(_) => Ok(done(range, piece.zero)),
+        Ok(()) => Ok(done(range, piece.zero)),
         Err(error) => Err(named(error, range, &name)),
     };
     Stored {

@@ -1,6 +1,6 @@
 //! Makes two endpoints and the options agree, or says why they cannot, before a byte moves.
 
-use blockferry_block::{BlockLimits, Capabilities, Error, ErrorKind};
+use blockferry_block::{BlockLimits, Capabilities, Error, ErrorKind, PipePool};
 
 use crate::{
     CopyError, CopyOptions, Destination, Order, Side, Source,
@@ -21,6 +21,9 @@ const WORTH_A_CONNECTION: u64 = 4 << 20;
 
 /// How many connections a side gets at most.
 const MOST_CONNECTIONS: usize = 64;
+
+/// How many pipes there are at most: half of those that an unprivileged user may have.
+const MOST_PIPES: usize = 32;
 
 /// The largest size that an image can have.
 const MAX_SIZE: u64 = i64::MAX as u64;
@@ -53,6 +56,8 @@ pub(crate) struct Plan {
     /// The shortest run of zeroes that is looked for in data: a multiple of `alignment`, one
     /// request at most. `None` when none are looked for.
     pub(crate) granularity: Option<u32>,
+    /// Whether nobody looks at the data and both sides can move it on without a copy.
+    pub(crate) splice: bool,
     /// How zeroes come about.
     pub(crate) zeroes: ZeroPolicy,
     /// The destination takes the size of the image.
@@ -119,6 +124,7 @@ impl Plan {
             in_order,
             segment: segment(from.size, connections).max(u64::from(alignment)),
             extents,
+            splice: granularity.is_none() && splices(source, destination),
             granularity,
             zeroes,
             resize: to_device && to.size.is_none(),
@@ -130,6 +136,12 @@ impl Plan {
     /// The buffers for pieces of this plan.
     pub(crate) fn buffers(&self) -> Buffers {
         Buffers::new(self.longest_request as usize)
+    }
+
+    /// The pipes for payloads of this plan, where it has any.
+    pub(crate) fn pipes(&self) -> Option<PipePool> {
+        self.splice
+            .then(|| PipePool::new(PipePool::LARGEST, MOST_PIPES))
     }
 
     /// Where the last, incomplete block of an image of `size` bytes begins, when the destination goes
@@ -204,6 +216,18 @@ impl Shape {
         }
         Ok(())
     }
+}
+
+fn splices(source: &Source, destination: &Destination) -> bool {
+    let reads = match source {
+        Source::Device(device) => device.info().can(Capabilities::SPLICE_READ),
+        Source::Stream(_) => false,
+    };
+    let writes = match destination {
+        Destination::Device(device) => device.info().can(Capabilities::SPLICE_WRITE),
+        Destination::Stream(sink) => sink.can_splice(),
+    };
+    reads && writes
 }
 
 /// Why an image of this source cannot be in this destination.

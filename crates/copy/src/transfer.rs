@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use blockferry_block::{
-    BlockDevice, Buffer, ByteRange, Error, ErrorKind, Operation, Result, WriteFlags, zero_runs,
+    BlockDevice, Buffer, ByteRange, Error, ErrorKind, Operation, Payload, PipeBuffer, Result,
+    WriteFlags, zero_runs,
 };
 use futures_util::{StreamExt, stream::FuturesUnordered};
 
@@ -107,6 +108,20 @@ impl Target {
     /// Stores `bytes` at `range` as they are.
     pub(crate) async fn store_data(&self, range: ByteRange, bytes: Buffer) -> Result<Outcome> {
         self.write(range, bytes).await?;
+        Ok(Outcome::Done {
+            data: range.len(),
+            zero: 0,
+        })
+    }
+
+    /// Stores what is in a pipe at `range`.
+    pub(crate) async fn store_piped(&self, range: ByteRange, bytes: PipeBuffer) -> Result<Outcome> {
+        let none = WriteFlags::empty();
+        let done = self.device.write_piped(range.start(), bytes, none).await;
+        done.map_err(|error| {
+            let error = error.during(Operation::Write);
+            self.named(error.at(range.start(), range.len()))
+        })?;
         Ok(Outcome::Done {
             data: range.len(),
             zero: 0,
@@ -281,16 +296,42 @@ pub(crate) async fn read(
     range: ByteRange,
     buffer: Buffer,
 ) -> Result<Buffer> {
+    let read = device.read(range.start(), buffer).await;
+    whole(device, range, read, |buffer| buffer.len())
+}
+
+/// Reads `range` of `device` into `room`, which is a buffer of that length or an empty pipe.
+pub(crate) async fn load(
+    device: &Arc<dyn BlockDevice>,
+    range: ByteRange,
+    room: Payload,
+) -> Result<Payload> {
+    match room {
+        Payload::Memory(buffer) => read(device, range, buffer).await.map(Payload::Memory),
+        Payload::Piped(pipe) => {
+            let read = device.read_piped(range.start(), length(range), pipe).await;
+            whole(device, range, read, Payload::len)
+        }
+    }
+}
+
+/// What was read of `range`, if it is all there; errors say what was read.
+fn whole<T>(
+    device: &Arc<dyn BlockDevice>,
+    range: ByteRange,
+    read: Result<T>,
+    len: impl Fn(&T) -> usize,
+) -> Result<T> {
     let name = |error: Error| {
         let error = error.during(Operation::Read);
         error.at(range.start(), range.len()).on(&device.info().name)
     };
-    let buffer = device.read(range.start(), buffer).await.map_err(name)?;
-    if buffer.len() as u64 != range.len() {
-        let message = format!("{} bytes came of {}", buffer.len(), range.len());
+    let bytes = read.map_err(name)?;
+    if len(&bytes) as u64 != range.len() {
+        let message = format!("{} bytes came of {}", len(&bytes), range.len());
         return Err(name(Error::with_message(ErrorKind::UnexpectedEnd, message)));
     }
-    Ok(buffer)
+    Ok(bytes)
 }
 
 /// The length of a range that was made to fit in memory.
