@@ -120,6 +120,8 @@ async fn end_at(
     };
     match stored.map_err(failed)? {
         Outcome::Done { data, zero } => Ok((data, zero)),
-        Outcome::NotZeroed(_) => unreachable!("what has bytes is always stored"),
+        Outcome::NotZeroed(_) | Outcome::NotTaken => {
+            unreachable!("what has bytes is always stored")
+        }
     }
 }

@@ -15,7 +15,9 @@ use std::{
     task::{Context, Poll},
 };
 
-use blockferry_block::{BoxFuture, Buffer, ByteRange, Error, ErrorKind, Operation, Payload};
+use blockferry_block::{
+    BoxFuture, Buffer, ByteRange, CopyFlags, Error, ErrorKind, Operation, Payload,
+};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::time::Instant;
 
@@ -24,13 +26,18 @@ use crate::{
     buffers::Buffers,
     input::{Arrival, Input, Loaded},
     lanes::{LaneId, Lanes},
-    output::{Output, Ready, Stored},
+    output::{Content, Output, Ready, Stored},
     pacer::Pacer,
     pieces::{Cut, Piece},
     plan::Plan,
     transfer::Outcome,
     zeroes::ZeroPolicy,
 };
+
+/// How much of a file is taken over in one request, in bytes, and in how many at a time: enough to keep
+/// the threads busy that do it, and not so much that a copy could not be cancelled soon.
+const TAKEN_AT_ONCE: u32 = 8 << 20;
+const TAKEN_IN_PARALLEL: usize = 4;
 
 /// A copy that is running.
 pub(crate) struct Engine<'a> {
@@ -42,6 +49,8 @@ pub(crate) struct Engine<'a> {
     loading: FuturesUnordered<BoxFuture<'static, Loaded>>,
     storing: FuturesUnordered<BoxFuture<'static, Stored>>,
     pacer: Pacer,
+    /// How the destination takes bytes over from the source's file, for as long as it can.
+    take_over: Option<CopyFlags>,
     /// How many pieces each worker has in flight.
     workers: Vec<usize>,
     /// How many bytes of memory all pieces in flight hold.
@@ -85,6 +94,7 @@ impl<'a> Engine<'a> {
             loading: FuturesUnordered::new(),
             storing: FuturesUnordered::new(),
             pacer,
+            take_over: plan.take_over,
             workers: Vec::new(),
             bytes: 0,
             progress: Progress::default(),
@@ -181,8 +191,12 @@ impl<'a> Engine<'a> {
     /// Begins a piece of the least busy worker that has one. False when there is none.
     fn begin_piece(&mut self) -> bool {
         let policy = self.output.zero_policy();
+        let (request_size, requests) = match self.take_over {
+            Some(_) => (TAKEN_AT_ONCE.max(self.plan.alignment), TAKEN_IN_PARALLEL),
+            None => (self.pacer.request_size(), self.pacer.requests()),
+        };
         let cut = Cut {
-            request_size: self.pacer.request_size(),
+            request_size,
             zeroes_written: policy == ZeroPolicy::Write,
         };
         let handles = if self.plan.in_order {
@@ -190,7 +204,7 @@ impl<'a> Engine<'a> {
         } else {
             1
         };
-        let most = self.pacer.requests() * handles;
+        let most = requests * handles;
         let mut asked = 0_u64;
         loop {
             let workers = self.workers.iter().enumerate();
@@ -212,14 +226,28 @@ impl<'a> Engine<'a> {
             self.count(0, piece.range.len());
             return;
         }
-        let no_bytes = piece.zero && policy != ZeroPolicy::Write;
+        let no_bytes = match piece.zero {
+            true => policy != ZeroPolicy::Write,
+            false => self.take_over.is_some(),
+        };
         let reserved = if no_bytes { 0 } else { piece.range.len() };
+        let content = match self.take_over {
+            _ if piece.zero => Some(Content::Zeroes),
+            Some(flags) => {
+                let file = self.input.device().and_then(|input| input.in_file(piece));
+                let Some(file) = file else {
+                    return self.read_instead(piece.range);
+                };
+                Some(Content::OfFile(file, flags))
+            }
+            None => None,
+        };
         self.workers[piece.worker] += 1;
         self.bytes += reserved;
-        if piece.zero {
+        if let Some(content) = content {
             self.ready(Ready {
                 piece,
-                bytes: None,
+                content,
                 reserved,
                 begun: Instant::now(),
             });
@@ -241,7 +269,7 @@ impl<'a> Engine<'a> {
         match self.input.loaded(loaded) {
             Ok(Arrival::Piece(arrived, bytes)) => self.arrived(Ready {
                 piece: arrived,
-                bytes: Some(bytes),
+                content: Content::Bytes(bytes),
                 reserved,
                 begun,
             }),
@@ -263,8 +291,8 @@ impl<'a> Engine<'a> {
         {
             // Only now is it known where the image ends.
             self.release(&ready.piece, ready.reserved);
-            self.held = match ready.bytes {
-                Some(Payload::Memory(bytes)) => Some((range, bytes)),
+            self.held = match ready.content {
+                Content::Bytes(Payload::Memory(bytes)) => Some((range, bytes)),
                 _ => None,
             };
         } else {
@@ -285,18 +313,36 @@ impl<'a> Engine<'a> {
         self.release(&piece, reserved);
         match outcome {
             Ok(Outcome::Done { data, zero }) => {
-                if !piece.zero && self.pacer.finished(reserved, begun, Instant::now()) {
+                if reserved > 0
+                    && !piece.zero
+                    && self.pacer.finished(reserved, begun, Instant::now())
+                {
                     let request_size = self.pacer.request_size() as usize;
                     self.buffers.expect(request_size, self.pacer.window());
                 }
                 self.count(data, zero);
             }
             Ok(Outcome::NotZeroed(range)) => {
-                if let Some(input) = self.input.device() {
-                    input.pieces.put_back_zeroes(range);
-                }
+                self.put_back_whole(range, true);
+            }
+            Ok(Outcome::NotTaken) => self.read_instead(piece.range),
+            // The source is cut short: the destination only found out.
+            Err(error) if error.kind() == ErrorKind::UnexpectedEnd => {
+                self.fail(CopyError::new(Side::Source, error));
             }
             Err(error) => self.failed(Side::Destination, piece, lane, error),
+        }
+    }
+
+    /// From now on data is read and written, beginning with `range`.
+    fn read_instead(&mut self, range: ByteRange) {
+        self.take_over = None;
+        self.put_back_whole(range, false);
+    }
+
+    fn put_back_whole(&mut self, range: ByteRange, zero: bool) {
+        if let Some(input) = self.input.device() {
+            input.pieces.put_back_whole(range, zero);
         }
     }
 

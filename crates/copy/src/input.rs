@@ -6,7 +6,7 @@ use std::{
 };
 
 use blockferry_block::{
-    BoxFuture, ByteRange, ByteSource, Operation, Payload, PipeBuffer, PipePool, Result,
+    BoxFuture, ByteRange, ByteSource, FileRange, Operation, Payload, PipeBuffer, PipePool, Result,
 };
 use tokio::time::Instant;
 
@@ -230,6 +230,14 @@ const LEAST_PIPED: u64 = 64 << 10;
 const MOST_PIPED: u64 = 256 << 10;
 
 impl DeviceInput {
+    /// Where a piece lies, if all of it lies in one file.
+    pub(crate) fn in_file(&self, piece: Piece) -> Option<FileRange> {
+        let device = self.lanes.device(self.lanes.of_owner(piece.worker));
+        // Without a descriptor to spare the bytes are read.
+        let file = device.mapping(piece.range).to_file().ok()??;
+        (file.range().len() >= piece.range.len()).then_some(file)
+    }
+
     /// A pipe for a piece that nobody looks at and that is worth it.
     fn pipe_for(&self, piece: Piece) -> Option<PipeBuffer> {
         let fits = (LEAST_PIPED..=MOST_PIPED).contains(&piece.range.len());

@@ -7,7 +7,8 @@ use std::{
 };
 
 use blockferry_block::{
-    BoxFuture, ByteRange, ByteSink, Error, ErrorKind, Operation, Payload, Result,
+    BoxFuture, ByteRange, ByteSink, CopyFlags, Error, ErrorKind, FileRange, Operation, Payload,
+    Result,
 };
 use tokio::time::Instant;
 
@@ -56,11 +57,18 @@ struct Queue {
     busy: bool,
 }
 
+/// What a piece is to become.
+pub(crate) enum Content {
+    Zeroes,
+    Bytes(Payload),
+    /// The bytes of a file, which the kernel takes over by itself.
+    OfFile(FileRange, CopyFlags),
+}
+
 /// A piece that can be stored.
 pub(crate) struct Ready {
     pub(crate) piece: Piece,
-    /// `None` for a piece of zeroes.
-    pub(crate) bytes: Option<Payload>,
+    pub(crate) content: Content,
     /// How many bytes of the bound on memory it holds.
     pub(crate) reserved: u64,
     /// When its way began.
@@ -225,17 +233,19 @@ impl DeviceOutput {
         Box::pin(async move {
             let Ready {
                 piece,
-                bytes,
+                content,
                 reserved,
                 begun,
             } = ready;
-            let outcome = match bytes {
-                Some(Payload::Memory(bytes)) => target.store(piece.range, bytes).await,
-                Some(Payload::Piped(bytes)) => target.store_piped(piece.range, bytes).await,
+            let range = piece.range;
+            let outcome = match content {
+                Content::Bytes(Payload::Memory(bytes)) => target.store(range, bytes).await,
+                Content::Bytes(Payload::Piped(bytes)) => target.store_piped(range, bytes).await,
+                Content::OfFile(file, flags) => target.take_over(range, file, flags).await,
                 // Memory was set aside for it, so it is to be written.
-                None if reserved > 0 => target.store_zeroes(piece.range).await,
-                None if in_order => target.zero_here(piece.range).await,
-                None => target.zero_piece(piece.range).await,
+                Content::Zeroes if reserved > 0 => target.store_zeroes(range).await,
+                Content::Zeroes if in_order => target.zero_here(range).await,
+                Content::Zeroes => target.zero_piece(range).await,
             };
             Stored {
                 piece,
@@ -282,16 +292,19 @@ async fn write(
 ) -> Stored {
     let Ready {
         piece,
-        bytes,
+        content,
         reserved,
         begun,
     } = ready;
     let range = piece.range;
-    let bytes = bytes.unwrap_or_else(|| Payload::Memory(buffers.zeroes(length(range))));
-    let written = match (&mut sink, bytes) {
-        (Some(sink), Payload::Memory(bytes)) => sink.write(bytes).await.map(drop),
-        (Some(sink), Payload::Piped(bytes)) => sink.write_piped(bytes).await,
-        (None, _) => Err(Error::new(ErrorKind::BrokenPipe)),
+    let written = match (&mut sink, content) {
+        (Some(sink), Content::Bytes(Payload::Memory(bytes))) => sink.write(bytes).await.map(drop),
+        (Some(sink), Content::Bytes(Payload::Piped(bytes))) => sink.write_piped(bytes).await,
+        (Some(sink), Content::Zeroes) => {
+            let zeroes = buffers.zeroes(length(range));
+            sink.write(zeroes).await.map(drop)
+        }
+        (None, _) | (_, Content::OfFile(..)) => Err(Error::new(ErrorKind::Unsupported)),
     };
     let outcome = match written {
         Ok(()) => Ok(done(range, piece.zero)),

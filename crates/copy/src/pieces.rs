@@ -50,8 +50,8 @@ pub(crate) struct Pieces {
     rest: Option<Stretch>,
     /// Pieces to be done again as they are.
     failed: Vec<Piece>,
-    /// Zeroes to be done again, in smaller pieces.
-    unzeroed: Vec<ByteRange>,
+    /// What is to be done again, in smaller pieces.
+    again: Vec<Stretch>,
     number: u64,
 }
 
@@ -64,7 +64,7 @@ impl Pieces {
             workers: Vec::new(),
             rest: None,
             failed: Vec::new(),
-            unzeroed: Vec::new(),
+            again: Vec::new(),
             number: 0,
         }
     }
@@ -74,8 +74,8 @@ impl Pieces {
         if let Some(piece) = self.failed.pop() {
             return Some(Piece { worker, ..piece });
         }
-        let (stretch, again) = match self.unzeroed.pop() {
-            Some(range) => (Stretch { range, zero: true }, true),
+        let (stretch, again) = match self.again.pop() {
+            Some(stretch) => (stretch, true),
             None => (self.next_stretch(worker)?, false),
         };
         let Stretch { range, zero } = stretch;
@@ -88,7 +88,7 @@ impl Pieces {
         let to_unit = unit - range.start() % unit;
         let (range, rest) = range.split_at(to_unit.min(to_segment));
         if !rest.is_empty() && again {
-            self.unzeroed.push(rest);
+            self.again.push(Stretch { range: rest, zero });
         } else if !rest.is_empty() {
             self.workers[worker].push_front(Stretch { range: rest, zero });
         }
@@ -102,9 +102,10 @@ impl Pieces {
         })
     }
 
-    /// Takes back a piece of zeroes that was handed out, to hand it out again in smaller ones.
-    pub(crate) fn put_back_zeroes(&mut self, range: ByteRange) {
-        self.unzeroed.push(range);
+    /// Takes back a part of the image that was handed out, to hand it out again in smaller pieces. Only
+    /// where the order does not matter.
+    pub(crate) fn put_back_whole(&mut self, range: ByteRange, zero: bool) {
+        self.again.push(Stretch { range, zero });
     }
 
     /// Takes back a piece whose connection was lost, to hand it out again.
@@ -114,7 +115,7 @@ impl Pieces {
 
     /// Whether no piece will come any more.
     pub(crate) fn is_done(&self) -> bool {
-        let nothing_again = self.failed.is_empty() && self.unzeroed.is_empty();
+        let nothing_again = self.failed.is_empty() && self.again.is_empty();
         nothing_again
             && self.rest.is_none()
             && self.workers.iter().all(VecDeque::is_empty)

@@ -1,6 +1,8 @@
 //! Makes two endpoints and the options agree, or says why they cannot, before a byte moves.
 
-use blockferry_block::{BlockLimits, Capabilities, Error, ErrorKind, PipePool};
+use blockferry_block::{
+    BlockLimits, ByteRange, Capabilities, CopyFlags, Error, ErrorKind, Mapping, PipePool,
+};
 
 use crate::{
     CopyError, CopyOptions, Destination, Order, Side, Source,
@@ -58,6 +60,8 @@ pub(crate) struct Plan {
     pub(crate) granularity: Option<u32>,
     /// Whether nobody looks at the data and both sides can move it on without a copy.
     pub(crate) splice: bool,
+    /// How the destination may take bytes over from the source's file, where it may.
+    pub(crate) take_over: Option<CopyFlags>,
     /// How zeroes come about.
     pub(crate) zeroes: ZeroPolicy,
     /// The destination takes the size of the image.
@@ -125,6 +129,7 @@ impl Plan {
             segment: segment(from.size, connections).max(u64::from(alignment)),
             extents,
             splice: granularity.is_none() && splices(source, destination),
+            take_over: take_over(source, destination, options, granularity).filter(|_| !in_order),
             granularity,
             zeroes,
             resize: to_device && to.size.is_none(),
@@ -228,6 +233,26 @@ fn splices(source: &Source, destination: &Destination) -> bool {
         Destination::Stream(sink) => sink.can_splice(),
     };
     reads && writes
+}
+
+/// How the kernel may copy by itself: between files, and where zeroes are looked for only by sharing blocks,
+/// which costs neither time nor space for zeroes either.
+fn take_over(
+    source: &Source,
+    destination: &Destination,
+    options: &CopyOptions,
+    granularity: Option<u32>,
+) -> Option<CopyFlags> {
+    let (Source::Device(from), Destination::Device(to)) = (source, destination) else {
+        return None;
+    };
+    let whole = ByteRange::between(0, from.info().size);
+    let in_file = !matches!(from.mapping(whole), Mapping::Opaque);
+    (in_file && to.info().can(Capabilities::COPY_FROM)).then_some(match granularity {
+        _ if options.allocated => CopyFlags::ALLOCATE,
+        Some(_) => CopyFlags::SHARE,
+        None => CopyFlags::empty(),
+    })
 }
 
 /// Why an image of this source cannot be in this destination.

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use blockferry_block::{
-    BlockDevice, Buffer, ByteRange, Error, ErrorKind, Operation, Payload, PipeBuffer, Result,
-    WriteFlags, zero_runs,
+    BlockDevice, Buffer, ByteRange, CopyFlags, Error, ErrorKind, FileRange, Operation, Payload,
+    PipeBuffer, Result, WriteFlags, zero_runs,
 };
 use futures_util::{StreamExt, stream::FuturesUnordered};
 
@@ -60,6 +60,8 @@ impl Writing {
 pub(crate) enum Outcome {
     /// It is there: so many bytes of data, so many of zeroes.
     Done { data: u64, zero: u64 },
+    /// The device cannot take bytes over from that file. They must be read and written.
+    NotTaken,
     /// The device does not zero. The piece is too long to be written as zeroes at once.
     NotZeroed(ByteRange),
 }
@@ -126,6 +128,26 @@ impl Target {
             data: range.len(),
             zero: 0,
         })
+    }
+
+    /// Lets the device take `range` over from a file, or says that it cannot.
+    pub(crate) async fn take_over(
+        &self,
+        range: ByteRange,
+        file: FileRange,
+        flags: CopyFlags,
+    ) -> Result<Outcome> {
+        match self.device.copy_from(range.start(), file, flags).await {
+            Ok(()) => Ok(Outcome::Done {
+                data: range.len(),
+                zero: 0,
+            }),
+            Err(error) if error.kind() == ErrorKind::Unsupported => Ok(Outcome::NotTaken),
+            Err(error) => {
+                let error = error.during(Operation::Copy);
+                Err(self.named(error.at(range.start(), range.len())))
+            }
+        }
     }
 
     /// Makes a piece zero that is known to be, or says that it must be written.
@@ -227,7 +249,7 @@ impl Target {
                     data += d;
                     zero += z;
                 }
-                Some(Ok(Outcome::NotZeroed(_))) => {}
+                Some(Ok(Outcome::NotZeroed(_) | Outcome::NotTaken)) => {}
                 Some(Err(error)) => failure = failure.or(Some(error)),
                 None => break,
             }
