@@ -31,6 +31,8 @@ const MOST_REQUESTS: usize = 64;
 const PLAUSIBLE_RATE: f64 = 1e9;
 /// The largest window that such a step leads to.
 const LONGEST_STEP: u64 = 16 << 20;
+/// A window that would take longer than a request's time at this rate, in bytes a second, is ample.
+const HIGHEST_RATE: f64 = 3e9;
 /// By what a larger window must be faster to be kept.
 const WORTH_IT: f64 = 1.2;
 /// Requests that take so many times as long as the quickest one queue up somewhere.
@@ -170,7 +172,8 @@ impl Pacer {
                 return;
             }
         }
-        if queued || self.window >= self.limits.window {
+        let ample = self.window as f64 >= self.quickest.as_secs_f64() * HIGHEST_RATE;
+        if queued || ample || self.window >= self.limits.window {
             self.settled = Some(0);
             return;
         }

@@ -1,14 +1,22 @@
 //! Memory aligned to a page, always initialised.
+//!
+//! Long runs are mapped from the kernel by themselves, not taken from the allocator: the kernel clears their
+//! pages when they are first touched, and what is dropped is given back at once.
 
 use std::{
     alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error},
     ops::{Deref, DerefMut},
-    ptr::NonNull,
+    ptr::{self, NonNull},
     slice,
 };
 
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+
 /// The alignment of [`AlignedBytes`] in bytes.
 pub const PAGE_ALIGNMENT: usize = 4096;
+
+/// From so many bytes on a run is mapped by itself.
+const MAPPED: usize = 128 << 10;
 
 /// Owned bytes that begin at a multiple of [`PAGE_ALIGNMENT`]. Zeroed when allocated.
 pub struct AlignedBytes {
@@ -27,8 +35,16 @@ impl AlignedBytes {
             return Self::default();
         }
         let layout = Self::layout(length);
-        // SAFETY: the layout's size is not zero.
-        let start = unsafe { alloc_zeroed(layout) };
+        let start = if length >= MAPPED {
+            let protection = ProtFlags::READ | ProtFlags::WRITE;
+            // SAFETY: without a wanted address the kernel chooses one that is free.
+            let mapped =
+                unsafe { mmap_anonymous(ptr::null_mut(), length, protection, MapFlags::PRIVATE) };
+            mapped.map_or(ptr::null_mut(), <*mut _>::cast)
+        } else {
+            // SAFETY: the layout's size is not zero.
+            unsafe { alloc_zeroed(layout) }
+        };
         let Some(start) = NonNull::new(start) else {
             handle_alloc_error(layout)
         };
@@ -42,7 +58,7 @@ impl AlignedBytes {
 
 impl Default for AlignedBytes {
     fn default() -> Self {
-        let start = std::ptr::without_provenance_mut(PAGE_ALIGNMENT);
+        let start = ptr::without_provenance_mut(PAGE_ALIGNMENT);
         Self {
             start: NonNull::new(start).expect("the alignment is not 0"),
             length: 0,
@@ -69,7 +85,11 @@ impl DerefMut for AlignedBytes {
 
 impl Drop for AlignedBytes {
     fn drop(&mut self) {
-        if self.length > 0 {
+        if self.length >= MAPPED {
+            // SAFETY: the memory was mapped in `zeroed` with this length, and nobody borrows it any more.
+            // Unmapping a whole mapping does not fail.
+            let _ = unsafe { munmap(self.start.as_ptr().cast(), self.length) };
+        } else if self.length > 0 {
             // SAFETY: the memory was allocated in `zeroed` with this same layout.
             unsafe { dealloc(self.start.as_ptr(), Self::layout(self.length)) }
         }
@@ -80,3 +100,21 @@ impl Drop for AlignedBytes {
 unsafe impl Send for AlignedBytes {}
 // SAFETY: a shared borrow only reads.
 unsafe impl Sync for AlignedBytes {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_of_any_length_are_zero_aligned_and_writable_to_the_end() {
+        for length in [1, 4095, MAPPED - 1, MAPPED, MAPPED + 1, 3 << 20] {
+            let mut bytes = AlignedBytes::zeroed(length);
+            assert_eq!(bytes.len(), length);
+            assert_eq!(bytes.as_ptr().addr() % PAGE_ALIGNMENT, 0);
+            assert!(bytes.iter().all(|byte| *byte == 0));
+            bytes.fill(0xff);
+            assert_eq!(bytes[length - 1], 0xff);
+        }
+        assert!(AlignedBytes::zeroed(0).is_empty());
+    }
+}
