@@ -38,7 +38,7 @@ const WORTH_IT: f64 = 1.2;
 /// Requests that take so many times as long as the quickest one queue up somewhere.
 const QUEUED: f64 = 3.0;
 /// After so many turns without a change a larger window is tried again.
-const PATIENCE: u32 = 64;
+const PATIENCE: u32 = 16;
 
 /// Decides on the window and the request size of one copy.
 #[derive(Debug)]
@@ -49,8 +49,7 @@ pub(crate) struct Pacer {
     /// The time of the quickest request so far.
     quickest: Duration,
     turn: Turn,
-    /// The rate of the next smaller window, while this one is on trial.
-    smaller: Option<f64>,
+    trial: Option<Trial>,
     /// Turns since the window was settled on; `None` while it still grows.
     settled: Option<u32>,
     /// The rate of the last whole turn, in bytes a second.
@@ -68,6 +67,14 @@ struct Limits {
     fixed_request_size: bool,
     /// Requests on one connection.
     requests: usize,
+}
+
+/// A window that must show that it is worth it.
+#[derive(Debug)]
+struct Trial {
+    /// The rate of the smaller window before, in bytes a second.
+    smaller: f64,
+    is_new: bool,
 }
 
 /// What is measured between two decisions.
@@ -101,7 +108,7 @@ impl Pacer {
             limits,
             quickest: Duration::MAX,
             turn: Turn::begin(now),
-            smaller: None,
+            trial: None,
             settled: None,
             rate: 0.0,
         };
@@ -158,12 +165,18 @@ impl Pacer {
         if self.limits.fixed_window {
             return;
         }
-        if let Some(smaller) = self.smaller.take()
-            && self.rate < smaller * WORTH_IT
-        {
-            self.set_window(self.window / 2);
-            self.settled = Some(0);
-            return;
+        if let Some(trial) = &mut self.trial {
+            // In the first turn both sides still take memory for what is new in flight.
+            if std::mem::take(&mut trial.is_new) {
+                return;
+            }
+            let worth_it = self.rate >= trial.smaller * WORTH_IT;
+            self.trial = None;
+            if !worth_it {
+                self.set_window(self.window / 2);
+                self.settled = Some(0);
+                return;
+            }
         }
         let queued = latency.as_secs_f64() > self.quickest.as_secs_f64() * QUEUED;
         if let Some(turns) = &mut self.settled {
@@ -178,7 +191,10 @@ impl Pacer {
             return;
         }
         self.settled = None;
-        self.smaller = Some(self.rate);
+        self.trial = Some(Trial {
+            smaller: self.rate,
+            is_new: true,
+        });
         let doubled = self.window * 2;
         let in_a_request = self.quickest.as_secs_f64() * PLAUSIBLE_RATE;
         if first && in_a_request > doubled as f64 {
