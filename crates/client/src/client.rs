@@ -27,7 +27,7 @@ use crate::{
     status::{context_id, extents_of},
 };
 
-/// The length in bytes from which on a read is long: glibc's first threshold for `mmap`.
+/// The length in bytes from which on a read or a write is long: glibc's first threshold for `mmap`.
 const LONG: u64 = 128 << 10;
 
 /// An asynchronous connection to one export. Cloning is cheap and shares the connection.
@@ -109,6 +109,8 @@ impl Client {
     pub(crate) async fn another(&self) -> Result<Self> {
         let Handle { uri, options, .. } = &*self.handle;
         let other = Self::connect(uri, options).await?;
+        // The same server answers.
+        other.handle.warm.store(true, Ordering::Relaxed);
         let (size, expected) = (other.info().size, self.info().size);
         if size != expected {
             let message = format!("its size was {expected} bytes and is {size} now");
@@ -213,7 +215,7 @@ impl Client {
             offset,
             length: range.len(),
         };
-        if operation == Operation::Read && range.len() >= LONG {
+        if range.len() >= LONG {
             self.warm_up(range);
         }
         let load = Some(Payload::Memory(buffer));
@@ -222,9 +224,9 @@ impl Client {
         reply.buffer.ok_or_else(missing)
     }
 
-    /// Before the first long read, asks for the block status that nobody asked for yet, and ignores the
-    /// answer. qemu-nbd 10 takes the memory of each read from the kernel anew, page by page, until it has
-    /// once freed something larger, and what it needs to answer this question is larger.
+    /// Before the first long read or write, asks for the block status that nobody asked for yet, and
+    /// ignores the answer. qemu-nbd 10 takes the memory of each request from the kernel anew, page by page,
+    /// until it has once freed something larger, and what it needs to answer this question is larger.
     fn warm_up(&self, range: ByteRange) {
         if self.handle.warm.swap(true, Ordering::Relaxed) || !self.handle.info.knows_allocation() {
             return;

@@ -35,6 +35,8 @@ pub(crate) struct DeviceInput {
     in_order: bool,
     /// Where payloads go that nobody looks at.
     pipes: Option<PipePool>,
+    /// How often a payload came in memory although there was a pipe for it.
+    spilled: u32,
 }
 
 /// A stream that is being read.
@@ -54,6 +56,8 @@ pub(crate) struct Loaded {
     /// The handle that it was read through; 0 for a stream.
     pub(crate) lane: LaneId,
     pub(crate) begun: Instant,
+    /// Whether there was a pipe for it.
+    piped: bool,
     stream: Option<Box<dyn ByteSource>>,
 }
 
@@ -74,6 +78,7 @@ impl Input {
                 lanes: Lanes::new(device, plan.connections),
                 in_order: plan.in_order,
                 pipes: plan.pipes(),
+                spilled: 0,
             })),
             Source::Stream(stream) => Self::Stream(StreamInput {
                 name: Arc::clone(stream.name()),
@@ -108,12 +113,14 @@ impl Input {
                     Some(pipe) => Payload::Piped(pipe),
                     None => Payload::Memory(buffers.take(length(piece.range))),
                 };
+                let piped = matches!(room, Payload::Piped(_));
                 Box::pin(async move {
                     Loaded {
                         piece,
                         bytes: load(&device, piece.range, room).await,
                         lane,
                         begun,
+                        piped,
                         stream: None,
                     }
                 })
@@ -131,6 +138,7 @@ impl Input {
                         bytes,
                         lane: 0,
                         begun,
+                        piped: false,
                         stream,
                     }
                 })
@@ -149,6 +157,12 @@ impl Input {
         match self {
             Self::Device(input) => {
                 input.lanes.end(loaded.lane);
+                if loaded.piped && matches!(bytes, Ok(Payload::Memory(_))) {
+                    input.spilled += 1;
+                    if input.spilled == MOST_SPILLED {
+                        input.pipes = None;
+                    }
+                }
                 bytes.map(|bytes| Arrival::Piece(piece, bytes))
             }
             Self::Stream(input) => {
@@ -228,6 +242,9 @@ const LEAST_PIPED: u64 = 64 << 10;
 /// The longest payload that a pipe has certainly room for: a pipe is filled by pieces of pages, and they may
 /// be small.
 const MOST_PIPED: u64 = 256 << 10;
+
+/// A source whose payloads so often do not fit in a pipe is read into memory from then on.
+const MOST_SPILLED: u32 = 16;
 
 impl DeviceInput {
     /// Where a piece lies, if all of it lies in one file.

@@ -39,7 +39,12 @@ async fn copy_image(job: CopyJob) -> Result<(), Failure> {
     let mut signals = Signals::listen().map_err(|error| Failure::system("signals", &error))?;
     let options = open_options();
     // The source first: nothing of the destination is touched unless there is something to copy.
-    let source = open_source(&job.source, &options);
+    let mut source_options = options.clone();
+    if !job.engine.extents {
+        // Who does not want to be asked may not even take the question well.
+        source_options.contexts.clear();
+    }
+    let source = open_source(&job.source, &source_options);
     let OpenSource {
         source,
         connection: mut source_connection,

@@ -126,8 +126,11 @@ impl Client {
     /// As [`read`](Self::read); parts of the range may have been written.
     pub fn write(&mut self, offset: u64, data: &[u8], flags: WriteFlags) -> Result<()> {
         let range = self.range(Operation::Write, offset, data.len())?;
-        let flags = write_flags(flags);
-        let pieces = self.pieces(Command::Write, flags, range, self.piece_size());
+        let (flags, size) = (write_flags(flags), self.piece_size());
+        if !self.warm && range.len() > size {
+            self.warm_up(range.split_at(size).0);
+        }
+        let pieces = self.pieces(Command::Write, flags, range, size);
         self.run(Operation::Write, pieces, Payload::From(data))
             .map(drop)
     }
@@ -227,9 +230,10 @@ impl Client {
     /// Says goodbye and closes the connection. Dropping a client does the same.
     pub fn disconnect(self) {}
 
-    /// Asks for the block status of `range`, whatever the answer, before the first long read.
+    /// Asks for the block status of `range`, whatever the answer, before the first long read or
+    /// write.
     ///
-    /// qemu-nbd 10 takes the memory of each read from the kernel anew, page by page, until it has once
+    /// qemu-nbd 10 takes the memory of each request from the kernel anew, page by page, until it has once
     /// freed something larger, and what it needs to answer this question is larger. Measured: 3 GiB in
     /// 1.7 seconds instead of 4.8, with 4,000 page faults in the server instead of 800,000.
     fn warm_up(&mut self, range: ByteRange) {

@@ -65,6 +65,9 @@ impl Client {
         if range.is_empty() {
             return Ok(());
         }
+        if range.len() >= LONG {
+            self.warm_up(range);
+        }
         let request = Request {
             command: Command::Write,
             flags: write_flags(flags),
