@@ -159,7 +159,7 @@ impl<'a> Engine<'a> {
         if self.input.poll_join(cx).is_ready() || self.output.poll_join(cx).is_ready() {
             return Poll::Ready(Step::Joined);
         }
-        let rate = self.pacer.rate();
+        let rate = self.pacer.attainable_rate();
         if idle
             && self
                 .input

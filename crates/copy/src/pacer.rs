@@ -26,8 +26,8 @@ pub(crate) const LARGEST_REQUEST: u32 = 4 << 20;
 const MANY_REQUESTS: u64 = 4 << 20;
 /// Requests in flight on one connection at most: for pieces that are shorter than they could be.
 const MOST_REQUESTS: usize = 64;
-/// A window that is filled in less than a request's time at this rate, in bytes a second, is too small
-/// for the link: it is enlarged in one step.
+/// The rate that is taken for possible before it is known, in bytes a second. A window that is filled in
+/// less than a request's time at this rate is too small for the link: it is enlarged in one step.
 const PLAUSIBLE_RATE: f64 = 1e9;
 /// The largest window that such a step leads to.
 const LONGEST_STEP: u64 = 16 << 20;
@@ -134,9 +134,13 @@ impl Pacer {
         self.limits.requests
     }
 
-    /// How fast data moves, in bytes a second; 0 before it is known.
-    pub(crate) fn rate(&self) -> f64 {
-        self.rate
+    /// How fast data moves when enough is in flight, in bytes a second; 0 before anything is known.
+    pub(crate) fn attainable_rate(&self) -> f64 {
+        if self.quickest == Duration::MAX {
+            return 0.0;
+        }
+        let filled = self.window as f64 / self.quickest.as_secs_f64().max(1e-6);
+        self.rate.max(filled.min(PLAUSIBLE_RATE))
     }
 
     /// A request of `bytes` that was begun then has ended now. True when the window has changed.
