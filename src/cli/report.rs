@@ -31,6 +31,10 @@ pub(super) fn json(report: &Report, elapsed: Duration) -> String {
         bytes_per_second: u64,
         flushed: bool,
         extent_requests: u64,
+        source_connections: usize,
+        destination_connections: usize,
+        request_size: u32,
+        queue_size: u64,
     }
     let value = Json {
         size: report.size,
@@ -40,6 +44,10 @@ pub(super) fn json(report: &Report, elapsed: Duration) -> String {
         bytes_per_second: rate(report.size, elapsed),
         flushed: report.flushed,
         extent_requests: report.extent_requests,
+        source_connections: report.source_connections,
+        destination_connections: report.destination_connections,
+        request_size: report.request_size,
+        queue_size: report.queue_size,
     };
     let text = serde_json::to_string_pretty(&value).expect("numbers and names only");
     text + "\n"

@@ -75,6 +75,8 @@ pub async fn copy(
         extent_requests: engine.input.extent_requests(),
         source_connections: engine.input.connections(),
         destination_connections: engine.output.connections(),
+        request_size: engine.pacer.request_size(),
+        queue_size: engine.pacer.window(),
     };
     if options.flush {
         observer.event(Event::Flushing);

@@ -48,7 +48,7 @@ pub(crate) struct Engine<'a> {
     pub(crate) output: Output,
     loading: FuturesUnordered<BoxFuture<'static, Loaded>>,
     storing: FuturesUnordered<BoxFuture<'static, Stored>>,
-    pacer: Pacer,
+    pub(crate) pacer: Pacer,
     /// How the destination takes bytes over from the source's file, for as long as it can.
     take_over: Option<CopyFlags>,
     /// How many pieces each worker has in flight.

@@ -19,4 +19,8 @@ pub struct Report {
     pub source_connections: usize,
     /// How many handles (NBD connections) the destination was written through.
     pub destination_connections: usize,
+    /// The request size in bytes that the copy ended with, adapted or pinned.
+    pub request_size: u32,
+    /// The bytes that could be in flight in the end, adapted or pinned.
+    pub queue_size: u64,
 }
