@@ -33,10 +33,6 @@ pub async fn copy(
     let plan = Plan::new(&source, &destination, options)?;
     observer.event(Event::Planned { size: plan.size });
 
-    let device = match &source {
-        Source::Device(device) => Some(Arc::clone(device)),
-        Source::Stream(_) => None,
-    };
     let buffers = Arc::new(plan.buffers());
     let mut output = Output::new(destination, &buffers, &plan);
     if let (Some(size), true) = (plan.size, plan.resize)
@@ -53,7 +49,8 @@ pub async fn copy(
     let mut engine = Engine::new(&plan, observer, Arc::clone(&buffers), input, output);
     let mut last = engine.run(control).await?;
 
-    if let Some(device) = device.filter(|_| end < size) {
+    let device = engine.input.device().filter(|_| end < size);
+    if let Some(device) = device.map(|input| input.any_handle()) {
         let read = read_last(&device, ByteRange::between(end, size), &buffers).await;
         last = Some(read.map_err(|error| error.after(engine.progress))?);
     }

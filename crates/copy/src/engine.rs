@@ -39,6 +39,9 @@ use crate::{
 const TAKEN_AT_ONCE: u32 = 8 << 20;
 const TAKEN_IN_PARALLEL: usize = 4;
 
+/// How much of a stream goes to one worker before it is the next one's turn, in bytes.
+const PART_OF_STREAM: u64 = 4 << 20;
+
 /// A copy that is running.
 pub(crate) struct Engine<'a> {
     plan: &'a Plan,
@@ -213,7 +216,12 @@ impl<'a> Engine<'a> {
             let Some((worker, _)) = askable.min_by_key(|(_, pieces)| **pieces) else {
                 return false;
             };
-            if let Some(piece) = self.input.next_piece(worker, cut) {
+            if let Some(mut piece) = self.input.next_piece(worker, cut) {
+                if self.input.stream_length().is_some() {
+                    // A stream comes in order: parts of it go round among the workers.
+                    let part = piece.range.start() / PART_OF_STREAM;
+                    piece.worker = (part % self.workers.len() as u64) as usize;
+                }
                 self.begin(piece, policy);
                 return true;
             }

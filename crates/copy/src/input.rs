@@ -6,7 +6,8 @@ use std::{
 };
 
 use blockferry_block::{
-    BoxFuture, ByteRange, ByteSource, FileRange, Operation, Payload, PipeBuffer, PipePool, Result,
+    BlockDevice, BoxFuture, ByteRange, ByteSource, FileRange, Operation, Payload, PipeBuffer,
+    PipePool, Result,
 };
 use tokio::time::Instant;
 
@@ -247,6 +248,11 @@ const MOST_PIPED: u64 = 256 << 10;
 const MOST_SPILLED: u32 = 16;
 
 impl DeviceInput {
+    /// A handle that is not lost.
+    pub(crate) fn any_handle(&self) -> Arc<dyn BlockDevice> {
+        Arc::clone(self.lanes.device(self.lanes.of_owner(0)))
+    }
+
     /// Where a piece lies, if all of it lies in one file.
     pub(crate) fn in_file(&self, piece: Piece) -> Option<FileRange> {
         let device = self.lanes.device(self.lanes.of_owner(piece.worker));

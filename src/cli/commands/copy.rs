@@ -194,6 +194,15 @@ fn incomplete(
 }
 
 fn tell_success(job: &CopyJob, done: &Report, elapsed: Duration) -> Result<(), Failure> {
+    if job.verbose {
+        tell(&format!(
+            "{} connections to the source, {} to the destination; in the end requests of {} bytes, {} bytes in flight",
+            done.source_connections,
+            done.destination_connections,
+            done.request_size,
+            done.queue_size,
+        ));
+    }
     match job.report {
         ReportStyle::Nothing => Ok(()),
         ReportStyle::Sentence => {
