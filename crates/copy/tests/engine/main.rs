@@ -3,13 +3,17 @@
 mod disk;
 mod extents;
 mod faults;
+mod handle;
 mod limits;
 mod many;
 mod oracle;
 mod pace;
 mod pipe;
+mod piped;
 mod plain;
+mod random;
 mod streams;
+mod taken;
 
 use std::sync::{Arc, Mutex};
 
@@ -76,11 +80,13 @@ impl blockferry_copy::Observer for Recorder {
 /// Bytes that differ from block to block and are never zero.
 fn pattern(length: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let next = || {
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        (state >> 32) as u8 | 1
-    };
-    std::iter::repeat_with(next).take(length).collect()
+        bytes.extend_from_slice(&(state | 0x0101_0101_0101_0101).to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
 }

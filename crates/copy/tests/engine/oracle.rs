@@ -146,7 +146,7 @@ impl Image {
 }
 
 /// Answers that are short, and answers that break the rules without calling data zero.
-fn twist(lie: u8, range: ByteRange, mut answer: Vec<Extent>) -> Vec<Extent> {
+pub(crate) fn twist(lie: u8, range: ByteRange, mut answer: Vec<Extent>) -> Vec<Extent> {
     let cut = |answer: &mut Vec<Extent>, length: u64| {
         let (kept, _) = range.split_at(length);
         for extent in answer.iter_mut() {

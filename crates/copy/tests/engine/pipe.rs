@@ -2,7 +2,9 @@
 
 use std::sync::{Arc, Mutex};
 
-use blockferry_block::{BoxFuture, Buffer, ByteSink, ByteSource, Error, ErrorKind, Result};
+use blockferry_block::{
+    BoxFuture, Buffer, ByteSink, ByteSource, Error, ErrorKind, PipeBuffer, Result,
+};
 
 /// A stream of these bytes that ends, fails, or never ends.
 pub(crate) struct Input {
@@ -63,6 +65,7 @@ impl ByteSource for Input {
 pub(crate) struct Output {
     name: Arc<str>,
     room: usize,
+    splices: bool,
     state: Arc<Mutex<Written>>,
 }
 
@@ -70,6 +73,8 @@ pub(crate) struct Output {
 struct Written {
     bytes: Vec<u8>,
     flushed: bool,
+    /// How many payloads came in a pipe.
+    piped: usize,
 }
 
 impl Output {
@@ -77,8 +82,21 @@ impl Output {
         Self {
             name: Arc::from("output"),
             room,
+            splices: false,
             state: Arc::default(),
         }
+    }
+
+    /// One that takes what is in pipes.
+    pub(crate) fn splicing() -> Self {
+        Self {
+            splices: true,
+            ..Self::new(usize::MAX)
+        }
+    }
+
+    pub(crate) fn piped(&self) -> usize {
+        self.state.lock().expect("not poisoned").piped
     }
 
     pub(crate) fn bytes(&self) -> Vec<u8> {
@@ -104,6 +122,18 @@ impl ByteSink for Output {
             }
             state.bytes.extend_from_slice(&data);
             Ok(data)
+        })
+    }
+
+    fn can_splice(&self) -> bool {
+        self.splices
+    }
+
+    fn write_piped(&mut self, data: PipeBuffer) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            assert!(self.splices, "splicing was not offered");
+            self.state.lock().expect("not poisoned").piped += 1;
+            self.write(data.into_memory()?).await.map(drop)
         })
     }
 
