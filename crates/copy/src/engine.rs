@@ -360,7 +360,11 @@ impl<'a> Engine<'a> {
         if !error.is_transient() || !self.lose(side, lane, &error) {
             self.fail(CopyError::new(side, error));
         } else if let Some(input) = self.input.device() {
-            input.pieces.put_back(piece);
+            match self.plan.in_order {
+                true => input.pieces.put_back(piece),
+                // It may have been cut longer than what is read or written at once.
+                false => input.pieces.put_back_whole(piece.range, piece.zero),
+            }
         } else {
             self.fail(CopyError::new(side, error));
         }

@@ -108,7 +108,7 @@ impl Pieces {
         self.again.push(Stretch { range, zero });
     }
 
-    /// Takes back a piece whose connection was lost, to hand it out again.
+    /// Takes back a piece whose connection was lost, to hand it out again as it is: with its number.
     pub(crate) fn put_back(&mut self, piece: Piece) {
         self.failed.push(piece);
     }

@@ -248,3 +248,25 @@ async fn in_order_means_one_write_after_the_other_from_front_to_back() {
         assert_eq!(from.users(Operation::Read), BTreeSet::from([0, 1, 2, 3]));
     }
 }
+
+#[tokio::test]
+async fn zeroes_of_a_lost_connection_are_written_in_requests_where_zeroing_is_refused() {
+    let holes = [(4 * MIB as u64, SIZE as u64)];
+    let from = Disk::new(pattern(SIZE, 12)).zero_extents(holes).slow();
+    // The answer to the third question takes a moment: all connections are there before it.
+    from.traffic.questions.store(2, Relaxed);
+    let from = Handle::sound(from);
+    // Connections say no while another that was asked too is about to be lost.
+    let to = Disk::dirty(SIZE).slow().limits(512, 256 << 10);
+    let to = to.failing(|operation, range, _| match operation {
+        Operation::Zero if range.start() == 8 * MIB as u64 => Some(ErrorKind::ConnectionLost),
+        Operation::Zero => Some(ErrorKind::Unsupported),
+        _ => None,
+    });
+    let to = Handle::sound(to);
+    let events = Recorder::default();
+    let copied = run(&from, &to, &CopyOptions::default(), &events).await;
+    copied.expect("copied");
+    assert!(to.disk.bytes() == from.disk.bytes());
+    assert_eq!(losses(&events), 1);
+}
