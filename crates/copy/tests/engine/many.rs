@@ -270,3 +270,18 @@ async fn zeroes_of_a_lost_connection_are_written_in_requests_where_zeroing_is_re
     assert!(to.disk.bytes() == from.disk.bytes());
     assert_eq!(losses(&events), 1);
 }
+
+#[tokio::test]
+async fn the_end_within_a_block_is_read_through_a_connection_that_is_left() {
+    let disk = Disk::new(pattern(SIZE - 100, 13)).slow();
+    let from = Handle::new(disk, Opening::Granted, death(0, Operation::Read, 3));
+    let to = Disk::dirty(SIZE).slow().limits(4096, 1 << 20);
+    let to = Handle::sound(to);
+    let events = Recorder::default();
+    let copied = run(&from, &to, &CopyOptions::default(), &events).await;
+    copied.expect("copied");
+    let after = to.disk.bytes();
+    assert!(after[..SIZE - 100] == from.disk.bytes());
+    assert!(after[SIZE - 100..].iter().all(|byte| *byte == 0xd1));
+    assert_eq!(losses(&events), 1);
+}
