@@ -3,8 +3,10 @@
 pub(crate) mod hostile;
 pub(crate) mod images;
 pub(crate) mod peers;
+pub(crate) mod proxy;
 pub(crate) mod run;
 
 pub(crate) use images::{allocated, assert_same, random_image, sparse_image};
 pub(crate) use peers::Peer;
+pub(crate) use proxy::Proxy;
 pub(crate) use run::{Outcome, blockferry, run};

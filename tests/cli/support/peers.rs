@@ -1,11 +1,11 @@
-//! Other people's servers.
+//! Other people's servers, and ours.
 
 use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
-use super::run::until;
+use super::run::{blockferry, until};
 
 /// A running server of an NBD export on a unix socket. It ends with the value.
 pub(crate) struct Peer {
@@ -34,6 +34,14 @@ impl Peer {
         Self::start(command, socket)
     }
 
+    /// Our own server, serving `image`.
+    pub(crate) fn blockferry(directory: &Path, image: &Path) -> Self {
+        let socket = directory.join("blockferry.sock");
+        let mut command = blockferry(["serve"]);
+        command.arg(image).arg("--unix").arg(&socket);
+        Self::start(command, socket)
+    }
+
     fn start(mut command: Command, socket: PathBuf) -> Self {
         command
             .stdin(Stdio::null())
@@ -53,6 +61,11 @@ impl Peer {
     /// The URI of its export.
     pub(crate) fn uri(&self) -> String {
         format!("nbd+unix:///?socket={}", self.socket.display())
+    }
+
+    /// Where it listens.
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
     }
 
     /// Ends it at once.

@@ -1,0 +1,127 @@
+//! Stands between a client and a server, and cuts connections in the middle of what they carry.
+
+use std::{
+    io::{Read, Write},
+    net::Shutdown,
+    os::unix::net::{UnixListener, UnixStream},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use super::run::until;
+
+/// More than a negotiation takes, in bytes, and less than the data that a connection carries.
+const NEGOTIATION: u64 = 16 << 10;
+
+/// A proxy in front of a server's socket; it ends with the value.
+pub(crate) struct Proxy {
+    socket: PathBuf,
+    state: Arc<State>,
+}
+
+struct State {
+    server: PathBuf,
+    /// No connection carries data before there are so many.
+    wanted: usize,
+    accepted: AtomicUsize,
+    cut: AtomicUsize,
+    over: AtomicBool,
+}
+
+impl Proxy {
+    /// Forwards connections to `server`, and data once there are `wanted` of them. Connection `n`, counted
+    /// from 0, is cut when it has carried `limit(n)` bytes.
+    pub(crate) fn cutting(
+        directory: &Path,
+        server: &Path,
+        wanted: usize,
+        limit: impl Fn(usize) -> Option<u64> + Send + 'static,
+    ) -> Self {
+        let socket = directory.join("proxy.sock");
+        let listener = UnixListener::bind(&socket).expect("a free name");
+        let state = Arc::new(State {
+            server: server.to_owned(),
+            wanted,
+            accepted: AtomicUsize::new(0),
+            cut: AtomicUsize::new(0),
+            over: AtomicBool::new(false),
+        });
+        let shared = Arc::clone(&state);
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                if shared.over.load(Ordering::SeqCst) {
+                    return;
+                }
+                let number = shared.accepted.fetch_add(1, Ordering::SeqCst);
+                let limit = limit(number).unwrap_or(u64::MAX);
+                shared.join(client.expect("a connection"), limit);
+            }
+        });
+        Self { socket, state }
+    }
+
+    pub(crate) fn uri(&self) -> String {
+        format!("nbd+unix:///?socket={}", self.socket.display())
+    }
+
+    /// How many connections there were.
+    pub(crate) fn accepted(&self) -> usize {
+        self.state.accepted.load(Ordering::SeqCst)
+    }
+
+    /// How many connections were cut.
+    pub(crate) fn cut(&self) -> usize {
+        self.state.cut.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.state.over.store(true, Ordering::SeqCst);
+        let _ = UnixStream::connect(&self.socket);
+    }
+}
+
+impl State {
+    /// Forwards both ways, each in a thread of its own.
+    fn join(self: &Arc<Self>, client: UnixStream, limit: u64) {
+        let server = UnixStream::connect(&self.server).expect("the server listens");
+        let carried = Arc::new(AtomicU64::new(0));
+        let clone = |stream: &UnixStream| stream.try_clone().expect("a descriptor");
+        for (from, to) in [(clone(&client), clone(&server)), (server, client)] {
+            let (state, carried) = (Arc::clone(self), Arc::clone(&carried));
+            thread::spawn(move || state.forward(from, to, &carried, limit));
+        }
+    }
+
+    fn forward(&self, mut from: UnixStream, mut to: UnixStream, carried: &AtomicU64, limit: u64) {
+        let mut buffer = vec![0; 64 << 10];
+        while let Ok(count @ 1..) = from.read(&mut buffer) {
+            let before = carried.fetch_add(count as u64, Ordering::SeqCst);
+            let after = before + count as u64;
+            if before < limit && after >= limit {
+                self.cut.fetch_add(1, Ordering::SeqCst);
+            }
+            if after > NEGOTIATION {
+                until("the other connections", || {
+                    self.over.load(Ordering::SeqCst)
+                        || self.accepted.load(Ordering::SeqCst) >= self.wanted
+                });
+            }
+            let left = usize::try_from(limit.saturating_sub(before)).unwrap_or(usize::MAX);
+            if to.write_all(&buffer[..count.min(left)]).is_err() {
+                break;
+            }
+            if after >= limit {
+                break;
+            }
+        }
+        for stream in [from, to] {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
