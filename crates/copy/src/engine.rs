@@ -231,6 +231,7 @@ impl<'a> Engine<'a> {
 
     fn begin(&mut self, piece: Piece, policy: ZeroPolicy) {
         if piece.zero && policy == ZeroPolicy::Skip {
+            self.output.pass(piece);
             self.count(0, piece.range.len());
             return;
         }

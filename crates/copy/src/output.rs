@@ -1,7 +1,7 @@
 //! The side that is written: a device in any order, a stream in the image's.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     task::{Context, Poll},
 };
@@ -53,6 +53,8 @@ struct Queue {
     /// The number of the next piece in order.
     next: u64,
     waiting: BTreeMap<u64, Ready>,
+    /// The numbers of pieces to come that need no storing.
+    passed: BTreeSet<u64>,
     /// Whether one is being stored.
     busy: bool,
 }
@@ -179,9 +181,19 @@ impl Output {
         }
     }
 
+    /// Takes a piece that needs no storing: none behind it waits for it.
+    pub(crate) fn pass(&mut self, piece: Piece) {
+        if let Some(queue) = &mut self.queue {
+            queue.passed.insert(piece.number);
+        }
+    }
+
     /// The next piece in order, if its turn has come and it is ready.
     pub(crate) fn begin(&mut self) -> Option<BoxFuture<'static, Stored>> {
         let queue = self.queue.as_mut().filter(|queue| !queue.busy)?;
+        while queue.passed.remove(&queue.next) {
+            queue.next += 1;
+        }
         let ready = queue.waiting.remove(&queue.next)?;
         queue.next += 1;
         queue.busy = true;
