@@ -389,6 +389,11 @@ impl<'a> Engine<'a> {
             };
             self.observer.event(Event::Warning(warning));
         }
+        if let (true, Side::Source, Some(input)) = (others, side, self.input.device()) {
+            let lost = input.lanes.device(lane);
+            let other = input.lanes.device(input.lanes.of_owner(0));
+            input.pieces.ask_instead(lost, other);
+        }
         others
     }
 

@@ -121,6 +121,21 @@ impl ExtentWalker {
             && self.current.as_slice().is_empty()
     }
 
+    /// The handle `lost` is of no use any more: `other` is asked from now on, also what was being asked.
+    pub(crate) fn ask_instead(
+        &mut self,
+        lost: &Arc<dyn BlockDevice>,
+        other: &Arc<dyn BlockDevice>,
+    ) {
+        if !Arc::ptr_eq(&self.device, lost) {
+            return;
+        }
+        self.device = Arc::clone(other);
+        if let Some(question) = self.question.take() {
+            self.asked = self.asked.max(question.taken);
+        }
+    }
+
     /// How many questions were asked.
     pub(crate) fn requests(&self) -> u64 {
         self.requests

@@ -122,6 +122,15 @@ impl Pieces {
             && self.walker.is_done()
     }
 
+    /// Has `other` asked for extents instead of the handle `lost`, if that was asked.
+    pub(crate) fn ask_instead(
+        &mut self,
+        lost: &Arc<dyn BlockDevice>,
+        other: &Arc<dyn BlockDevice>,
+    ) {
+        self.walker.ask_instead(lost, other);
+    }
+
     /// How many questions for extents were asked.
     pub(crate) fn extent_requests(&self) -> u64 {
         self.walker.requests()
