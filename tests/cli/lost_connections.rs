@@ -11,7 +11,7 @@ use tempfile::{TempDir, tempdir};
 
 use crate::support::{
     Outcome, Peer, Proxy, allocated, assert_same, blockferry, images::random_bytes, random_image,
-    run,
+    run, run::tool,
 };
 
 const SIZE: u64 = 48 << 20;
@@ -53,7 +53,7 @@ fn check_one_loss(outcome: Outcome, uri: &str) {
         .filter(|line| line.contains("warning"))
         .collect();
     assert_eq!(warnings.len(), 1, "{}", outcome.stderr);
-    for words in [uri, "going on with 3 connections"] {
+    for words in [uri, "going on with"] {
         assert!(warnings[0].contains(words), "{}", outcome.stderr);
     }
 }
@@ -129,21 +129,21 @@ fn an_image_that_is_read_in_order_survives_the_loss_of_a_connection() {
 }
 
 #[test]
-fn the_first_connection_is_not_needed_for_holes_and_the_end() {
-    // The image is longer than what one question for extents covers. Its end is no whole block, and the
-    // destination goes on behind it.
+fn holes_are_asked_for_through_any_connection_that_is_left() {
+    // The image is longer than what one question for extents covers.
     let dir = room();
     let (image, destination) = image_and_copy(dir.path());
-    let file = fs::File::options().append(true).open(&image);
+    let file = fs::File::options().write(true).open(&image);
     file.and_then(|file| {
-        file.set_len(6 << 30)?;
-        file.write_all_at(&random_bytes(4 << 20, 2), (6 << 30) - 777)
+        file.set_len(2 << 30)?;
+        file.write_all_at(&random_bytes(4 << 20, 2), (2 << 30) - 777)
     })
     .expect("room for holes");
     let server = Peer::blockferry(dir.path(), &image);
     let proxy = cutting(dir.path(), &server, &[0]);
     check_one_loss(copy(&[], proxy.uri(), &destination), &proxy.uri());
-    assert_same(&image, &destination);
+    let text = |path: &Path| path.to_str().expect("UTF-8").to_owned();
+    tool("cmp", &[&text(&image), &text(&destination)]);
     assert!(allocated(&destination) < 64 << 20);
 }
 

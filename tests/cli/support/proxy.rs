@@ -83,6 +83,7 @@ impl Drop for Proxy {
     fn drop(&mut self) {
         self.state.over.store(true, Ordering::SeqCst);
         let _ = UnixStream::connect(&self.socket);
+        let _ = std::fs::remove_file(&self.socket);
     }
 }
 
