@@ -162,13 +162,7 @@ impl<'a> Engine<'a> {
         if self.input.poll_join(cx).is_ready() || self.output.poll_join(cx).is_ready() {
             return Poll::Ready(Step::Joined);
         }
-        let rate = self.pacer.attainable_rate();
-        if idle
-            && self
-                .input
-                .device()
-                .is_some_and(|input| input.pieces.hurry(rate))
-        {
+        if running && self.is_starved() && self.hurry() {
             return Poll::Ready(Step::Hurry);
         }
         Poll::Pending
@@ -189,6 +183,18 @@ impl<'a> Engine<'a> {
     fn has_room(&self) -> bool {
         let next = u64::from(self.pacer.request_size());
         self.bytes == 0 || self.bytes.saturating_add(next) <= self.pacer.window()
+    }
+
+    /// Whether half of what could be in flight is not.
+    fn is_starved(&self) -> bool {
+        self.bytes <= self.pacer.window() / 2
+    }
+
+    fn hurry(&mut self) -> bool {
+        let rate = self.pacer.attainable_rate();
+        self.input
+            .device()
+            .is_some_and(|input| input.pieces.hurry(rate))
     }
 
     /// Begins a piece of the least busy worker that has one. False when there is none.

@@ -154,10 +154,13 @@ impl ExtentWalker {
         }
     }
 
-    /// The copy has nothing to do until the question is answered. Where the answers so far came at a
+    /// The copy could do more than it knows of. Where the answers so far came at a
     /// lower rate than the `rate` at which data is moved, both in bytes of the image a second, the next
     /// part of the image is taken as data instead of waiting: true then.
     pub(crate) fn hurry(&mut self, rate: f64) -> bool {
+        if self.next.is_some() || !self.current.as_slice().is_empty() {
+            return false;
+        }
         let could_be_moved = rate * self.answering.as_secs_f64();
         let is_slow = self.answered > 0 && (self.answered as f64) < could_be_moved;
         let Some(question) = self.question.as_mut().filter(|_| is_slow) else {

@@ -115,11 +115,7 @@ impl Pieces {
 
     /// Whether no piece will come any more.
     pub(crate) fn is_done(&self) -> bool {
-        let nothing_again = self.failed.is_empty() && self.again.is_empty();
-        nothing_again
-            && self.rest.is_none()
-            && self.workers.iter().all(VecDeque::is_empty)
-            && self.walker.is_done()
+        !self.has_any() && self.walker.is_done()
     }
 
     /// Has `other` asked for extents instead of the handle `lost`, if that was asked.
@@ -141,10 +137,16 @@ impl Pieces {
         self.walker.poll_answer(cx)
     }
 
-    /// Nothing is known and nothing in flight, while data moves at `rate` bytes a second: true when there
-    /// are pieces now, because reading is faster than asking.
+    /// There is room for more pieces, while data moves at `rate` bytes a second: true when nothing was known
+    /// and there are pieces now, because reading is faster than asking.
     pub(crate) fn hurry(&mut self, rate: f64) -> bool {
-        self.walker.hurry(rate)
+        !self.has_any() && self.walker.hurry(rate)
+    }
+
+    /// Whether anything is left of what was taken from the walk.
+    fn has_any(&self) -> bool {
+        let again = !self.failed.is_empty() || !self.again.is_empty();
+        again || self.rest.is_some() || self.workers.iter().any(|queue| !queue.is_empty())
     }
 
     fn next_stretch(&mut self, worker: usize) -> Option<Stretch> {

@@ -10,12 +10,15 @@ use std::{
 };
 
 use blockferry_block::{
-    BlockDevice, BoxFuture, Buffer, Capabilities, DeviceInfo, NullDevice, Result,
+    BlockDevice, BoxFuture, Buffer, ByteRange, Capabilities, Context, DeviceInfo, Extent,
+    NullDevice, Result, Status,
 };
-use blockferry_copy::{Control, CopyOptions, Destination, Source, copy};
-use tokio::time::{Instant, sleep_until};
+use blockferry_copy::{Control, CopyOptions, Destination, Report, Source, copy};
+use tokio::time::{Instant, sleep, sleep_until};
 
+const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
 
 /// A device of `size` bytes behind a link: a read takes its turn on the line, and then the way back.
 struct Link {
@@ -30,13 +33,41 @@ struct Link {
     in_flight: AtomicU64,
     most_in_flight: AtomicU64,
     longest: AtomicUsize,
+    /// How many bytes were read in all.
+    read: AtomicU64,
+    extents: Option<Answers>,
+}
+
+/// How a link answers questions about extents.
+struct Answers {
+    /// How long each takes.
+    time: Duration,
+    answer: fn(ByteRange) -> Vec<Extent>,
 }
 
 impl Link {
     fn new(size: u64, latency: Duration, rate: f64) -> Arc<Self> {
+        Arc::new(Self::silent(size, latency, rate))
+    }
+
+    /// One that knows its holes, each answer after `time`.
+    fn knowing(
+        size: u64,
+        latency: Duration,
+        rate: f64,
+        time: Duration,
+        answer: fn(ByteRange) -> Vec<Extent>,
+    ) -> Arc<Self> {
+        let mut link = Self::silent(size, latency, rate);
+        link.info.contexts = vec![Context::Allocation];
+        link.extents = Some(Answers { time, answer });
+        Arc::new(link)
+    }
+
+    fn silent(size: u64, latency: Duration, rate: f64) -> Self {
         let mut info = DeviceInfo::new("a link", size);
         info.capabilities = Capabilities::empty();
-        Arc::new(Self {
+        Self {
             info,
             latency,
             rate,
@@ -45,7 +76,9 @@ impl Link {
             in_flight: AtomicU64::new(0),
             most_in_flight: AtomicU64::new(0),
             longest: AtomicUsize::new(0),
-        })
+            read: AtomicU64::new(0),
+            extents: None,
+        }
     }
 
     /// When a request of `length` bytes that begins now is answered.
@@ -70,6 +103,7 @@ impl BlockDevice for Link {
     fn read(&self, _: u64, buffer: Buffer) -> BoxFuture<'_, Result<Buffer>> {
         let length = buffer.len();
         self.longest.fetch_max(length, Relaxed);
+        self.read.fetch_add(length as u64, Relaxed);
         let in_flight = self.in_flight.fetch_add(length as u64, Relaxed) + length as u64;
         self.most_in_flight.fetch_max(in_flight, Relaxed);
         let answered = self.answered(length);
@@ -79,16 +113,32 @@ impl BlockDevice for Link {
             Ok(buffer)
         })
     }
+
+    fn extents<'a>(
+        &'a self,
+        range: ByteRange,
+        _: &'a Context,
+    ) -> BoxFuture<'a, Result<Vec<Extent>>> {
+        let extents = self.extents.as_ref().expect("nobody asks what is not said");
+        Box::pin(async move {
+            sleep(extents.time).await;
+            Ok((extents.answer)(range))
+        })
+    }
 }
 
 /// Copies all of it, and returns how many seconds that took.
 async fn drain(link: &Arc<Link>, options: &CopyOptions) -> f64 {
+    drain_and_report(link, options).await.0
+}
+
+async fn drain_and_report(link: &Arc<Link>, options: &CopyOptions) -> (f64, Report) {
     let begun = Instant::now();
     let source = Source::Device(Arc::clone(link) as _);
     let target = Destination::Device(Arc::new(NullDevice::new(0)));
     let copied = copy(source, target, options, &Control::new(), &()).await;
-    copied.expect("copied");
-    begun.elapsed().as_secs_f64()
+    let report = copied.expect("copied");
+    (begun.elapsed().as_secs_f64(), report)
 }
 
 #[tokio::test(start_paused = true)]
@@ -152,4 +202,62 @@ async fn what_was_pinned_is_kept() {
         (4 * MIB..=5 * MIB).contains(&most),
         "{most} bytes in flight"
     );
+}
+
+/// One extent of 64 KiB, whatever was asked: data and holes by turns.
+fn one_of_many(range: ByteRange) -> Vec<Extent> {
+    let status = match range.start() / (64 * KIB) % 2 {
+        0 => Status::DATA,
+        _ => Status::HOLE_ZERO,
+    };
+    let (range, _) = range.split_at(64 * KIB);
+    vec![Extent { range, status }]
+}
+
+#[tokio::test(start_paused = true)]
+async fn extents_that_come_one_by_one_and_slowly_hardly_hold_up_a_copy() {
+    for (latency, rate) in [(1, 1e9), (10, 1e9), (20, 1e8)] {
+        let latency = Duration::from_millis(latency);
+        let link = || Link::knowing(GIB, latency, rate, Duration::from_millis(10), one_of_many);
+        let without = CopyOptions {
+            extents: false,
+            ..CopyOptions::default()
+        };
+        let plain = drain(&link(), &without).await;
+        let asked = link();
+        let (seconds, report) = drain_and_report(&asked, &CopyOptions::default()).await;
+        assert!(
+            seconds <= 1.3 * plain,
+            "{latency:?}: {seconds} and {plain} virtual seconds, {report:?}"
+        );
+        assert_eq!(asked.read.load(Relaxed), report.data);
+    }
+}
+
+/// All that was asked for: a MiB of data at every 8 GiB, and holes.
+fn few_and_huge(range: ByteRange) -> Vec<Extent> {
+    let mut extents = Vec::new();
+    for part in range.pieces(8 * GIB) {
+        let data = MIB.saturating_sub(part.start() % (8 * GIB));
+        let (data, hole) = part.split_at(data);
+        for (range, status) in [(data, Status::DATA), (hole, Status::HOLE_ZERO)] {
+            if !range.is_empty() {
+                extents.push(Extent { range, status });
+            }
+        }
+    }
+    extents
+}
+
+#[tokio::test(start_paused = true)]
+async fn huge_holes_are_waited_for_and_never_read() {
+    for (size, time) in [(64 * GIB, 10), (1 << 40, 10), (GIB, 2000), (8 * GIB, 100)] {
+        let (latency, time) = (Duration::from_millis(1), Duration::from_millis(time));
+        let link = Link::knowing(size, latency, 1e9, time, few_and_huge);
+        let (_, report) = drain_and_report(&link, &CopyOptions::default()).await;
+        let data = size.div_ceil(8 * GIB) * MIB;
+        assert_eq!(link.read.load(Relaxed), data, "{size} bytes, {time:?}");
+        assert_eq!((report.data, report.zero), (data, size - data));
+        assert!(report.extent_requests <= 16, "{report:?}");
+    }
 }
