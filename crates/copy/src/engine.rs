@@ -172,6 +172,12 @@ impl<'a> Engine<'a> {
         let connections = self.input.connections().max(self.output.connections());
         let workers = if self.plan.in_order { 1 } else { connections };
         self.workers.resize(workers.max(self.workers.len()), 0);
+        // What waits for its turn behind these may hold all the room that there is.
+        while self.failure.is_none()
+            && let Some(piece) = self.input.device().and_then(|it| it.pieces.next_failed())
+        {
+            self.begin(piece, self.output.zero_policy());
+        }
         while self.failure.is_none() && self.has_room() && self.begin_piece() {}
         if self.failure.is_none()
             && let Some(store) = self.output.begin()

@@ -71,9 +71,6 @@ impl Pieces {
 
     /// The next piece of `worker`, as far as it is known.
     pub(crate) fn next_piece(&mut self, worker: usize, cut: Cut) -> Option<Piece> {
-        if let Some(piece) = self.failed.pop() {
-            return Some(Piece { worker, ..piece });
-        }
         let (stretch, again) = match self.again.pop() {
             Some(stretch) => (stretch, true),
             None => (self.next_stretch(worker)?, false),
@@ -100,6 +97,11 @@ impl Pieces {
             zero,
             worker,
         })
+    }
+
+    /// A piece that is to be done again as it is, with its number.
+    pub(crate) fn next_failed(&mut self) -> Option<Piece> {
+        self.failed.pop()
     }
 
     /// Takes back a part of the image that was handed out, to hand it out again in smaller pieces. Only

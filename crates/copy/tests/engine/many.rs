@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
 };
 
 use blockferry_block::{ByteRange, Capabilities, ErrorKind, Operation};
@@ -30,6 +31,12 @@ fn image(seed: u64) -> Disk {
         (3 * MIB as u64, 6 * MIB as u64),
         (15 * MIB as u64, 15 * MIB as u64 + 40_960),
     ])
+}
+
+/// A disk that is just worth three connections.
+fn small_image(seed: u64) -> Disk {
+    let disk = Disk::new(pattern(9 * MIB, seed)).slow();
+    disk.zero_extents([(3 * MIB as u64, 6 * MIB as u64 + 999)])
 }
 
 async fn run(
@@ -284,4 +291,29 @@ async fn the_end_within_a_block_is_read_through_a_connection_that_is_left() {
     assert!(after[..SIZE - 100] == from.disk.bytes());
     assert!(after[SIZE - 100..].iter().all(|byte| *byte == 0xd1));
     assert_eq!(losses(&events), 1);
+}
+
+#[tokio::test]
+async fn in_order_what_was_lost_is_read_again_although_what_follows_takes_all_the_room() {
+    for requests in [1, 2] {
+        let options = CopyOptions {
+            requests: Some(requests),
+            ..CopyOptions::default()
+        };
+        let from = Handle::new(
+            small_image(16),
+            Opening::Granted,
+            death(0, Operation::Read, 2),
+        );
+        let output = Output::new(usize::MAX);
+        let source = Source::Device(Arc::clone(&from) as _);
+        let target = Destination::Stream(Box::new(output.clone()));
+        let events = Recorder::default();
+        let control = Control::new();
+        let copied = copy(source, target, &options, &control, &events);
+        let copied = tokio::time::timeout(Duration::from_secs(20), copied).await;
+        copied.expect("the copy ends").expect("copied");
+        assert!(output.bytes() == from.disk.bytes());
+        assert_eq!(losses(&events), 1);
+    }
 }
