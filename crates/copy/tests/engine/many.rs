@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use blockferry_block::{ByteRange, Capabilities, ErrorKind, Operation};
+use blockferry_block::{ByteRange, Capabilities, ErrorKind, Extent, Operation, testing::answers};
 use blockferry_copy::{
     Control, CopyError, CopyOptions, Destination, Event, Order, Report, Side, Source, Warning, copy,
 };
@@ -291,6 +291,65 @@ async fn the_end_within_a_block_is_read_through_a_connection_that_is_left() {
     assert!(after[..SIZE - 100] == from.disk.bytes());
     assert!(after[SIZE - 100..].iter().all(|byte| *byte == 0xd1));
     assert_eq!(losses(&events), 1);
+}
+
+#[tokio::test]
+async fn answers_that_break_the_rules_cost_several_connections_nothing_but_the_holes() {
+    type Answer = fn(ByteRange) -> Vec<Extent>;
+    let broken: [(&str, Answer); 6] = [
+        ("empty", answers::empty),
+        ("of no length", answers::of_no_length),
+        ("overlapping", answers::overlapping),
+        ("with a gap", answers::with_gap),
+        ("backwards", answers::backwards),
+        ("outside", answers::outside),
+    ];
+    for (name, answer) in broken {
+        let disk = small_image(14).lying(move |range, _| answer(range));
+        let from = Handle::sound(disk);
+        let to = Handle::sound(Disk::dirty(9 * MIB).slow());
+        let events = Recorder::default();
+        let options = CopyOptions::default();
+        let report = run(&from, &to, &options, &events).await;
+        assert_eq!(report.expect(name).source_connections, 3, "{name}");
+        assert!(to.disk.bytes() == from.disk.bytes(), "{name}");
+        assert_eq!(events.warnings(), 1, "{name}");
+    }
+}
+
+/// What is true, in extents of at most 512 bytes.
+fn crumbs(answer: &[Extent]) -> Vec<Extent> {
+    let pieces = answer.iter().flat_map(|extent| {
+        let status = extent.status;
+        extent
+            .range
+            .pieces(512)
+            .map(move |range| Extent { range, status })
+    });
+    pieces.collect()
+}
+
+#[tokio::test]
+async fn true_answers_that_are_short_or_long_winded_do_several_connections_no_harm() {
+    type Twist = fn(ByteRange, Vec<Extent>) -> Vec<Extent>;
+    let twists: [(&str, Twist); 3] = [
+        ("short", |range, _| answers::short(range)),
+        ("long-winded", |_, answer| crumbs(&answer)),
+        ("long-winded and short", |_, answer| {
+            let mut answer = crumbs(&answer);
+            answer.truncate(100);
+            answer
+        }),
+    ];
+    for (name, twist) in twists {
+        let from = Handle::sound(small_image(15).lying(twist));
+        let to = Handle::sound(Disk::dirty(9 * MIB).slow());
+        let events = Recorder::default();
+        let copied = run(&from, &to, &CopyOptions::default(), &events).await;
+        copied.expect(name);
+        assert!(to.disk.bytes() == from.disk.bytes(), "{name}");
+        assert_eq!(events.warnings(), 0, "{name}");
+    }
 }
 
 #[tokio::test]
