@@ -26,13 +26,13 @@ pub(crate) const LARGEST_REQUEST: u32 = 4 << 20;
 const MANY_REQUESTS: u64 = 4 << 20;
 /// Requests in flight on one connection at most: for pieces that are shorter than they could be.
 const MOST_REQUESTS: usize = 64;
-/// The rate that is taken for possible before it is known, in bytes a second. A window that is filled in
-/// less than a request's time at this rate is too small for the link: it is enlarged in one step.
+/// The rate that is taken for possible before it is known, in bytes a second.
 const PLAUSIBLE_RATE: f64 = 1e9;
-/// The largest window that such a step leads to.
-const LONGEST_STEP: u64 = 16 << 20;
-/// A window that would take longer than a request's time at this rate, in bytes a second, is ample.
-const HIGHEST_RATE: f64 = 3e9;
+/// A window that would take longer than a request's time at this rate, in bytes a second, is ample. The
+/// first step leads to such a window at once, for turns are long where requests are.
+const HIGHEST_RATE: f64 = 2.5e9;
+/// The largest window that the first step leads to.
+const LONGEST_STEP: u64 = 32 << 20;
 /// By what a larger window must be faster to be kept.
 const WORTH_IT: f64 = 1.2;
 /// Requests that take so many times as long as the quickest one queue up somewhere.
@@ -72,8 +72,9 @@ struct Limits {
 /// A window that must show that it is worth it.
 #[derive(Debug)]
 struct Trial {
-    /// The rate of the smaller window before, in bytes a second.
-    smaller: f64,
+    /// The smaller window before, and its rate in bytes a second.
+    before: u64,
+    rate: f64,
     is_new: bool,
 }
 
@@ -174,10 +175,10 @@ impl Pacer {
             if std::mem::take(&mut trial.is_new) {
                 return;
             }
-            let worth_it = self.rate >= trial.smaller * WORTH_IT;
+            let (before, worth_it) = (trial.before, self.rate >= trial.rate * WORTH_IT);
             self.trial = None;
             if !worth_it {
-                self.set_window(self.window / 2);
+                self.set_window(before);
                 self.settled = Some(0);
                 return;
             }
@@ -189,23 +190,22 @@ impl Pacer {
                 return;
             }
         }
-        let ample = self.window as f64 >= self.quickest.as_secs_f64() * HIGHEST_RATE;
-        if queued || ample || self.window >= self.limits.window {
+        let ample = (self.quickest.as_secs_f64() * HIGHEST_RATE) as u64;
+        if queued || self.window >= ample.min(self.limits.window) {
             self.settled = Some(0);
             return;
         }
         self.settled = None;
         self.trial = Some(Trial {
-            smaller: self.rate,
+            before: self.window,
+            rate: self.rate,
             is_new: true,
         });
-        let doubled = self.window * 2;
-        let in_a_request = self.quickest.as_secs_f64() * PLAUSIBLE_RATE;
-        if first && in_a_request > doubled as f64 {
-            self.set_window(LONGEST_STEP.min((in_a_request as u64).next_power_of_two()));
-        } else {
-            self.set_window(doubled);
-        }
+        let doubled = 2 * self.window;
+        self.set_window(match first {
+            true => ample.next_power_of_two().min(LONGEST_STEP).max(doubled),
+            false => doubled,
+        });
     }
 
     fn set_window(&mut self, window: u64) {
