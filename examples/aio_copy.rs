@@ -15,7 +15,7 @@ const REQUEST: usize = 256 << 10;
 
 /// How many requests are in flight together, and through how many connections.
 const IN_FLIGHT: usize = 8;
-const CONNECTIONS: usize = 1;
+const CONNECTIONS: usize = 4;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
