@@ -347,7 +347,7 @@ impl<'a> Engine<'a> {
                 self.put_back_whole(range, true);
             }
             Ok(Outcome::NotTaken) => self.read_instead(piece.range),
-            // The source is cut short: the destination only found out.
+            // The source's file is cut short: the destination found out as it took it over.
             Err(error) if error.kind() == ErrorKind::UnexpectedEnd => {
                 self.fail(CopyError::new(Side::Source, error));
             }
@@ -368,7 +368,7 @@ impl<'a> Engine<'a> {
     }
 
     /// A piece failed. When it was for the loss of a connection that is not the last one, the others do
-    /// it again: reading twice harms nobody, and so does writing the same bytes to the same place.
+    /// it again: reading twice harms nobody, nor does writing the same bytes to the same place.
     fn failed(&mut self, side: Side, piece: Piece, lane: LaneId, error: Error) {
         if !error.is_transient() || !self.lose(side, lane, &error) {
             self.fail(CopyError::new(side, error));

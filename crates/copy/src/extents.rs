@@ -14,7 +14,6 @@ use std::{
 use blockferry_block::{
     BlockDevice, BoxFuture, ByteRange, Context, Error, ErrorKind, Extent, Operation, Result,
 };
-
 use tokio::time::Instant;
 
 use crate::{Warning, plan::Plan};
@@ -154,9 +153,9 @@ impl ExtentWalker {
         }
     }
 
-    /// The copy could do more than it knows of. Where the answers so far came at a
-    /// lower rate than the `rate` at which data is moved, both in bytes of the image a second, the next
-    /// part of the image is taken as data instead of waiting: true then.
+    /// The copy could do more than it knows of. Where the answers so far came at a lower rate than the
+    /// `rate` at which data is moved, both in bytes of the image a second, the next part of the image is
+    /// taken as data instead of waiting: true then.
     pub(crate) fn hurry(&mut self, rate: f64) -> bool {
         if self.next.is_some() || !self.current.as_slice().is_empty() {
             return false;
