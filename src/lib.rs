@@ -33,9 +33,11 @@ pub use blockferry_client as client;
 pub use blockferry_copy as copy;
 pub use blockferry_proto as proto;
 pub use blockferry_server as server;
+pub use blockferry_tls as tls;
 
 #[doc(hidden)]
 pub mod cli;
+mod compat;
 pub mod endpoint;
 
 /// Its examples are tested.

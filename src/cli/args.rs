@@ -38,16 +38,16 @@ Exit codes:
 /// Moves disk images between NBD servers, files, devices and pipes.
 #[derive(Debug, Parser)]
 #[command(name = "blockferry", version, max_term_width = 100, after_help = EXIT_CODES)]
-pub(super) struct Cli {
+pub(crate) struct Cli {
     #[command(flatten)]
-    pub(super) common: Common,
+    pub(crate) common: Common,
     #[command(subcommand)]
-    pub(super) command: Command,
+    pub(crate) command: Command,
 }
 
 /// What every command takes.
 #[derive(Args, Clone, Copy, Debug)]
-pub(super) struct Common {
+pub(crate) struct Common {
     /// Print errors only.
     #[arg(
         short,
@@ -56,14 +56,14 @@ pub(super) struct Common {
         conflicts_with = "verbose",
         display_order = 900
     )]
-    pub(super) quiet: bool,
+    pub(crate) quiet: bool,
     /// Say on standard error what is done with what.
     #[arg(short, long, global = true, display_order = 901)]
-    pub(super) verbose: bool,
+    pub(crate) verbose: bool,
 }
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Command {
+pub(crate) enum Command {
     Copy(CopyArgs),
     Serve(ServeArgs),
     Info(InfoArgs),
@@ -79,64 +79,64 @@ pub(super) enum Command {
 /// when the copy fails.
 #[derive(Args, Debug)]
 #[command(after_help = ENDPOINTS)]
-pub(super) struct CopyArgs {
+pub(crate) struct CopyArgs {
     /// What to copy: an endpoint, see below.
     #[arg(value_hint = ValueHint::AnyPath)]
-    pub(super) source: OsString,
+    pub(crate) source: OsString,
     /// Where to copy it: an endpoint, see below.
     #[arg(value_hint = ValueHint::AnyPath)]
-    pub(super) destination: OsString,
+    pub(crate) destination: OsString,
 
     /// Connections to an NBD server, from 1 to 64: fewer where the server does not offer several, refuses
     /// them, or the image is small.
     #[arg(short = 'C', long, value_name = "N", default_value_t = default_connections(),
           value_parser = clap::value_parser!(u16).range(1..=64))]
-    pub(super) connections: u16,
+    pub(crate) connections: u16,
     /// Requests in flight on each connection, from 1 to 1024. Without it, few where requests are answered
     /// at once and many where each takes long.
     #[arg(short = 'R', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub(super) requests: Option<u16>,
+    pub(crate) requests: Option<u16>,
     /// Bytes per request: a power of two from 4K to 32M; less where a side wants less. Without it 256K, and
     /// up to 4M where requests take long.
     #[arg(long, value_name = "SIZE", value_parser = parse_request_size)]
-    pub(super) request_size: Option<Size>,
+    pub(crate) request_size: Option<Size>,
     /// Bytes in flight, from 4K to 4G and no less than the request size. Without it 2M, and up to 64M
     /// where requests take long.
     #[arg(long, value_name = "SIZE", value_parser = parse_queue_size)]
-    pub(super) queue_size: Option<Size>,
+    pub(crate) queue_size: Option<Size>,
     /// Write the destination in any order, as answers come: the default. What cannot seek is always
     /// written in order.
     #[arg(short = 'W', long, overrides_with = "in_order")]
-    pub(super) out_of_order: bool,
+    pub(crate) out_of_order: bool,
     /// Write the destination from front to back, one request at a time.
     #[arg(long, overrides_with = "out_of_order")]
-    pub(super) in_order: bool,
+    pub(crate) in_order: bool,
     /// Make holes of zeroes in the data where this many bytes or more are zero: a power of two from
     /// 512 to 32M, or 0 to look for none.
     #[arg(short = 'S', long, value_name = "SIZE", value_parser = parse_sparse,
           default_value_t = Size(CopyOptions::default().sparse.unwrap_or(0).into()))]
-    pub(super) sparse: Size,
+    pub(crate) sparse: Size,
     /// Allocate the whole destination: zeroes are written, never made by holes.
     #[arg(long)]
-    pub(super) allocated: bool,
+    pub(crate) allocated: bool,
     /// Trust that the destination reads as zeroes already, and write none.
     #[arg(long, alias = "target-is-zero", conflicts_with = "allocated")]
-    pub(super) destination_is_zero: bool,
+    pub(crate) destination_is_zero: bool,
     /// Make the destination durable before success is reported; the default.
     #[arg(long, overrides_with = "no_flush")]
-    pub(super) flush: bool,
+    pub(crate) flush: bool,
     /// Do not wait until the destination is durable.
     #[arg(long, overrides_with = "flush")]
-    pub(super) no_flush: bool,
+    pub(crate) no_flush: bool,
     /// Do not ask the source where its holes are; read all of it.
     #[arg(long)]
-    pub(super) no_extents: bool,
+    pub(crate) no_extents: bool,
     /// Show percent, rate and time left, also where standard error is no terminal.
     #[arg(short, long, conflicts_with = "quiet")]
-    pub(super) progress: bool,
+    pub(crate) progress: bool,
     /// Print the report to standard output as JSON.
     #[arg(long)]
-    pub(super) json: bool,
+    pub(crate) json: bool,
 }
 
 /// Serve an image over NBD until a SIGINT or SIGTERM comes.
@@ -145,75 +145,75 @@ pub(super) struct CopyArgs {
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Without --unix and --listen, the sockets of systemd socket activation are served.")]
-pub(super) struct ServeArgs {
+pub(crate) struct ServeArgs {
     /// What to serve: a file, a block device, an NBD URI, [ CMD ARGS... ] or sample:SIZE.
     #[arg(value_hint = ValueHint::AnyPath)]
-    pub(super) source: OsString,
+    pub(crate) source: OsString,
     /// Listen on a Unix socket at PATH, which is removed at the end.
     #[arg(short = 'U', long, value_name = "PATH", value_hint = ValueHint::FilePath)]
-    pub(super) unix: Vec<PathBuf>,
+    pub(crate) unix: Vec<PathBuf>,
     /// Listen on a TCP address such as 127.0.0.1:10809 or [::1]:0; port 0 takes a free one and prints
     /// the URI.
     #[arg(short, long, value_name = "ADDR:PORT")]
-    pub(super) listen: Vec<String>,
+    pub(crate) listen: Vec<String>,
     /// Refuse writes.
     #[arg(short, long)]
-    pub(super) read_only: bool,
+    pub(crate) read_only: bool,
     /// Print the URIs to standard output, one a line, once clients can connect.
     #[arg(long)]
-    pub(super) print_uri: bool,
+    pub(crate) print_uri: bool,
 }
 
 /// Show what a server or a file offers: size, block sizes, abilities.
 #[derive(Args, Debug)]
 #[command(after_help = ENDPOINTS)]
-pub(super) struct InfoArgs {
+pub(crate) struct InfoArgs {
     /// What to look at: an endpoint, see below.
     #[arg(value_hint = ValueHint::AnyPath)]
-    pub(super) endpoint: OsString,
+    pub(crate) endpoint: OsString,
     /// Show every export of the server.
     #[arg(short, long)]
-    pub(super) list: bool,
+    pub(crate) list: bool,
     /// Print JSON, with nbdinfo's keys.
     #[arg(long)]
-    pub(super) json: bool,
+    pub(crate) json: bool,
 }
 
 /// Show where an image has data, holes and zeroes: offset, length, type and its meaning.
 #[derive(Args, Debug)]
 #[command(after_help = ENDPOINTS)]
-pub(super) struct MapArgs {
+pub(crate) struct MapArgs {
     /// What to map: an endpoint, see below.
     #[arg(value_hint = ValueHint::AnyPath)]
-    pub(super) endpoint: OsString,
+    pub(crate) endpoint: OsString,
     /// The metadata context to ask, by NBD's name.
     #[arg(long, value_name = "NAME", default_value_t = Context::Allocation.to_string())]
-    pub(super) context: String,
+    pub(crate) context: String,
     /// Print the sum of each type instead of each extent.
     #[arg(long)]
-    pub(super) totals: bool,
+    pub(crate) totals: bool,
     /// Print JSON, as nbdinfo does.
     #[arg(long)]
-    pub(super) json: bool,
+    pub(crate) json: bool,
 }
 
 /// Print a completion script for a shell.
 #[derive(Args, Debug)]
-pub(super) struct CompletionsArgs {
+pub(crate) struct CompletionsArgs {
     /// The shell that will read the script.
-    pub(super) shell: clap_complete::Shell,
+    pub(crate) shell: clap_complete::Shell,
 }
 
 /// Print a manual page in roff.
 #[derive(Args, Debug)]
-pub(super) struct ManArgs {
+pub(crate) struct ManArgs {
     /// The command that the page is about; the program as a whole unless given.
-    pub(super) command: Option<String>,
+    pub(crate) command: Option<String>,
 }
 
 /// A number of bytes as people write it: `256K`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Size(pub(super) u64);
+pub(crate) struct Size(pub(crate) u64);
 
 impl FromStr for Size {
     type Err = String;

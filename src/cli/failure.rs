@@ -16,7 +16,7 @@ const LONGEST_MESSAGE: usize = 4096;
 
 /// Why a command did not do what it was asked for.
 #[derive(Debug)]
-pub(super) struct Failure {
+pub(crate) struct Failure {
     exit: Exit,
     message: String,
     notes: Vec<String>,
@@ -35,22 +35,22 @@ enum Exit {
 
 impl Failure {
     /// The request made no sense.
-    pub(super) fn usage(message: impl Into<String>) -> Self {
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
         Self::new(Exit::Usage, message.into())
     }
 
     /// It failed, and trying again would not help.
-    pub(super) fn failed(message: impl Into<String>) -> Self {
+    pub(crate) fn failed(message: impl Into<String>) -> Self {
         Self::new(Exit::Failed, message.into())
     }
 
     /// Something of the system failed.
-    pub(super) fn system(what: &str, error: &io::Error) -> Self {
+    pub(crate) fn system(what: &str, error: &io::Error) -> Self {
         Self::failed(format!("{what}: {error}"))
     }
 
     /// Someone asked us to end.
-    pub(super) fn interrupted(interrupt: Interrupt) -> Self {
+    pub(crate) fn interrupted(interrupt: Interrupt) -> Self {
         Self::new(Exit::Interrupted(interrupt), interrupt.as_str().to_owned())
     }
 
@@ -64,19 +64,19 @@ impl Failure {
     }
 
     /// The same failure with one more fact, told on a line of its own.
-    pub(super) fn note(mut self, note: impl Into<String>) -> Self {
+    pub(crate) fn note(mut self, note: impl Into<String>) -> Self {
         self.notes.push(note.into());
         self
     }
 
     /// The same failure with advice, unless it has some already.
-    pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint.get_or_insert_with(|| hint.into());
         self
     }
 
     /// The exit code.
-    pub(super) fn code(&self) -> u8 {
+    pub(crate) fn code(&self) -> u8 {
         match self.exit {
             Exit::Failed => 1,
             Exit::Usage => 2,
@@ -86,7 +86,7 @@ impl Failure {
     }
 
     /// Tells it on standard error.
-    pub(super) fn report(&self) {
+    pub(crate) fn report(&self) {
         for line in self.to_string().lines() {
             tell(line);
         }

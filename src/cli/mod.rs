@@ -11,15 +11,15 @@
 //! | `output` | standard output and error, where a reader may go away |
 //! | `signals` | the requests to end |
 
-mod args;
-mod commands;
-mod failure;
-mod options;
-mod output;
-mod progress;
-mod report;
+pub(crate) mod args;
+pub(crate) mod commands;
+pub(crate) mod failure;
+pub(crate) mod options;
+pub(crate) mod output;
+pub(crate) mod progress;
+pub(crate) mod report;
 mod run;
-mod signals;
+pub(crate) mod signals;
 
 pub use args::command;
 pub use run::main;

@@ -20,18 +20,18 @@ use super::{
 
 /// A resolved `copy`.
 #[derive(Debug)]
-pub(super) struct CopyJob {
-    pub(super) source: Endpoint,
-    pub(super) destination: Endpoint,
-    pub(super) engine: CopyOptions,
-    pub(super) show: Show,
-    pub(super) report: ReportStyle,
-    pub(super) verbose: bool,
+pub(crate) struct CopyJob {
+    pub(crate) source: Endpoint,
+    pub(crate) destination: Endpoint,
+    pub(crate) engine: CopyOptions,
+    pub(crate) show: Show,
+    pub(crate) report: ReportStyle,
+    pub(crate) verbose: bool,
 }
 
 /// How a copy shows its progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Show {
+pub(crate) enum Show {
     /// Not at all.
     Nothing,
     /// A bar that is drawn over itself.
@@ -42,7 +42,7 @@ pub(super) enum Show {
 
 /// What a copy says when it is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ReportStyle {
+pub(crate) enum ReportStyle {
     /// Nothing.
     Nothing,
     /// A sentence on standard error.
@@ -53,43 +53,43 @@ pub(super) enum ReportStyle {
 
 /// A resolved `serve`.
 #[derive(Debug)]
-pub(super) struct ServeJob {
-    pub(super) source: Endpoint,
-    pub(super) unix: Vec<PathBuf>,
-    pub(super) tcp: Vec<String>,
-    pub(super) read_only: bool,
-    pub(super) print_uri: bool,
-    pub(super) quiet: bool,
-    pub(super) verbose: bool,
+pub(crate) struct ServeJob {
+    pub(crate) source: Endpoint,
+    pub(crate) unix: Vec<PathBuf>,
+    pub(crate) tcp: Vec<String>,
+    pub(crate) read_only: bool,
+    pub(crate) print_uri: bool,
+    pub(crate) quiet: bool,
+    pub(crate) verbose: bool,
 }
 
 /// A resolved `info`.
 #[derive(Debug)]
-pub(super) struct InfoJob {
-    pub(super) endpoint: Endpoint,
-    pub(super) list: bool,
-    pub(super) json: bool,
+pub(crate) struct InfoJob {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) list: bool,
+    pub(crate) json: bool,
 }
 
 /// A resolved `map`.
 #[derive(Debug)]
-pub(super) struct MapJob {
-    pub(super) endpoint: Endpoint,
-    pub(super) context: Context,
-    pub(super) totals: bool,
-    pub(super) json: bool,
+pub(crate) struct MapJob {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) context: Context,
+    pub(crate) totals: bool,
+    pub(crate) json: bool,
 }
 
 /// Which of the three standard streams are terminals; a value, so that rules about them can be tested.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Terminals {
-    pub(super) input: bool,
-    pub(super) output: bool,
-    pub(super) error: bool,
+pub(crate) struct Terminals {
+    pub(crate) input: bool,
+    pub(crate) output: bool,
+    pub(crate) error: bool,
 }
 
 impl Terminals {
-    pub(super) fn of_this_process() -> Self {
+    pub(crate) fn of_this_process() -> Self {
         Self {
             input: io::stdin().is_terminal(),
             output: io::stdout().is_terminal(),
@@ -99,7 +99,7 @@ impl Terminals {
 }
 
 impl CopyJob {
-    pub(super) fn resolve(
+    pub(crate) fn resolve(
         args: &CopyArgs,
         common: Common,
         terminals: Terminals,
@@ -186,7 +186,7 @@ fn check_sides(
 }
 
 impl ServeJob {
-    pub(super) fn resolve(args: ServeArgs, common: Common) -> Result<Self, Failure> {
+    pub(crate) fn resolve(args: ServeArgs, common: Common) -> Result<Self, Failure> {
         Ok(Self {
             source: seekable(&args.source)?,
             unix: args.unix,
@@ -200,7 +200,7 @@ impl ServeJob {
 }
 
 impl InfoJob {
-    pub(super) fn resolve(args: &InfoArgs) -> Result<Self, Failure> {
+    pub(crate) fn resolve(args: &InfoArgs) -> Result<Self, Failure> {
         let endpoint = seekable(&args.endpoint)?;
         let is_server = matches!(
             endpoint.kind(),
@@ -220,7 +220,7 @@ impl InfoJob {
 }
 
 impl MapJob {
-    pub(super) fn resolve(args: &MapArgs) -> Result<Self, Failure> {
+    pub(crate) fn resolve(args: &MapArgs) -> Result<Self, Failure> {
         Ok(Self {
             endpoint: seekable(&args.endpoint)?,
             context: Context::from(&*args.context),
@@ -242,7 +242,7 @@ fn seekable(text: &OsStr) -> Result<Endpoint, Failure> {
 }
 
 /// How this program opens endpoints: `[ serve ... ]` is itself.
-pub(super) fn open_options() -> OpenOptions {
+pub(crate) fn open_options() -> OpenOptions {
     OpenOptions {
         own_program: std::env::current_exe().ok(),
         ..OpenOptions::default()

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 /// Writes `text` to standard output. A reader that went away, as `head` does, is no error: there is
 /// nobody left to disappoint.
-pub(super) fn print(text: &str) -> io::Result<()> {
+pub(crate) fn print(text: &str) -> io::Result<()> {
     let mut output = io::stdout().lock();
     let written = output
         .write_all(text.as_bytes())
@@ -16,7 +16,7 @@ pub(super) fn print(text: &str) -> io::Result<()> {
 }
 
 /// Writes a line to standard error. Where that fails there is nobody to tell.
-pub(super) fn tell(line: &str) {
+pub(crate) fn tell(line: &str) {
     let mut output = io::stderr().lock();
     let _ = output.write_all(format!("{line}\n").as_bytes());
 }

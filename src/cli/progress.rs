@@ -30,7 +30,7 @@ const COUNTER: &str = "{binary_bytes}, {binary_bytes_per_sec}";
 const FLUSHING: &str = "{binary_bytes} written, waiting until it is durable";
 
 /// Draws the events of one copy on standard error.
-pub(super) struct View {
+pub(crate) struct View {
     shape: Shape,
     quiet: bool,
 }
@@ -42,7 +42,7 @@ enum Shape {
 }
 
 impl View {
-    pub(super) fn new(show: Show, quiet: bool) -> Self {
+    pub(crate) fn new(show: Show, quiet: bool) -> Self {
         let shape = match show {
             Show::Nothing => Shape::Nothing,
             Show::Bar => Shape::Bar(ProgressBar::hidden()),
@@ -52,7 +52,7 @@ impl View {
     }
 
     /// Takes the bar away, so that the next message stands where it was.
-    pub(super) fn finish(&self) {
+    pub(crate) fn finish(&self) {
         if let Shape::Bar(bar) = &self.shape {
             bar.finish_and_clear();
         }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::{block::HumanSize, copy::Report};
 
 /// The last line of a copy: what was copied, how fast, how much of it data, how much zero.
-pub(super) fn sentence(report: &Report, elapsed: Duration) -> String {
+pub(crate) fn sentence(report: &Report, elapsed: Duration) -> String {
     format!(
         "copied {} in {} ({}/s): {} data, {} zero{}",
         HumanSize(report.size),
@@ -20,7 +20,7 @@ pub(super) fn sentence(report: &Report, elapsed: Duration) -> String {
 }
 
 /// The report as one JSON object. Sizes are bytes.
-pub(super) fn json(report: &Report, elapsed: Duration) -> String {
+pub(crate) fn json(report: &Report, elapsed: Duration) -> String {
     #[derive(Serialize)]
     #[serde(rename_all = "kebab-case")]
     struct Json {
@@ -54,13 +54,13 @@ pub(super) fn json(report: &Report, elapsed: Duration) -> String {
 }
 
 /// Bytes per second. A copy that took no time took a millisecond.
-pub(super) fn rate(bytes: u64, elapsed: Duration) -> u64 {
+pub(crate) fn rate(bytes: u64, elapsed: Duration) -> u64 {
     let milliseconds = elapsed.as_millis().max(1);
     u64::try_from(u128::from(bytes) * 1000 / milliseconds).unwrap_or(u64::MAX)
 }
 
 /// A duration as people say it: `16 ms`, `1.9 s`, `2 min 5 s`, `3 h 20 min`.
-pub(super) struct HumanTime(pub(super) Duration);
+pub(crate) struct HumanTime(pub(crate) Duration);
 
 impl std::fmt::Display for HumanTime {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

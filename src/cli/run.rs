@@ -4,7 +4,7 @@ use std::{ffi::OsString, process::ExitCode};
 
 use clap::{CommandFactory, Parser};
 
-use crate::endpoint::collapse_groups;
+use crate::{compat::Tool, endpoint::collapse_groups};
 
 use super::{
     args::{Cli, Command},
@@ -14,11 +14,16 @@ use super::{
     output,
 };
 
-/// Runs the command line. The first argument is the program's name.
+/// Runs the command line. The first argument is the program's name; under that of a tool which this
+/// program stands in for it is that tool's command line.
 ///
 /// Call it on the main thread: a server that is started for an endpoint ends with the thread that
 /// started it.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<_> = arguments.into_iter().collect();
+    if let Some(tool) = arguments.first().and_then(|name| Tool::of_program(name)) {
+        return tool.run(arguments);
+    }
     let result = collapse_groups(arguments)
         .map_err(Failure::from)
         .and_then(|arguments| match Cli::try_parse_from(arguments) {

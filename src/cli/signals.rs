@@ -6,7 +6,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Which request came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Interrupt {
+pub(crate) enum Interrupt {
     /// Ctrl-C.
     Int,
     /// A polite `kill`.
@@ -17,13 +17,13 @@ pub(super) enum Interrupt {
 
 impl Interrupt {
     /// The exit code of a program that ended because of it: 128 and the signal's number.
-    pub(super) fn exit_code(self) -> u8 {
+    pub(crate) fn exit_code(self) -> u8 {
         let number = self.kind().as_raw_value();
         u8::try_from(128 + number).unwrap_or(u8::MAX)
     }
 
     /// What happened, as a word for a message.
-    pub(super) fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Int => "interrupted",
             Self::Term => "asked to end",
@@ -41,7 +41,7 @@ impl Interrupt {
 }
 
 /// Listens for the requests.
-pub(super) struct Signals {
+pub(crate) struct Signals {
     int: Signal,
     term: Signal,
     /// `None` where it was ignored when we were started: `nohup`.
@@ -50,7 +50,7 @@ pub(super) struct Signals {
 
 impl Signals {
     /// Takes the signals over from the system's default. Needs a runtime with I/O.
-    pub(super) fn listen() -> io::Result<Self> {
+    pub(crate) fn listen() -> io::Result<Self> {
         let hangup = Interrupt::Hangup.kind();
         let ignored = blockferry_sys::is_signal_ignored(hangup.as_raw_value());
         Ok(Self {
@@ -61,7 +61,7 @@ impl Signals {
     }
 
     /// Waits for the next request. Nothing is lost when the future is dropped.
-    pub(super) async fn next(&mut self) -> Interrupt {
+    pub(crate) async fn next(&mut self) -> Interrupt {
         tokio::select! {
             Some(()) = self.int.recv() => Interrupt::Int,
             Some(()) = self.term.recv() => Interrupt::Term,

@@ -24,14 +24,25 @@ const UNSAFE_CRATE: &str = "blockferry-sys";
 const MAY_USE: &[(&str, &[&str])] = &[
     ("blockferry-proto", &[]),
     (UNSAFE_CRATE, &[]),
+    ("blockferry-tls", &[]),
     ("blockferry-block", &["blockferry-sys"]),
     (
         "blockferry-client",
-        &["blockferry-proto", "blockferry-block", "blockferry-sys"],
+        &[
+            "blockferry-proto",
+            "blockferry-block",
+            "blockferry-sys",
+            "blockferry-tls",
+        ],
     ),
     (
         "blockferry-server",
-        &["blockferry-proto", "blockferry-block", "blockferry-sys"],
+        &[
+            "blockferry-proto",
+            "blockferry-block",
+            "blockferry-sys",
+            "blockferry-tls",
+        ],
     ),
     ("blockferry-filter", &["blockferry-block", "blockferry-sys"]),
     ("blockferry-format", &["blockferry-block", "blockferry-sys"]),
@@ -42,6 +53,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &[
             "blockferry-proto",
             "blockferry-sys",
+            "blockferry-tls",
             "blockferry-block",
             "blockferry-client",
             "blockferry-server",

@@ -27,7 +27,7 @@ use super::super::{
 /// How long after the first request to end a copy may finish what is in flight.
 const GRACE: Duration = Duration::from_secs(5);
 
-pub(in crate::cli) fn run(job: CopyJob) -> Result<(), Failure> {
+pub(crate) fn run(job: CopyJob) -> Result<(), Failure> {
     let runtime = super::runtime()?;
     let result = runtime.block_on(copy_image(job));
     // A thread that sits in a read of standard input would never let a usual shutdown end.

@@ -21,7 +21,7 @@ use super::super::{
     output::print,
 };
 
-pub(in crate::cli) fn run(job: &InfoJob) -> Result<(), Failure> {
+pub(crate) fn run(job: &InfoJob) -> Result<(), Failure> {
     let facts = match job.endpoint.kind() {
         EndpointKind::Nbd(uri) => ask(uri, job, true)?,
         EndpointKind::Command(command) => {

@@ -20,7 +20,7 @@ use super::super::failure::Failure;
 
 /// The file of a Unix socket that was made here; removed when this is dropped.
 #[derive(Debug)]
-pub(super) struct SocketFile {
+pub(crate) struct SocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,
@@ -49,7 +49,7 @@ impl Drop for SocketFile {
 }
 
 /// Listens at `path`. A socket file that nobody listens on is replaced; anything else there is kept.
-pub(super) async fn bind_unix(path: &Path) -> Result<(UnixListener, SocketFile), Failure> {
+pub(crate) async fn bind_unix(path: &Path) -> Result<(UnixListener, SocketFile), Failure> {
     let failed = |error: io::Error| Failure::system(&printable(path.as_os_str()), &error);
     let listener = match UnixListener::bind(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
@@ -88,7 +88,7 @@ fn in_use(name: &str) -> Failure {
 }
 
 /// Listens at `ADDR:PORT`.
-pub(super) fn bind_tcp(address: &str) -> Result<TcpListener, Failure> {
+pub(crate) fn bind_tcp(address: &str) -> Result<TcpListener, Failure> {
     TcpListener::bind(address).map_err(|error| match error.kind() {
         io::ErrorKind::InvalidInput => {
             Failure::usage(format!("--listen {address}: {error}")).hint("write ADDR:PORT")
@@ -101,7 +101,7 @@ pub(super) fn bind_tcp(address: &str) -> Result<TcpListener, Failure> {
 }
 
 /// The URI at which this machine reaches a listener; `None` for a Unix socket without a name.
-pub(super) fn uri_of(listener: &Listener) -> Option<String> {
+pub(crate) fn uri_of(listener: &Listener) -> Option<String> {
     let transport = match listener {
         Listener::Unix(listener) => {
             let address = listener.local_addr().ok()?;

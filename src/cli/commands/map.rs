@@ -15,7 +15,7 @@ use super::super::{
     options::{MapJob, open_options},
 };
 
-pub(in crate::cli) fn run(job: &MapJob) -> Result<(), Failure> {
+pub(crate) fn run(job: &MapJob) -> Result<(), Failure> {
     let runtime = super::runtime()?;
     let result = runtime.block_on(map(job));
     runtime.shutdown_background();

@@ -1,10 +1,10 @@
 //! One file per command: from a resolved job to its end.
 
-pub(super) mod copy;
-pub(super) mod info;
+pub(crate) mod copy;
+pub(crate) mod info;
 mod listen;
-pub(super) mod map;
-pub(super) mod serve;
+pub(crate) mod map;
+pub(crate) mod serve;
 
 use std::io;
 

@@ -29,7 +29,7 @@ use super::{
 /// How many failed requests are told one by one; a client can cause as many as it likes.
 const FAILURES_TOLD: u32 = 20;
 
-pub(in crate::cli) fn run(job: ServeJob) -> Result<(), Failure> {
+pub(crate) fn run(job: ServeJob) -> Result<(), Failure> {
     // Before anything else is opened: what we were handed has fixed numbers.
     let activated = match job.unix.is_empty() && job.tcp.is_empty() {
         true => activated_listeners()?,

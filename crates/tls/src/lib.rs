@@ -1,0 +1,3 @@
+//! TLS for NBD's sockets.
+
+#![forbid(unsafe_code)]

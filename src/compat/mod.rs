@@ -1,0 +1,58 @@
+//! The command lines of other tools: under the name of one of them, this program speaks as it does.
+//!
+//! One file for each tool: it parses the tool's options and turns them into the same jobs that the native
+//! commands run. What differs on purpose is listed in `docs/drop-in.md`.
+
+use std::{
+    ffi::{OsStr, OsString},
+    path::Path,
+    process::ExitCode,
+};
+
+mod nbdcopy;
+mod nbddump;
+mod nbdinfo;
+
+/// A tool whose command line is spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tool {
+    Nbdcopy,
+    Nbdinfo,
+    Nbddump,
+}
+
+impl Tool {
+    /// The tool that a program of this name (argument 0, a path or not) stands in for.
+    pub(crate) fn of_program(name: &OsStr) -> Option<Self> {
+        match Path::new(name).file_name()?.to_str()? {
+            "nbdcopy" => Some(Self::Nbdcopy),
+            "nbdinfo" => Some(Self::Nbdinfo),
+            "nbddump" => Some(Self::Nbddump),
+            _ => None,
+        }
+    }
+
+    /// Runs the tool's command line; the first argument is the program's name.
+    pub(crate) fn run(self, arguments: Vec<OsString>) -> ExitCode {
+        match self {
+            Self::Nbdcopy => nbdcopy::main(arguments),
+            Self::Nbdinfo => nbdinfo::main(arguments),
+            Self::Nbddump => nbddump::main(arguments),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tool_is_told_by_the_last_part_of_the_programs_name() {
+        let tool = |name: &str| Tool::of_program(OsStr::new(name));
+        assert_eq!(tool("nbdcopy"), Some(Tool::Nbdcopy));
+        assert_eq!(tool("/usr/local/bin/nbdinfo"), Some(Tool::Nbdinfo));
+        assert_eq!(tool("./nbddump"), Some(Tool::Nbddump));
+        assert_eq!(tool("blockferry"), None);
+        assert_eq!(tool("nbdcopy.old"), None);
+    }
+}
