@@ -230,6 +230,9 @@ fn hint_for(error: &Error) -> Option<String> {
             "nothing listens there: is the server running, on this port or socket?"
         }
         ErrorKind::NotFound if is_nbd && is_system_error(error) => {
+            if !endpoint.contains("socket=") {
+                return None;
+            }
             "there is no such socket: is the server running?"
         }
         ErrorKind::NotFound if is_nbd => {

@@ -14,7 +14,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, ExitStatus},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -22,7 +22,10 @@ use std::{
 use blockferry_sys as sys;
 use tempfile::TempDir;
 
-use crate::block::{Error, ErrorKind, Result};
+use crate::{
+    block::{Error, ErrorKind, Result},
+    client::Gone,
+};
 
 use super::{OpenOptions, ServerCommand};
 
@@ -43,9 +46,20 @@ const LAST_WORDS: Duration = Duration::from_millis(300);
 #[derive(Debug)]
 pub struct ServerChild {
     name: Arc<str>,
-    process: Child,
-    status: Option<ExitStatus>,
+    server: Arc<Server>,
+}
+
+/// What is still asked for when the value itself is gone: by connections that want to be made again.
+#[derive(Debug)]
+struct Server {
+    process: Mutex<Process>,
     place: Place,
+}
+
+#[derive(Debug)]
+struct Process {
+    child: Child,
+    status: Option<ExitStatus>,
 }
 
 /// How the socket is reached.
@@ -94,11 +108,13 @@ impl ServerChild {
         // Dropped here, our copy of the listener is gone: when the child dies, connecting fails at
         // once instead of waiting in a queue that nobody empties.
         drop(listener);
+        let process = Mutex::new(Process {
+            child: process,
+            status: None,
+        });
         Ok(Self {
             name,
-            process,
-            status: None,
-            place,
+            server: Arc::new(Server { process, place }),
         })
     }
 
@@ -111,7 +127,7 @@ impl ServerChild {
     /// Where its socket is: good for connecting from this process while this value lives.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
-        match &self.place {
+        match &self.server.place {
             Place::Handle(fd) => PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd())),
             Place::Directory(directory) => directory.path().join(SOCKET_NAME),
         }
@@ -120,15 +136,25 @@ impl ServerChild {
     /// Whether the server ended although it was still needed, and how, as a phrase:
     /// "exited with status 1". Waits a moment, for one whose connection just broke.
     pub fn early_end(&mut self) -> Option<String> {
-        self.wait_until(Instant::now() + LAST_WORDS).map(describe)
+        self.server.last_words()
+    }
+
+    /// Tells connections that cannot be made again that the server has ended.
+    #[must_use]
+    pub fn gone(&self) -> Gone {
+        let server = Arc::clone(&self.server);
+        Gone::new(move || {
+            let end = server.last_words()?;
+            Some(format!("the command {end}, and is not started again"))
+        })
     }
 
     /// Asks the server to end, waits some seconds, and kills it when it has not. The runtime goes on
     /// meanwhile: a connection that is being closed may be what the server waits for.
     pub async fn stop(&mut self) {
-        self.ask_to_end();
+        self.server.ask_to_end();
         let mut pauses = Pauses::until(Instant::now() + PATIENCE);
-        while self.poll_status().is_none() {
+        while self.server.status().is_none() {
             let Some(pause) = pauses.next() else { break };
             tokio::time::sleep(pause).await;
         }
@@ -137,42 +163,68 @@ impl ServerChild {
 
     /// Ends the server at once.
     pub fn kill(&mut self) {
-        if self.poll_status().is_none() {
-            // It can only fail when the group is gone, which is what it is for.
-            let _ = sys::kill_group(&self.process);
-            self.status = self.process.wait().ok();
-        }
-    }
-
-    fn ask_to_end(&mut self) {
-        // Also one that has ended but was not waited for: others may be left in its group. A group
-        // that is gone altogether needs no asking.
-        if self.status.is_none() {
-            let _ = sys::terminate_group(&self.process);
-        }
-    }
-
-    fn wait_until(&mut self, deadline: Instant) -> Option<ExitStatus> {
-        let mut pauses = Pauses::until(deadline);
-        while self.poll_status().is_none() {
-            thread::sleep(pauses.next()?);
-        }
-        self.status
-    }
-
-    fn poll_status(&mut self) -> Option<ExitStatus> {
-        if self.status.is_none() {
-            self.status = self.process.try_wait().ok().flatten();
-        }
-        self.status
+        self.server.kill();
     }
 }
 
 impl Drop for ServerChild {
     fn drop(&mut self) {
-        self.ask_to_end();
-        self.wait_until(Instant::now() + DROP_PATIENCE);
-        self.kill();
+        self.server.ask_to_end();
+        self.server.wait_until(Instant::now() + DROP_PATIENCE);
+        self.server.kill();
+    }
+}
+
+impl Server {
+    fn process(&self) -> MutexGuard<'_, Process> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How it ended, if it does so within a moment.
+    fn last_words(&self) -> Option<String> {
+        self.wait_until(Instant::now() + LAST_WORDS).map(describe)
+    }
+
+    fn kill(&self) {
+        let mut process = self.process();
+        if process.poll_status().is_none() {
+            // It can only fail when the group is gone, which is what it is for.
+            let _ = sys::kill_group(&process.child);
+            process.status = process.child.wait().ok();
+        }
+    }
+
+    fn ask_to_end(&self) {
+        let process = self.process();
+        // Also one that has ended but was not waited for: others may be left in its group. A group
+        // that is gone altogether needs no asking.
+        if process.status.is_none() {
+            let _ = sys::terminate_group(&process.child);
+        }
+    }
+
+    fn wait_until(&self, deadline: Instant) -> Option<ExitStatus> {
+        let mut pauses = Pauses::until(deadline);
+        loop {
+            let status = self.status();
+            if status.is_some() {
+                return status;
+            }
+            thread::sleep(pauses.next()?);
+        }
+    }
+
+    fn status(&self) -> Option<ExitStatus> {
+        self.process().poll_status()
+    }
+}
+
+impl Process {
+    fn poll_status(&mut self) -> Option<ExitStatus> {
+        if self.status.is_none() {
+            self.status = self.child.try_wait().ok().flatten();
+        }
+        self.status
     }
 }
 
@@ -271,11 +323,23 @@ mod tests {
     #[test]
     fn a_server_that_ignores_the_request_to_end_is_killed() {
         let script = "trap '' TERM; echo ready >&2; while :; do sleep 1; done";
-        let mut child = start(&["sh", "-c", script]).expect("started");
-        child.wait_until(Instant::now() + Duration::from_millis(200));
-        let id = child.process.id();
+        let child = start(&["sh", "-c", script]).expect("started");
+        child
+            .server
+            .wait_until(Instant::now() + Duration::from_millis(200));
+        let id = child.server.process().child.id();
         drop(child);
         assert!(!Path::new(&format!("/proc/{id}")).exists());
+    }
+
+    #[test]
+    fn the_end_of_a_server_is_known_after_the_value_is_gone() {
+        let child = start(&["sleep", "1000"]).expect("started");
+        let gone = child.gone();
+        assert_eq!(gone.why(), None);
+        drop(child);
+        let why = gone.why().expect("it has ended");
+        assert!(why.contains("ended by signal 15"), "{why}");
     }
 
     #[test]

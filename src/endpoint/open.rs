@@ -17,7 +17,7 @@ use crate::{
         Access, BlockDevice, ByteSink, ByteSource, Context, Error, ErrorKind, FdSink, FdSource,
         FileDevice, NullDevice, Operation, Result, SampleDevice,
     },
-    client::{Client, ConnectOptions},
+    client::{Client, ConnectOptions, Gone},
     copy::{Destination, Source},
     proto::{NbdUri, Transport},
 };
@@ -127,7 +127,7 @@ pub async fn open_device(
     options: &OpenOptions,
 ) -> Result<OpenDevice> {
     let device: Arc<dyn BlockDevice> = match endpoint.kind() {
-        EndpointKind::Nbd(uri) => return connect(uri, endpoint.name(), options).await,
+        EndpointKind::Nbd(uri) => return connect(uri, endpoint.name(), None, options).await,
         EndpointKind::Command(command) => return start(command, options).await,
         EndpointKind::Sample(sample) => Arc::new(SampleDevice::new(*sample)),
         EndpointKind::File(path) => {
@@ -242,9 +242,15 @@ async fn open_waiting(options: fs::OpenOptions, path: &Path, endpoint: &Endpoint
         .map_err(opening(endpoint))
 }
 
-async fn connect(uri: &NbdUri, name: &Arc<str>, options: &OpenOptions) -> Result<OpenDevice> {
+async fn connect(
+    uri: &NbdUri,
+    name: &Arc<str>,
+    gone: Option<Gone>,
+    options: &OpenOptions,
+) -> Result<OpenDevice> {
     let settings = ConnectOptions {
         name: Some(Arc::clone(name)),
+        gone,
         contexts: options.contexts.clone(),
         connect_timeout: options.connect_timeout,
         ..ConnectOptions::default()
@@ -263,7 +269,7 @@ async fn start(command: &ServerCommand, options: &OpenOptions) -> Result<OpenDev
     let mut child = ServerChild::start(command, options)?;
     let uri = child.uri();
     let name = Arc::clone(child.name());
-    match connect(&uri, &name, options).await {
+    match connect(&uri, &name, Some(child.gone()), options).await {
         Ok(mut open) => {
             open.connection.child = Some(child);
             Ok(open)

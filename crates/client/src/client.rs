@@ -21,7 +21,7 @@ use crate::{
     ConnectOptions,
     connect::connect_aside,
     driver::Driver,
-    errors,
+    errors, fit,
     in_flight::{Failure, Reply, Shared, Ticket},
     info::{device_info, write_flags, zero_flags},
     status::{context_id, extents_of},
@@ -105,18 +105,17 @@ impl Client {
         poll_fn(|context| self.handle.shared.poll_closed(context)).await;
     }
 
-    /// Another connection to the same export, which must not have changed its size since.
+    /// Another connection to the same export, which must still be what it was. Whether this one lives does
+    /// not matter.
     pub(crate) async fn another(&self) -> Result<Self> {
         let Handle { uri, options, .. } = &*self.handle;
         let other = Self::connect(uri, options).await?;
-        // The same server answers.
-        other.handle.warm.store(true, Ordering::Relaxed);
-        let (size, expected) = (other.info().size, self.info().size);
-        if size != expected {
-            let message = format!("its size was {expected} bytes and is {size} now");
-            let error = Error::with_message(ErrorKind::Incompatible, message);
-            return Err(error.during(Operation::Open).on(&self.info().name));
+        if self.is_alive() {
+            // The same server answers.
+            other.handle.warm.store(true, Ordering::Relaxed);
         }
+        fit::check(self.info(), other.info())
+            .map_err(|error| error.during(Operation::Open).on(&self.info().name))?;
         Ok(other)
     }
 
@@ -372,7 +371,12 @@ impl BlockDevice for Client {
         })
     }
 
-    /// Another connection to the same export, which must not have changed its size since.
+    /// Another connection to the same export, with the same options, also after this one was lost.
+    ///
+    /// Beside what [`Client::connect`] fails with: `Incompatible` when the export is not what it was any more
+    /// (its size, block sizes, abilities), and `Unsupported` when its server has gone for good
+    /// ([`ConnectOptions::gone`]). A server that is only not there at present is `Refused` or `NotFound`, or a
+    /// transient error.
     fn reopen(&self) -> BoxFuture<'_, Result<Arc<dyn BlockDevice>>> {
         Box::pin(async { Ok(Arc::new(self.another().await?) as Arc<dyn BlockDevice>) })
     }

@@ -6,7 +6,7 @@ use blockferry_block::{Error, ErrorKind, Operation, Result};
 use blockferry_proto::{Goal, NbdUri, Negotiated, Outcome, Transport};
 use tokio::sync::oneshot;
 
-use crate::{ConnectOptions, errors, handshake, stream::BlockingStream};
+use crate::{ConnectOptions, Gone, errors, handshake, stream::BlockingStream};
 
 /// Connects and negotiates, all within the time that `options` gives. Errors name the endpoint.
 pub(crate) fn connect(
@@ -48,11 +48,24 @@ pub(crate) async fn connect_aside(uri: &NbdUri, options: &ConnectOptions) -> Res
     let (uri, options) = (uri.clone(), options.clone());
     thread::Builder::new()
         .name("nbd-connect".to_owned())
-        .spawn(move || drop(send.send(connect_for_transmission(&uri, &options))))
+        .spawn(move || {
+            let connected = connect_for_transmission(&uri, &options);
+            drop(send.send(connected.map_err(|error| or_gone(error, &uri, &options))));
+        })
         .map_err(|error| Error::from(error).during(Operation::Open))?;
     receive
         .await
         .map_err(|error| Error::with_source(ErrorKind::Cancelled, error).during(Operation::Open))?
+}
+
+/// `error`, or that there is no server any more, which no further attempt can heal.
+fn or_gone(error: Error, uri: &NbdUri, options: &ConnectOptions) -> Error {
+    match options.gone.as_ref().and_then(Gone::why) {
+        Some(why) => Error::with_message(ErrorKind::Unsupported, why)
+            .during(Operation::Open)
+            .on(&options.endpoint_name(uri)),
+        None => error,
+    }
 }
 
 /// The negotiation ended in another state than it was asked for.
@@ -70,10 +83,7 @@ fn dial(transport: &Transport, deadline: Instant) -> Result<BlockingStream> {
         Transport::Vsock { .. } => return Err(unsupported("vsock sockets are")),
         Transport::Ssh { .. } => return Err(unsupported("SSH tunnels are")),
     };
-    stream.map_err(|error| match error.kind() {
-        std::io::ErrorKind::TimedOut | std::io::ErrorKind::WouldBlock => errors::timed_out(),
-        _ => Error::from(error),
-    })
+    stream.map_err(errors::not_connected)
 }
 
 fn unsupported(what: &str) -> Error {

@@ -61,6 +61,19 @@ pub(crate) fn lost(error: io::Error) -> Error {
     }
 }
 
+/// A connection that could not be made. Whether the server is not there or the way to it, it may come back.
+pub(crate) fn not_connected(error: io::Error) -> Error {
+    use io::ErrorKind as Io;
+    let kind = match error.kind() {
+        Io::WouldBlock | Io::TimedOut => return timed_out(),
+        Io::HostUnreachable | Io::NetworkUnreachable | Io::NetworkDown | Io::AddrNotAvailable => {
+            ErrorKind::Refused
+        }
+        _ => ErrorKind::from(&error),
+    };
+    Error::with_source(kind, error)
+}
+
 /// The server closed the connection while something was expected of it.
 pub(crate) fn closed_by_server() -> Error {
     Error::with_message(

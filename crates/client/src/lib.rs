@@ -18,6 +18,7 @@ mod client;
 mod connect;
 mod driver;
 mod errors;
+mod fit;
 mod handshake;
 mod in_flight;
 mod info;
@@ -28,5 +29,5 @@ mod status;
 mod stream;
 
 pub use client::Client;
-pub use options::ConnectOptions;
+pub use options::{ConnectOptions, Gone};
 pub use pool::Pool;

@@ -1,6 +1,6 @@
 //! How to connect.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use blockferry_block::Context;
 use blockferry_proto::{ClientConfig, Goal, NbdUri, Tls};
@@ -18,6 +18,9 @@ pub struct ConnectOptions {
     pub contexts: Vec<Context>,
     /// How long connecting and negotiating may take together. Default: 30 seconds.
     pub connect_timeout: Duration,
+    /// Asked when a connection cannot be made: whether the server has gone for good, so that trying again is
+    /// of no use. Default: nobody knows.
+    pub gone: Option<Gone>,
 }
 
 impl Default for ConnectOptions {
@@ -28,7 +31,32 @@ impl Default for ConnectOptions {
             extended: true,
             contexts: vec![Context::Allocation],
             connect_timeout: Duration::from_secs(30),
+            gone: None,
         }
+    }
+}
+
+/// Knows whether a server has gone for good.
+#[derive(Clone)]
+pub struct Gone(Arc<dyn Fn() -> Option<String> + Send + Sync>);
+
+impl Gone {
+    /// `why` says how the server ended, as a phrase for a message, and nothing while it may still answer. It
+    /// may block for a moment.
+    pub fn new(why: impl Fn() -> Option<String> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(why))
+    }
+
+    /// How the server ended, if it did.
+    #[must_use]
+    pub fn why(&self) -> Option<String> {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Gone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gone").finish_non_exhaustive()
     }
 }
 

@@ -33,7 +33,10 @@ impl BlockingStream {
     /// Connects to the first address of `host` that answers.
     pub(crate) fn tcp(host: &str, port: u16, deadline: Instant) -> io::Result<Self> {
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the host name has no address");
-        for address in (host, port).to_socket_addrs()? {
+        let addresses = (host, port)
+            .to_socket_addrs()
+            .map_err(|error| io::Error::new(io::ErrorKind::NotFound, error))?;
+        for address in addresses {
             match StdTcp::connect_timeout(&address, remaining(deadline)?) {
                 Ok(stream) => {
                     stream.set_nodelay(true)?;

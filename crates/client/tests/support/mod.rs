@@ -88,7 +88,9 @@ impl Default for Script {
 pub(crate) struct Server {
     _room: TempDir,
     socket: PathBuf,
+    #[allow(dead_code, reason = "not every test writes")]
     memory: Arc<Mutex<Vec<u8>>>,
+    #[allow(dead_code, reason = "not every test counts")]
     requests: Arc<Mutex<Log>>,
 }
 
@@ -143,11 +145,13 @@ impl Server {
             .expect("a good URI")
     }
 
+    #[allow(dead_code, reason = "not every test writes")]
     pub(crate) fn memory(&self) -> Vec<u8> {
         self.memory.lock().expect("not poisoned").clone()
     }
 
     /// The requests of `command` that came so far.
+    #[allow(dead_code, reason = "not every test counts")]
     pub(crate) fn requests(&self, command: Command) -> Vec<ServerRequest> {
         let requests = self.requests.lock().expect("not poisoned");
         let requests = requests.iter().map(|(_, request)| *request);
