@@ -9,7 +9,10 @@ use crate::{
     proto::UriError,
 };
 
-use super::{output::tell, signals::Interrupt};
+use super::{
+    output::{program, tell},
+    signals::Interrupt,
+};
 
 /// Messages longer than this are cut: what a peer says is bounded below already, this is the last net.
 const LONGEST_MESSAGE: usize = 4096;
@@ -75,6 +78,12 @@ impl Failure {
         self
     }
 
+    /// The same failure without advice, which speaks of this program's own commands.
+    pub(crate) fn without_hint(mut self) -> Self {
+        self.hint = None;
+        self
+    }
+
     /// The exit code.
     pub(crate) fn code(&self) -> u8 {
         match self.exit {
@@ -96,9 +105,10 @@ impl Failure {
 /// Every line that is told, without control characters.
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "blockferry: {}", Line(&self.message))?;
+        let program = program();
+        write!(f, "{program}: {}", Line(&self.message))?;
         for note in &self.notes {
-            write!(f, "\nblockferry: {}", Line(note))?;
+            write!(f, "\n{program}: {}", Line(note))?;
         }
         if let Some(hint) = &self.hint {
             write!(f, "\nhint: {}", Line(hint))?;

@@ -9,13 +9,14 @@ use std::{
 
 use crate::{
     block::Context,
-    copy::{CopyOptions, Order},
+    copy::{CopyOptions, Destination, Order, Source},
     endpoint::{Endpoint, EndpointKind, OpenOptions},
 };
 
 use super::{
     args::{Common, CopyArgs, InfoArgs, MapArgs, ServeArgs},
     failure::Failure,
+    percent::PercentTo,
 };
 
 /// A resolved `copy`.
@@ -26,11 +27,18 @@ pub(crate) struct CopyJob {
     pub(crate) engine: CopyOptions,
     pub(crate) show: Show,
     pub(crate) report: ReportStyle,
+    /// Whether it is told what is not as it should be.
+    pub(crate) warnings: bool,
     pub(crate) verbose: bool,
+    /// Tells of the two sides before anything is copied, in another tool's words.
+    pub(crate) describe: Option<Describe>,
 }
 
+/// Tells of a job and the two sides that were opened for it.
+pub(crate) type Describe = fn(&CopyJob, &Source, &Destination);
+
 /// How a copy shows its progress.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Show {
     /// Not at all.
     Nothing,
@@ -38,6 +46,8 @@ pub(crate) enum Show {
     Bar,
     /// A line now and then.
     Lines,
+    /// Hundredths, as nbdcopy shows them.
+    Percent(PercentTo),
 }
 
 /// What a copy says when it is done.
@@ -142,7 +152,9 @@ impl CopyJob {
                 (false, true) => ReportStyle::Nothing,
                 (false, false) => ReportStyle::Sentence,
             },
+            warnings: args.json || !common.quiet,
             verbose: common.verbose,
+            describe: None,
         })
     }
 }
@@ -159,7 +171,7 @@ impl Show {
 }
 
 /// Refuses pairs of endpoints that can never work.
-fn check_sides(
+pub(crate) fn check_sides(
     source: &Endpoint,
     destination: &Endpoint,
     json: bool,

@@ -1,6 +1,22 @@
 //! Standard output and standard error. Data goes to the one, messages to the other.
 
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    sync::OnceLock,
+};
+
+static PROGRAM: OnceLock<&str> = OnceLock::new();
+
+/// The name that messages begin with: this program's own, or that of the tool whose command line it speaks.
+pub(crate) fn program() -> &'static str {
+    PROGRAM.get().copied().unwrap_or("blockferry")
+}
+
+/// Speaks under another tool's name from now on; to be called once, before anything is said.
+pub(crate) fn speak_as(name: &'static str) {
+    // A second name would be a mistake, and the first one is still a good one.
+    let _ = PROGRAM.set(name);
+}
 
 /// Writes `text` to standard output. A reader that went away, as `head` does, is no error: there is
 /// nobody left to disappoint.

@@ -1,7 +1,7 @@
 //! What a copy shows while it runs: a bar on a terminal, a line a second in a log.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -14,7 +14,8 @@ use crate::{
 
 use super::{
     options::Show,
-    output::tell,
+    output::{program, tell},
+    percent::Percent,
     report::{HumanTime, rate},
 };
 
@@ -35,10 +36,18 @@ pub(crate) struct View {
     quiet: bool,
 }
 
+/// How a copy ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Whole,
+    Failed,
+}
+
 enum Shape {
     Nothing,
     Bar(ProgressBar),
     Lines(Mutex<Lines>),
+    Percent(Mutex<Percent>),
 }
 
 impl View {
@@ -47,14 +56,18 @@ impl View {
             Show::Nothing => Shape::Nothing,
             Show::Bar => Shape::Bar(ProgressBar::hidden()),
             Show::Lines => Shape::Lines(Mutex::new(Lines::new(Instant::now()))),
+            Show::Percent(to) => Shape::Percent(Mutex::new(Percent::new(to))),
         };
         Self { shape, quiet }
     }
 
-    /// Takes the bar away, so that the next message stands where it was.
-    pub(crate) fn finish(&self) {
-        if let Shape::Bar(bar) = &self.shape {
-            bar.finish_and_clear();
+    /// The copy has ended; the next message stands where the bar was, or below it.
+    pub(crate) fn finish(&self, end: End) {
+        match (&self.shape, end) {
+            (Shape::Bar(bar), _) => bar.finish_and_clear(),
+            (Shape::Percent(percent), End::Whole) => locked(percent).whole(),
+            (Shape::Percent(percent), End::Failed) => locked(percent).interrupt(),
+            _ => {}
         }
     }
 
@@ -69,9 +82,8 @@ impl View {
                 bar.reset();
                 bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(DRAWS));
             }
-            Shape::Lines(lines) => {
-                lines.lock().unwrap_or_else(PoisonError::into_inner).size = size;
-            }
+            Shape::Lines(lines) => locked(lines).size = size,
+            Shape::Percent(percent) => locked(percent).begin(size),
         }
     }
 
@@ -80,11 +92,11 @@ impl View {
             Shape::Nothing => {}
             Shape::Bar(bar) => bar.set_position(progress.done),
             Shape::Lines(lines) => {
-                let mut lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Some(line) = lines.next(progress.done, Instant::now()) {
+                if let Some(line) = locked(lines).next(progress.done, Instant::now()) {
                     tell(&line);
                 }
             }
+            Shape::Percent(percent) => locked(percent).progressed(progress.done),
         }
     }
 
@@ -100,6 +112,10 @@ impl View {
     fn say(&self, line: &str) {
         match &self.shape {
             Shape::Bar(bar) => bar.suspend(|| tell(line)),
+            Shape::Percent(percent) => {
+                locked(percent).interrupt();
+                tell(line);
+            }
             _ => tell(line),
         }
     }
@@ -112,11 +128,15 @@ impl Observer for View {
             Event::Progress(progress) => self.progressed(progress),
             Event::Flushing => self.flushing(),
             Event::Warning(warning) if !self.quiet => {
-                self.say(&format!("blockferry: warning: {warning}"));
+                self.say(&format!("{}: warning: {warning}", program()));
             }
             _ => {}
         }
     }
+}
+
+fn locked<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn style(template: &str) -> ProgressStyle {
@@ -224,6 +244,6 @@ mod tests {
         view.event(Event::Planned { size: Some(1) });
         view.event(Event::Progress(Progress::default()));
         view.event(Event::Flushing);
-        view.finish();
+        view.finish(End::Whole);
     }
 }

@@ -9,9 +9,20 @@ use std::{
     process::ExitCode,
 };
 
+use crate::cli::output::speak_as;
+
+mod getopt;
 mod nbdcopy;
 mod nbddump;
 mod nbdinfo;
+
+/// The version of libnbd whose tools are spoken for: what `--version` says.
+const VERSION: &str = "1.24.0";
+
+/// What `--version` prints, as scripts take it apart: the tool's version and that of the library.
+fn version(tool: &str) -> String {
+    format!("{tool} {VERSION}\nlibnbd {VERSION}\n")
+}
 
 /// A tool whose command line is spoken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,8 +43,17 @@ impl Tool {
         }
     }
 
+    fn name(self) -> &'static str {
+        match self {
+            Self::Nbdcopy => "nbdcopy",
+            Self::Nbdinfo => "nbdinfo",
+            Self::Nbddump => "nbddump",
+        }
+    }
+
     /// Runs the tool's command line; the first argument is the program's name.
     pub(crate) fn run(self, arguments: Vec<OsString>) -> ExitCode {
+        speak_as(self.name());
         match self {
             Self::Nbdcopy => nbdcopy::main(arguments),
             Self::Nbdinfo => nbdinfo::main(arguments),

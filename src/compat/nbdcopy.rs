@@ -1,11 +1,465 @@
-//! The command line of `nbdcopy`.
+//! The command line of `nbdcopy`: options before, between and after SOURCE and DESTINATION, in its spellings and
+//! with its defaults. What it pins is pinned; where it leaves its defaults, the engine adapts.
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{
+    ffi::{OsStr, OsString},
+    fmt,
+    fs::File,
+    process::ExitCode,
+    sync::Arc,
+};
 
-use crate::cli::output::tell;
+use blockferry_sys::duplicate_inherited;
 
-/// Runs `nbdcopy`.
-pub(super) fn main(_arguments: Vec<OsString>) -> ExitCode {
-    tell("nbdcopy: not there yet");
-    ExitCode::FAILURE
+use crate::{
+    block::{Capabilities, parse_size},
+    cli::{
+        args::Size,
+        commands,
+        failure::Failure,
+        options::{CopyJob, ReportStyle, Show, Terminals, check_sides},
+        output::{print, tell},
+        percent::PercentTo,
+    },
+    copy::{CopyOptions, Destination, Order, Source},
+    endpoint::{Endpoint, EndpointKind, collapse_groups, printable},
+};
+
+use super::{
+    getopt::{Argument, Arguments, Flag, long_options, short_options},
+    version,
+};
+
+/// nbdcopy's own defaults. Who asks for them asks for nothing in particular.
+const REQUESTS: u32 = 64;
+const QUEUE_SIZE: u64 = 16 << 20;
+
+/// The limits of a request, in bytes.
+const SHORTEST_REQUEST: u64 = 4 << 10;
+const LONGEST_REQUEST: u64 = 32 << 20;
+const USUAL_REQUEST: u32 = 256 << 10;
+
+const HELP: &str = "\
+Copies a disk image from or to an NBD server, or between two of them.
+
+Usage: nbdcopy [OPTIONS] SOURCE DESTINATION
+
+  SOURCE, DESTINATION   - | FILE | DEVICE | NBD-URI | [ CMD ARGS... ]
+  DESTINATION also      null:
+
+Options:
+      --allocated             Allocate the whole destination: zeroes are written, not made by holes
+      --blkhash[=ALG[/SIZE]]  Print the digest of the image: md5, sha1, sha256 (the default) or sha512,
+                              of blocks of SIZE bytes (64k)
+      --blkhash-file=FILE     Write that digest to FILE
+  -C, --connections=N         At most N connections to each server (4)
+      --destination-is-zero, --target-is-zero
+                              Trust that the destination reads as zeroes, and write none
+      --flush                 Make the destination durable before this program ends
+      --no-extents            Do not ask the source where its holes are
+  -p, --progress              Show a bar on standard error
+      --progress=FD           Write N/100 to the descriptor FD as the copy goes on
+      --queue-size=SIZE       Bytes in flight at most (adapted to the servers)
+      --request-size=SIZE     Bytes per request: a power of two from 4k to 32M (adapted)
+  -R, --requests=N            Requests in flight on each connection (adapted)
+  -S, --sparse=SIZE           Make holes of blocks of SIZE zero bytes in the data; 0 looks for none (4k)
+      --synchronous           One request at a time, from front to back
+  -T, --threads=N             At most N connections, as one of N threads would have each
+  -v, --verbose               Say on standard error what is copied
+      --help                  Show this text
+  -V, --version               Show the version
+
+This is blockferry under the name of nbdcopy; 'blockferry copy --help' shows what else it can do.
+";
+
+const USAGE: &str = "\
+usage: nbdcopy [OPTIONS] SOURCE DESTINATION
+'nbdcopy --help' explains the options";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Opt {
+    Allocated,
+    Blkhash,
+    BlkhashFile,
+    Connections,
+    DestinationIsZero,
+    Flush,
+    Help,
+    LongOptions,
+    NoExtents,
+    Progress,
+    QueueSize,
+    RequestSize,
+    Requests,
+    ShortOptions,
+    Sparse,
+    Synchronous,
+    Threads,
+    Verbose,
+    Version,
+}
+
+const fn flag(long: &'static str, short: Option<u8>, argument: Argument, means: Opt) -> Flag<Opt> {
+    Flag {
+        long,
+        short,
+        argument,
+        means,
+    }
+}
+
+/// In the order in which `--long-options` lists them.
+const FLAGS: &[Flag<Opt>] = {
+    use Argument::{No, Optional, Required};
+    &[
+        flag("help", None, No, Opt::Help),
+        flag("long-options", None, No, Opt::LongOptions),
+        flag("allocated", None, No, Opt::Allocated),
+        flag("blkhash", None, Optional, Opt::Blkhash),
+        flag("blkhash-file", None, Required, Opt::BlkhashFile),
+        flag("connections", Some(b'C'), Required, Opt::Connections),
+        flag("destination-is-zero", None, No, Opt::DestinationIsZero),
+        flag("flush", None, No, Opt::Flush),
+        flag("no-extents", None, No, Opt::NoExtents),
+        flag("progress", Some(b'p'), Optional, Opt::Progress),
+        flag("queue-size", None, Required, Opt::QueueSize),
+        flag("request-size", None, Required, Opt::RequestSize),
+        flag("requests", Some(b'R'), Required, Opt::Requests),
+        flag("short-options", None, No, Opt::ShortOptions),
+        flag("sparse", Some(b'S'), Required, Opt::Sparse),
+        flag("synchronous", None, No, Opt::Synchronous),
+        flag("target-is-zero", None, No, Opt::DestinationIsZero),
+        flag("threads", Some(b'T'), Required, Opt::Threads),
+        flag("verbose", Some(b'v'), No, Opt::Verbose),
+        flag("version", Some(b'V'), No, Opt::Version),
+    ]
+};
+
+/// Runs `nbdcopy`. It says nothing when it succeeds, and its only other exit code is 1, but for signals.
+pub(super) fn main(arguments: Vec<OsString>) -> ExitCode {
+    let done = match Request::parse(arguments, Terminals::of_this_process()) {
+        Ok(Request::Print(text)) => {
+            print(&text).map_err(|error| Failure::system("standard output", &error))
+        }
+        Ok(Request::Copy(job)) => commands::copy::run(*job),
+        Err(Refusal { failure, usage }) => {
+            let code = end(failure);
+            if usage {
+                tell(USAGE);
+            }
+            return code;
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => end(failure),
+    }
+}
+
+/// Tells the failure as the tool does. Whoever was interrupted still ends as one who was.
+fn end(failure: Failure) -> ExitCode {
+    let code = match failure.code() {
+        signal @ 128.. => signal,
+        _ => 1,
+    };
+    failure.without_hint().report();
+    ExitCode::from(code)
+}
+
+/// What a command line asks for.
+#[derive(Debug)]
+enum Request {
+    Copy(Box<CopyJob>),
+    Print(String),
+}
+
+/// A command line that asks for nothing that can be done.
+#[derive(Debug)]
+struct Refusal {
+    failure: Failure,
+    /// Whether it helps to be told how the tool is called.
+    usage: bool,
+}
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Self {
+        let usage = false;
+        Self { failure, usage }
+    }
+}
+
+impl Request {
+    /// Reads the command line; the first argument is the program's name.
+    fn parse(arguments: Vec<OsString>, terminals: Terminals) -> Result<Self, Refusal> {
+        let mut words = collapse_groups(arguments).map_err(misused)?;
+        words.drain(..1);
+        let mut choices = Choices::default();
+        let mut arguments = Arguments::new(FLAGS, words);
+        while let Some((option, argument)) = arguments.next_option().map_err(misused)? {
+            match option {
+                Opt::Help => return Ok(Self::Print(HELP.to_owned())),
+                Opt::Version => return Ok(Self::Print(version("nbdcopy"))),
+                Opt::LongOptions => return Ok(Self::Print(long_options(FLAGS))),
+                Opt::ShortOptions => return Ok(Self::Print(short_options(FLAGS))),
+                _ => choices.choose(option, argument.as_deref())?,
+            }
+        }
+        let operands = arguments.into_operands();
+        let [source, destination] = &operands[..] else {
+            return Err(misused(match operands.len() {
+                0 | 1 => "a SOURCE and a DESTINATION are needed".to_owned(),
+                _ => format!("one operand too many: {}", printable(&operands[2])),
+            }));
+        };
+        let source = Endpoint::parse(source).map_err(Failure::from)?;
+        let destination = Endpoint::parse(destination).map_err(Failure::from)?;
+        check_sides(&source, &destination, false, terminals)?;
+        Ok(Self::Copy(Box::new(choices.job(source, destination)?)))
+    }
+}
+
+fn misused(why: impl fmt::Display) -> Refusal {
+    Refusal {
+        failure: Failure::usage(why.to_string()),
+        usage: true,
+    }
+}
+
+/// What the options say.
+#[derive(Debug)]
+struct Choices {
+    allocated: bool,
+    blkhash: bool,
+    connections: u32,
+    destination_is_zero: bool,
+    extents: bool,
+    flush: bool,
+    /// `None`: none is shown.
+    progress: Option<PercentTo>,
+    queue_size: u64,
+    request_size: Option<u32>,
+    requests: u32,
+    sparse: u64,
+    synchronous: bool,
+    /// 0: as many as there are processors.
+    threads: u32,
+    verbose: bool,
+}
+
+impl Default for Choices {
+    fn default() -> Self {
+        Self {
+            allocated: false,
+            blkhash: false,
+            connections: 4,
+            destination_is_zero: false,
+            extents: true,
+            flush: false,
+            progress: None,
+            queue_size: QUEUE_SIZE,
+            request_size: None,
+            requests: REQUESTS,
+            sparse: 4096,
+            synchronous: false,
+            threads: 0,
+            verbose: false,
+        }
+    }
+}
+
+impl Choices {
+    fn choose(&mut self, option: Opt, argument: Option<&OsStr>) -> Result<(), Failure> {
+        let value = argument.unwrap_or_default();
+        match option {
+            Opt::Allocated => self.allocated = true,
+            Opt::Blkhash | Opt::BlkhashFile => self.blkhash = true,
+            Opt::Connections => self.connections = at_least_one("connections", value)?,
+            Opt::DestinationIsZero => self.destination_is_zero = true,
+            Opt::Flush => self.flush = true,
+            Opt::NoExtents => self.extents = false,
+            Opt::Progress => {
+                self.progress = match argument {
+                    Some(number) => progress_to(number)?,
+                    None => Some(PercentTo::Bar),
+                };
+            }
+            Opt::QueueSize => self.queue_size = size("queue-size", value)?,
+            Opt::RequestSize => self.request_size = Some(request_size(value)?),
+            Opt::Requests => self.requests = at_least_one("requests", value)?,
+            Opt::Sparse => self.sparse = sparse(value)?,
+            Opt::Synchronous => self.synchronous = true,
+            Opt::Threads => self.threads = number("threads", value)?,
+            Opt::Verbose => self.verbose = true,
+            Opt::Help | Opt::Version | Opt::LongOptions | Opt::ShortOptions => {}
+        }
+        Ok(())
+    }
+
+    fn job(self, source: Endpoint, destination: Endpoint) -> Result<CopyJob, Failure> {
+        if self.blkhash {
+            return Err(Failure::failed(
+                "--blkhash: this version computes no digests",
+            ));
+        }
+        let engine = self.engine();
+        Ok(CopyJob {
+            source,
+            destination,
+            engine,
+            show: self.progress.map_or(Show::Nothing, Show::Percent),
+            report: ReportStyle::Nothing,
+            warnings: true,
+            verbose: false,
+            describe: self.verbose.then_some(describe),
+        })
+    }
+
+    fn engine(&self) -> CopyOptions {
+        let mut engine = CopyOptions {
+            connections: usize::try_from(self.connections).unwrap_or(usize::MAX),
+            request_size: self.request_size,
+            allocated: self.allocated,
+            destination_is_zero: self.destination_is_zero,
+            flush: self.flush,
+            extents: self.extents,
+            ..CopyOptions::default()
+        };
+        if self.threads > 0 {
+            // No thread would have a connection more.
+            engine.connections = engine.connections.min(self.threads as usize);
+        }
+        engine.requests = (self.requests != REQUESTS).then_some(self.requests as usize);
+        if self.queue_size != QUEUE_SIZE {
+            let least = u64::from(self.request_size.unwrap_or(USUAL_REQUEST));
+            engine.queue_size = Some(self.queue_size.max(least));
+        }
+        engine.sparse = u32::try_from(self.sparse).ok().filter(|size| *size > 0);
+        if let Some(sparse) = engine.sparse {
+            // A block is found only where it is read in one piece.
+            let usual = self.request_size.unwrap_or(USUAL_REQUEST);
+            match self.request_size {
+                None if u64::from(sparse) > LONGEST_REQUEST => engine.sparse = None,
+                Some(size) if sparse > size => engine.sparse = None,
+                None if sparse > usual => engine.request_size = Some(sparse),
+                _ => {}
+            }
+        }
+        if self.synchronous {
+            engine.connections = 1;
+            engine.requests = Some(1);
+            engine.order = Order::Ascending;
+            engine.sparse = None;
+        }
+        engine
+    }
+}
+
+fn unreadable(option: &str, value: &OsStr) -> Failure {
+    let value = printable(value);
+    Failure::usage(format!("--{option}: could not parse: {value}"))
+}
+
+fn number(option: &str, value: &OsStr) -> Result<u32, Failure> {
+    let text = value.to_str().map(str::trim_start);
+    text.and_then(|text| text.parse().ok())
+        .ok_or_else(|| unreadable(option, value))
+}
+
+fn at_least_one(option: &str, value: &OsStr) -> Result<u32, Failure> {
+    match number(option, value)? {
+        0 => Err(unreadable(option, value)),
+        number => Ok(number),
+    }
+}
+
+fn size(option: &str, value: &OsStr) -> Result<u64, Failure> {
+    let size = value.to_str().and_then(|text| parse_size(text).ok());
+    size.ok_or_else(|| unreadable(option, value))
+}
+
+fn request_size(value: &OsStr) -> Result<u32, Failure> {
+    let size = size("request-size", value)?;
+    let possible = (SHORTEST_REQUEST..=LONGEST_REQUEST).contains(&size) && size.is_power_of_two();
+    match u32::try_from(size) {
+        Ok(size) if possible => Ok(size),
+        _ => Err(Failure::usage(format!(
+            "--request-size: must be a power of 2 within {SHORTEST_REQUEST}-{LONGEST_REQUEST}"
+        ))),
+    }
+}
+
+fn sparse(value: &OsStr) -> Result<u64, Failure> {
+    match size("sparse", value)? {
+        size if size == 0 || (size >= 512 && size.is_power_of_two()) => Ok(size),
+        _ => Err(Failure::usage("--sparse: must be a power of 2 and >= 512")),
+    }
+}
+
+/// The descriptor that the caller opened for us, before anything of ours can get its number. Where it
+/// did not, there is nobody who waits for it.
+fn progress_to(value: &OsStr) -> Result<Option<PercentTo>, Failure> {
+    let number = number("progress", value)?;
+    let number = i32::try_from(number).map_err(|_| unreadable("progress", value))?;
+    Ok(match duplicate_inherited(number) {
+        Ok(descriptor) => Some(PercentTo::Lines(Arc::new(File::from(descriptor)))),
+        Err(_) => {
+            let what = format!("warning: --progress: descriptor {number} is not open");
+            Failure::failed(what).report();
+            None
+        }
+    })
+}
+
+/// Says what is copied, as `nbdcopy -v` does.
+fn describe(job: &CopyJob, source: &Source, destination: &Destination) {
+    let source_size = match source {
+        Source::Device(device) => Some(device.info().size),
+        _ => None,
+    };
+    let of_source = match source {
+        Source::Device(device) => Some((device.info().size, device.info().limits.preferred)),
+        _ => None,
+    };
+    let of_destination = match destination {
+        Destination::Device(device) => {
+            let info = device.info();
+            let grows = info.can(Capabilities::RESIZE);
+            let size = match job.destination.kind() {
+                EndpointKind::Null => i64::MAX.unsigned_abs(),
+                _ if grows => source_size.unwrap_or(info.size),
+                _ => info.size,
+            };
+            Some((size, info.limits.preferred))
+        }
+        _ => None,
+    };
+    describe_side("src", &job.source, of_source);
+    describe_side("dst", &job.destination, of_destination);
+    let engine = &job.engine;
+    tell(&format!(
+        "nbdcopy: connections={} requests={} threads=1 synchronous={}",
+        engine.connections,
+        engine.requests.unwrap_or(REQUESTS as usize),
+        engine.order == Order::Ascending,
+    ));
+}
+
+/// Tells of one side, which has a size and a preferred block size unless it is a stream.
+fn describe_side(side: &str, endpoint: &Endpoint, device: Option<(u64, u32)>) {
+    let (kind, name) = match endpoint.kind() {
+        EndpointKind::Command(command) => ("nbd_ops", printable(command.program())),
+        EndpointKind::Nbd(_) => ("nbd_ops", endpoint.to_string()),
+        EndpointKind::Null => ("null_ops", endpoint.to_string()),
+        _ if device.is_none() => ("pipe_ops", endpoint.to_string()),
+        EndpointKind::Sample(_) => ("sample_ops", endpoint.to_string()),
+        _ => ("file_ops", endpoint.to_string()),
+    };
+    let (size, human, preferred) = match device {
+        Some((size, preferred)) => (size.to_string(), Size(size).to_string(), preferred),
+        None => ("-1".to_owned(), "-1".to_owned(), 4096),
+    };
+    tell(&format!("nbdcopy: {side}: {kind} \"{name}\""));
+    tell(&format!(
+        "nbdcopy: {side}: size={size} ({human}), preferred block size={preferred}"
+    ));
 }

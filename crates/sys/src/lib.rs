@@ -29,7 +29,8 @@ pub use page_cache::is_cached;
 pub use path::open_location;
 pub use pipe::{FillStop, Pipe};
 pub use process::{
-    is_signal_ignored, kill_group, spawn_activated, take_activated_sockets, terminate_group,
+    duplicate_inherited, is_signal_ignored, kill_group, spawn_activated, take_activated_sockets,
+    terminate_group,
 };
 pub use stream::{read_stream, write_stream};
 pub use usage::{Usage, Waited, await_exit, reap};

@@ -257,6 +257,23 @@ pub fn take_activated_sockets() -> io::Result<Vec<OwnedFd>> {
     .collect()
 }
 
+/// Another descriptor for what this process was started with as descriptor `number`, closed in programs
+/// that it starts itself.
+///
+/// Call it before anything else opens descriptors, or the number may mean something else.
+///
+/// # Errors
+/// When there is no such descriptor (`EBADF`), or no room for another.
+pub fn duplicate_inherited(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: no memory is involved, and a number that is no open descriptor is only an error.
+    let duplicate = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
+    if duplicate < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call has just made this descriptor, and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(duplicate) })
+}
+
 fn invalid(message: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, message)
 }

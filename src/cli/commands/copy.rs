@@ -19,7 +19,7 @@ use super::super::{
     failure::Failure,
     options::{CopyJob, ReportStyle, open_options},
     output::{print, tell},
-    progress::View,
+    progress::{End, View},
     report,
     signals::{Interrupt, Signals},
 };
@@ -64,8 +64,11 @@ async fn copy_image(job: CopyJob) -> Result<(), Failure> {
     if job.verbose {
         describe_sides(&job, &source, &destination);
     }
+    if let Some(describe) = job.describe {
+        describe(&job, &source, &destination);
+    }
 
-    let view = View::new(job.show, job.report == ReportStyle::Nothing);
+    let view = View::new(job.show.clone(), !job.warnings);
     let control = Control::new();
     let begun = Instant::now();
     let ended = {
@@ -78,7 +81,10 @@ async fn copy_image(job: CopyJob) -> Result<(), Failure> {
         ));
         finish_or_interrupt(copying, &control, &mut signals).await
     };
-    view.finish();
+    view.finish(match ended {
+        Ended::Whole(_) => End::Whole,
+        _ => End::Failed,
+    });
     match ended {
         Ended::Whole(done) => {
             if let Some(file) = file {
