@@ -55,6 +55,7 @@ struct Handle {
     in_memory: bool,
     /// Set when the size was changed, so that a flush has more than data to make durable.
     resized: AtomicBool,
+    outdated: Outdated,
     /// The directory of a file that was created here, until its entry is durable.
     directory: Mutex<Option<File>>,
     lacks: Lacks,
@@ -63,6 +64,14 @@ struct Handle {
     /// The last run of data that was looked up. Looking up where data ends can take long: a file in
     /// memory is walked page by page. Out of date it is only less precise.
     data_run: Mutex<ByteRange>,
+}
+
+/// Whether the file still has contents that are to be replaced. They are removed before the first
+/// change, so that a file is lost only when there is something to take its place.
+#[derive(Debug, Default)]
+struct Outdated {
+    is: AtomicBool,
+    turn: Mutex<()>,
 }
 
 /// What the file turned out not to be able to do; asked once each.
@@ -110,7 +119,26 @@ impl Handle {
         ))
     }
 
+    /// Removes the old contents of a file that is to be replaced; called before every change.
+    fn begin_change(&self) -> io::Result<()> {
+        if !self.outdated.is.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let _turn = self
+            .outdated
+            .turn
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if self.outdated.is.load(Ordering::Acquire) {
+            sys::set_size(&self.file, 0)?;
+            self.resized.store(true, Ordering::Release);
+            self.outdated.is.store(false, Ordering::Release);
+        }
+        Ok(())
+    }
+
     fn write(&self, data: &[u8], range: ByteRange) -> io::Result<()> {
+        self.begin_change()?;
         sys::write_all_at(&self.file, data, range.start())?;
         self.grown_to(range.end());
         Ok(())
@@ -123,6 +151,11 @@ impl Handle {
     }
 
     fn resize(&self, size: u64) -> io::Result<()> {
+        if self.outdated.is.load(Ordering::Acquire) && size > sys::inspect(&self.file)?.size {
+            // A size that no file can have here fails while the old contents are still there.
+            sys::set_size(&self.file, size)?;
+        }
+        self.begin_change()?;
         sys::set_size(&self.file, size)?;
         self.size.store(size, Ordering::Release);
         self.resized.store(true, Ordering::Release);

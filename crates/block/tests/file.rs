@@ -51,6 +51,52 @@ async fn creating_empties_an_existing_file() {
     assert_eq!(fs::metadata(&path).expect("facts").len(), 0);
 }
 
+/// The device of a file of 100 bytes that is to be replaced.
+fn replacing(path: &Path) -> FileDevice {
+    fs::write(path, [1; 100]).expect("written");
+    let file = fs::File::options().read(true).write(true).open(path);
+    FileDevice::replacing(file.expect("opened"), "old").expect("a device")
+}
+
+#[tokio::test]
+async fn a_file_to_be_replaced_loses_its_contents_with_the_first_change() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("disk.img");
+    let device = replacing(&path);
+    assert_eq!(device.info().size, 0);
+    let growing = Capabilities::RESIZE | Capabilities::BORN_ZERO;
+    assert!(device.info().can(growing));
+    device.flush().await.expect("flushed");
+    assert_eq!(fs::read(&path).expect("read"), [1; 100]);
+    let data = Buffer::from(&[7; 5][..]);
+    let write = device.write(10, data, WriteFlags::empty());
+    write.await.expect("written");
+    let expected = [[0; 10].as_slice(), &[7; 5]].concat();
+    assert_eq!(fs::read(&path).expect("read"), expected);
+
+    for size in [0, 50, 150] {
+        replacing(&path).resize(size).await.expect("resized");
+        let expected = vec![0; size as usize];
+        assert_eq!(fs::read(&path).expect("read"), expected);
+    }
+    let zero = replacing(&path);
+    let zero = zero.zero(range(20, 40), ZeroFlags::empty());
+    zero.await.expect("zeroed");
+    assert_eq!(fs::read(&path).expect("read"), [0; 40]);
+}
+
+#[tokio::test]
+async fn a_size_that_no_file_can_have_leaves_the_old_contents() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("disk.img");
+    let device = replacing(&path);
+    // ext4 stops at 16 TiB; others take it, and all of it is a hole.
+    if let Err(error) = device.resize(i64::MAX as u64 - 4095).await {
+        assert_eq!(error.kind(), ErrorKind::NoSpace);
+        assert_eq!(fs::read(&path).expect("read"), [1; 100]);
+    }
+}
+
 #[tokio::test]
 async fn a_file_that_shrank_ends_unexpectedly() {
     let file = tempfile::NamedTempFile::new().expect("a file");

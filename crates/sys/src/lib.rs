@@ -9,6 +9,7 @@ mod aligned;
 mod block_device;
 mod file_copy;
 mod fs;
+mod names;
 mod page_cache;
 mod path;
 mod pipe;
@@ -24,6 +25,10 @@ pub use fs::{
     FileFacts, FileKind, OpenMode, ZeroMethod, inspect, lives_in_memory, next_data, next_hole,
     open_mode, read_at, read_cached_at, set_size, sync_all, sync_data, will_need, write_all_at,
     zero_range,
+};
+pub use names::{
+    create_nameless, give_name, open_directory, open_or_create, rename_unless_taken,
+    sync_directory, try_lock,
 };
 pub use page_cache::is_cached;
 pub use path::open_location;

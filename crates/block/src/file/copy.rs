@@ -65,6 +65,7 @@ impl Handle {
 
     /// Makes the bytes from `offset` on those of `source`.
     pub(super) fn copy_from(&self, offset: u64, source: &FileRange, way: Way) -> Result<()> {
+        self.begin_change()?;
         let range = ByteRange::between(offset, offset.saturating_add(source.range().len()));
         let nothing = ByteRange::between(offset, offset);
         let shared = match way.sharing {

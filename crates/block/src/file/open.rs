@@ -6,13 +6,13 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
 use blockferry_sys::{self as sys, FileKind, OpenMode};
 
-use super::{FileDevice, Handle, Lacks};
+use super::{FileDevice, Handle, Lacks, Outdated};
 use crate::{BlockLimits, Capabilities, Context, DeviceInfo, Error, ErrorKind, Operation, Result};
 
 /// The bounds of the preferred request size, in bytes.
@@ -89,6 +89,35 @@ impl FileDevice {
         Self::take(file, &name).map_err(|error| opening(error, &name))
     }
 
+    /// Takes over an open regular file that is to get new contents: it counts as empty and can grow.
+    /// What it holds is removed before the first change, and not before.
+    ///
+    /// # Errors
+    /// As [`from_file`](Self::from_file); `InvalidInput` also for a block device, whose contents cannot
+    /// be removed, and `ReadOnly` for what was not opened for writing.
+    pub fn replacing(file: File, name: impl Into<Arc<str>>) -> Result<Self> {
+        let name = name.into();
+        let take = || {
+            let mut device = Self::take(file, &name)?;
+            if device.handle.is_block_device {
+                return Err(invalid("it is a block device, not a regular file"));
+            }
+            if !device.info.can(Capabilities::WRITE) {
+                return Err(Error::new(ErrorKind::ReadOnly));
+            }
+            let is_empty = std::mem::take(&mut device.info.size) == 0;
+            device.handle.size.store(0, Ordering::Release);
+            device
+                .handle
+                .outdated
+                .is
+                .store(!is_empty, Ordering::Release);
+            device.info.capabilities |= Capabilities::RESIZE | Capabilities::BORN_ZERO;
+            Ok(device)
+        };
+        take().map_err(|error| opening(error, &name))
+    }
+
     /// Lets a regular file change its size: by [`resize`](crate::BlockDevice::resize), and by writes
     /// past its end. Without it only a file that was created here can.
     #[must_use]
@@ -123,6 +152,7 @@ impl FileDevice {
             size: AtomicU64::new(info.size),
             in_memory: sys::lives_in_memory(&file),
             resized: AtomicBool::new(false),
+            outdated: Outdated::default(),
             directory: Mutex::new(None),
             lacks: Lacks::default(),
             strangers: Mutex::default(),

@@ -15,6 +15,7 @@ impl Handle {
         if range.is_empty() {
             return Ok(());
         }
+        self.begin_change()?;
         let done = if self.is_block_device {
             self.zero_blocks(range, flags)?
         } else if flags.contains(ZeroFlags::NO_HOLE) {
@@ -32,6 +33,7 @@ impl Handle {
     /// Makes `range` undefined where that frees space; a file system or a device that cannot is left
     /// as it is.
     pub(super) fn trim(&self, range: ByteRange) -> io::Result<()> {
+        self.begin_change()?;
         if !self.is_block_device {
             let inside = range.intersection(ByteRange::between(0, self.size()));
             let punched = self.punch(inside).map(|_| ());
