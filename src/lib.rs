@@ -15,9 +15,9 @@
 //! let settings = copy::CopyOptions::default();
 //! let control = copy::Control::new();
 //! let report = copy::copy(source.source, target.destination, &settings, &control, &()).await?;
-//! // The copy is whole: a file that was created for it stays.
+//! // The copy is whole: a file that was created for it gets its name.
 //! if let Some(file) = target.file {
-//!     file.commit();
+//!     file.commit_durably()?;
 //! }
 //! target.connection.close().await;
 //! source.connection.close().await;

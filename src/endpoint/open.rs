@@ -35,6 +35,9 @@ pub struct OpenOptions {
     pub contexts: Vec<Context>,
     /// How long connecting and negotiating may take together; 30 seconds unless set.
     pub connect_timeout: Duration,
+    /// A destination file that is not whole is kept as `NAME.partial`, and gone on with where one is
+    /// found; nor is a file emptied that was there before. For copies that are resumed.
+    pub keep_partial: bool,
 }
 
 impl Default for OpenOptions {
@@ -43,6 +46,7 @@ impl Default for OpenOptions {
             own_program: None,
             contexts: vec![Context::Allocation],
             connect_timeout: Duration::from_secs(30),
+            keep_partial: false,
         }
     }
 }
@@ -113,7 +117,7 @@ pub struct OpenDestination {
     pub destination: Destination,
     /// What keeps it alive.
     pub connection: Connection,
-    /// The file, where it is one: removed unless the copy is whole.
+    /// The file, where it is one: to be committed once the copy is whole.
     pub file: Option<DestinationFile>,
 }
 
@@ -158,8 +162,9 @@ pub async fn open_source(endpoint: &Endpoint, options: &OpenOptions) -> Result<O
     })
 }
 
-/// Opens an endpoint to copy to. A file is created where there is none and cut to nothing where there
-/// is one; a block device is written in place.
+/// Opens an endpoint to copy to. Where there is no file one is begun, which appears when it is
+/// [committed](DestinationFile::commit); one that is there is emptied when it is first written to. A
+/// block device is written in place.
 ///
 /// # Errors
 /// As [`open_device`], but streams are welcome; a `sample:` cannot be written.
@@ -191,30 +196,15 @@ pub async fn open_destination(
             Ok(from_stream(Box::new(sink)))
         }
         EndpointKind::File(path) => {
-            let (device, file) = create(path).map_err(opening(endpoint))?;
-            Ok(from_device(local(device), Some(file)))
+            let (device, file) = DestinationFile::open(path, endpoint.name(), options.keep_partial)
+                .map_err(opening(endpoint))?;
+            Ok(from_device(local(Arc::new(device)), Some(file)))
         }
         _ => {
             let device = open_device(endpoint, Access::ReadWrite, options).await?;
             Ok(from_device(device, None))
         }
     }
-}
-
-fn create(path: &Path) -> Result<(Arc<dyn BlockDevice>, DestinationFile)> {
-    let file = DestinationFile::claim(path).map_err(|error| {
-        let directory = path.parent().filter(|parent| *parent != Path::new(""));
-        match directory {
-            Some(directory) if error.kind() == io::ErrorKind::NotFound && !directory.exists() => {
-                let directory = super::printable(directory.as_os_str());
-                let message = format!("the directory {directory} does not exist");
-                Error::with_message(ErrorKind::NotFound, message)
-            }
-            _ => Error::from(error),
-        }
-    })?;
-    let device = FileDevice::create(path)?;
-    Ok((Arc::new(device), file))
 }
 
 async fn source_stream(endpoint: &Endpoint) -> Result<Option<Box<dyn ByteSource>>> {
@@ -425,17 +415,5 @@ mod tests {
         assert!(open_source(&null, &options).await.is_err());
         let sample = "sample:1M".parse().expect("an endpoint");
         assert!(open_destination(&sample, &options).await.is_err());
-    }
-
-    #[tokio::test]
-    async fn a_failed_copy_leaves_no_new_file() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let path = directory.path().join("new.raw");
-        let opened = open_destination(&file(path.clone()), &OpenOptions::default())
-            .await
-            .expect("created");
-        assert!(path.exists());
-        drop(opened);
-        assert!(!path.exists());
     }
 }

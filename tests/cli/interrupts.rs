@@ -8,7 +8,7 @@ use crate::{
     children::{is_running, runs},
     support::{
         Peer, blockferry, random_image,
-        run::{finish, run, signal, until, wait},
+        run::{finish, run, signal, until, until_it_writes, wait},
     },
 };
 
@@ -32,9 +32,7 @@ fn an_interrupted_copy_removes_what_it_began_and_says_so() {
             .stderr(std::process::Stdio::piped())
             .spawn()
             .expect("the binary");
-        until("the copy to begin", || {
-            copy.metadata().is_ok_and(|it| it.len() > 0)
-        });
+        until_it_writes(&child, dir.path());
         signal(&child, name);
         finish(child).failure(code, &["copy.raw"]);
         assert!(!copy.exists(), "an unfinished file is left behind");
@@ -84,8 +82,7 @@ fn a_copy_that_waits_for_its_input_can_be_interrupted() {
         .spawn()
         .expect("the binary");
     let input = child.stdin.take();
-    until("the copy to begin", || copy.exists());
-    std::thread::sleep(std::time::Duration::from_millis(100));
+    std::thread::sleep(std::time::Duration::from_millis(300));
     signal(&child, "INT");
     finish(child).failure(130, &["interrupted"]);
     drop(input);

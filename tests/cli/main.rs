@@ -9,6 +9,7 @@ mod bad_servers;
 mod children;
 mod connections;
 mod copy;
+mod destination_files;
 mod examples;
 mod failing_requests;
 mod in_order;

@@ -11,7 +11,7 @@ use crate::{
     copy::{self, Control, CopyError, Destination, Report, Side, Source},
     endpoint::{
         Connection, Endpoint, OpenDestination, OpenSource, is_same_image, open_destination,
-        open_source,
+        open_source, printable,
     },
 };
 
@@ -87,12 +87,15 @@ async fn copy_image(job: CopyJob) -> Result<(), Failure> {
     });
     match ended {
         Ended::Whole(done) => {
-            if let Some(file) = file {
-                file.commit();
-            }
+            let committed = match file {
+                Some(file) if done.flushed => file.commit_durably(),
+                Some(file) => file.commit(),
+                None => Ok(()),
+            };
             let elapsed = begun.elapsed();
             destination_connection.close().await;
             source_connection.close().await;
+            committed?;
             tell_success(&job, &done, elapsed)
         }
         Ended::Failed(error) => {
@@ -102,10 +105,10 @@ async fn copy_image(job: CopyJob) -> Result<(), Failure> {
                     failure = failure.note(end);
                 }
             }
-            let failure = if error.side == Side::Plan && !is_truncated(file.as_ref()) {
-                failure
-            } else {
-                incomplete(failure, file.as_ref(), &job.destination)
+            // Nothing was touched before there was a plan.
+            let failure = match error.side {
+                Side::Plan => failure,
+                _ => incomplete(failure, file.as_ref(), &job.destination),
             };
             let ending = end_servers(destination_connection, source_connection);
             // Nobody needs to wait for the servers: they are killed when this is dropped.
@@ -181,11 +184,6 @@ async fn unless_interrupted<T>(
     }
 }
 
-/// Whether opening the destination alone changed it: a file is created or emptied, a device is not.
-fn is_truncated(file: Option<&crate::endpoint::DestinationFile>) -> bool {
-    file.is_some_and(|file| file.path().is_file())
-}
-
 /// Says what became of the destination.
 fn incomplete(
     failure: Failure,
@@ -193,9 +191,15 @@ fn incomplete(
     destination: &Endpoint,
 ) -> Failure {
     match file {
-        Some(file) if file.existed() => failure.note(format!("{destination} is incomplete")),
-        Some(_) => failure.note(format!("{destination} was incomplete and is removed")),
         None => failure,
+        Some(file) if file.existed() => failure.note(format!("{destination} is incomplete")),
+        Some(file) => match file.data_path().filter(|_| file.keeps_partial()) {
+            Some(partial) => {
+                let partial = printable(partial.as_os_str());
+                failure.note(format!("what was copied is kept as {partial}"))
+            }
+            None => failure.note(format!("{destination} is incomplete and not kept")),
+        },
     }
 }
 

@@ -3,6 +3,8 @@
 use std::{
     ffi::OsStr,
     io::{Read, Write},
+    os::unix::fs::MetadataExt,
+    path::Path,
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -145,6 +147,26 @@ pub(crate) fn until(what: &str, condition: impl Fn() -> bool) {
         assert!(Instant::now() < deadline, "waited in vain: {what}");
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Waits until `child` has written to a new file in `directory`, which may have no name yet.
+#[track_caller]
+pub(crate) fn until_it_writes(child: &Child, directory: &Path) {
+    let directory = directory.canonicalize().expect("a directory");
+    let begun = |fd: &Path| {
+        let inside = fd.read_link().is_ok_and(|to| to.starts_with(&directory));
+        inside
+            && fd
+                .metadata()
+                .is_ok_and(|it| it.is_file() && it.blocks() > 0)
+    };
+    let fds = format!("/proc/{}/fd", child.id());
+    until("the copy to begin", || {
+        let Ok(mut fds) = std::fs::read_dir(&fds) else {
+            return false;
+        };
+        fds.any(|fd| fd.is_ok_and(|fd| begun(&fd.path())))
+    });
 }
 
 /// Sends `signal` (as `kill` names it) to `child`.
