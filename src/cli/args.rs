@@ -62,6 +62,15 @@ pub(crate) struct Common {
     pub(crate) verbose: bool,
 }
 
+/// How long servers are waited for: of every command that opens endpoints.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub(crate) struct TimeoutArgs {
+    /// Give up on an NBD server that owes an answer and has not moved a byte for so long; 0: never. Without
+    /// it 300, and a flush may take as long as it takes.
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) timeout: Option<u32>,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Copy(CopyArgs),
@@ -134,6 +143,8 @@ pub(crate) struct CopyArgs {
     /// Show percent, rate and time left, also where standard error is no terminal.
     #[arg(short, long, conflicts_with = "quiet")]
     pub(crate) progress: bool,
+    #[command(flatten)]
+    pub(crate) timeouts: TimeoutArgs,
     /// Print the report to standard output as JSON.
     #[arg(long)]
     pub(crate) json: bool,
@@ -174,6 +185,8 @@ pub(crate) struct InfoArgs {
     /// Show every export of the server.
     #[arg(short, long)]
     pub(crate) list: bool,
+    #[command(flatten)]
+    pub(crate) timeouts: TimeoutArgs,
     /// Print JSON, with nbdinfo's keys.
     #[arg(long)]
     pub(crate) json: bool,
@@ -192,6 +205,8 @@ pub(crate) struct MapArgs {
     /// Print the sum of each type instead of each extent.
     #[arg(long)]
     pub(crate) totals: bool,
+    #[command(flatten)]
+    pub(crate) timeouts: TimeoutArgs,
     /// Print JSON, as nbdinfo does.
     #[arg(long)]
     pub(crate) json: bool,

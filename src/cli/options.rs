@@ -5,6 +5,7 @@ use std::{
     ffi::OsStr,
     io::{self, IsTerminal},
     path::PathBuf,
+    time::Duration,
 };
 
 use crate::{
@@ -14,7 +15,7 @@ use crate::{
 };
 
 use super::{
-    args::{Common, CopyArgs, InfoArgs, MapArgs, ServeArgs},
+    args::{Common, CopyArgs, InfoArgs, MapArgs, ServeArgs, TimeoutArgs},
     failure::Failure,
     percent::PercentTo,
 };
@@ -25,6 +26,7 @@ pub(crate) struct CopyJob {
     pub(crate) source: Endpoint,
     pub(crate) destination: Endpoint,
     pub(crate) engine: CopyOptions,
+    pub(crate) timeouts: Timeouts,
     pub(crate) show: Show,
     pub(crate) report: ReportStyle,
     /// Whether it is told what is not as it should be.
@@ -78,6 +80,7 @@ pub(crate) struct ServeJob {
 pub(crate) struct InfoJob {
     pub(crate) endpoint: Endpoint,
     pub(crate) list: bool,
+    pub(crate) timeouts: Timeouts,
     pub(crate) json: bool,
 }
 
@@ -87,7 +90,47 @@ pub(crate) struct MapJob {
     pub(crate) endpoint: Endpoint,
     pub(crate) context: Context,
     pub(crate) totals: bool,
+    pub(crate) timeouts: Timeouts,
     pub(crate) json: bool,
+}
+
+/// How long servers are waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Timeouts {
+    /// Connecting and negotiating together.
+    pub(crate) connect: Duration,
+    /// While a request is in flight and nothing moves.
+    pub(crate) request: Option<Duration>,
+    /// The same for a flush alone.
+    pub(crate) flush: Option<Duration>,
+}
+
+impl Timeouts {
+    /// For those who have nobody to answer to: requests take as long as they take.
+    pub(crate) const PATIENT: Self = Self {
+        connect: Duration::from_secs(30),
+        request: None,
+        flush: None,
+    };
+
+    pub(crate) fn resolve(args: TimeoutArgs) -> Self {
+        let patient = Self::PATIENT;
+        match args.timeout {
+            Some(0) => patient,
+            Some(seconds) => {
+                let limit = Duration::from_secs(seconds.into());
+                Self {
+                    connect: patient.connect.min(limit),
+                    request: Some(limit),
+                    flush: Some(limit),
+                }
+            }
+            None => Self {
+                request: Some(Duration::from_secs(300)),
+                ..patient
+            },
+        }
+    }
 }
 
 /// Which of the three standard streams are terminals; a value, so that rules about them can be tested.
@@ -146,6 +189,7 @@ impl CopyJob {
             source,
             destination,
             engine,
+            timeouts: Timeouts::resolve(args.timeouts),
             show: Show::resolve(args.progress, common, terminals),
             report: match (args.json, common.quiet) {
                 (true, _) => ReportStyle::Json,
@@ -226,6 +270,7 @@ impl InfoJob {
         Ok(Self {
             endpoint,
             list: args.list,
+            timeouts: Timeouts::resolve(args.timeouts),
             json: args.json,
         })
     }
@@ -237,6 +282,7 @@ impl MapJob {
             endpoint: seekable(&args.endpoint)?,
             context: Context::from(&*args.context),
             totals: args.totals,
+            timeouts: Timeouts::resolve(args.timeouts),
             json: args.json,
         })
     }
@@ -254,9 +300,12 @@ fn seekable(text: &OsStr) -> Result<Endpoint, Failure> {
 }
 
 /// How this program opens endpoints: `[ serve ... ]` is itself.
-pub(crate) fn open_options() -> OpenOptions {
+pub(crate) fn open_options(timeouts: Timeouts) -> OpenOptions {
     OpenOptions {
         own_program: std::env::current_exe().ok(),
+        connect_timeout: timeouts.connect,
+        request_timeout: timeouts.request,
+        flush_timeout: timeouts.flush,
         ..OpenOptions::default()
     }
 }
@@ -311,6 +360,22 @@ mod tests {
         assert_eq!((engine.queue_size, engine.sparse), (Some(1 << 20), None));
         assert_eq!(engine.order, Order::Ascending);
         assert!(engine.allocated && !engine.flush && !engine.extents);
+    }
+
+    #[test]
+    fn a_timeout_holds_for_everything_only_when_it_is_asked_for() {
+        let timeouts = |words: &[&str]| resolve(words, NO_TERMINAL).expect("a job").timeouts;
+        let seconds = Duration::from_secs;
+        let usual = timeouts(&["a", "b"]);
+        assert_eq!((usual.request, usual.flush), (Some(seconds(300)), None));
+        assert_eq!(usual.connect, seconds(30));
+        let short = timeouts(&["--timeout", "5", "a", "b"]);
+        let five = Some(seconds(5));
+        assert_eq!((short.request, short.flush), (five, five));
+        assert_eq!(short.connect, seconds(5));
+        let long = timeouts(&["--timeout", "600", "a", "b"]);
+        assert_eq!(long.connect, seconds(30));
+        assert_eq!(timeouts(&["--timeout=0", "a", "b"]), Timeouts::PATIENT);
     }
 
     #[test]

@@ -35,6 +35,10 @@ pub struct OpenOptions {
     pub contexts: Vec<Context>,
     /// How long connecting and negotiating may take together; 30 seconds unless set.
     pub connect_timeout: Duration,
+    /// How long an NBD server that owes an answer may move no byte; for ever unless set.
+    pub request_timeout: Option<Duration>,
+    /// The same while only a flush is in flight; for ever unless set.
+    pub flush_timeout: Option<Duration>,
     /// A destination file that is not whole is kept as `NAME.partial`, and gone on with where one is
     /// found; nor is a file emptied that was there before. For copies that are resumed.
     pub keep_partial: bool,
@@ -46,6 +50,8 @@ impl Default for OpenOptions {
             own_program: None,
             contexts: vec![Context::Allocation],
             connect_timeout: Duration::from_secs(30),
+            request_timeout: None,
+            flush_timeout: None,
             keep_partial: false,
         }
     }
@@ -243,6 +249,8 @@ async fn connect(
         gone,
         contexts: options.contexts.clone(),
         connect_timeout: options.connect_timeout,
+        request_timeout: options.request_timeout,
+        flush_timeout: options.flush_timeout,
         ..ConnectOptions::default()
     };
     let client = Client::connect(uri, &settings).await?;

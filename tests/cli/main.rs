@@ -18,4 +18,5 @@ mod interrupts;
 mod lost_connections;
 mod serve;
 mod streams;
+mod timeouts;
 mod usage;

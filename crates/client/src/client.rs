@@ -25,6 +25,7 @@ use crate::{
     in_flight::{Failure, Reply, Shared, Ticket},
     info::{device_info, write_flags, zero_flags},
     status::{context_id, extents_of},
+    watchdog::Patience,
 };
 
 /// The length in bytes from which on a read or a write is long: glibc's first threshold for `mmap`.
@@ -73,7 +74,8 @@ impl Client {
             .map_err(|error| Error::from(error).during(Operation::Open).on(&name))?;
         let splicing = stream.splicing();
         let shared = Arc::new(Shared::new(ClientSession::new(&negotiated)));
-        tokio::spawn(Driver::new(stream, Arc::clone(&shared)).drive());
+        let patience = Patience::new(&options);
+        tokio::spawn(Driver::new(stream, Arc::clone(&shared), patience).drive());
         let mut info = device_info(&negotiated, name);
         info.capabilities |= splicing;
         if !info.can(Capabilities::WRITE) {

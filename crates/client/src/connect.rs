@@ -17,9 +17,9 @@ pub(crate) fn connect(
     let name = options.endpoint_name(uri);
     let deadline = Instant::now() + options.connect_timeout;
     let attempt = || {
-        let stream = dial(&uri.transport, deadline)?;
-        let outcome = handshake::negotiate(&stream, options.handshake(uri, goal), deadline)?;
-        stream.set_deadline(None)?;
+        let mut stream = dial(&uri.transport, deadline)?;
+        let outcome = handshake::negotiate(&mut stream, options.handshake(uri, goal), deadline)?;
+        stream.set_timeout(options.request_timeout)?;
         Ok((stream, outcome))
     };
     attempt().map_err(|error: Error| error.during(Operation::Open).on(&name))
@@ -79,7 +79,7 @@ pub(crate) fn unexpected_outcome() -> Error {
 fn dial(transport: &Transport, deadline: Instant) -> Result<BlockingStream> {
     let stream = match transport {
         Transport::Tcp { host, port } => BlockingStream::tcp(host, *port, deadline),
-        Transport::Unix { path } => BlockingStream::unix(path),
+        Transport::Unix { path } => BlockingStream::unix(path, deadline),
         Transport::Vsock { .. } => return Err(unsupported("vsock sockets are")),
         Transport::Ssh { .. } => return Err(unsupported("SSH tunnels are")),
     };

@@ -22,6 +22,7 @@ use crate::{
     in_flight::{Outgoing, Shared, State, Table, disconnected},
     receiver::{Receiver, Requests, Target},
     stream::Stream,
+    watchdog::{Patience, Watchdog},
 };
 
 /// How many requests leave in one system call at most.
@@ -31,6 +32,9 @@ const BURST: usize = 32;
 pub(crate) struct Driver {
     stream: Stream,
     shared: Arc<Shared>,
+    patience: Patience,
+    /// From the first round on, where there is a limit to patience.
+    watchdog: Option<Watchdog>,
     receiver: Receiver,
     /// What is being sent.
     queue: VecDeque<Outgoing>,
@@ -41,10 +45,12 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    pub(crate) fn new(stream: Stream, shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(stream: Stream, shared: Arc<Shared>, patience: Patience) -> Self {
         Self {
             stream,
             shared,
+            patience,
+            watchdog: None,
             receiver: Receiver::new(),
             queue: VecDeque::new(),
             sent: 0,
@@ -54,6 +60,7 @@ impl Driver {
 
     /// Drives the connection until it ends.
     pub(crate) async fn drive(mut self) {
+        self.watchdog = Watchdog::new(self.patience);
         let end = loop {
             match poll_fn(|context| self.poll_round(context)).await {
                 Round::Yield => tokio::task::yield_now().await,
@@ -256,15 +263,35 @@ impl Driver {
                     }
                     if !state.has_outgoing() || self.holds_back(&state) {
                         state.set_driver(context.waker());
-                        return Poll::Pending;
+                        let (all, flushes) = (state.session.in_flight(), state.table.flushes());
+                        drop(state);
+                        return self.poll_watch(context, all, flushes);
                     }
                 }
             }
         }
     }
 
+    /// Ready when the server has been silent for too long, with so many requests in flight.
+    fn poll_watch(
+        &mut self,
+        context: &mut Context<'_>,
+        requests: usize,
+        flushes: usize,
+    ) -> Poll<Round> {
+        let moved = self.stream.take_progress();
+        let Some(watchdog) = &mut self.watchdog else {
+            return Poll::Pending;
+        };
+        if moved {
+            watchdog.note_progress();
+        }
+        let limit = ready!(watchdog.poll(context, requests, flushes));
+        Poll::Ready(Round::Over(errors::silent(limit)))
+    }
+
     /// Says goodbye, as far as the socket takes it at once: the connection closes anyway.
-    fn say_goodbye(&self) {
+    fn say_goodbye(&mut self) {
         let mut header = RequestHeader::new();
         self.shared.lock().session.disconnect(&mut header);
         let mut context = Context::from_waker(Waker::noop());

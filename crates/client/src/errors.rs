@@ -1,6 +1,6 @@
 //! From the protocol's errors and the sockets' to the one error type of devices.
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Duration};
 
 use blockferry_block::{Error, ErrorKind};
 use blockferry_proto::{self as proto, Errno, OptionErrorCode, ServerError};
@@ -80,6 +80,13 @@ pub(crate) fn closed_by_server() -> Error {
         ErrorKind::ConnectionLost,
         "the server closed the connection",
     )
+}
+
+/// The server has moved nothing for `limit` although it owes answers.
+pub(crate) fn silent(limit: Duration) -> Error {
+    let seconds = limit.as_secs_f64();
+    let message = format!("the server has not answered for {seconds} s");
+    Error::with_message(ErrorKind::TimedOut, message)
 }
 
 /// The server did not answer in time.

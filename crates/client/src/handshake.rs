@@ -12,14 +12,14 @@ use crate::{errors, stream::BlockingStream};
 
 /// Negotiates what `config` asks for, until `deadline` at most, however slowly the server answers.
 pub(crate) fn negotiate(
-    stream: &BlockingStream,
+    stream: &mut BlockingStream,
     config: ClientConfig,
     deadline: Instant,
 ) -> Result<Outcome> {
     let mut handshake = ClientHandshake::new(config).map_err(errors::from_proto)?;
     let mut received = Vec::new();
     loop {
-        stream.set_deadline(Some(deadline)).map_err(errors::lost)?;
+        stream.set_deadline(deadline).map_err(errors::lost)?;
         match handshake.step() {
             Step::Send(bytes) => send_all(stream, &bytes)?,
             Step::Receive(count) => {
@@ -47,7 +47,7 @@ pub(crate) fn negotiate(
     }
 }
 
-pub(crate) fn send_all(stream: &BlockingStream, mut bytes: &[u8]) -> Result<()> {
+pub(crate) fn send_all(stream: &mut BlockingStream, mut bytes: &[u8]) -> Result<()> {
     while !bytes.is_empty() {
         let sent = stream.send(&[IoSlice::new(bytes)]).map_err(errors::lost)?;
         bytes = &bytes[sent..];
@@ -56,7 +56,7 @@ pub(crate) fn send_all(stream: &BlockingStream, mut bytes: &[u8]) -> Result<()> 
 }
 
 /// Fills `bytes`. False when the server closed the connection first.
-fn receive_exact(stream: &BlockingStream, mut bytes: &mut [u8]) -> Result<bool> {
+fn receive_exact(stream: &mut BlockingStream, mut bytes: &mut [u8]) -> Result<bool> {
     while !bytes.is_empty() {
         let count = stream
             .receive(&mut [IoSliceMut::new(bytes)])

@@ -100,6 +100,8 @@ pub(crate) struct Table {
     answered: u64,
     /// How many of those that wait read into pipes.
     pipes: usize,
+    /// How many of those that wait are flushes.
+    flushes: usize,
 }
 
 /// How far the connection is on the way to its end.
@@ -116,6 +118,7 @@ struct Entry {
     cookie: Cookie,
     /// How many bytes a read asked for.
     length: usize,
+    is_flush: bool,
     /// It was entered as a read into a pipe.
     reads_into_pipe: bool,
     /// What went wrong with its pipe.
@@ -196,6 +199,7 @@ impl Shared {
         let ticket = state.table.insert(Entry {
             cookie,
             length,
+            is_flush: request.command == Command::Flush,
             reads_into_pipe: reply.pipe.is_some(),
             broken: None,
             reply,
@@ -353,6 +357,11 @@ impl Table {
         self.answered
     }
 
+    /// How many requests in flight are flushes.
+    pub(crate) fn flushes(&self) -> usize {
+        self.flushes
+    }
+
     /// Takes the buffer of a read out of its entry, to receive into it without the lock.
     pub(crate) fn lend_buffer(&mut self, cookie: Cookie) -> Option<Buffer> {
         self.in_flight(cookie)
@@ -396,6 +405,7 @@ impl Table {
         let ticket = self.entries.insert(entry);
         self.waiting += 1;
         self.pipes += usize::from(self.entries[ticket].reads_into_pipe);
+        self.flushes += usize::from(self.entries[ticket].is_flush);
         if self.tickets.len() <= slot {
             self.tickets.resize(slot + 1, 0);
         }
@@ -487,7 +497,7 @@ impl Requests for Table {
         };
         let result = result.map_err(|error| errors::from_server(&error));
         let result = result.and_then(|()| entry.broken.take().map_or(Ok(()), Err));
-        let reads_into_pipe = entry.reads_into_pipe;
+        let (reads_into_pipe, is_flush) = (entry.reads_into_pipe, entry.is_flush);
         let answer = Progress::Answered(result);
         match mem::replace(&mut entry.progress, answer) {
             Progress::Waiting(waker) => waker.wake(),
@@ -497,6 +507,7 @@ impl Requests for Table {
             }
         }
         self.pipes -= usize::from(reads_into_pipe);
+        self.flushes -= usize::from(is_flush);
     }
 }
 

@@ -27,6 +27,7 @@ mod pool;
 mod receiver;
 mod status;
 mod stream;
+mod watchdog;
 
 pub use client::Client;
 pub use options::{ConnectOptions, Gone};

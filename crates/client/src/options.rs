@@ -18,6 +18,15 @@ pub struct ConnectOptions {
     pub contexts: Vec<Context>,
     /// How long connecting and negotiating may take together. Default: 30 seconds.
     pub connect_timeout: Duration,
+    /// How long the server may neither send nor take a byte while requests are in flight. Then the connection
+    /// ends, and all of them fail with `TimedOut`. Default: for ever.
+    ///
+    /// Silence is noticed after this time at the earliest and half as much again at the latest. The
+    /// asynchronous client needs a runtime with time enabled for it.
+    pub request_timeout: Option<Duration>,
+    /// The same while flushes are all that is in flight: a server may well need minutes to make an image
+    /// durable. Default: for ever.
+    pub flush_timeout: Option<Duration>,
     /// Asked when a connection cannot be made: whether the server has gone for good, so that trying again is
     /// of no use. Default: nobody knows.
     pub gone: Option<Gone>,
@@ -31,6 +40,8 @@ impl Default for ConnectOptions {
             extended: true,
             contexts: vec![Context::Allocation],
             connect_timeout: Duration::from_secs(30),
+            request_timeout: None,
+            flush_timeout: None,
             gone: None,
         }
     }

@@ -11,13 +11,17 @@ use std::{
     time::Duration,
 };
 
-use blockferry_sys::socket;
+use blockferry_sys::socket::{self, Keepalive};
 
 /// The buffers of a unix socket in bytes: several payloads, so that neither side waits for the other.
 const UNIX_BUFFER: usize = 1 << 20;
 
 /// How long a TCP connection may be silent before the kernel asks whether its client still lives.
-const KEEPALIVE: Duration = Duration::from_secs(60);
+const KEEPALIVE: Keepalive = Keepalive {
+    idle: Duration::from_secs(60),
+    interval: Duration::from_secs(60),
+    probes: 9,
+};
 
 /// A listening socket.
 #[derive(Debug)]
@@ -136,7 +140,7 @@ impl Accepting {
             Self::Tcp(listener) => listener.poll_accept(cx).map(|result| {
                 let (stream, address) = result?;
                 let _ = stream.set_nodelay(true);
-                let _ = socket::set_keepalive(stream.as_fd(), KEEPALIVE);
+                let _ = socket::set_keepalive(stream.as_fd(), &KEEPALIVE);
                 Ok(Accepted {
                     socket: Socket::Tcp(stream.into_std()?),
                     peer: address.to_string(),

@@ -2,11 +2,15 @@
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
-    os::fd::BorrowedFd,
+    os::fd::{BorrowedFd, OwnedFd},
+    path::Path,
     time::Duration,
 };
 
-use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg, sockopt};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    sendmsg, sockopt, sockopt::Timeout,
+};
 
 /// Receives into `slices`, in order, as much as is there. 0 means that the peer closed its side.
 ///
@@ -65,14 +69,43 @@ pub fn set_buffer_sizes(socket: BorrowedFd<'_>, bytes: usize) -> io::Result<()> 
     Ok(())
 }
 
-/// Lets the kernel ask a TCP peer that is silent for `interval` (whole seconds), and then every
-/// `interval`, whether it still lives, and break the connection when it does not answer.
+/// When the kernel asks a silent TCP peer whether it still lives. Times are whole seconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Keepalive {
+    /// How long the peer is silent before it is asked first.
+    pub idle: Duration,
+    /// How long an answer may take until it is asked again.
+    pub interval: Duration,
+    /// How many questions in a row may stay without an answer: then the connection is broken.
+    pub probes: u32,
+}
+
+/// Lets the kernel notice that a TCP peer is gone.
 ///
 /// # Errors
 /// As `setsockopt(2)`.
-pub fn set_keepalive(socket: BorrowedFd<'_>, interval: Duration) -> io::Result<()> {
+pub fn set_keepalive(socket: BorrowedFd<'_>, keepalive: &Keepalive) -> io::Result<()> {
     sockopt::set_socket_keepalive(socket, true)?;
-    sockopt::set_tcp_keepidle(socket, interval)?;
-    sockopt::set_tcp_keepintvl(socket, interval)?;
+    sockopt::set_tcp_keepidle(socket, keepalive.idle)?;
+    sockopt::set_tcp_keepintvl(socket, keepalive.interval)?;
+    sockopt::set_tcp_keepcnt(socket, keepalive.probes)?;
     Ok(())
+}
+
+/// Connects to the unix socket at `path`. A server that does not accept connections as fast as they come is
+/// waited for `timeout` at most (`WouldBlock`); without a limit of its own, the system waits for ever.
+///
+/// # Errors
+/// As `socket(2)` and `connect(2)`; `InvalidInput` for a path that is too long for a socket.
+pub fn connect_unix(path: &Path, timeout: Duration) -> io::Result<OwnedFd> {
+    let address = SocketAddrUnix::new(path)?;
+    let socket = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    sockopt::set_socket_timeout(&socket, Timeout::Send, Some(timeout))?;
+    rustix::io::retry_on_intr(|| rustix::net::connect(&socket, &address))?;
+    Ok(socket)
 }

@@ -37,7 +37,7 @@ pub(crate) fn run(job: CopyJob) -> Result<(), Failure> {
 
 async fn copy_image(job: CopyJob) -> Result<(), Failure> {
     let mut signals = Signals::listen().map_err(|error| Failure::system("signals", &error))?;
-    let options = open_options();
+    let options = open_options(job.timeouts);
     // The source first: nothing of the destination is touched unless there is something to copy.
     let mut source_options = options.clone();
     if !job.engine.extents {

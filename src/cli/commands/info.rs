@@ -25,7 +25,7 @@ pub(crate) fn run(job: &InfoJob) -> Result<(), Failure> {
     let facts = match job.endpoint.kind() {
         EndpointKind::Nbd(uri) => ask(uri, job, true)?,
         EndpointKind::Command(command) => {
-            let mut child = ServerChild::start(command, &open_options())?;
+            let mut child = ServerChild::start(command, &open_options(job.timeouts))?;
             let asked = ask(&child.uri(), job, false);
             asked.map_err(|error| child.explain(error))?
         }
@@ -42,6 +42,7 @@ pub(crate) fn run(job: &InfoJob) -> Result<(), Failure> {
 fn ask(uri: &NbdUri, job: &InfoJob, public: bool) -> crate::block::Result<Facts> {
     let options = ConnectOptions {
         name: Some(job.endpoint.name().clone()),
+        connect_timeout: job.timeouts.connect,
         ..ConnectOptions::default()
     };
     let shown = public.then_some(uri);
@@ -58,7 +59,7 @@ fn ask(uri: &NbdUri, job: &InfoJob, public: bool) -> crate::block::Result<Facts>
 /// Looks at what needs no server. A file is opened as a copy's destination would be, so that what can
 /// be done to it is known; a device is not, because closing it then makes the system look at it anew.
 fn look(job: &InfoJob) -> Result<Facts, Failure> {
-    let options = open_options();
+    let options = open_options(job.timeouts);
     let runtime = super::runtime()?;
     let open = |access| runtime.block_on(open_device(&job.endpoint, access, &options));
     let is_file = matches!(job.endpoint.kind(), EndpointKind::File(path) if path.is_file());

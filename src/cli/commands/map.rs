@@ -23,7 +23,7 @@ pub(crate) fn run(job: &MapJob) -> Result<(), Failure> {
 }
 
 async fn map(job: &MapJob) -> Result<(), Failure> {
-    let mut options = open_options();
+    let mut options = open_options(job.timeouts);
     options.contexts = vec![job.context.clone()];
     let OpenDevice { device, connection } =
         open_device(&job.endpoint, Access::ReadOnly, &options).await?;

@@ -19,7 +19,7 @@ use crate::{
 use super::{
     super::{
         failure::Failure,
-        options::{ServeJob, open_options},
+        options::{ServeJob, Timeouts, open_options},
         output::{print, tell},
         signals::Signals,
     },
@@ -48,7 +48,7 @@ async fn serve(job: ServeJob, activated: Vec<Listener>) -> Result<(), Failure> {
         true => Access::ReadOnly,
         false => Access::ReadWrite,
     };
-    let options = open_options();
+    let options = open_options(Timeouts::PATIENT);
     let OpenDevice { device, connection } = tokio::select! {
         opened = open_device(&job.source, access, &options) => opened.map_err(|error| {
             let may_not_write = matches!(error.kind(), ErrorKind::NotPermitted | ErrorKind::ReadOnly);

@@ -61,7 +61,7 @@ impl<'a> Batch<'a> {
     /// Sends all of `pieces` and receives all answers. An error here ends the connection.
     pub(super) fn run(
         &mut self,
-        stream: &BlockingStream,
+        stream: &mut BlockingStream,
         session: &mut ClientSession,
         receiver: &mut Receiver,
         pieces: &mut impl Iterator<Item = Piece>,
@@ -108,7 +108,7 @@ impl<'a> Batch<'a> {
 
     fn send(
         &mut self,
-        stream: &BlockingStream,
+        stream: &mut BlockingStream,
         session: &mut ClientSession,
         pieces: &mut impl Iterator<Item = Piece>,
     ) -> Result<()> {
@@ -153,7 +153,7 @@ impl<'a> Batch<'a> {
 
     fn receive(
         &mut self,
-        stream: &BlockingStream,
+        stream: &mut BlockingStream,
         receiver: &mut Receiver,
         plan: &Plan,
     ) -> Result<usize> {

@@ -17,7 +17,7 @@
 
 mod batch;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use blockferry_block::{
     ByteRange, Capabilities, Context, DeviceInfo, Error, ErrorKind, Extent, Operation, Result,
@@ -36,6 +36,7 @@ use crate::{
     receiver::Receiver,
     status::{context_id, extents_of},
     stream::BlockingStream,
+    watchdog::Patience,
 };
 use batch::{Batch, Payload, Piece};
 
@@ -51,6 +52,9 @@ pub struct Client {
     info: DeviceInfo,
     /// Whether a long read has come yet.
     warm: bool,
+    patience: Patience,
+    /// How long a call of the socket may wait at present.
+    limit: Option<Duration>,
     /// Why the connection is of no use any more.
     failed: Option<Error>,
 }
@@ -82,6 +86,8 @@ impl Client {
             info: device_info(&negotiated, name),
             negotiated,
             warm: false,
+            patience: Patience::new(options),
+            limit: options.request_timeout,
             failed: None,
         })
     }
@@ -295,22 +301,41 @@ impl Client {
             return Err(error.clone());
         }
         let mut batch = Batch::new(operation, payload);
-        let result = batch.run(
-            &self.stream,
-            &mut self.session,
-            &mut self.receiver,
-            &mut pieces.into_iter().fuse(),
-        );
+        let result = self.wait_for(operation).and_then(|()| {
+            batch.run(
+                &mut self.stream,
+                &mut self.session,
+                &mut self.receiver,
+                &mut pieces.into_iter().fuse(),
+            )
+        });
         match result {
             Ok(()) => batch
                 .into_result()
                 .map_err(|error| error.during(operation).on(&self.info.name)),
             Err(error) => {
+                let error = match (error.kind(), self.limit) {
+                    (ErrorKind::TimedOut, Some(limit)) => errors::silent(limit),
+                    _ => error,
+                };
                 let error = batch.blame(error).during(operation).on(&self.info.name);
                 self.failed = Some(error.clone());
                 Err(error)
             }
         }
+    }
+}
+
+impl Client {
+    /// Lets the socket wait as long as `operation` may.
+    fn wait_for(&mut self, operation: Operation) -> Result<()> {
+        let flushes = usize::from(operation == Operation::Flush);
+        let limit = self.patience.with(1, flushes);
+        if limit != self.limit {
+            self.stream.set_timeout(limit)?;
+            self.limit = limit;
+        }
+        Ok(())
     }
 }
 
@@ -320,7 +345,7 @@ impl Drop for Client {
             let mut header = RequestHeader::default();
             self.session.disconnect(&mut header);
             // The connection closes anyway; a server that is gone needs no goodbye.
-            let _ = handshake::send_all(&self.stream, header.as_bytes());
+            let _ = handshake::send_all(&mut self.stream, header.as_bytes());
         }
     }
 }

@@ -47,6 +47,8 @@ pub(crate) struct Script {
     pub(crate) others: Others,
     /// Several connections are as good as one.
     pub(crate) multi_conn: bool,
+    /// From this request on, counted from 0, nothing is answered any more; the connection stays.
+    pub(crate) silent_from: Option<usize>,
     /// Which requests fail.
     pub(crate) fails: fn(&ServerRequest) -> Option<Errno>,
 }
@@ -79,6 +81,7 @@ impl Default for Script {
             welcome: usize::MAX,
             others: Others::Refused,
             multi_conn: true,
+            silent_from: None,
             fails: |_| None,
         }
     }
@@ -262,6 +265,9 @@ fn answer(
     answered: &mut usize,
 ) -> io::Result<()> {
     for (request, error) in waiting.drain(..).rev() {
+        if script.silent_from.is_some_and(|first| *answered >= first) {
+            continue;
+        }
         let bytes = match error {
             Some(errno) => replies.error(&request, errno, "as the script says"),
             None => success(script, replies, memory, &request),
