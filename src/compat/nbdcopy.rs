@@ -17,7 +17,7 @@ use crate::{
         args::Size,
         commands,
         failure::Failure,
-        options::{CopyJob, ReportStyle, Show, Terminals, check_sides},
+        options::{CopyJob, ReportStyle, Show, Terminals, Timeouts, check_sides},
         output::{print, tell},
         percent::PercentTo,
     },
@@ -306,6 +306,8 @@ impl Choices {
             source,
             destination,
             engine,
+            // It waits for its servers as long as they take.
+            timeouts: Timeouts::PATIENT,
             show: self.progress.map_or(Show::Nothing, Show::Percent),
             report: ReportStyle::Nothing,
             warnings: true,
