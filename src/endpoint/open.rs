@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, Metadata},
-    io,
+    io::{self, Seek, SeekFrom},
     os::{
         fd::AsFd,
         unix::fs::{FileTypeExt, MetadataExt},
@@ -66,6 +66,8 @@ pub struct Connection {
     // In this order: the client goes before the server does.
     client: Option<Client>,
     child: Option<ServerChild>,
+    /// The regular file that a standard stream is, whose position its other users expect behind the image.
+    standard: Option<File>,
 }
 
 impl Connection {
@@ -81,6 +83,10 @@ impl Connection {
     pub async fn close(mut self) {
         if let Some(client) = self.client.take() {
             let _ = tokio::time::timeout(GOODBYE, client.disconnect()).await;
+        }
+        if let Some(file) = &mut self.standard {
+            // Where the position cannot be changed nobody can depend on it.
+            let _ = file.seek(SeekFrom::End(0));
         }
         self.abandon().await;
     }
@@ -154,6 +160,14 @@ pub async fn open_device(
 /// # Errors
 /// As [`open_device`], but streams are welcome; `null:` has nothing to give.
 pub async fn open_source(endpoint: &Endpoint, options: &OpenOptions) -> Result<OpenSource> {
+    if matches!(endpoint.kind(), EndpointKind::Standard)
+        && let Some(OpenDevice { device, connection }) = standard_input()
+    {
+        return Ok(OpenSource {
+            source: Source::Device(device),
+            connection,
+        });
+    }
     if let Some(stream) = source_stream(endpoint).await? {
         return Ok(OpenSource {
             source: Source::Stream(stream),
@@ -191,10 +205,13 @@ pub async fn open_destination(
     match endpoint.kind() {
         EndpointKind::Sample(_) => Err(refused(endpoint, "it is generated and cannot be written")),
         EndpointKind::Null => Ok(from_device(local(Arc::new(NullDevice::new(0))), None)),
-        EndpointKind::Standard => {
-            let fd = io::stdout().as_fd().try_clone_to_owned()?;
-            Ok(from_stream(Box::new(FdSink::new(fd, "standard output"))))
-        }
+        EndpointKind::Standard => match standard_output() {
+            Some(device) => Ok(from_device(device, None)),
+            None => {
+                let fd = io::stdout().as_fd().try_clone_to_owned()?;
+                Ok(from_stream(Box::new(FdSink::new(fd, "standard output"))))
+            }
+        },
         EndpointKind::File(path) if is_stream(path) => {
             let writing = fs::OpenOptions::new().write(true).clone();
             let file = open_waiting(writing, path, endpoint).await?;
@@ -211,6 +228,41 @@ pub async fn open_destination(
             Ok(from_device(device, None))
         }
     }
+}
+
+/// Standard input as a device, where it is a file or a disk of which nothing has been read: `< disk.raw`.
+/// Its size is known then, and its holes need not be read.
+fn standard_input() -> Option<OpenDevice> {
+    standard_file(io::stdin(), "standard input", FileDevice::from_file)
+}
+
+/// Standard output as a device, where it is a file that is still empty, as `> disk.raw` makes it: holes
+/// stay holes then. What is appended to, or has something in it, is written behind that, as a stream.
+fn standard_output() -> Option<OpenDevice> {
+    let metadata = File::from(io::stdout().as_fd().try_clone_to_owned().ok()?)
+        .metadata()
+        .ok()?;
+    if !metadata.is_file() || metadata.len() > 0 {
+        return None;
+    }
+    standard_file(io::stdout(), "standard output", |file, name| {
+        FileDevice::from_file(file, name).map(FileDevice::growable)
+    })
+}
+
+fn standard_file(
+    standard: impl AsFd,
+    name: &'static str,
+    open: impl FnOnce(File, &'static str) -> Result<FileDevice>,
+) -> Option<OpenDevice> {
+    let mut file = File::from(standard.as_fd().try_clone_to_owned().ok()?);
+    if file.stream_position().ok()? > 0 {
+        return None;
+    }
+    let device = open(file.try_clone().ok()?, name).ok()?;
+    let mut opened = local(Arc::new(device));
+    opened.connection.standard = Some(file);
+    Some(opened)
 }
 
 async fn source_stream(endpoint: &Endpoint) -> Result<Option<Box<dyn ByteSource>>> {
@@ -258,7 +310,7 @@ async fn connect(
         device: Arc::new(client.clone()),
         connection: Connection {
             client: Some(client),
-            child: None,
+            ..Connection::default()
         },
     })
 }
