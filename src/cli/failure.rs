@@ -31,6 +31,8 @@ pub(crate) struct Failure {
 enum Exit {
     Failed,
     Usage,
+    /// Whoever read our output did not want all of it.
+    ReaderGone,
     /// `EX_TEMPFAIL` of sysexits.h.
     TryAgain,
     Interrupted(Interrupt),
@@ -87,11 +89,16 @@ impl Failure {
     /// The exit code.
     pub(crate) fn code(&self) -> u8 {
         match self.exit {
-            Exit::Failed => 1,
+            Exit::Failed | Exit::ReaderGone => 1,
             Exit::Usage => 2,
             Exit::TryAgain => 75,
             Exit::Interrupted(interrupt) => interrupt.exit_code(),
         }
+    }
+
+    /// Whether it is that nobody reads our output any more.
+    pub(crate) fn is_reader_gone(&self) -> bool {
+        self.exit == Exit::ReaderGone
     }
 
     /// Tells it on standard error.
@@ -159,6 +166,7 @@ impl From<&CopyError> for Failure {
         let mut failure = Self::from(&failed.error);
         if failed.side == Side::Destination && failed.error.kind() == ErrorKind::BrokenPipe {
             failure.hint = None;
+            failure.exit = Exit::ReaderGone;
             return failure.note("the reader of the output went away before it had all of it");
         }
         if failed.progress.done > 0 {

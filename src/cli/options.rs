@@ -27,6 +27,8 @@ pub(crate) struct CopyJob {
     pub(crate) destination: Endpoint,
     pub(crate) engine: CopyOptions,
     pub(crate) timeouts: Timeouts,
+    /// Whether an NBD export may be copied onto itself, which writes what is there already.
+    pub(crate) onto_itself: bool,
     pub(crate) show: Show,
     pub(crate) report: ReportStyle,
     /// Whether it is told what is not as it should be.
@@ -190,6 +192,7 @@ impl CopyJob {
             destination,
             engine,
             timeouts: Timeouts::resolve(args.timeouts),
+            onto_itself: false,
             show: Show::resolve(args.progress, common, terminals),
             report: match (args.json, common.quiet) {
                 (true, _) => ReportStyle::Json,

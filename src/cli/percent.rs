@@ -60,11 +60,11 @@ impl Percent {
         self.show(0);
     }
 
-    /// So many bytes are done. What is not durable yet is not all.
+    /// So many bytes are done. All of them are not the end yet: they may have to become durable.
     pub(crate) fn progressed(&mut self, done: u64) {
-        if let Some(size) = self.size.filter(|size| *size > 0) {
+        if let Some(size) = self.size.filter(|size| done < *size) {
             let hundredths = u128::from(done) * 100 / u128::from(size);
-            self.show(u8::try_from(hundredths).unwrap_or(99).min(99));
+            self.show(u8::try_from(hundredths).unwrap_or(99));
         }
     }
 
@@ -127,7 +127,7 @@ mod tests {
         let mut file = file.as_ref();
         file.rewind().expect("a file");
         file.read_to_string(&mut text).expect("text");
-        assert_eq!(text, "0/100\n1/100\n20/100\n99/100\n100/100\n");
+        assert_eq!(text, "0/100\n1/100\n20/100\n100/100\n");
     }
 
     #[test]

@@ -156,8 +156,15 @@ pub(super) fn main(arguments: Vec<OsString>) -> ExitCode {
     }
 }
 
-/// Tells the failure as the tool does. Whoever was interrupted still ends as one who was.
+/// What a shell says of a program that was ended by SIGPIPE.
+const BROKEN_PIPE: u8 = 128 + 13;
+
+/// Tells the failure as the tool does. Whoever was interrupted still ends as one who was, and `| head` is
+/// no reason for a message.
 fn end(failure: Failure) -> ExitCode {
+    if failure.is_reader_gone() {
+        return ExitCode::from(BROKEN_PIPE);
+    }
     let code = match failure.code() {
         signal @ 128.. => signal,
         _ => 1,
@@ -308,6 +315,7 @@ impl Choices {
             engine,
             // It waits for its servers as long as they take.
             timeouts: Timeouts::PATIENT,
+            onto_itself: true,
             show: self.progress.map_or(Show::Nothing, Show::Percent),
             report: ReportStyle::Nothing,
             warnings: true,

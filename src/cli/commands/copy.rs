@@ -10,8 +10,8 @@ use crate::{
     block::DeviceInfo,
     copy::{self, Control, CopyError, Destination, Report, Side, Source},
     endpoint::{
-        Connection, Endpoint, OpenDestination, OpenSource, is_same_image, open_destination,
-        open_source, printable,
+        Connection, Endpoint, EndpointKind, OpenDestination, OpenSource, is_same_image,
+        open_destination, open_source, printable,
     },
 };
 
@@ -49,7 +49,8 @@ async fn copy_image(job: CopyJob) -> Result<(), Failure> {
         source,
         connection: mut source_connection,
     } = unless_interrupted(source, &mut signals).await??;
-    if is_same_image(&job.source, &job.destination) {
+    let tolerated = job.onto_itself && matches!(job.source.kind(), EndpointKind::Nbd(_));
+    if !tolerated && is_same_image(&job.source, &job.destination) {
         let (source, destination) = (&job.source, &job.destination);
         return Err(Failure::failed(format!(
             "{source} and {destination} are the same image"
