@@ -262,6 +262,9 @@ fn hint_for(error: &Error) -> Option<String> {
         ErrorKind::ReadOnly => {
             "the server or the file allows no writes: was it started or mounted read-only?"
         }
+        ErrorKind::NoSpace if is_too_large(error) => {
+            "a file of that size is more than its file system, or 'ulimit -f', allows"
+        }
         ErrorKind::NoSpace => "the destination is full: make room, or use a larger one",
         ErrorKind::ConnectionLost | ErrorKind::TimedOut | ErrorKind::ShuttingDown => {
             "this may pass: try again"
@@ -269,6 +272,13 @@ fn hint_for(error: &Error) -> Option<String> {
         _ => return None,
     };
     Some(hint.to_owned())
+}
+
+fn is_too_large(error: &Error) -> bool {
+    error
+        .source()
+        .and_then(|source| source.downcast_ref::<io::Error>())
+        .is_some_and(|source| source.kind() == io::ErrorKind::FileTooLarge)
 }
 
 fn is_system_error(error: &Error) -> bool {

@@ -6,6 +6,7 @@
 //! | `options` | raw flags become typed options; contradictions end here |
 //! | `run` | from an argument list to an exit code |
 //! | `commands/` | one file per command |
+//! | `preflight` | whether there is room, before a copy begins |
 //! | `progress`, `percent`, `report` | what a copy shows while it runs and when it is done |
 //! | `failure` | errors become messages, hints and exit codes |
 //! | `output` | standard output and error, where a reader may go away |
@@ -17,6 +18,7 @@ pub(crate) mod failure;
 pub(crate) mod options;
 pub(crate) mod output;
 pub(crate) mod percent;
+mod preflight;
 pub(crate) mod progress;
 pub(crate) mod report;
 mod run;

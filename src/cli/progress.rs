@@ -71,6 +71,13 @@ impl View {
         }
     }
 
+    /// Tells what may go wrong, unless nobody wants to hear it.
+    pub(crate) fn warn(&self, warning: &str) {
+        if !self.quiet {
+            self.say(&format!("{}: warning: {warning}", program()));
+        }
+    }
+
     fn planned(&self, size: Option<u64>) {
         match &self.shape {
             Shape::Nothing => {}
@@ -127,9 +134,7 @@ impl Observer for View {
             Event::Planned { size } => self.planned(size),
             Event::Progress(progress) => self.progressed(progress),
             Event::Flushing => self.flushing(),
-            Event::Warning(warning) if !self.quiet => {
-                self.say(&format!("{}: warning: {warning}", program()));
-            }
+            Event::Warning(warning) => self.warn(&warning.to_string()),
             _ => {}
         }
     }

@@ -2,6 +2,7 @@
 
 use std::{future::pending, io};
 
+use blockferry_sys::FILE_SIZE_SIGNAL;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Which request came.
@@ -46,6 +47,8 @@ pub(crate) struct Signals {
     term: Signal,
     /// `None` where it was ignored when we were started: `nohup`.
     hangup: Option<Signal>,
+    /// Taken over for what it would do: a file that grows too large is an error, not the end.
+    _file_size: Signal,
 }
 
 impl Signals {
@@ -57,6 +60,7 @@ impl Signals {
             int: signal(Interrupt::Int.kind())?,
             term: signal(Interrupt::Term.kind())?,
             hangup: (!ignored).then(|| signal(hangup)).transpose()?,
+            _file_size: signal(SignalKind::from_raw(FILE_SIZE_SIGNAL))?,
         })
     }
 

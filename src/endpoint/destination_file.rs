@@ -24,7 +24,7 @@ use blockferry_sys as sys;
 
 use crate::block::{Access, Error, ErrorKind, FileDevice, Result};
 
-use super::printable;
+use super::{Space, printable};
 
 /// What files are called that are not whole.
 const SUFFIX: &str = ".partial";
@@ -144,6 +144,20 @@ impl DestinationFile {
             State::Nameless { .. } => None,
             State::Partial { place, name, .. } => Some(place.beside(name)),
         }
+    }
+
+    /// How much it can hold; `None` for a block device, and where the file system does not say.
+    ///
+    /// # Errors
+    /// What asking the file system failed with.
+    pub fn space(&self) -> Result<Option<Space>> {
+        let (file, directory) = match &self.state {
+            State::InPlace { .. } => (File::open(&self.path)?, self.path.clone()),
+            State::Nameless { file, place } | State::Partial { file, place, .. } => {
+                (file.try_clone()?, place.path.clone())
+            }
+        };
+        Space::of(&file, &directory)
     }
 
     /// Whether a partial file is left when the copy fails, to be gone on with.
@@ -436,7 +450,12 @@ fn refuse_partial_beside(path: &Path) -> Result<()> {
 
 /// Opens what is at `path` to be written in place.
 fn open_existing(path: &Path, name: &Arc<str>, keep_contents: bool) -> Result<FileDevice> {
-    if !fs::metadata(path)?.is_file() {
+    let metadata = fs::metadata(path)?;
+    if metadata.is_dir() {
+        let message = "it is a directory: name a file in it";
+        return Err(Error::with_message(ErrorKind::InvalidInput, message));
+    }
+    if !metadata.is_file() {
         return FileDevice::open(path, Access::ReadWrite);
     }
     let file = File::options().read(true).write(true).open(path)?;

@@ -17,6 +17,7 @@ mod command;
 mod destination_file;
 mod open;
 mod parse;
+mod space;
 
 use std::ffi::OsStr;
 
@@ -28,6 +29,7 @@ pub use open::{
     open_destination, open_device, open_source,
 };
 pub use parse::{Endpoint, EndpointError, EndpointKind};
+pub use space::Space;
 
 /// The text as it can be shown: what is no UTF-8 is replaced, control characters are escaped.
 pub(crate) fn printable(text: &OsStr) -> String {

@@ -10,7 +10,13 @@ use std::{
 
 use tempfile::tempdir;
 
-use crate::support::{Peer, blockferry, random_image, run, run::finish, sparse_image};
+use crate::support::{
+    Peer, SmallDisk, blockferry,
+    images::random_bytes,
+    random_image, run,
+    run::{finish, run_with_input},
+    sparse_image,
+};
 
 #[test]
 fn a_missing_directory_is_named_before_anything_moves() {
@@ -110,35 +116,6 @@ fn a_read_only_destination_is_told_so() {
     run(&mut blockferry(["copy", "sample:1M", &peer.uri()])).failure(1, &["read-only"]);
 }
 
-/// A file system of its own that is soon full; needs root and is skipped without.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    fn mount() -> Option<Self> {
-        let dir = tempdir().expect("a directory");
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"])
-            .arg(dir.path())
-            .stderr(Stdio::null())
-            .status();
-        if !mounted.is_ok_and(|status| status.success()) {
-            println!("skipped: no permission to mount a small tmpfs");
-            return None;
-        }
-        Some(Self(dir))
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.path()).status();
-    }
-}
-
 #[test]
 fn a_full_disk_leaves_no_file_and_no_success() {
     let Some(disk) = SmallDisk::mount() else {
@@ -148,6 +125,13 @@ fn a_full_disk_leaves_no_file_and_no_success() {
     run(blockferry(["copy", "sample:64M,data=100"]).arg(&copy))
         .failure(1, &[copy.to_str().expect("UTF-8"), "space"]);
     assert!(!copy.exists(), "an unfinished file is left behind");
+
+    // How long a stream is shows only when it does not fit.
+    let stream = random_bytes(8 << 20, 3);
+    run_with_input(blockferry(["copy", "-"]).arg(&copy), &stream)
+        .failure(1, &[copy.to_str().expect("UTF-8"), "space", "full"]);
+    let left = fs::read_dir(disk.path()).expect("a directory").count();
+    assert_eq!(left, 0, "an unfinished file is left behind");
 
     // A sparse image fits where its data fits.
     run(blockferry(["copy", "sample:64M,data=1"]).arg(&copy)).success();

@@ -16,6 +16,7 @@ mod in_order;
 mod info;
 mod interrupts;
 mod lost_connections;
+mod preflight;
 mod serve;
 mod streams;
 mod timeouts;

@@ -15,6 +15,7 @@ mod path;
 mod pipe;
 mod process;
 pub mod socket;
+mod space;
 mod stream;
 mod usage;
 
@@ -34,8 +35,9 @@ pub use page_cache::is_cached;
 pub use path::open_location;
 pub use pipe::{FillStop, Pipe};
 pub use process::{
-    duplicate_inherited, is_signal_ignored, kill_group, spawn_activated, take_activated_sockets,
-    terminate_group,
+    FILE_SIZE_SIGNAL, duplicate_inherited, is_signal_ignored, kill_group, spawn_activated,
+    take_activated_sockets, terminate_group,
 };
+pub use space::{file_size_limit, free_space, may_compress};
 pub use stream::{read_stream, write_stream};
 pub use usage::{Usage, Waited, await_exit, reap};

@@ -294,6 +294,10 @@ fn is_listening(fd: RawFd) -> bool {
     result == 0 && listening != 0
 }
 
+/// The signal that ends a process which writes a file beyond its limit (`SIGXFSZ`), unless it is handled:
+/// then the write fails.
+pub const FILE_SIZE_SIGNAL: i32 = libc::SIGXFSZ;
+
 /// Whether the signal is ignored, as `nohup` and a shell's background jobs set it for their children.
 #[must_use]
 pub fn is_signal_ignored(signal: i32) -> bool {

@@ -19,6 +19,7 @@ use super::super::{
     failure::Failure,
     options::{CopyJob, ReportStyle, open_options},
     output::{print, tell},
+    preflight::check_room,
     progress::{End, View},
     report,
     signals::{Interrupt, Signals},
@@ -69,7 +70,13 @@ async fn copy_image(job: CopyJob) -> Result<(), Failure> {
         describe(&job, &source, &destination);
     }
 
+    let room = check_room(&job, &source, &destination, file.as_ref());
+    let doubt = unless_interrupted(room, &mut signals).await??;
+
     let view = View::new(job.show.clone(), !job.warnings);
+    if let Some(doubt) = doubt {
+        view.warn(&doubt);
+    }
     let control = Control::new();
     let begun = Instant::now();
     let ended = {

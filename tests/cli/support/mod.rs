@@ -1,11 +1,13 @@
 //! What the tests share: running programs with a deadline, peers, images, and servers that misbehave.
 
+pub(crate) mod disk;
 pub(crate) mod hostile;
 pub(crate) mod images;
 pub(crate) mod peers;
 pub(crate) mod proxy;
 pub(crate) mod run;
 
+pub(crate) use disk::SmallDisk;
 pub(crate) use images::{allocated, assert_same, random_image, sparse_image};
 pub(crate) use peers::Peer;
 pub(crate) use proxy::Proxy;
