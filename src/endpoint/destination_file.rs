@@ -5,19 +5,18 @@
 //! is to be resumed works in `NAME.partial`, which survives. A file that was there before is written in
 //! place.
 
+mod place;
+#[cfg(test)]
+mod tests;
+
 use std::{
-    ffi::{OsStr, OsString},
+    ffi::OsString,
     fs::{self, File},
     io,
-    os::{
-        fd::OwnedFd,
-        unix::{
-            ffi::{OsStrExt, OsStringExt},
-            fs::MetadataExt,
-        },
-    },
+    os::{fd::OwnedFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
     sync::Arc,
+    time::SystemTime,
 };
 
 use blockferry_sys as sys;
@@ -25,16 +24,10 @@ use blockferry_sys as sys;
 use crate::block::{Access, Error, ErrorKind, FileDevice, Result};
 
 use super::{Space, printable};
+use place::Place;
 
 /// What files are called that are not whole.
 const SUFFIX: &str = ".partial";
-
-/// The bytes of `NAME` that stand in the name of a partial file that is not to be resumed: file systems
-/// allow 255 bytes in all.
-const LONGEST_STEM: usize = 200;
-
-/// How many symbolic links may follow each other: as many as the system itself follows.
-const MOST_LINKS: usize = 40;
 
 /// Watches over a destination file until the copy is whole. Dropped before [`commit`](Self::commit), it
 /// leaves nothing of a file that it created, unless that was to be kept, and any other alone.
@@ -49,8 +42,10 @@ pub struct DestinationFile {
 /// Where the bytes are.
 #[derive(Debug)]
 enum State {
-    /// Under their own name: the file was there before, or is whole.
-    InPlace { existed: bool },
+    /// In the file or device that was there before.
+    InPlace { before: Traces },
+    /// Under their own name: the copy is whole.
+    Whole,
     /// In a file without a name.
     Nameless { file: File, place: Place },
     /// Under another name beside their own.
@@ -62,6 +57,9 @@ enum State {
     },
 }
 
+/// What shows whether a file was changed: its size in bytes, and when it was written last.
+type Traces = Option<(u64, SystemTime)>;
+
 /// What a failure makes of a partial file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kept {
@@ -70,14 +68,6 @@ enum Kept {
     Yes {
         found: bool,
     },
-}
-
-/// Where a file is to appear.
-#[derive(Debug)]
-struct Place {
-    directory: OwnedFd,
-    path: PathBuf,
-    name: OsString,
 }
 
 impl DestinationFile {
@@ -105,7 +95,8 @@ impl DestinationFile {
                 refuse_partial_beside(path)?;
             }
             let device = open_existing(path, name, keep_partial)?;
-            return Ok((device, from_state(State::InPlace { existed: true })));
+            let before = traces(path);
+            return Ok((device, from_state(State::InPlace { before })));
         };
         let (file, state) = match keep_partial {
             true => place.open_partial(name)?,
@@ -126,7 +117,16 @@ impl DestinationFile {
     /// Whether the file existed before, so that a failed copy leaves it behind, incomplete.
     #[must_use]
     pub fn existed(&self) -> bool {
-        matches!(self.state, State::InPlace { existed: true })
+        matches!(self.state, State::InPlace { .. })
+    }
+
+    /// Whether it existed before and still holds what it did then: nothing has been written.
+    #[must_use]
+    pub fn is_untouched(&self) -> bool {
+        match self.state {
+            State::InPlace { before } => before.is_some() && before == traces(&self.path),
+            _ => false,
+        }
     }
 
     /// Where it is, or will be once the copy is whole.
@@ -140,7 +140,7 @@ impl DestinationFile {
     #[must_use]
     pub fn data_path(&self) -> Option<PathBuf> {
         match &self.state {
-            State::InPlace { .. } => Some(self.path.clone()),
+            State::InPlace { .. } | State::Whole => Some(self.path.clone()),
             State::Nameless { .. } => None,
             State::Partial { place, name, .. } => Some(place.beside(name)),
         }
@@ -152,7 +152,7 @@ impl DestinationFile {
     /// What asking the file system failed with.
     pub fn space(&self) -> Result<Option<Space>> {
         let (file, directory) = match &self.state {
-            State::InPlace { .. } => (File::open(&self.path)?, self.path.clone()),
+            State::InPlace { .. } | State::Whole => (File::open(&self.path)?, self.path.clone()),
             State::Nameless { file, place } | State::Partial { file, place, .. } => {
                 (file.try_clone()?, place.path.clone())
             }
@@ -214,12 +214,8 @@ impl DestinationFile {
 
     /// Gives the file its name, and returns what has to be synced for that.
     fn appear(&mut self) -> Result<Option<(File, OwnedFd)>> {
-        let in_place = State::InPlace { existed: false };
-        match std::mem::replace(&mut self.state, in_place) {
-            State::InPlace { existed } => {
-                self.state = State::InPlace { existed };
-                Ok(None)
-            }
+        match std::mem::replace(&mut self.state, State::Whole) {
+            State::InPlace { .. } | State::Whole => Ok(None),
             State::Nameless { file, place } => {
                 match sys::give_name(&file, &place.directory, &place.name) {
                     Ok(()) => Ok(Some((file, place.directory))),
@@ -295,145 +291,6 @@ impl Drop for DestinationFile {
     }
 }
 
-impl Place {
-    /// Where a new file at `path` is to appear: where the last of its symbolic links points. `None` when
-    /// there is something already.
-    fn of_new(path: &Path) -> Result<Option<Self>> {
-        match fs::metadata(path) {
-            Ok(_) => return Ok(None),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error.into()),
-        }
-        let mut path = path.to_owned();
-        for _ in 0..MOST_LINKS {
-            match fs::read_link(&path) {
-                Ok(target) => {
-                    path.pop();
-                    path.push(target);
-                }
-                Err(_) => return Self::open(&path).map(Some),
-            }
-        }
-        Err(Error::with_message(
-            ErrorKind::InvalidInput,
-            "it leads through too many symbolic links",
-        ))
-    }
-
-    fn open(path: &Path) -> Result<Self> {
-        let bytes = path.as_os_str().as_bytes();
-        // `Path` knows no trailing slash.
-        let slash = bytes.iter().rposition(|byte| *byte == b'/');
-        let (directory, name) = match slash {
-            Some(slash) => bytes.split_at(slash + 1),
-            None => (&b"."[..], bytes),
-        };
-        if matches!(name, b"" | b"." | b"..") {
-            let message = "it would be a directory, and there is none";
-            return Err(Error::with_message(ErrorKind::NotFound, message));
-        }
-        let path = PathBuf::from(OsStr::from_bytes(directory));
-        let directory = sys::open_directory(&path).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => {
-                let message = format!(
-                    "the directory {} does not exist",
-                    printable(path.components().as_path().as_os_str())
-                );
-                Error::with_message(ErrorKind::NotFound, message)
-            }
-            _ => Error::from(error),
-        })?;
-        Ok(Self {
-            directory,
-            path,
-            name: OsStr::from_bytes(name).to_owned(),
-        })
-    }
-
-    /// The path of the file `name` beside this one.
-    fn beside(&self, name: &OsStr) -> PathBuf {
-        match self.path.as_os_str().as_bytes() {
-            b"." => PathBuf::from(name),
-            _ => self.path.join(name),
-        }
-    }
-
-    /// Begins a new file: without a name where that is possible.
-    fn begin(self) -> Result<(File, State)> {
-        match sys::create_nameless(&self.directory) {
-            Ok(file) => {
-                let own = file.try_clone()?;
-                let state = State::Nameless {
-                    file: own,
-                    place: self,
-                };
-                Ok((file, state))
-            }
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => self.begin_partial(),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    fn begin_partial(self) -> Result<(File, State)> {
-        let mut options = fs::OpenOptions::new();
-        let options = options.read(true).write(true).create_new(true);
-        let (file, name) = self.make_partial(|name| options.open(self.beside(name)))?;
-        let own = file.try_clone()?;
-        let state = State::Partial {
-            file: own,
-            place: self,
-            name,
-            kept: Kept::No,
-        };
-        Ok((file, state))
-    }
-
-    /// Opens `NAME.partial`, which survives a failure, or creates it.
-    fn open_partial(self, user_name: &Arc<str>) -> Result<(File, State)> {
-        let mut name = self.name.clone();
-        name.push(SUFFIX);
-        let shown = printable(self.beside(&name).as_os_str());
-        let refused = |message: String| Error::with_message(ErrorKind::InvalidInput, message);
-        let found = fs::symlink_metadata(self.beside(&name)).is_ok();
-        let file = sys::open_or_create(&self.directory, &name)
-            .map_err(|error| Error::from(error).on(&Arc::from(&*shown)))?;
-        if !file.metadata()?.is_file() {
-            return Err(refused(format!("{shown} is in the way and is no file")));
-        }
-        if !sys::try_lock(&file)? {
-            return Err(refused(format!(
-                "another copy to {user_name} is running: it writes {shown}"
-            )));
-        }
-        let own = file.try_clone()?;
-        let state = State::Partial {
-            file: own,
-            place: self,
-            name,
-            kept: Kept::Yes { found },
-        };
-        Ok((file, state))
-    }
-
-    /// Lets `make` make something under a name that is free: `.NAME.XXXXXX.partial`.
-    fn make_partial<T>(
-        &self,
-        mut make: impl FnMut(&OsStr) -> io::Result<T>,
-    ) -> io::Result<(T, OsString)> {
-        let stem = self.name.as_bytes();
-        let stem = &stem[..stem.len().min(LONGEST_STEM)];
-        let prefix = OsString::from_vec([b".", stem, b"."].concat());
-        let made = tempfile::Builder::new()
-            .prefix(&prefix)
-            .suffix(SUFFIX)
-            .make_in(&self.path, |path| {
-                make(path.file_name().unwrap_or_default())
-            })?;
-        let (made, path) = made.keep().map_err(|error| error.error)?;
-        Ok((made, path.file_name().unwrap_or_default().to_owned()))
-    }
-}
-
 /// Which of the two would be gone on with?
 fn refuse_partial_beside(path: &Path) -> Result<()> {
     let mut partial = fs::canonicalize(path)?.into_os_string();
@@ -466,235 +323,12 @@ fn open_existing(path: &Path, name: &Arc<str>, keep_contents: bool) -> Result<Fi
     }
 }
 
-fn identity(metadata: &fs::Metadata) -> (u64, u64) {
-    (metadata.dev(), metadata.ino())
+/// `None` for what has none: a block device.
+fn traces(path: &Path) -> Traces {
+    let metadata = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
+    Some((metadata.len(), metadata.modified().ok()?))
 }
 
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::{PermissionsExt, symlink};
-
-    use tempfile::TempDir;
-
-    use super::*;
-    use crate::block::{BlockDevice, Buffer, Capabilities, WriteFlags};
-
-    fn directory() -> TempDir {
-        tempfile::tempdir().expect("a directory")
-    }
-
-    fn open(path: &Path, keep_partial: bool) -> Result<(FileDevice, DestinationFile)> {
-        DestinationFile::open(path, &Arc::from("DEST"), keep_partial)
-    }
-
-    fn names(directory: &TempDir) -> Vec<String> {
-        let entries = fs::read_dir(directory).expect("a directory");
-        let mut names: Vec<_> = entries
-            .map(|entry| entry.expect("an entry").file_name())
-            .map(|name| name.into_string().expect("UTF-8"))
-            .collect();
-        names.sort();
-        names
-    }
-
-    async fn write(device: &FileDevice, text: &[u8]) {
-        let write = device.write(0, Buffer::from(text), WriteFlags::empty());
-        write.await.expect("written");
-    }
-
-    type Begin = fn(&Path) -> (FileDevice, DestinationFile);
-
-    /// The two ways to begin a new file.
-    const WAYS: [Begin; 2] = [
-        // Without a name, where the file system can.
-        |path| open(path, false).expect("begun"),
-        begin_beside,
-    ];
-
-    fn begin_beside(path: &Path) -> (FileDevice, DestinationFile) {
-        let place = Place::of_new(path)
-            .expect("a place")
-            .expect("nothing there");
-        let (file, state) = place.begin_partial().expect("begun");
-        let device = FileDevice::replacing(file, "DEST").expect("a device");
-        let beside = DestinationFile {
-            name: Arc::from("DEST"),
-            path: path.to_owned(),
-            state,
-        };
-        (device, beside)
-    }
-
-    #[tokio::test]
-    async fn a_new_file_appears_at_the_commit() {
-        for (begin, durable) in WAYS.into_iter().flat_map(|way| [(way, false), (way, true)]) {
-            let directory = directory();
-            let path = directory.path().join("new");
-            let (device, file) = begin(&path);
-            write(&device, b"whole").await;
-            assert!(!path.exists() && !file.existed());
-            match durable {
-                false => file.commit().expect("committed"),
-                true => file.commit_durably().expect("committed"),
-            }
-            assert_eq!(fs::read(&path).expect("there"), b"whole");
-            assert_eq!(names(&directory), ["new"]);
-        }
-    }
-
-    #[tokio::test]
-    async fn nothing_is_left_of_a_file_that_was_not_committed() {
-        let directory = directory();
-        let path = directory.path().join("new");
-        for begin in WAYS {
-            let (device, file) = begin(&path);
-            write(&device, b"half").await;
-            drop(file);
-        }
-        assert!(names(&directory).is_empty());
-    }
-
-    #[tokio::test]
-    async fn a_file_that_appeared_meanwhile_is_not_replaced_and_ours_is_kept() {
-        for begin in WAYS {
-            let directory = directory();
-            let path = directory.path().join("new");
-            let (device, file) = begin(&path);
-            write(&device, b"ours").await;
-            fs::write(&path, "theirs").expect("written");
-            let error = file.commit().expect_err("it is taken").to_string();
-            assert!(
-                error.contains("DEST: a file of that name appeared"),
-                "{error}"
-            );
-            assert_eq!(fs::read(&path).expect("there"), b"theirs");
-            let names = names(&directory);
-            let kept = names.iter().find(|name| name.ends_with(".partial"));
-            let kept = kept.expect("it is kept");
-            assert!(error.ends_with(kept), "{error}");
-            assert_eq!(names.len(), 2);
-            let kept = fs::read(directory.path().join(kept));
-            assert_eq!(kept.expect("there"), b"ours");
-        }
-    }
-
-    #[test]
-    fn the_mode_is_that_of_any_new_file() {
-        let directory = directory();
-        let path = directory.path().join("new");
-        let plain = directory.path().join("plain");
-        fs::write(&plain, "").expect("written");
-        let mode = |path: &Path| path.metadata().expect("a file").permissions().mode();
-        for begin in WAYS {
-            let (_, file) = begin(&path);
-            file.commit().expect("committed");
-            assert_eq!(mode(&path), mode(&plain));
-            fs::remove_file(&path).expect("removed");
-        }
-        let (_, file) = open(&path, true).expect("begun");
-        file.commit().expect("committed");
-        assert_eq!(mode(&path), mode(&plain));
-    }
-
-    #[tokio::test]
-    async fn an_existing_file_is_emptied_when_it_is_written_and_not_before() {
-        let directory = directory();
-        let path = directory.path().join("old");
-        fs::write(&path, "old contents").expect("written");
-        let (device, file) = open(&path, false).expect("opened");
-        assert!(file.existed());
-        assert_eq!(device.info().size, 0);
-        drop((device, file));
-        assert_eq!(fs::read(&path).expect("there"), b"old contents");
-
-        let (device, file) = open(&path, false).expect("opened");
-        write(&device, b"new").await;
-        file.commit().expect("committed");
-        assert_eq!(fs::read(&path).expect("there"), b"new");
-    }
-
-    #[tokio::test]
-    async fn a_partial_file_survives_and_is_gone_on_with() {
-        let directory = directory();
-        let path = directory.path().join("disk");
-        let (device, file) = open(&path, true).expect("begun");
-        assert!(file.keeps_partial() && !file.found_partial());
-        assert!(device.info().can(Capabilities::BORN_ZERO));
-        write(&device, b"first").await;
-        let second = open(&path, true).expect_err("it is being written");
-        assert!(second.to_string().contains("another copy"), "{second}");
-        drop((device, file));
-        assert_eq!(names(&directory), ["disk.partial"]);
-
-        let (device, file) = open(&path, true).expect("found");
-        assert!(file.found_partial());
-        let partial = directory.path().join("disk.partial");
-        assert_eq!(file.data_path(), Some(partial));
-        assert_eq!(device.info().size, 5);
-        assert!(device.info().can(Capabilities::RESIZE));
-        assert!(!device.info().can(Capabilities::BORN_ZERO));
-        file.commit_durably().expect("committed");
-        assert_eq!(names(&directory), ["disk"]);
-        assert_eq!(fs::read(&path).expect("there"), b"first");
-
-        // What is there under its own name is gone on with, too.
-        let (device, file) = open(&path, true).expect("opened");
-        assert!(file.existed());
-        write(&device, b"F").await;
-        file.commit().expect("committed");
-        assert_eq!(fs::read(&path).expect("there"), b"First");
-
-        fs::write(directory.path().join("disk.partial"), "").expect("written");
-        let both = open(&path, true).expect_err("which of them?").to_string();
-        assert!(both.contains("disk.partial"), "{both}");
-    }
-
-    #[test]
-    fn an_unwritten_partial_file_is_not_left_behind() {
-        let directory = directory();
-        drop(open(&directory.path().join("disk"), true).expect("begun"));
-        assert!(names(&directory).is_empty());
-    }
-
-    #[test]
-    fn another_file_at_the_partial_files_place_is_not_removed() {
-        let directory = directory();
-        let (_, file) = begin_beside(&directory.path().join("new"));
-        let partial = file.data_path().expect("a name");
-        let other = directory.path().join("other");
-        fs::write(&other, "other").expect("written");
-        fs::rename(&other, &partial).expect("renamed");
-        drop(file);
-        assert_eq!(fs::read(&partial).expect("still there"), b"other");
-    }
-
-    #[test]
-    fn a_link_to_nothing_is_filled_where_it_points() {
-        let directory = directory();
-        let link = directory.path().join("link");
-        fs::create_dir(directory.path().join("inner")).expect("a directory");
-        symlink("inner/again", &link).expect("linked");
-        symlink("target", directory.path().join("inner/again")).expect("linked");
-        let (_, file) = open(&link, false).expect("begun");
-        file.commit().expect("committed");
-        let target = directory.path().join("inner/target");
-        assert!(fs::symlink_metadata(target).expect("there").is_file());
-        assert!(fs::symlink_metadata(&link).expect("there").is_symlink());
-    }
-
-    #[test]
-    fn what_can_be_no_file_is_refused() {
-        let directory = directory();
-        for name in ["missing/", "missing/.", "missing/disk", "."] {
-            let error = open(&directory.path().join(name), false).err();
-            let error = error
-                .unwrap_or_else(|| panic!("{name} is no file"))
-                .to_string();
-            assert!(error.contains("directory"), "{error}");
-        }
-        let long = "x".repeat(300);
-        open(&directory.path().join(long), false).expect_err("too long");
-        let (_, file) = open(&directory.path().join("x".repeat(255)), false).expect("just so");
-        file.commit().expect("committed");
-    }
+fn identity(metadata: &fs::Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
 }

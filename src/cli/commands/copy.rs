@@ -200,6 +200,7 @@ fn incomplete(
 ) -> Failure {
     match file {
         None => failure,
+        Some(file) if file.is_untouched() => failure,
         Some(file) if file.existed() => failure.note(format!("{destination} is incomplete")),
         Some(file) => match file.data_path().filter(|_| file.keeps_partial()) {
             Some(partial) => {
