@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, fmt, path::PathBuf, str::FromStr};
 
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint};
 
 use crate::{
     block::{Context, parse_size},
@@ -84,8 +84,8 @@ pub(crate) enum Command {
 
 /// Copy an image from one endpoint to another.
 ///
-/// Holes and zeroes stay thin where the destination allows it. A new destination file is removed again
-/// when the copy fails.
+/// Holes and zeroes stay thin where the destination allows it. A new destination file appears when it is
+/// whole; one that is there is written in place.
 #[derive(Args, Debug)]
 #[command(after_help = ENDPOINTS)]
 pub(crate) struct CopyArgs {
@@ -140,14 +140,30 @@ pub(crate) struct CopyArgs {
     /// Do not ask the source where its holes are; read all of it.
     #[arg(long)]
     pub(crate) no_extents: bool,
-    /// Show percent, rate and time left, also where standard error is no terminal.
-    #[arg(short, long, conflicts_with = "quiet")]
-    pub(crate) progress: bool,
+    /// Show percent, rate and time left, also where standard error is no terminal. 'json' prints an object
+    /// a line for programs, one a second, one for each phase and one at the end, even with --quiet.
+    #[arg(short, long, value_name = "STYLE", num_args = 0..=1, require_equals = true,
+          default_missing_value = "auto")]
+    pub(crate) progress: Option<ProgressStyle>,
     #[command(flatten)]
     pub(crate) timeouts: TimeoutArgs,
-    /// Print the report to standard output as JSON.
+    /// Print the report to standard output as JSON: of a failure an object "error" with its kind, the
+    /// operation, offset, length and endpoint, and whether trying again may help.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// How progress is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProgressStyle {
+    /// A bar on a terminal, lines elsewhere.
+    Auto,
+    /// A bar that is drawn over itself; lines where there is no terminal.
+    Bar,
+    /// A line a second.
+    Lines,
+    /// A JSON object a second, for programs.
+    Json,
 }
 
 /// Serve an image over NBD until a SIGINT or SIGTERM comes.
@@ -345,7 +361,21 @@ mod tests {
     fn nbdcopy_spellings_are_understood() {
         let args = copy(&["-R", "8", "-S", "0", "-p", "--target-is-zero", "--flush"]);
         assert_eq!((args.requests, args.sparse), (Some(8), Size(0)));
-        assert!(args.progress && args.destination_is_zero);
+        assert_eq!(args.progress, Some(ProgressStyle::Auto));
+        assert!(args.destination_is_zero);
+    }
+
+    #[test]
+    fn the_style_of_progress_never_swallows_an_endpoint() {
+        assert_eq!(copy(&[]).progress, None);
+        assert_eq!(copy(&["--progress"]).progress, Some(ProgressStyle::Auto));
+        assert_eq!(
+            copy(&["--progress=json"]).progress,
+            Some(ProgressStyle::Json)
+        );
+        assert_eq!(copy(&["-p=lines"]).progress, Some(ProgressStyle::Lines));
+        let error = parse(&["copy", "--progress=loud", "a", "b"]).expect_err("no such style");
+        assert_eq!(error.exit_code(), 2);
     }
 
     #[test]

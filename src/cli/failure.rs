@@ -2,6 +2,8 @@
 
 use std::{error::Error as StdError, fmt, fmt::Write, io};
 
+use serde::Serialize;
+
 use crate::{
     block::{Error, ErrorKind, Operation},
     copy::{CopyError, Side},
@@ -24,6 +26,28 @@ pub(crate) struct Failure {
     message: String,
     notes: Vec<String>,
     hint: Option<String>,
+    /// The error of a device that it came from.
+    cause: Option<Error>,
+}
+
+/// A failure for programs.
+#[derive(Debug, Serialize)]
+pub(crate) struct Details<'a> {
+    /// A word that stays the same: `connection-lost`, `no-space`, ...
+    kind: String,
+    /// What people are told.
+    message: &'a str,
+    /// What was being done: `read`, `write`, ...
+    operation: Option<String>,
+    /// The range in bytes that it was done to.
+    offset: Option<u64>,
+    length: Option<u64>,
+    /// As the user wrote it.
+    endpoint: Option<&'a str>,
+    /// Whether trying again may help.
+    transient: bool,
+    notes: &'a [String],
+    hint: Option<&'a str>,
 }
 
 /// The exit codes of failures.
@@ -65,7 +89,35 @@ impl Failure {
             message,
             notes: Vec::new(),
             hint: None,
+            cause: None,
         }
+    }
+
+    /// What programs are told of it.
+    pub(crate) fn details(&self) -> Details<'_> {
+        let cause = self.cause.as_ref();
+        let kind = match (self.exit, cause) {
+            (Exit::Interrupted(_), _) => "interrupted".to_owned(),
+            (_, Some(cause)) => word(&cause.kind()),
+            (Exit::Usage, None) => "usage".to_owned(),
+            (_, None) => "failed".to_owned(),
+        };
+        Details {
+            kind,
+            message: &self.message,
+            operation: cause.and_then(Error::operation).as_ref().map(word),
+            offset: cause.and_then(Error::offset),
+            length: cause.and_then(Error::length),
+            endpoint: cause.and_then(Error::endpoint),
+            transient: self.exit == Exit::TryAgain,
+            notes: &self.notes,
+            hint: self.hint.as_deref(),
+        }
+    }
+
+    /// Whether someone asked for it.
+    pub(crate) fn is_interrupt(&self) -> bool {
+        matches!(self.exit, Exit::Interrupted(_))
     }
 
     /// The same failure with one more fact, told on a line of its own.
@@ -124,6 +176,18 @@ impl fmt::Display for Failure {
     }
 }
 
+/// The name of a variant as a word: `ConnectionLost` is `connection-lost`.
+fn word(variant: &impl fmt::Debug) -> String {
+    let mut word = String::new();
+    for c in format!("{variant:?}").chars() {
+        if c.is_ascii_uppercase() && !word.is_empty() {
+            word.push('-');
+        }
+        word.push(c.to_ascii_lowercase());
+    }
+    word
+}
+
 /// A text that stays on its line and is not too long.
 struct Line<'a>(&'a str);
 
@@ -157,6 +221,7 @@ impl From<&Error> for Failure {
         };
         let mut failure = Self::new(exit, message(error));
         failure.hint = hint_for(error);
+        failure.cause = Some(error.clone());
         failure
     }
 }

@@ -15,7 +15,7 @@ use crate::{
 };
 
 use super::{
-    args::{Common, CopyArgs, InfoArgs, MapArgs, ServeArgs, TimeoutArgs},
+    args::{Common, CopyArgs, InfoArgs, MapArgs, ProgressStyle, ServeArgs, TimeoutArgs},
     failure::Failure,
     percent::PercentTo,
 };
@@ -50,6 +50,8 @@ pub(crate) enum Show {
     Bar,
     /// A line now and then.
     Lines,
+    /// A JSON object a line.
+    Json,
     /// Hundredths, as nbdcopy shows them.
     Percent(PercentTo),
 }
@@ -169,6 +171,15 @@ impl CopyJob {
                 "--queue-size {queue} is less than one request of {request}"
             )));
         }
+        if common.quiet
+            && args
+                .progress
+                .is_some_and(|style| style != ProgressStyle::Json)
+        {
+            return Err(Failure::usage(
+                "--quiet shows no progress but that for programs, --progress=json",
+            ));
+        }
         let engine = CopyOptions {
             connections: usize::from(args.connections),
             requests: args.requests.map(usize::from),
@@ -207,12 +218,14 @@ impl CopyJob {
 }
 
 impl Show {
-    fn resolve(asked: bool, common: Common, terminals: Terminals) -> Self {
-        match (terminals.error, asked) {
+    fn resolve(asked: Option<ProgressStyle>, common: Common, terminals: Terminals) -> Self {
+        match (asked, terminals.error) {
+            (Some(ProgressStyle::Json), _) => Self::Json,
             _ if common.quiet => Self::Nothing,
-            (true, _) => Self::Bar,
-            (false, true) => Self::Lines,
-            (false, false) => Self::Nothing,
+            (Some(ProgressStyle::Lines), _) => Self::Lines,
+            (_, true) => Self::Bar,
+            (Some(ProgressStyle::Auto | ProgressStyle::Bar), false) => Self::Lines,
+            (None, false) => Self::Nothing,
         }
     }
 }
@@ -413,6 +426,16 @@ mod tests {
         assert_eq!(show(&["-q", "a", "b"], true), Show::Nothing);
         assert_eq!(show(&["a", "b"], false), Show::Nothing);
         assert_eq!(show(&["-p", "a", "b"], false), Show::Lines);
+        assert_eq!(show(&["--progress=bar", "a", "b"], false), Show::Lines);
+        assert_eq!(show(&["--progress=lines", "a", "b"], true), Show::Lines);
+        for words in [
+            &["--progress=json", "a", "b"][..],
+            &["-q", "-p=json", "a", "b"],
+        ] {
+            assert_eq!(show(words, false), Show::Json);
+            assert_eq!(show(words, true), Show::Json);
+        }
+        refusal(&["-q", "-p", "a", "b"], NO_TERMINAL);
     }
 
     #[test]

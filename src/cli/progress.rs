@@ -1,6 +1,9 @@
-//! What a copy shows while it runs: a bar on a terminal, a line a second in a log.
+//! What a copy shows while it runs: a bar on a terminal, a line a second in a log, JSON for programs.
+
+mod json;
 
 use std::{
+    convert::Infallible,
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -13,11 +16,14 @@ use crate::{
 };
 
 use super::{
+    failure::Failure,
     options::Show,
     output::{program, tell},
     percent::Percent,
     report::{HumanTime, rate},
 };
+
+use json::Json;
 
 /// How often the bar is drawn at most, per second.
 const DRAWS: u8 = 10;
@@ -34,7 +40,12 @@ const FLUSHING: &str = "{binary_bytes} written, waiting until it is durable";
 pub(crate) struct View {
     shape: Shape,
     quiet: bool,
+    /// What was not as it should be, for the report.
+    warnings: Mutex<Vec<String>>,
 }
+
+/// The most warnings that are kept. A connection can be lost over and over.
+const MOST_WARNINGS: usize = 100;
 
 /// How a copy ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +58,7 @@ enum Shape {
     Nothing,
     Bar(ProgressBar),
     Lines(Mutex<Lines>),
+    Json(Mutex<Json>),
     Percent(Mutex<Percent>),
 }
 
@@ -56,14 +68,32 @@ impl View {
             Show::Nothing => Shape::Nothing,
             Show::Bar => Shape::Bar(ProgressBar::hidden()),
             Show::Lines => Shape::Lines(Mutex::new(Lines::new(Instant::now()))),
+            Show::Json => Shape::Json(Mutex::new(Json::new(Instant::now()))),
             Show::Percent(to) => Shape::Percent(Mutex::new(Percent::new(to))),
         };
-        Self { shape, quiet }
+        Self {
+            shape,
+            quiet,
+            warnings: Mutex::default(),
+        }
     }
 
     /// The copy has ended; the next message stands where the bar was, or below it.
     pub(crate) fn finish(&self, end: End) {
+        self.end(end, None);
+    }
+
+    /// The same with what is known of a failure.
+    pub(crate) fn finish_with<T>(&self, result: &Result<T, Failure>) {
+        match result {
+            Ok(_) => self.finish(End::Whole),
+            Err(failure) => self.end(End::Failed, Some(failure)),
+        }
+    }
+
+    fn end(&self, end: End, failure: Option<&Failure>) {
         match (&self.shape, end) {
+            (Shape::Json(json), end) => tell(&locked(json).ended(end, failure, Instant::now())),
             (Shape::Bar(bar), _) => bar.finish_and_clear(),
             (Shape::Percent(percent), End::Whole) => locked(percent).whole(),
             (Shape::Percent(percent), End::Failed) => locked(percent).interrupt(),
@@ -71,8 +101,31 @@ impl View {
         }
     }
 
+    /// Shows that time goes by where nothing else happens, for as long as it is polled.
+    pub(crate) async fn keep_telling(&self) -> Infallible {
+        let mut ticks = tokio::time::interval(LINE_PAUSE);
+        loop {
+            ticks.tick().await;
+            if let Shape::Json(json) = &self.shape
+                && let Some(line) = locked(json).tick(Instant::now())
+            {
+                tell(&line);
+            }
+        }
+    }
+
+    /// What was not as it should be so far.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        locked(&self.warnings).clone()
+    }
+
     /// Tells what may go wrong, unless nobody wants to hear it.
     pub(crate) fn warn(&self, warning: &str) {
+        let mut warnings = locked(&self.warnings);
+        if warnings.len() < MOST_WARNINGS {
+            warnings.push(warning.to_owned());
+        }
+        drop(warnings);
         if !self.quiet {
             self.say(&format!("{}: warning: {warning}", program()));
         }
@@ -90,6 +143,7 @@ impl View {
                 bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(DRAWS));
             }
             Shape::Lines(lines) => locked(lines).size = size,
+            Shape::Json(json) => tell(&locked(json).planned(size, Instant::now())),
             Shape::Percent(percent) => locked(percent).begin(size),
         }
     }
@@ -103,15 +157,24 @@ impl View {
                     tell(&line);
                 }
             }
+            Shape::Json(json) => {
+                if let Some(line) = locked(json).progressed(progress, Instant::now()) {
+                    tell(&line);
+                }
+            }
             Shape::Percent(percent) => locked(percent).progressed(progress.done),
         }
     }
 
     /// A flush can take long, and its end cannot be foreseen.
     fn flushing(&self) {
-        if let Shape::Bar(bar) = &self.shape {
-            bar.set_style(style(FLUSHING));
-            bar.force_draw();
+        match &self.shape {
+            Shape::Bar(bar) => {
+                bar.set_style(style(FLUSHING));
+                bar.force_draw();
+            }
+            Shape::Json(json) => tell(&locked(json).flushing(Instant::now())),
+            _ => {}
         }
     }
 

@@ -6,6 +6,8 @@ use serde::Serialize;
 
 use crate::{block::HumanSize, copy::Report};
 
+use super::failure::{Details, Failure};
+
 /// The last line of a copy: what was copied, how fast, how much of it data, how much zero.
 pub(crate) fn sentence(report: &Report, elapsed: Duration) -> String {
     format!(
@@ -20,10 +22,10 @@ pub(crate) fn sentence(report: &Report, elapsed: Duration) -> String {
 }
 
 /// The report as one JSON object. Sizes are bytes.
-pub(crate) fn json(report: &Report, elapsed: Duration) -> String {
+pub(crate) fn json(report: &Report, elapsed: Duration, warnings: &[String]) -> String {
     #[derive(Serialize)]
     #[serde(rename_all = "kebab-case")]
-    struct Json {
+    struct Json<'a> {
         size: u64,
         data: u64,
         zero: u64,
@@ -35,6 +37,7 @@ pub(crate) fn json(report: &Report, elapsed: Duration) -> String {
         destination_connections: usize,
         request_size: u32,
         queue_size: u64,
+        warnings: &'a [String],
     }
     let value = Json {
         size: report.size,
@@ -48,8 +51,24 @@ pub(crate) fn json(report: &Report, elapsed: Duration) -> String {
         destination_connections: report.destination_connections,
         request_size: report.request_size,
         queue_size: report.queue_size,
+        warnings,
     };
-    let text = serde_json::to_string_pretty(&value).expect("numbers and names only");
+    pretty(&value)
+}
+
+/// A failure as one JSON object.
+pub(crate) fn json_failure(failure: &Failure, warnings: &[String]) -> String {
+    #[derive(Serialize)]
+    struct Json<'a> {
+        error: Details<'a>,
+        warnings: &'a [String],
+    }
+    let error = failure.details();
+    pretty(&Json { error, warnings })
+}
+
+fn pretty(value: &impl Serialize) -> String {
+    let text = serde_json::to_string_pretty(value).expect("numbers and text only");
     text + "\n"
 }
 
@@ -78,6 +97,7 @@ impl std::fmt::Display for HumanTime {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::block::{Error, ErrorKind, Operation};
 
     fn report() -> Report {
         let mut report = Report::default();
@@ -105,7 +125,8 @@ mod tests {
 
     #[test]
     fn the_json_has_every_number() {
-        let text = json(&report(), Duration::from_millis(500));
+        let warnings = ["beware".to_owned()];
+        let text = json(&report(), Duration::from_millis(500), &warnings);
         let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
         assert_eq!(value["size"], 4_u64 << 30);
         assert_eq!(value["data"], 1_u64 << 30);
@@ -113,6 +134,32 @@ mod tests {
         assert_eq!(value["seconds"], 0.5);
         assert_eq!(value["bytes-per-second"], 8_u64 << 30);
         assert_eq!(value["flushed"], true);
+        assert_eq!(value["warnings"][0], "beware");
+    }
+
+    #[test]
+    fn the_json_of_a_failure_has_what_is_known() {
+        let error = Error::new(ErrorKind::ConnectionLost).during(Operation::Read);
+        let error = error.at(4096, 512).on(&"nbd://host/".into());
+        let failure = Failure::from(&error).note("half of it is there");
+        let value = json_failure(&failure, &[]);
+        let value: serde_json::Value = serde_json::from_str(&value).expect("JSON");
+        let error = &value["error"];
+        assert_eq!(error["kind"], "connection-lost");
+        assert_eq!(error["operation"], "read");
+        assert_eq!(
+            (&error["offset"], &error["length"]),
+            (&4096.into(), &512.into())
+        );
+        assert_eq!(error["endpoint"], "nbd://host/");
+        assert_eq!(error["transient"], true);
+        assert_eq!(error["notes"][0], "half of it is there");
+        assert!(error["hint"].is_string());
+
+        let value = json_failure(&Failure::usage("no"), &[]);
+        let value: serde_json::Value = serde_json::from_str(&value).expect("JSON");
+        assert_eq!(value["error"]["kind"], "usage");
+        assert!(value["error"]["offset"].is_null());
     }
 
     #[test]

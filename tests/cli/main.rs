@@ -17,6 +17,7 @@ mod info;
 mod interrupts;
 mod lost_connections;
 mod preflight;
+mod progress;
 mod serve;
 mod streams;
 mod timeouts;

@@ -1,6 +1,7 @@
 //! `blockferry copy`: opens both sides, lets the engine run, and cleans up however it ends.
 
 use std::{
+    convert::Infallible,
     future::Future,
     pin::pin,
     time::{Duration, Instant},
@@ -20,7 +21,7 @@ use super::super::{
     options::{CopyJob, ReportStyle, open_options},
     output::{print, tell},
     preflight::check_room,
-    progress::{End, View},
+    progress::View,
     report,
     signals::{Interrupt, Signals},
 };
@@ -28,15 +29,28 @@ use super::super::{
 /// How long after the first request to end a copy may finish what is in flight.
 const GRACE: Duration = Duration::from_secs(5);
 
+#[allow(clippy::needless_pass_by_value, reason = "a job is done once")]
 pub(crate) fn run(job: CopyJob) -> Result<(), Failure> {
     let runtime = super::runtime()?;
-    let result = runtime.block_on(copy_image(job));
+    let view = View::new(job.show.clone(), !job.warnings);
+    let result = runtime.block_on(copy_image(&job, &view));
     // A thread that sits in a read of standard input would never let a usual shutdown end.
     runtime.shutdown_background();
-    result
+    view.finish_with(&result);
+    match result {
+        Ok((done, elapsed)) => tell_success(&job, &done, elapsed, &view.warnings()),
+        Err(failure) => {
+            if job.report == ReportStyle::Json {
+                // A standard output that cannot be written is not the first thing that failed.
+                let _ = print(&report::json_failure(&failure, &view.warnings()));
+            }
+            Err(failure)
+        }
+    }
 }
 
-async fn copy_image(job: CopyJob) -> Result<(), Failure> {
+/// Copies, and makes a new file appear: then the copy is done. How long moving the data took is told, too.
+async fn copy_image(job: &CopyJob, view: &View) -> Result<(Report, Duration), Failure> {
     let mut signals = Signals::listen().map_err(|error| Failure::system("signals", &error))?;
     let options = open_options(job.timeouts);
     // The source first: nothing of the destination is touched unless there is something to copy.
@@ -64,35 +78,24 @@ async fn copy_image(job: CopyJob) -> Result<(), Failure> {
         file,
     } = unless_interrupted(destination, &mut signals).await??;
     if job.verbose {
-        describe_sides(&job, &source, &destination);
+        describe_sides(job, &source, &destination);
     }
     if let Some(describe) = job.describe {
-        describe(&job, &source, &destination);
+        describe(job, &source, &destination);
     }
 
-    let room = check_room(&job, &source, &destination, file.as_ref());
+    let room = check_room(job, &source, &destination, file.as_ref());
     let doubt = unless_interrupted(room, &mut signals).await??;
-
-    let view = View::new(job.show.clone(), !job.warnings);
     if let Some(doubt) = doubt {
         view.warn(&doubt);
     }
     let control = Control::new();
     let begun = Instant::now();
     let ended = {
-        let copying = pin!(copy::copy(
-            source,
-            destination,
-            &job.engine,
-            &control,
-            &view
-        ));
+        let copying = pin!(copy::copy(source, destination, &job.engine, &control, view));
+        let copying = pin!(beside(copying, view.keep_telling()));
         finish_or_interrupt(copying, &control, &mut signals).await
     };
-    view.finish(match ended {
-        Ended::Whole(_) => End::Whole,
-        _ => End::Failed,
-    });
     match ended {
         Ended::Whole(done) => {
             let committed = match file {
@@ -104,7 +107,7 @@ async fn copy_image(job: CopyJob) -> Result<(), Failure> {
             destination_connection.close().await;
             source_connection.close().await;
             committed?;
-            tell_success(&job, &done, elapsed)
+            Ok((done, elapsed))
         }
         Ended::Failed(error) => {
             let mut failure = Failure::from(&error);
@@ -176,6 +179,14 @@ async fn finish_or_interrupt(
     }
 }
 
+/// Runs `main` to its end, and `side` beside it until then.
+async fn beside<T>(main: impl Future<Output = T>, side: impl Future<Output = Infallible>) -> T {
+    tokio::select! {
+        output = main => output,
+        never = side => match never {},
+    }
+}
+
 /// Lets servers that were started for us end in good order: an image format may have to be closed.
 async fn end_servers(destination: Connection, source: Connection) {
     destination.abandon().await;
@@ -212,7 +223,12 @@ fn incomplete(
     }
 }
 
-fn tell_success(job: &CopyJob, done: &Report, elapsed: Duration) -> Result<(), Failure> {
+fn tell_success(
+    job: &CopyJob,
+    done: &Report,
+    elapsed: Duration,
+    warnings: &[String],
+) -> Result<(), Failure> {
     if job.verbose {
         tell(&format!(
             "{} connections to the source, {} to the destination; in the end requests of {} bytes, {} bytes in flight",
@@ -229,7 +245,8 @@ fn tell_success(job: &CopyJob, done: &Report, elapsed: Duration) -> Result<(), F
             Ok(())
         }
         ReportStyle::Json => {
-            print(&report::json(done, elapsed)).map_err(|error| super::standard_output(&error))
+            let text = report::json(done, elapsed, warnings);
+            print(&text).map_err(|error| super::standard_output(&error))
         }
     }
 }
