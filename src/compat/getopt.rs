@@ -125,7 +125,7 @@ impl<'a, T: Copy + PartialEq> Arguments<'a, T> {
             Some(end) => (&text[..end], Some(OsStr::from_bytes(&text[end + 1..]))),
             None => (text, None),
         };
-        let flag = self.find(name)?;
+        let flag = self.find(name, text)?;
         let argument = match (flag.argument, value) {
             (Argument::No, Some(_)) => return Err(Mistake::Argument(flag.long)),
             (Argument::Required, None) => {
@@ -137,9 +137,9 @@ impl<'a, T: Copy + PartialEq> Arguments<'a, T> {
         Ok((flag.means, argument))
     }
 
-    /// The flag of this name, or the only one whose name begins so.
-    fn find(&self, name: &[u8]) -> Result<Flag<T>, Mistake> {
-        let shown = || printable(OsStr::from_bytes(name));
+    /// The flag of this name, or the only one whose name begins so; a mistake shows the whole `word`.
+    fn find(&self, name: &[u8], word: &[u8]) -> Result<Flag<T>, Mistake> {
+        let shown = || printable(OsStr::from_bytes(word));
         if let Some(flag) = self.flags.iter().find(|flag| flag.long.as_bytes() == name) {
             return Ok(*flag);
         }
@@ -304,7 +304,7 @@ mod tests {
 
     #[test]
     fn mistakes_are_named_as_getopt_names_them() {
-        assert_eq!(mistake(&["--bogus=1"]), "unrecognized option '--bogus'");
+        assert_eq!(mistake(&["--bogus=1"]), "unrecognized option '--bogus=1'");
         assert_eq!(mistake(&["-x"]), "invalid option -- 'x'");
         assert_eq!(mistake(&["-vö"]), "invalid option -- 'ö'");
         assert_eq!(mistake(&["-C"]), "option requires an argument -- 'C'");

@@ -70,8 +70,12 @@ pub(crate) fn assert_same(one: &Path, other: &Path) {
         second
             .read_exact(&mut b[..count])
             .expect("as long as the other");
-        if let Some(position) = (0..count).find(|&index| a[index] != b[index]) {
-            panic!("the files differ at offset {}", offset + position);
+        if a[..count] != b[..count] {
+            let position = (0..count).find(|&index| a[index] != b[index]);
+            panic!(
+                "the files differ at offset {}",
+                offset + position.unwrap_or(0)
+            );
         }
         offset += count;
     }

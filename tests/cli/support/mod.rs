@@ -1,6 +1,7 @@
 //! What the tests share: running programs with a deadline, peers, images, and servers that misbehave.
 
 pub(crate) mod disk;
+pub(crate) mod dropin;
 pub(crate) mod hostile;
 pub(crate) mod images;
 pub(crate) mod peers;
