@@ -24,4 +24,5 @@ mod progress;
 mod serve;
 mod streams;
 mod timeouts;
+mod tls;
 mod usage;

@@ -6,7 +6,7 @@ use blockferry_block::{Error, ErrorKind, Operation, Result};
 use blockferry_proto::{Goal, NbdUri, Negotiated, Outcome, Transport};
 use tokio::sync::oneshot;
 
-use crate::{ConnectOptions, Gone, errors, handshake, stream::BlockingStream};
+use crate::{ConnectOptions, Gone, errors, handshake, stream::BlockingStream, tls};
 
 /// Connects and negotiates, all within the time that `options` gives. Errors name the endpoint.
 pub(crate) fn connect(
@@ -17,8 +17,12 @@ pub(crate) fn connect(
     let name = options.endpoint_name(uri);
     let deadline = Instant::now() + options.connect_timeout;
     let attempt = || {
+        let session = tls::session(uri)?;
         let mut stream = dial(&uri.transport, deadline)?;
-        let outcome = handshake::negotiate(&mut stream, options.handshake(uri, goal), deadline)?;
+        stream.set_deadline(deadline);
+        let config = options.handshake(uri, goal);
+        let outcome = handshake::negotiate(&mut stream, config, session)
+            .map_err(|error| or_certificate_missing(error, &stream))?;
         stream.set_timeout(options.request_timeout)?;
         Ok((stream, outcome))
     };
@@ -56,6 +60,16 @@ pub(crate) async fn connect_aside(uri: &NbdUri, options: &ConnectOptions) -> Res
     receive
         .await
         .map_err(|error| Error::with_source(ErrorKind::Cancelled, error).during(Operation::Open))?
+}
+
+/// `error`, or what a server that hangs up behind the TLS handshake may have missed: under TLS 1.3 it looks at
+/// the client's certificate when the client has done its part already.
+fn or_certificate_missing(error: Error, stream: &BlockingStream) -> Error {
+    if error.kind() == ErrorKind::ConnectionLost && stream.owes_certificate() {
+        let message = "the server closed the connection after it had asked for a client certificate; put client-cert.pem and client-key.pem into the directory that tls-certificates names";
+        return Error::with_message(ErrorKind::NotPermitted, message);
+    }
+    error
 }
 
 /// `error`, or that there is no server any more, which no further attempt can heal.

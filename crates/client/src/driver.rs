@@ -298,6 +298,7 @@ impl Driver {
         let _ = self
             .stream
             .poll_send(&mut context, &[IoSlice::new(header.as_bytes())]);
+        self.stream.close();
     }
 }
 

@@ -5,6 +5,8 @@ use std::{io, sync::Arc, time::Duration};
 use blockferry_block::{Error, ErrorKind};
 use blockferry_proto::{self as proto, Errno, OptionErrorCode, ServerError};
 
+use crate::tls;
+
 /// A protocol error as a device error.
 pub(crate) fn from_proto(error: proto::Error) -> Error {
     let kind = match &error {
@@ -53,11 +55,16 @@ pub(crate) fn from_server(error: &ServerError) -> Error {
     Error::with_message(kind, text)
 }
 
-/// A failed receive or send: whatever broke it, the connection is gone.
+/// A failed receive or send: whatever broke it, the connection is gone. What TLS found wrong with the peer
+/// says more than that.
 pub(crate) fn lost(error: io::Error) -> Error {
     match error.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => timed_out(),
-        _ => Error::with_source(ErrorKind::ConnectionLost, error),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => return timed_out(),
+        _ => {}
+    }
+    match error.downcast() {
+        Ok(error) => tls::from_tls(error),
+        Err(error) => Error::with_source(ErrorKind::ConnectionLost, error),
     }
 }
 

@@ -1,25 +1,24 @@
 //! Negotiation over a blocking socket: it is short, and both clients begin with it.
 
-use std::{
-    io::{IoSlice, IoSliceMut},
-    time::Instant,
-};
+use std::io::{IoSlice, IoSliceMut};
 
 use blockferry_block::{Error, ErrorKind, Result};
 use blockferry_proto::{ClientConfig, ClientHandshake, Outcome, Step};
+use blockferry_tls::Session;
 
 use crate::{errors, stream::BlockingStream};
 
-/// Negotiates what `config` asks for, until `deadline` at most, however slowly the server answers.
+/// Negotiates what `config` asks for, within the deadline of `stream`. `session` is for a server that has
+/// agreed to TLS.
 pub(crate) fn negotiate(
     stream: &mut BlockingStream,
     config: ClientConfig,
-    deadline: Instant,
+    session: Option<Session>,
 ) -> Result<Outcome> {
+    let mut session = session;
     let mut handshake = ClientHandshake::new(config).map_err(errors::from_proto)?;
     let mut received = Vec::new();
     loop {
-        stream.set_deadline(deadline).map_err(errors::lost)?;
         match handshake.step() {
             Step::Send(bytes) => send_all(stream, &bytes)?,
             Step::Receive(count) => {
@@ -30,10 +29,16 @@ pub(crate) fn negotiate(
                 handshake.receive(&received).map_err(errors::from_proto)?;
             }
             Step::StartTls => {
-                return Err(Error::with_message(
-                    ErrorKind::Unsupported,
-                    "TLS is not supported yet",
-                ));
+                // Bytes that came after the server's consent in the clear are still in the socket: they
+                // are nothing but the beginning of TLS, and wrong as that.
+                let Some(session) = session.take() else {
+                    return Err(Error::with_message(
+                        ErrorKind::Protocol,
+                        "TLS was begun without having been asked for",
+                    ));
+                };
+                stream.secure(session).map_err(errors::lost)?;
+                handshake.tls_ready();
             }
             Step::Done => {
                 return handshake.take_outcome().ok_or_else(|| {

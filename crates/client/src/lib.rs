@@ -27,6 +27,7 @@ mod pool;
 mod receiver;
 mod status;
 mod stream;
+mod tls;
 mod watchdog;
 
 pub use client::Client;

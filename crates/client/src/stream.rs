@@ -1,4 +1,4 @@
-//! The sockets that a client talks through, each in a blocking and in an asynchronous form.
+//! What a client talks through, in a blocking and in an asynchronous form: a socket, with or without TLS.
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
@@ -9,12 +9,13 @@ use std::{
         unix::net::UnixStream as StdUnix,
     },
     path::Path,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::{Duration, Instant},
 };
 
 use blockferry_block::{Capabilities, FillStop, PipeBuffer};
 use blockferry_sys::socket::{self, Keepalive};
+use blockferry_tls::{self as tls, Handshake, Received, Session};
 use tokio::{
     io::Interest,
     net::{TcpStream, UnixStream},
@@ -33,9 +34,18 @@ const KEEPALIVE: Keepalive = Keepalive {
     probes: 3,
 };
 
-/// A connected socket whose calls block.
+/// A connection whose calls block.
 #[derive(Debug)]
-pub(crate) enum BlockingStream {
+pub(crate) struct BlockingStream {
+    socket: BlockingSocket,
+    /// All bytes go through it, once its handshake is done.
+    tls: Option<Box<Session>>,
+    /// When the last call must be over.
+    deadline: Option<Instant>,
+}
+
+#[derive(Debug)]
+enum BlockingSocket {
     Tcp(StdTcp),
     Unix(StdUnix),
 }
@@ -53,7 +63,7 @@ impl BlockingStream {
                     stream.set_nodelay(true)?;
                     // Without it only a connection that has been silent for very long costs more.
                     let _ = socket::set_keepalive(stream.as_fd(), &KEEPALIVE);
-                    return Ok(Self::Tcp(stream));
+                    return Ok(Self::new(BlockingSocket::Tcp(stream)));
                 }
                 Err(error) => last = error,
             }
@@ -66,62 +76,198 @@ impl BlockingStream {
         let stream = StdUnix::from(socket::connect_unix(path, remaining(deadline)?)?);
         // A smaller buffer only costs speed.
         let _ = socket::set_buffer_sizes(stream.as_fd(), UNIX_BUFFER);
-        Ok(Self::Unix(stream))
+        Ok(Self::new(BlockingSocket::Unix(stream)))
     }
 
-    /// Lets each call take until `deadline` at most.
-    pub(crate) fn set_deadline(&self, deadline: Instant) -> io::Result<()> {
-        self.set_timeout(Some(remaining(deadline)?))
+    fn new(socket: BlockingSocket) -> Self {
+        Self {
+            socket,
+            tls: None,
+            deadline: None,
+        }
     }
 
-    /// Lets each call wait so long at most, or for ever.
-    pub(crate) fn set_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
-        match self {
-            Self::Tcp(stream) => {
-                stream.set_read_timeout(timeout)?;
-                stream.set_write_timeout(timeout)
+    /// Lets all calls together take until `deadline` at most, however little each of them moves.
+    pub(crate) fn set_deadline(&mut self, deadline: Instant) {
+        self.deadline = Some(deadline);
+    }
+
+    /// Lets each call wait so long at most, or for ever; there is no deadline any more.
+    pub(crate) fn set_timeout(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.deadline = None;
+        self.socket.set_timeout(timeout)
+    }
+
+    /// Does the handshake of `session`; everything goes through it from then on.
+    ///
+    /// # Errors
+    /// What the socket failed with, or what TLS found wrong as the source of the error.
+    pub(crate) fn secure(&mut self, session: Session) -> io::Result<()> {
+        let mut session = Box::new(session);
+        loop {
+            let step = session.handshake();
+            let sent = self.flush(&mut session);
+            match step.map_err(io::Error::other)? {
+                Handshake::Done => {
+                    sent?;
+                    break;
+                }
+                Handshake::SendAndReceive => {
+                    // A server that takes no more may have said why before.
+                    self.fill(&mut session)
+                        .map_err(|error| sent.err().unwrap_or(error))?;
+                }
             }
-            Self::Unix(stream) => {
-                stream.set_read_timeout(timeout)?;
-                stream.set_write_timeout(timeout)
+        }
+        self.tls = Some(session);
+        Ok(())
+    }
+
+    /// Whether the server has asked for a certificate and got none.
+    pub(crate) fn owes_certificate(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.owes_certificate())
+    }
+
+    pub(crate) fn receive(&mut self, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        let Some(mut session) = self.tls.take() else {
+            self.arm()?;
+            return socket::receive(self.socket.as_fd(), slices);
+        };
+        let received = self.receive_through(&mut session, slices);
+        self.tls = Some(session);
+        received
+    }
+
+    fn receive_through(
+        &self,
+        session: &mut Session,
+        slices: &mut [IoSliceMut<'_>],
+    ) -> io::Result<usize> {
+        loop {
+            let received = session.read(slices);
+            // It may have something to say itself; whether that arrives shows soon enough.
+            let _ = self.flush(session);
+            match received.map_err(io::Error::other)? {
+                Received::Bytes(count) => return Ok(count),
+                Received::Closed => return Ok(0),
+                Received::Nothing => self.fill(session)?,
             }
         }
     }
 
-    pub(crate) fn receive(&mut self, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
-        socket::receive(self.as_fd(), slices)
-    }
-
     pub(crate) fn send(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        socket::send(self.as_fd(), slices)
+        let Some(mut session) = self.tls.take() else {
+            self.arm()?;
+            return socket::send(self.socket.as_fd(), slices);
+        };
+        let sent = self.send_through(&mut session, slices);
+        self.tls = Some(session);
+        sent
     }
 
-    /// The same socket for use in the current tokio runtime.
+    fn send_through(&self, session: &mut Session, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        let count = session.write(slices, 0).map_err(io::Error::other)?;
+        let Err(error) = self.flush(session) else {
+            return Ok(count);
+        };
+        // A server that takes no more may have said why before.
+        if self.fill(session).is_ok() {
+            session.handshake().map(drop).map_err(io::Error::other)?;
+        }
+        Err(error)
+    }
+
+    /// Tells the server that nothing more comes. Only TLS has words for it.
+    pub(crate) fn close(&mut self) {
+        if let Some(mut session) = self.tls.take() {
+            session.close();
+            // The connection closes anyway.
+            let _ = self.flush(&mut session);
+        }
+    }
+
+    /// Sends all that `session` has to send.
+    fn flush(&self, session: &mut Session) -> io::Result<()> {
+        while !session.outgoing().is_empty() {
+            self.arm()?;
+            let outgoing = [IoSlice::new(session.outgoing())];
+            let count = socket::send(self.socket.as_fd(), &outgoing)?;
+            session.sent(count);
+        }
+        Ok(())
+    }
+
+    /// Receives once for `session`.
+    fn fill(&self, session: &mut Session) -> io::Result<()> {
+        self.arm()?;
+        let room = session.room();
+        if room.is_empty() {
+            return Err(unreadable());
+        }
+        let count = socket::receive(self.socket.as_fd(), &mut [IoSliceMut::new(room)])?;
+        if count == 0 {
+            return Err(io::Error::other(tls::Error::Cut));
+        }
+        session.received(count);
+        Ok(())
+    }
+
+    /// Lets the next call of the socket take what is left until the deadline.
+    fn arm(&self) -> io::Result<()> {
+        match self.deadline {
+            Some(deadline) => self.socket.set_timeout(Some(remaining(deadline)?)),
+            None => Ok(()),
+        }
+    }
+
+    /// The same connection for use in the current tokio runtime.
     pub(crate) fn into_async(self) -> io::Result<Stream> {
-        let socket = match self {
-            Self::Tcp(stream) => {
+        let socket = match self.socket {
+            BlockingSocket::Tcp(stream) => {
                 stream.set_nonblocking(true)?;
                 Socket::Tcp(TcpStream::from_std(stream)?)
             }
-            Self::Unix(stream) => {
+            BlockingSocket::Unix(stream) => {
                 stream.set_nonblocking(true)?;
                 Socket::Unix(UnixStream::from_std(stream)?)
             }
         };
         Ok(Stream {
             socket,
+            tls: self.tls,
+            encrypted: 0,
             progress: false,
         })
     }
 }
 
-impl AsFd for BlockingStream {
+impl BlockingSocket {
+    fn set_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => {
+                stream.set_read_timeout(timeout)?;
+                stream.set_write_timeout(timeout)
+            }
+            Self::Unix(stream) => {
+                stream.set_read_timeout(timeout)?;
+                stream.set_write_timeout(timeout)
+            }
+        }
+    }
+}
+
+impl AsFd for BlockingSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Tcp(stream) => stream.as_fd(),
             Self::Unix(stream) => stream.as_fd(),
         }
     }
+}
+
+/// More than any record or message of TLS may have has come, and none of it made sense.
+fn unreadable() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "a TLS message is too long")
 }
 
 /// What is left until `deadline`, at least a millisecond's worth.
@@ -137,14 +283,19 @@ fn remaining(deadline: Instant) -> io::Result<Duration> {
 #[derive(Debug)]
 pub(crate) struct Stream {
     socket: Socket,
+    tls: Option<Box<Session>>,
+    /// Plain bytes that were taken to be sent, are encrypted, and have not left yet. Nobody was told of them.
+    encrypted: usize,
     /// Bytes moved since somebody asked.
     progress: bool,
 }
 
 impl Stream {
-    /// Where splicing costs less than copying: out of any socket, but not into TCP.
+    /// Where splicing costs less than copying: out of any socket, but not into TCP. What is encrypted cannot
+    /// be spliced.
     pub(crate) fn splicing(&self) -> Capabilities {
         match self.socket {
+            _ if self.tls.is_some() => Capabilities::empty(),
             Socket::Tcp(_) => Capabilities::SPLICE_READ,
             Socket::Unix(_) => Capabilities::SPLICE_READ | Capabilities::SPLICE_WRITE,
         }
@@ -155,50 +306,123 @@ impl Stream {
         mem::take(&mut self.progress)
     }
 
-    /// Receives into `slices`.
+    /// Receives into `slices`. 0 means that the server sends no more.
     pub(crate) fn poll_receive(
         &mut self,
         context: &mut Context<'_>,
         slices: &mut [IoSliceMut<'_>],
     ) -> Poll<io::Result<usize>> {
-        let received = ready!(self.socket.poll_receive(context, slices));
-        self.progress = true;
-        Poll::Ready(received)
+        let Some(session) = &mut self.tls else {
+            let received = ready!(self.socket.poll_receive(context, slices));
+            self.progress = true;
+            return Poll::Ready(received);
+        };
+        loop {
+            let received = session.read(slices);
+            // It may have something to say itself; whether that arrives shows soon enough.
+            let _ = poll_flush(&self.socket, session, &mut self.progress, context);
+            match received.map_err(io::Error::other)? {
+                Received::Bytes(count) => return Poll::Ready(Ok(count)),
+                Received::Closed => return Poll::Ready(Ok(0)),
+                Received::Nothing => {}
+            }
+            let room = session.room();
+            if room.is_empty() {
+                return Poll::Ready(Err(unreadable()));
+            }
+            let mut room = [IoSliceMut::new(room)];
+            let count = ready!(self.socket.poll_receive(context, &mut room))?;
+            self.progress = true;
+            if count == 0 {
+                return Poll::Ready(Err(io::Error::other(tls::Error::Cut)));
+            }
+            session.received(count);
+        }
     }
 
-    /// Sends `slices` as far as there is room.
+    /// Sends `slices` as far as there is room. After it was pending, the same bytes must be offered again,
+    /// with or without more behind them: some may be on their way already.
     pub(crate) fn poll_send(
         &mut self,
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let sent = ready!(self.socket.poll_send(context, slices));
-        self.progress = true;
-        Poll::Ready(sent)
+        let Some(session) = &mut self.tls else {
+            let sent = ready!(self.socket.poll_send(context, slices));
+            self.progress = true;
+            return Poll::Ready(sent);
+        };
+        let size: usize = slices.iter().map(|slice| slice.len()).sum();
+        let mut sent = 0;
+        loop {
+            match poll_flush(&self.socket, session, &mut self.progress, context)? {
+                Poll::Ready(()) => sent += mem::take(&mut self.encrypted),
+                Poll::Pending if sent > 0 => return Poll::Ready(Ok(sent)),
+                Poll::Pending => return Poll::Pending,
+            }
+            if sent >= size {
+                return Poll::Ready(Ok(sent));
+            }
+            self.encrypted = session.write(slices, sent).map_err(io::Error::other)?;
+        }
+    }
+
+    /// Tells the server that nothing more comes, as far as the socket takes it at once. Only TLS has words for
+    /// it.
+    pub(crate) fn close(&mut self) {
+        if let Some(mut session) = self.tls.take() {
+            session.close();
+            let mut context = Context::from_waker(Waker::noop());
+            let _ = poll_flush(&self.socket, &mut session, &mut self.progress, &mut context);
+        }
     }
 
     /// Moves up to `length` bytes that have arrived into `pipe`, and says how many and why not more.
+    /// `Unsupported` under TLS.
     pub(crate) fn poll_fill(
         &mut self,
         context: &mut Context<'_>,
         pipe: &mut PipeBuffer,
         length: usize,
     ) -> Poll<io::Result<(usize, FillStop)>> {
+        if self.tls.is_some() {
+            return Poll::Ready(Err(io::ErrorKind::Unsupported.into()));
+        }
         let filled = ready!(self.socket.poll_fill(context, pipe, length));
         self.progress = true;
         Poll::Ready(filled)
     }
 
-    /// Sends what is in `pipe` as far as there is room, and says how many bytes that was.
+    /// Sends what is in `pipe` as far as there is room, and says how many bytes that was. `Unsupported` under
+    /// TLS.
     pub(crate) fn poll_drain(
         &mut self,
         context: &mut Context<'_>,
         pipe: &mut PipeBuffer,
     ) -> Poll<io::Result<usize>> {
+        if self.tls.is_some() {
+            return Poll::Ready(Err(io::ErrorKind::Unsupported.into()));
+        }
         let sent = ready!(self.socket.poll_drain(context, pipe));
         self.progress = true;
         Poll::Ready(sent)
     }
+}
+
+/// Sends all that `session` has to send.
+fn poll_flush(
+    socket: &Socket,
+    session: &mut Session,
+    progress: &mut bool,
+    context: &mut Context<'_>,
+) -> Poll<io::Result<()>> {
+    while !session.outgoing().is_empty() {
+        let outgoing = [IoSlice::new(session.outgoing())];
+        let count = ready!(socket.poll_send(context, &outgoing))?;
+        *progress = true;
+        session.sent(count);
+    }
+    Poll::Ready(Ok(()))
 }
 
 /// A connected socket of a tokio runtime.

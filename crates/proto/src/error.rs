@@ -261,10 +261,10 @@ pub enum Incompatibility {
     #[error("the server lacks the fixed newstyle handshake")]
     NotFixedNewstyle,
     /// The server wants TLS, and the client was told not to use it.
-    #[error("the server requires TLS")]
+    #[error("the server requires TLS, which a URI asks for with nbds:// or nbds+unix://")]
     TlsRequired,
     /// The client wants TLS, and the server refused it.
-    #[error("TLS is required and the server refused it")]
+    #[error("TLS is required, and the server refused it")]
     TlsRefused,
 }
 

@@ -35,7 +35,7 @@ pub use page_cache::is_cached;
 pub use path::open_location;
 pub use pipe::{FillStop, Pipe};
 pub use process::{
-    FILE_SIZE_SIGNAL, duplicate_inherited, is_signal_ignored, kill_group, spawn_activated,
+    FILE_SIZE_SIGNAL, duplicate_inherited, is_root, is_signal_ignored, kill_group, spawn_activated,
     take_activated_sockets, terminate_group,
 };
 pub use space::{file_size_limit, free_space, may_compress};

@@ -298,6 +298,12 @@ fn is_listening(fd: RawFd) -> bool {
 /// then the write fails.
 pub const FILE_SIZE_SIGNAL: i32 = libc::SIGXFSZ;
 
+/// Whether this process has the rights of root.
+#[must_use]
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
 /// Whether the signal is ignored, as `nohup` and a shell's background jobs set it for their children.
 #[must_use]
 pub fn is_signal_ignored(signal: i32) -> bool {

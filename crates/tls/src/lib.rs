@@ -1,3 +1,28 @@
-//! TLS for NBD's sockets.
+//! TLS for NBD's sockets: certificates in the layout that libnbd, qemu and nbdkit share, and a session
+//! without I/O of its own.
+//!
+//! - [`ClientOptions`] says which authorities are trusted, which name the server's certificate must be for, and
+//!   where this side's own certificate is. [`ClientOptions::session`] reads the files and makes a [`Session`].
+//! - A [`Session`] turns bytes of a socket into plain bytes and back. Whoever owns the socket gives it what
+//!   arrived and sends what it has to say. One receive takes up to 256 KiB, one send as much, however many
+//!   records that is.
+//! - An [`Error`] names what failed, which file or which certificate, and what can be done.
+//!
+//! The names of the files in a directory of certificates: `ca-cert.pem` (the authorities), `client-cert.pem`
+//! and `client-key.pem` (what a client shows, both or neither), `ca-crl.pem` (what was revoked). Of them only
+//! the first must be there.
+//!
+//! There are no pre-shared keys: rustls knows them for resumed sessions only.
 
 #![forbid(unsafe_code)]
+
+mod certificates;
+mod client;
+mod error;
+mod scatter;
+mod session;
+mod verifier;
+
+pub use client::{Certificates, ClientOptions, Verification};
+pub use error::{Error, ErrorKind, Result};
+pub use session::{Handshake, Received, Session};

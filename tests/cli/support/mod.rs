@@ -1,5 +1,6 @@
 //! What the tests share: running programs with a deadline, peers, images, and servers that misbehave.
 
+pub(crate) mod certificates;
 pub(crate) mod disk;
 pub(crate) mod dropin;
 pub(crate) mod hostile;

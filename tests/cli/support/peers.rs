@@ -1,16 +1,23 @@
 //! Other people's servers, and ours.
 
 use std::{
+    net::{TcpListener, TcpStream},
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
 use super::run::{blockferry, until};
 
-/// A running server of an NBD export on a unix socket. It ends with the value.
+/// A running server of an NBD export, on a unix socket unless told otherwise. It ends with the value.
 pub(crate) struct Peer {
     child: Child,
-    socket: PathBuf,
+    place: Place,
+}
+
+enum Place {
+    Socket(PathBuf),
+    Port(u16),
 }
 
 impl Peer {
@@ -34,6 +41,17 @@ impl Peer {
         Self::start(command, socket)
     }
 
+    /// The same on a free TCP port of this machine.
+    pub(crate) fn nbdkit_on_tcp(arguments: &[&str]) -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+        let port = port.expect("a free port").port();
+        let mut command = Command::new("nbdkit");
+        command
+            .args(["-f", "-p", &port.to_string()])
+            .args(arguments);
+        Self::start_at(command, Place::Port(port))
+    }
+
     /// Our own server, serving `image`.
     pub(crate) fn blockferry(directory: &Path, image: &Path) -> Self {
         let socket = directory.join("blockferry.sock");
@@ -42,7 +60,11 @@ impl Peer {
         Self::start(command, socket)
     }
 
-    fn start(mut command: Command, socket: PathBuf) -> Self {
+    fn start(command: Command, socket: PathBuf) -> Self {
+        Self::start_at(command, Place::Socket(socket))
+    }
+
+    fn start_at(mut command: Command, place: Place) -> Self {
         command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -51,21 +73,28 @@ impl Peer {
             .spawn()
             .unwrap_or_else(|error| panic!("{command:?}: {error} (run `cargo xtask test`)"));
         // From here on the child is killed also when the test fails.
-        let peer = Self { child, socket };
-        until("the server's socket", || {
-            std::os::unix::net::UnixStream::connect(&peer.socket).is_ok()
+        let peer = Self { child, place };
+        until("the server's socket", || match &peer.place {
+            Place::Socket(socket) => UnixStream::connect(socket).is_ok(),
+            Place::Port(port) => TcpStream::connect(("127.0.0.1", *port)).is_ok(),
         });
         peer
     }
 
     /// The URI of its export.
     pub(crate) fn uri(&self) -> String {
-        format!("nbd+unix:///?socket={}", self.socket.display())
+        match &self.place {
+            Place::Socket(socket) => format!("nbd+unix:///?socket={}", socket.display()),
+            Place::Port(port) => format!("nbd://localhost:{port}/"),
+        }
     }
 
     /// Where it listens.
     pub(crate) fn socket(&self) -> &Path {
-        &self.socket
+        match &self.place {
+            Place::Socket(socket) => socket,
+            Place::Port(port) => panic!("it listens on port {port}"),
+        }
     }
 
     /// Ends it at once.

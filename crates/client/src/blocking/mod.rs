@@ -346,6 +346,7 @@ impl Drop for Client {
             self.session.disconnect(&mut header);
             // The connection closes anyway; a server that is gone needs no goodbye.
             let _ = handshake::send_all(&mut self.stream, header.as_bytes());
+            self.stream.close();
         }
     }
 }

@@ -1,0 +1,135 @@
+//! Files of certificates and keys, in PEM.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use rustls::{
+    RootCertStore,
+    pki_types::{
+        CertificateDer, CertificateRevocationListDer, PrivateKeyDer,
+        pem::{self, PemObject},
+    },
+};
+
+use crate::{Error, Result};
+
+/// The names of the files in a directory.
+pub(crate) const AUTHORITIES: &str = "ca-cert.pem";
+const REVOKED: &str = "ca-crl.pem";
+const CLIENT_CERTIFICATE: &str = "client-cert.pem";
+const CLIENT_KEY: &str = "client-key.pem";
+
+/// A certificate chain, the own certificate first, and its key.
+pub(crate) struct Identity {
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    pub(crate) key: PrivateKeyDer<'static>,
+    /// Where it comes from, for messages.
+    pub(crate) path: PathBuf,
+}
+
+/// The authorities of a directory.
+pub(crate) fn authorities(directory: &Path) -> Result<RootCertStore> {
+    let path = directory.join(AUTHORITIES);
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(&path)? {
+        roots
+            .add(certificate)
+            .map_err(|error| contents(&path, format!("not a certificate: {error}")))?;
+    }
+    Ok(roots)
+}
+
+/// The authorities that the system trusts.
+pub(crate) fn system_authorities() -> Result<RootCertStore> {
+    // What cannot be read or understood is left out; it is enough that there is one.
+    let found = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    let (added, _) = roots.add_parsable_certificates(found.certs);
+    match added {
+        0 => Err(Error::NoAuthorities),
+        _ => Ok(roots),
+    }
+}
+
+/// What the authorities of a directory have revoked, where there is a list of it.
+pub(crate) fn revoked(directory: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>> {
+    let path = directory.join(REVOKED);
+    match read_if_there(&path)? {
+        None => Ok(Vec::new()),
+        Some(bytes) => all(&path, &bytes, "certificate revocation list"),
+    }
+}
+
+/// What a client of a directory shows, where there is anything.
+pub(crate) fn client_identity(directory: &Path) -> Result<Option<Identity>> {
+    identity(
+        directory.join(CLIENT_CERTIFICATE),
+        directory.join(CLIENT_KEY),
+    )
+}
+
+fn identity(certificate: PathBuf, key: PathBuf) -> Result<Option<Identity>> {
+    let half = |found, missing| Err(Error::Half { found, missing });
+    match (read_if_there(&certificate)?, read_if_there(&key)?) {
+        (None, None) => Ok(None),
+        (Some(_), None) => half(certificate, key),
+        (None, Some(_)) => half(key, certificate),
+        (Some(chain), Some(secret)) => {
+            let chain = all(&certificate, &chain, "certificate")?;
+            let key = PrivateKeyDer::from_pem_slice(&secret)
+                .map_err(|error| bad_pem(&key, &error, "private key"))?;
+            Ok(Some(Identity {
+                chain,
+                key,
+                path: certificate,
+            }))
+        }
+    }
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
+    let bytes = fs::read(path).map_err(|source| Error::File {
+        path: path.to_owned(),
+        source,
+    })?;
+    all(path, &bytes, "certificate")
+}
+
+/// Everything of one kind in a file; at least one.
+fn all<T: PemObject>(path: &Path, bytes: &[u8], what: &str) -> Result<Vec<T>> {
+    let found: Vec<T> = T::pem_slice_iter(bytes)
+        .collect::<Result<_, _>>()
+        .map_err(|error| bad_pem(path, &error, what))?;
+    match found.is_empty() {
+        true => Err(bad_pem(path, &pem::Error::NoItemsFound, what)),
+        false => Ok(found),
+    }
+}
+
+fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::File {
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+fn bad_pem(path: &Path, error: &pem::Error, what: &str) -> Error {
+    match error {
+        pem::Error::NoItemsFound => contents(path, format!("there is no {what} in PEM in it")),
+        // What the parser quotes of the file may be a part of a key.
+        _ => contents(path, format!("the PEM of a {what} in it is damaged")),
+    }
+}
+
+pub(crate) fn contents(path: &Path, problem: String) -> Error {
+    Error::Contents {
+        path: path.to_owned(),
+        problem,
+    }
+}

@@ -1,0 +1,299 @@
+//! What can go wrong, in words for whoever has to put it right.
+
+use std::{fmt, io, path::PathBuf};
+
+use rustls::{AlertDescription, CertificateError, pki_types::ServerName};
+
+/// The result of everything here.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why there is no TLS.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file of certificates or keys that cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A certificate without its key, or the other way round.
+    #[error("{} is there, but not {}: a client certificate needs both", found.display(), missing.display())]
+    Half {
+        /// The one.
+        found: PathBuf,
+        /// The other.
+        missing: PathBuf,
+    },
+    /// A file that does not hold what its name says.
+    #[error("{}: {problem}", path.display())]
+    Contents {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// No authority is trusted at all.
+    #[error(
+        "this system has no trusted certificate authorities; name a directory that has a ca-cert.pem with tls-certificates=DIRECTORY"
+    )]
+    NoAuthorities,
+    /// The name that the server's certificate should be for is none that a certificate can be for.
+    #[error(
+        "{0:?} is no host name or address that a certificate could be for; say with tls-hostname=NAME which to expect"
+    )]
+    Hostname(String),
+    /// The server's certificate was looked at and refused.
+    #[error("{0}")]
+    Certificate(CertificateProblem),
+    /// The server ended the session and said why.
+    #[error("{}", alert_text(*.0))]
+    Alert(AlertDescription),
+    /// The server does not speak TLS, or not as it should.
+    #[error("the server does not answer in TLS: {0}")]
+    Protocol(rustls::Error),
+    /// The stream ended without TLS's own end: cut, by whomever.
+    #[error("the connection was cut")]
+    Cut,
+    /// So much was sent that the keys are used up, under TLS 1.2, which knows no others. A new connection helps.
+    #[error("the keys of this connection are used up")]
+    Exhausted,
+    /// This side's options do not work.
+    #[error("TLS cannot be set up: {0}")]
+    Setup(rustls::Error),
+}
+
+/// The stable kinds of failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// Files or options on this side are wrong.
+    Configuration,
+    /// The server is not who it should be, or cannot prove it.
+    Untrusted,
+    /// The server does not want this client.
+    Rejected,
+    /// The two have no version or cipher in common.
+    Incompatible,
+    /// The server broke the rules.
+    Protocol,
+    /// The connection has ended; another one may work.
+    Lost,
+}
+
+impl Error {
+    /// What kind of failure it is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::File { .. }
+            | Self::Half { .. }
+            | Self::Contents { .. }
+            | Self::NoAuthorities
+            | Self::Hostname(_)
+            | Self::Setup(_) => ErrorKind::Configuration,
+            Self::Certificate(_) => ErrorKind::Untrusted,
+            Self::Alert(alert) if is_about_certificate(*alert) => ErrorKind::Rejected,
+            Self::Alert(AlertDescription::AccessDenied) => ErrorKind::Rejected,
+            Self::Alert(AlertDescription::UserCanceled) => ErrorKind::Lost,
+            Self::Alert(_) => ErrorKind::Incompatible,
+            Self::Protocol(rustls::Error::PeerIncompatible(_)) => ErrorKind::Incompatible,
+            Self::Protocol(_) => ErrorKind::Protocol,
+            Self::Cut | Self::Exhausted => ErrorKind::Lost,
+        }
+    }
+
+    /// What rustls found wrong with the peer, which was to be as `expected`.
+    pub(crate) fn from_peer(error: rustls::Error, expected: &Expected) -> Self {
+        match error {
+            rustls::Error::InvalidCertificate(problem) => Self::Certificate(CertificateProblem {
+                problem,
+                expected: expected.clone(),
+            }),
+            rustls::Error::AlertReceived(alert) => Self::Alert(alert),
+            rustls::Error::EncryptError => Self::Exhausted,
+            other => Self::Protocol(other),
+        }
+    }
+}
+
+/// Who the server was to be.
+#[derive(Clone, Debug)]
+pub(crate) struct Expected {
+    /// Its name, as the user knows it.
+    pub(crate) name: String,
+    /// Who vouches for it: a file, or the system.
+    pub(crate) trust: String,
+}
+
+/// What is wrong with a server's certificate.
+#[derive(Clone, Debug)]
+pub struct CertificateProblem {
+    problem: CertificateError,
+    expected: Expected,
+}
+
+impl fmt::Display for CertificateProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Expected { name, trust } = &self.expected;
+        f.write_str("the server's certificate ")?;
+        match &self.problem {
+            CertificateError::Expired => f.write_str("has expired"),
+            CertificateError::ExpiredContext { time, not_after } => {
+                let since = time.as_secs().saturating_sub(not_after.as_secs());
+                write!(f, "expired {} ago", Roughly(since))
+            }
+            CertificateError::NotValidYet => f.write_str("is not valid yet"),
+            CertificateError::NotValidYetContext { time, not_before } => {
+                let until = not_before.as_secs().saturating_sub(time.as_secs());
+                let until = Roughly(until);
+                write!(
+                    f,
+                    "is not valid yet, but in {until}: are both clocks right?"
+                )
+            }
+            CertificateError::UnknownIssuer => write!(
+                f,
+                "is self-signed, or signed by an authority that is not in {trust}"
+            ),
+            CertificateError::BadSignature => {
+                write!(
+                    f,
+                    "was not signed by the authority in {trust} that it names"
+                )
+            }
+            CertificateError::NotValidForName => write!(f, "is not for {name:?}"),
+            CertificateError::NotValidForNameContext { presented, .. } => {
+                let names: Vec<_> = presented.iter().map(|it| plain_name(it)).collect();
+                match names.is_empty() {
+                    true => f.write_str("is for no host at all (it has no subjectAltName)")?,
+                    false => write!(f, "is for {}", names.join(", "))?,
+                }
+                write!(
+                    f,
+                    ", not for {name:?}; tls-hostname=NAME says which name to expect"
+                )
+            }
+            CertificateError::Revoked => f.write_str("was revoked"),
+            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
+                f.write_str("is not one for servers")
+            }
+            other => write!(f, "is not good: {other}"),
+        }
+    }
+}
+
+/// A name out of a certificate, safe to print: rustls gives them as `DnsName("host")`, `IpAddress(::1)`.
+fn plain_name(name: &str) -> String {
+    let inner = name
+        .split_once('(')
+        .and_then(|(_, rest)| rest.strip_suffix(')'))
+        .map_or(name, |inner| inner.trim_matches('"'));
+    inner.escape_debug().to_string()
+}
+
+/// A number of seconds in its largest unit.
+struct Roughly(u64);
+
+impl fmt::Display for Roughly {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [
+            (86_400, "day"),
+            (3600, "hour"),
+            (60, "minute"),
+            (1, "second"),
+        ];
+        let (size, unit) = units
+            .into_iter()
+            .find(|(size, _)| self.0 >= *size)
+            .unwrap_or((1, "second"));
+        let count = self.0 / size;
+        let plural = if count == 1 { "" } else { "s" };
+        write!(f, "{count} {unit}{plural}")
+    }
+}
+
+fn is_about_certificate(alert: AlertDescription) -> bool {
+    use AlertDescription as Alert;
+    matches!(
+        alert,
+        Alert::NoCertificate
+            | Alert::BadCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateRevoked
+            | Alert::CertificateExpired
+            | Alert::CertificateUnknown
+            | Alert::UnknownCA
+            | Alert::CertificateRequired
+    )
+}
+
+fn alert_text(alert: AlertDescription) -> String {
+    use AlertDescription as Alert;
+    match alert {
+        Alert::CertificateRequired | Alert::NoCertificate => {
+            "the server wants a client certificate: put client-cert.pem and client-key.pem into the directory that tls-certificates names".to_owned()
+        }
+        _ if is_about_certificate(alert) => {
+            format!("the server does not accept this client's certificate (alert {alert:?})")
+        }
+        Alert::HandshakeFailure | Alert::InsufficientSecurity | Alert::ProtocolVersion => format!(
+            "the server and this client have no way of TLS in common (alert {alert:?}); servers with pre-shared keys alone are not supported"
+        ),
+        _ => format!("the server ended the TLS session (alert {alert:?})"),
+    }
+}
+
+/// The server's name as TLS knows it.
+pub(crate) fn server_name(name: &str) -> Result<ServerName<'static>> {
+    // The zone of an IPv6 address is this side's own business.
+    let name = name.split('%').next().unwrap_or_default();
+    ServerName::try_from(name.to_owned()).map_err(|_| Error::Hostname(name.to_owned()))
+}
+
+/// Not one that anybody has had to wait for.
+pub(crate) const LONGEST_MESSAGE: usize = 1 << 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_told_in_their_largest_unit() {
+        for (seconds, text) in [
+            (0, "0 seconds"),
+            (1, "1 second"),
+            (119, "1 minute"),
+            (7200, "2 hours"),
+            (86_400 * 3 + 5, "3 days"),
+        ] {
+            assert_eq!(Roughly(seconds).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn names_of_certificates_are_told_as_people_write_them() {
+        assert_eq!(plain_name("DnsName(\"example.org\")"), "example.org");
+        assert_eq!(plain_name("IpAddress(::1)"), "::1");
+        assert_eq!(plain_name("DnsName(\"a\u{1b}b\")"), "a\\u{1b}b");
+        assert_eq!(plain_name("strange"), "strange");
+    }
+
+    #[test]
+    fn names_that_no_certificate_is_for_are_refused() {
+        for name in [
+            "localhost",
+            "example.org",
+            "127.0.0.1",
+            "::1",
+            "fe80::1%eth0",
+        ] {
+            server_name(name).expect("a name");
+        }
+        for name in ["", "a b", "-"] {
+            server_name(name).expect_err("no name");
+        }
+    }
+}

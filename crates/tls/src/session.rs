@@ -1,0 +1,432 @@
+//! A TLS session between a socket that somebody else owns and plain bytes.
+//!
+//! ```text
+//!   socket -> room(), received() -> [incoming: records] -> read()  -> the caller's slices
+//!   socket <- outgoing(), sent() <- [outgoing: records] <- write() <- the caller's slices
+//! ```
+//!
+//! What was received is decrypted in place, record by record, and copied once into the caller's slices. That
+//! is the copy that rustls wants; a record that the slices have no room for is kept and costs one more.
+
+use std::{
+    fmt,
+    io::{IoSlice, IoSliceMut},
+    mem,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use rustls::{
+    client::{ClientConnectionData, UnbufferedClientConnection},
+    unbuffered::{
+        ConnectionState, EncodeError, EncryptError, InsufficientSizeError, UnbufferedStatus,
+        WriteTraffic,
+    },
+};
+
+use crate::{
+    Error, Result,
+    error::{Expected, LONGEST_MESSAGE},
+    scatter::Scatter,
+};
+
+/// How many bytes one receive takes, at least, when so many are there.
+const RECEIVE: usize = 256 << 10;
+
+/// How many plain bytes are encrypted before they are sent: sixteen records, still in cache when they leave.
+const SEND: usize = 256 << 10;
+
+/// How many plain bytes a record holds, and what it adds to them at most.
+const RECORD: usize = 16 << 10;
+const RECORD_OVERHEAD: usize = 64;
+
+/// Slices shorter than this share a record with their neighbours.
+const SHORT: usize = 4 << 10;
+
+/// One side of a TLS connection.
+///
+/// It begins with [`handshake`](Self::handshake), again and again until it says [`Handshake::Done`]. Any error
+/// ends it; what [`outgoing`](Self::outgoing) still has then tells the peer why.
+pub struct Session {
+    connection: UnbufferedClientConnection,
+    incoming: Incoming,
+    outgoing: Outgoing,
+    /// Plain bytes that were decrypted before anybody had room for them, and how many were taken since.
+    early: Vec<u8>,
+    taken: usize,
+    /// The peer said that it sends no more.
+    closed: bool,
+    expected: Expected,
+    /// The server asked for a certificate, and got none.
+    asked: Arc<AtomicBool>,
+    /// Short slices on their way into one record.
+    gather: Vec<u8>,
+}
+
+/// What a handshake needs next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Handshake {
+    /// Send what is [`outgoing`](Session::outgoing), then receive.
+    SendAndReceive,
+    /// The peer is who it should be. What is [`outgoing`](Session::outgoing) still has to be sent.
+    Done,
+}
+
+/// What a read came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Received {
+    /// So many plain bytes, at least one.
+    Bytes(usize),
+    /// Nothing before more has been received.
+    Nothing,
+    /// The peer has said that it sends no more.
+    Closed,
+}
+
+impl Session {
+    pub(crate) fn new(
+        connection: UnbufferedClientConnection,
+        expected: Expected,
+        asked: Arc<AtomicBool>,
+    ) -> Self {
+        Self {
+            connection,
+            incoming: Incoming::new(),
+            outgoing: Outgoing::default(),
+            early: Vec::new(),
+            taken: 0,
+            closed: false,
+            expected,
+            asked,
+            gather: Vec::new(),
+        }
+    }
+
+    /// Goes on with the handshake, with what was received since.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the peer.
+    pub fn handshake(&mut self) -> Result<Handshake> {
+        match self.advance(None, Errand::None)? {
+            Turn::CanWrite => Ok(Handshake::Done),
+            Turn::NeedsMore | Turn::Full => Ok(Handshake::SendAndReceive),
+            Turn::Closed => Err(Error::Cut),
+        }
+    }
+
+    /// Whether the server wanted to see a certificate and this side had none to show. It may go on without.
+    #[must_use]
+    pub fn owes_certificate(&self) -> bool {
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    /// Where to put what arrives on the socket: 256 KiB and more, as long as everything that can be read is
+    /// read first. Empty after a peer has sent what nobody can read.
+    pub fn room(&mut self) -> &mut [u8] {
+        self.incoming.room()
+    }
+
+    /// `count` bytes have arrived in [`room`](Self::room).
+    pub fn received(&mut self, count: usize) {
+        self.incoming.end = self.incoming.bytes.len().min(self.incoming.end + count);
+    }
+
+    /// Fills `slices` with plain bytes as far as they have arrived. There may be something to send afterwards.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the peer.
+    pub fn read(&mut self, slices: &mut [IoSliceMut<'_>]) -> Result<Received> {
+        let mut scatter = Scatter::new(slices);
+        self.taken += scatter.put(&self.early[self.taken..]);
+        if self.taken == self.early.len() {
+            self.early.clear();
+            self.taken = 0;
+            if !scatter.is_full() && !self.closed {
+                self.advance(Some(&mut scatter), Errand::None)?;
+            }
+        }
+        match scatter.count() {
+            0 if self.closed => Ok(Received::Closed),
+            0 => Ok(Received::Nothing),
+            count => Ok(Received::Bytes(count)),
+        }
+    }
+
+    /// Encrypts the start of `slices`, without their first `skip` bytes, and says how many bytes that is. They
+    /// are [`outgoing`](Self::outgoing) then; it had better be empty before.
+    ///
+    /// # Errors
+    /// [`Error::Exhausted`], and whatever is wrong with the peer.
+    pub fn write(&mut self, slices: &[IoSlice<'_>], skip: usize) -> Result<usize> {
+        let mut load = Load {
+            slices,
+            skip,
+            count: 0,
+        };
+        self.advance(None, Errand::Encrypt(&mut load))?;
+        Ok(load.count)
+    }
+
+    /// What is to be sent on the socket.
+    #[must_use]
+    pub fn outgoing(&self) -> &[u8] {
+        &self.outgoing.bytes[self.outgoing.start..self.outgoing.end]
+    }
+
+    /// The first `count` bytes of [`outgoing`](Self::outgoing) have left.
+    pub fn sent(&mut self, count: usize) {
+        self.outgoing.start = self.outgoing.end.min(self.outgoing.start + count);
+        if self.outgoing.start == self.outgoing.end {
+            (self.outgoing.start, self.outgoing.end) = (0, 0);
+        }
+    }
+
+    /// Tells the peer that nothing more comes, in [`outgoing`](Self::outgoing).
+    pub fn close(&mut self) {
+        // What is wrong with the peer does not matter any more.
+        let _ = self.advance(None, Errand::Close);
+    }
+
+    /// Takes what rustls says and wants until it can do no more without the outside: plain bytes go into
+    /// `scatter`, or wait; the `errand` is done once that is possible.
+    fn advance(
+        &mut self,
+        mut scatter: Option<&mut Scatter<'_, '_>>,
+        mut errand: Errand<'_, '_>,
+    ) -> Result<Turn> {
+        loop {
+            let pending = self.incoming.pending();
+            let UnbufferedStatus { mut discard, state } =
+                self.connection.process_tls_records(pending);
+            let state = match state {
+                Ok(state) => state,
+                Err(error) => {
+                    self.incoming.discard(discard);
+                    self.collect_alert();
+                    return Err(Error::from_peer(error, &self.expected));
+                }
+            };
+            let turn = match state {
+                ConnectionState::ReadTraffic(mut traffic) => {
+                    while let Some(record) = traffic.next_record() {
+                        let record =
+                            record.map_err(|error| Error::from_peer(error, &self.expected))?;
+                        discard += record.discard;
+                        let placed = scatter.as_mut().map_or(0, |it| it.put(record.payload));
+                        self.early.extend_from_slice(&record.payload[placed..]);
+                    }
+                    scatter
+                        .as_ref()
+                        .is_some_and(|scatter| scatter.is_full())
+                        .then_some(Turn::Full)
+                }
+                ConnectionState::EncodeTlsData(mut data) => {
+                    self.outgoing.append(|room| match data.encode(room) {
+                        Ok(count) => Ok(count),
+                        Err(EncodeError::InsufficientSize(needed)) => Err(Needs::Room(needed)),
+                        Err(EncodeError::AlreadyEncoded) => Ok(0),
+                    })?;
+                    None
+                }
+                // It is sent with whatever follows.
+                ConnectionState::TransmitTlsData(data) => {
+                    data.done();
+                    None
+                }
+                ConnectionState::PeerClosed => {
+                    self.closed = true;
+                    None
+                }
+                ConnectionState::WriteTraffic(mut traffic) => {
+                    match mem::replace(&mut errand, Errand::None) {
+                        Errand::None => {}
+                        Errand::Encrypt(load) => {
+                            load.encrypt(&mut traffic, &mut self.outgoing, &mut self.gather)?;
+                        }
+                        Errand::Close => self
+                            .outgoing
+                            .append(|room| traffic.queue_close_notify(room).map_err(Needs::from))?,
+                    }
+                    Some(Turn::CanWrite)
+                }
+                ConnectionState::BlockedHandshake => Some(Turn::NeedsMore),
+                _ => Some(Turn::Closed),
+            };
+            self.incoming.discard(discard);
+            if let Some(turn) = turn {
+                return Ok(turn);
+            }
+        }
+    }
+
+    /// After an error: what rustls wants to tell the peer about it.
+    fn collect_alert(&mut self) {
+        let UnbufferedStatus { discard, state } =
+            self.connection.process_tls_records(self.incoming.pending());
+        if let Ok(ConnectionState::EncodeTlsData(mut data)) = state {
+            let _ = self.outgoing.append(|room| match data.encode(room) {
+                Ok(count) => Ok(count),
+                Err(EncodeError::InsufficientSize(needed)) => Err(Needs::Room(needed)),
+                Err(EncodeError::AlreadyEncoded) => Ok(0),
+            });
+        }
+        self.incoming.discard(discard);
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("peer", &self.expected.name)
+            .field("incoming", &(self.incoming.end - self.incoming.start))
+            .field("outgoing", &self.outgoing().len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a session cannot go on by itself.
+enum Turn {
+    /// The handshake is over, and nothing is left to be read.
+    CanWrite,
+    /// The handshake waits for the peer.
+    NeedsMore,
+    /// The reader has no room left.
+    Full,
+    /// Both sides have ended the session.
+    Closed,
+}
+
+/// Records as they arrived.
+struct Incoming {
+    bytes: Box<[u8]>,
+    start: usize,
+    end: usize,
+}
+
+impl Incoming {
+    fn new() -> Self {
+        Self {
+            bytes: vec![0; RECEIVE + LONGEST_MESSAGE + RECORD].into_boxed_slice(),
+            start: 0,
+            end: 0,
+        }
+    }
+
+    fn pending(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.start..self.end]
+    }
+
+    fn room(&mut self) -> &mut [u8] {
+        if self.bytes.len() - self.end < RECEIVE {
+            self.bytes.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        &mut self.bytes[self.end..]
+    }
+
+    fn discard(&mut self, count: usize) {
+        self.start = self.end.min(self.start + count);
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        }
+    }
+}
+
+/// Records that wait to be sent.
+#[derive(Default)]
+struct Outgoing {
+    bytes: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+/// Why nothing was appended.
+enum Needs {
+    Room(InsufficientSizeError),
+    NewKeys,
+}
+
+impl From<EncryptError> for Needs {
+    fn from(error: EncryptError) -> Self {
+        match error {
+            EncryptError::InsufficientSize(needed) => Self::Room(needed),
+            EncryptError::EncryptExhausted => Self::NewKeys,
+        }
+    }
+}
+
+impl Outgoing {
+    /// Gives `fill` room, and more where it needs it, and takes note of what it has put there.
+    fn append(&mut self, mut fill: impl FnMut(&mut [u8]) -> Result<usize, Needs>) -> Result<()> {
+        loop {
+            match fill(&mut self.bytes[self.end..]) {
+                Ok(count) => {
+                    self.end += count;
+                    return Ok(());
+                }
+                Err(Needs::Room(needed)) => {
+                    let usual = SEND + (SEND / RECORD + 2) * RECORD_OVERHEAD;
+                    let length = self.end + needed.required_size;
+                    self.bytes.resize(length.max(usual), 0);
+                }
+                Err(Needs::NewKeys) => return Err(Error::Exhausted),
+            }
+        }
+    }
+}
+
+/// What is to be done as soon as this side may write.
+enum Errand<'a, 'b> {
+    None,
+    Encrypt(&'a mut Load<'b>),
+    Close,
+}
+
+/// Plain bytes to encrypt.
+struct Load<'a> {
+    slices: &'a [IoSlice<'a>],
+    skip: usize,
+    /// How many were encrypted.
+    count: usize,
+}
+
+impl Load<'_> {
+    fn encrypt(
+        &mut self,
+        traffic: &mut WriteTraffic<'_, ClientConnectionData>,
+        outgoing: &mut Outgoing,
+        gather: &mut Vec<u8>,
+    ) -> Result<()> {
+        let mut seal = |plain: &[u8]| {
+            outgoing.append(|room| traffic.encrypt(plain, room).map_err(Needs::from))
+        };
+        let mut skip = mem::take(&mut self.skip);
+        gather.clear();
+        for slice in self.slices {
+            let skipped = skip.min(slice.len());
+            skip -= skipped;
+            let rest = &slice[skipped..];
+            let part = &rest[..rest.len().min(SEND - self.count)];
+            self.count += part.len();
+            if part.len() < SHORT {
+                gather.extend_from_slice(part);
+            } else {
+                seal(gather)?;
+                gather.clear();
+                seal(part)?;
+            }
+            if gather.len() > RECORD - SHORT {
+                seal(gather)?;
+                gather.clear();
+            }
+            if self.count == SEND {
+                break;
+            }
+        }
+        seal(gather)
+    }
+}
