@@ -22,6 +22,9 @@ Endpoints:
   nbd://HOST[:PORT]/EXPORT   An NBD export over TCP; quote URIs, the shell knows '?' and '&'
   nbd+unix:///EXPORT?socket=PATH
                              An NBD export over a Unix socket
+  nbds://..., nbds+unix://...
+                             The same through TLS; '&tls-certificates=DIR' names the directory that
+                             has ca-cert.pem, and client-cert.pem with client-key.pem if needed
   [ CMD ARGS... ]            A server started for this endpoint (nbdkit, qemu-nbd, or 'serve')
   sample:SIZE[,seed=N][,data=PERCENT]
                              As a source, a generated image

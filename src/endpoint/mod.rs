@@ -6,6 +6,7 @@
 //! | `null:` | as a destination, a place that forgets everything |
 //! | `sample:SIZE[,seed=N,data=N]` | as a source, a generated disk image |
 //! | `nbd://HOST[:PORT]/[EXPORT]`, `nbd+unix://...` | an NBD export |
+//! | `nbds://...`, `nbds+unix://...` | the same through TLS |
 //! | `[ CMD ARGS... ]` | a server that is started for us (socket activation) |
 //! | anything else | a file or a block device |
 //!

@@ -79,7 +79,7 @@ pub enum EndpointError {
     },
 }
 
-const KNOWN_SCHEMES: &str = "nbd and nbd+unix";
+const KNOWN_SCHEMES: &str = "nbd, nbds, nbd+unix and nbds+unix";
 
 impl Endpoint {
     /// Reads an endpoint as it stands in an argument list; command groups were collapsed by

@@ -25,4 +25,5 @@ mod serve;
 mod streams;
 mod timeouts;
 mod tls;
+mod tls_clients;
 mod usage;

@@ -4,88 +4,22 @@ use std::{
     fs,
     io::{self, Read, Write},
     os::unix::net::UnixStream,
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
 };
-
-use rustls::{
-    ServerConfig, ServerConnection, StreamOwned,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-};
-use tempfile::{TempDir, tempdir};
 
 use crate::support::{
     Outcome, Peer, Proxy, assert_same, blockferry,
     certificates::{Authority, Flaw},
-    hostile::Hostile,
-    random_image, run, sparse_image,
+    hostile::{Export, Hostile, negotiate_options},
+    random_image,
+    realm::{Realm, SIZE, secure},
+    run,
 };
-
-const SIZE: u64 = 24 << 20;
-
-/// A room with an authority of its own.
-struct Realm {
-    room: TempDir,
-    authority: Authority,
-}
-
-impl Realm {
-    fn new() -> Self {
-        Self {
-            room: tempdir().expect("a directory"),
-            authority: Authority::new(),
-        }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.room.path().join(name)
-    }
-
-    fn image(&self) -> PathBuf {
-        let image = self.path("image.raw");
-        sparse_image(&image, SIZE);
-        image
-    }
-
-    /// What a server shows.
-    fn server(&self, flaw: Flaw) -> PathBuf {
-        self.authority.server(self.room.path(), "server", flaw)
-    }
-
-    /// What a client trusts, as a parameter of a URI.
-    fn trust(&self) -> String {
-        let directory = self.authority.directory(self.room.path(), "trust");
-        format!("tls-certificates={}", directory.display())
-    }
-
-    /// The same, with a client's own certificate.
-    fn member(&self) -> String {
-        let directory = self.authority.client(self.room.path(), "member");
-        format!("tls-certificates={}", directory.display())
-    }
-
-    /// `nbdkit` on a unix socket, with TLS alone.
-    fn nbdkit(&self, flaw: Flaw, arguments: &[&str]) -> Peer {
-        let certificates = format!("--tls-certificates={}", self.server(flaw).display());
-        let arguments = [&["--tls=require", &certificates], arguments].concat();
-        Peer::nbdkit(self.room.path(), &arguments)
-    }
-
-    /// `qemu-nbd` on a unix socket, with TLS alone.
-    fn qemu_nbd(&self, image: &Path, verify: &str) -> Peer {
-        let credentials = format!(
-            "tls-creds-x509,id=tls0,endpoint=server,verify-peer={verify},dir={}",
-            self.server(Flaw::None).display()
-        );
-        let extra = ["--object", &credentials, "--tls-creds", "tls0"];
-        Peer::qemu_nbd(self.room.path(), "raw", image, &extra)
-    }
-}
-
-/// The URI of a unix socket with TLS.
-fn secure(uri: &str, parameter: &str) -> String {
-    format!("{}&{parameter}", uri.replace("nbd+unix:", "nbds+unix:"))
-}
+use rustls::{
+    ServerConfig, ServerConnection, StreamOwned,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+};
 
 fn copy(options: &[&str], source: impl AsRef<Path>, destination: impl AsRef<Path>) -> Outcome {
     let mut command = blockferry(["copy"].iter().chain(options));
@@ -431,6 +365,22 @@ fn a_stream_that_is_cut_within_a_record_is_a_lost_connection() {
     });
     let uri = secure(&server.uri(), &realm.trust());
     run(&mut blockferry(["info", &uri])).failure(75, &[&uri, "the connection was cut"]);
+}
+
+#[test]
+fn a_server_that_stops_answering_within_tls_is_given_up() {
+    let realm = Realm::new();
+    let certificates = realm.server(Flaw::None);
+    let server = agreeing(&realm, move |stream| {
+        let mut tls = secured(&certificates, stream)?;
+        negotiate_options(&mut tls, &Export::default())?;
+        // Requests come, and nothing of them is ever answered.
+        io::copy(&mut tls, &mut io::sink()).map(drop)
+    });
+    let uri = secure(&server.uri(), &realm.trust());
+    let file = realm.path("copy.raw");
+    copy(&["--timeout=1"], &uri, &file).failure(75, &["has not answered for 1 s"]);
+    assert!(!file.exists(), "an unfinished file is left behind");
 }
 
 #[test]

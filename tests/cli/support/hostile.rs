@@ -131,6 +131,14 @@ pub(crate) fn negotiate(stream: &mut UnixStream, export: &Export) -> io::Result<
     stream.write_all(b"NBDMAGICIHAVEOPT\0\x03")?;
     let mut client_flags = [0; 4];
     stream.read_exact(&mut client_flags)?;
+    negotiate_options(stream, export)
+}
+
+/// The options alone, up to the transmission phase.
+pub(crate) fn negotiate_options(
+    stream: &mut (impl Read + Write),
+    export: &Export,
+) -> io::Result<()> {
     loop {
         let mut head = [0; 16];
         stream.read_exact(&mut head)?;

@@ -7,6 +7,7 @@ pub(crate) mod hostile;
 pub(crate) mod images;
 pub(crate) mod peers;
 pub(crate) mod proxy;
+pub(crate) mod realm;
 pub(crate) mod run;
 
 pub(crate) use disk::SmallDisk;
