@@ -124,6 +124,13 @@ impl Error {
         error
     }
 
+    /// The same error, with the error that caused it.
+    #[must_use]
+    pub fn because(mut self, cause: impl Into<Box<dyn error::Error + Send + Sync>>) -> Self {
+        self.0.source = Some(Arc::from(cause.into()));
+        self
+    }
+
     /// The same error, saying what was being done. What was said before stays.
     #[must_use]
     pub fn during(mut self, operation: Operation) -> Self {

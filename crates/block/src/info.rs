@@ -112,5 +112,8 @@ bitflags! {
         const COPY_FROM = 1 << 12;
         /// What is written is thrown away, so nothing needs to be known of it.
         const DISCARDS = 1 << 13;
+        /// [`reopen`](crate::BlockDevice::reopen) gives another handle, also after this one was lost: it is
+        /// reached through a connection.
+        const REOPEN = 1 << 14;
     }
 }

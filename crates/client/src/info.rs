@@ -44,7 +44,7 @@ fn capabilities(flags: TransmissionFlags) -> Capabilities {
         (TransmissionFlags::SEND_CACHE, Capabilities::CACHE),
         (TransmissionFlags::CAN_MULTI_CONN, Capabilities::MULTI_CONN),
     ];
-    let mut capabilities = Capabilities::empty();
+    let mut capabilities = Capabilities::REOPEN;
     for (flag, capability) in table {
         capabilities.set(capability, flags.contains(flag));
     }
@@ -82,7 +82,8 @@ mod tests {
             | TransmissionFlags::READ_ONLY
             | TransmissionFlags::SEND_TRIM
             | TransmissionFlags::SEND_FLUSH;
-        assert_eq!(capabilities(flags), Capabilities::FLUSH);
+        let expected = Capabilities::REOPEN | Capabilities::FLUSH;
+        assert_eq!(capabilities(flags), expected);
     }
 
     #[test]

@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
-use blockferry_block::{BlockDevice, Buffer, ByteRange};
+use blockferry_block::{Buffer, ByteRange, Capabilities};
 
 use crate::{
-    Control, CopyError, CopyOptions, Destination, Event, Observer, Report, Side, Source,
-    buffers::Buffers,
-    engine::Engine,
+    Control, CopyError, CopyOptions, Destination, Done, Event, Observer, Report, Side, Source,
+    engine::{Durable, Engine},
     input::Input,
     output::Output,
     plan::Plan,
@@ -16,11 +15,18 @@ use crate::{
 
 /// Copies `source` to `destination`, and flushes it.
 ///
-/// The future does nothing until it is polled, needs no particular runtime, and may be dropped at any
-/// time; writes that were begun may then still happen. It is `Send`.
+/// The future does nothing until it is polled, and may be dropped at any
+/// time; writes that were begun may then still happen. It is `Send`. It needs tokio's timer where it has to
+/// wait: for a connection that was lost, for the next flush of a destination that has connections, for the
+/// limit on its rate.
+///
+/// A connection that is lost is opened again, as often as [`CopyOptions::retries`] says. What was in flight
+/// is done again then; so is what a destination acknowledged and did not flush, so that it may restart at
+/// any time. Only a stream cannot be read twice.
 ///
 /// # Errors
-/// The first failure, on either side; what was being written then has finished. [`Side::Plan`] when
+/// The first failure, on either side; what was being written then has finished, and what a checkpoint is
+/// kept of was flushed. [`Side::Plan`] when
 /// the two do not fit: a destination that is read-only, too small, or takes no request that the source
 /// does. [`Side::Cancelled`] after [`Control::cancel`].
 pub async fn copy(
@@ -31,96 +37,135 @@ pub async fn copy(
     observer: &dyn Observer,
 ) -> Result<Report, CopyError> {
     let plan = Plan::new(&source, &destination, options)?;
+    // What was just created, or emptied, is of no use to anyone before it is whole.
+    let destination_keeps = match &destination {
+        Destination::Device(device) => !device.info().can(Capabilities::BORN_ZERO),
+        Destination::Stream(_) => false,
+    };
     observer.event(Event::Planned { size: plan.size });
 
     let buffers = Arc::new(plan.buffers());
-    let mut output = Output::new(destination, &buffers, &plan);
-    if let (Some(size), true) = (plan.size, plan.resize)
-        && let Some(target) = output.target()
-    {
-        let done = target.resize(size).await;
-        done.map_err(|error| CopyError::new(Side::Destination, error))?;
-    }
-
+    let output = Output::new(destination, &buffers, &plan);
     // The incomplete block at the end is moved last, by itself.
     let size = plan.size.unwrap_or(0);
     let end = plan.incomplete_block(size).unwrap_or(size);
     let input = Input::new(source, end, &plan);
-    let mut engine = Engine::new(&plan, observer, Arc::clone(&buffers), input, output);
-    let mut last = engine.run(control).await?;
-
-    let device = engine.input.device().filter(|_| end < size);
-    if let Some(device) = device.map(|input| input.any_handle()) {
-        let read = read_last(&device, ByteRange::between(end, size), &buffers).await;
-        last = Some(read.map_err(|error| error.after(engine.progress))?);
+    let durable = Durable::new(plan.flush_interval, options.checkpoint.as_ref());
+    let buffers = Arc::clone(&buffers);
+    let mut engine = Engine::new(&plan, observer, control, buffers, input, output, durable);
+    if let (Some(size), true) = (plan.size, plan.resize) {
+        engine
+            .with_destination(|target| async move { target.resize(size).await })
+            .await?;
     }
-    let size = engine.input.stream_length().unwrap_or(size);
-    if let Some(target) = engine.output.target() {
-        let (data, zero) = end_at(&target, size, last, &plan)
-            .await
-            .map_err(|error| error.after(engine.progress))?;
+    if let Some(checkpoint) = &options.checkpoint {
+        let Done { data, zero, .. } = checkpoint.done;
         if data + zero > 0 {
             engine.count(data, zero);
         }
     }
+    match run(&mut engine, &plan, end, options.flush).await {
+        Ok(report) => Ok(Report {
+            resumed: plan.done.len(),
+            ..report
+        }),
+        Err(error) => {
+            let cancelled = error.side == Side::Cancelled;
+            if destination_keeps && options.flush && cancelled || options.checkpoint.is_some() {
+                engine.leave().await;
+            }
+            Err(error)
+        }
+    }
+}
 
-    let mut report = Report {
+/// Moves everything, and makes it durable.
+async fn run(
+    engine: &mut Engine<'_>,
+    plan: &Plan,
+    end: u64,
+    flush: bool,
+) -> Result<Report, CopyError> {
+    let mut counted = false;
+    // A destination that dies before it has flushed may take anything with it: then it is done again.
+    let (size, flushed) = loop {
+        let last = engine.run().await?;
+        let size = engine.input.stream_length().or(plan.size).unwrap_or(0);
+        let last = match last {
+            None if end < size && plan.size.is_some() => {
+                let range = ByteRange::between(end, size);
+                let buffers = Arc::clone(engine.buffers());
+                let read = |device| {
+                    let buffer = buffers.take(length(range));
+                    async move { read(&device, range, buffer).await }
+                };
+                Some((range, engine.with_source(read).await?))
+            }
+            last => last,
+        };
+        let (data, zero) = end_at(engine, size, last, plan).await?;
+        if data + zero > 0 && !counted {
+            engine.count(data, zero);
+            counted = true;
+        }
+        if !flush {
+            // Another connection may have been lost meanwhile, with what was to be done again.
+            match engine.input.is_done() {
+                true => break (size, false),
+                false => continue,
+            }
+        }
+        if let Some(flushed) = engine.flush().await? {
+            break (size, flushed);
+        }
+    };
+    Ok(Report {
         size,
         data: engine.progress.data,
         zero: engine.progress.zero,
-        flushed: false,
+        resumed: 0,
+        reconnections: engine.reconnections(),
+        flushed,
         extent_requests: engine.input.extent_requests(),
         source_connections: engine.input.connections(),
         destination_connections: engine.output.connections(),
         request_size: engine.pacer.request_size(),
         queue_size: engine.pacer.window(),
-    };
-    if options.flush {
-        observer.event(Event::Flushing);
-        report.flushed = engine
-            .output
-            .flush()
-            .await
-            .map_err(|error| CopyError::new(Side::Destination, error).after(engine.progress))?;
-    }
-    Ok(report)
-}
-
-/// Reads the incomplete block at the image's end.
-async fn read_last(
-    device: &Arc<dyn BlockDevice>,
-    range: ByteRange,
-    buffers: &Buffers,
-) -> Result<(ByteRange, Buffer), CopyError> {
-    match read(device, range, buffers.take(length(range))).await {
-        Ok(bytes) => Ok((range, bytes)),
-        Err(error) => Err(CopyError::new(Side::Source, error)),
-    }
+    })
 }
 
 /// Ends the image at `size`, now that it is known and all whole blocks are stored: gives the device its
 /// size, and stores what there is of a last block. Returns how many bytes of that were data and zero.
 async fn end_at(
-    target: &Target,
+    engine: &mut Engine<'_>,
     size: u64,
     last: Option<(ByteRange, Buffer)>,
     plan: &Plan,
 ) -> Result<(u64, u64), CopyError> {
-    let failed = |error| CopyError::new(Side::Destination, error);
     if plan.size.is_none() && plan.resize {
-        target.resize(size).await.map_err(failed)?;
+        engine
+            .with_destination(|target| async move { target.resize(size).await })
+            .await?;
     }
     let Some((range, bytes)) = last else {
         return Ok((0, 0));
     };
-    let stored = match plan.incomplete_block(size) {
-        Some(_) => target.store_padded(range, &bytes, plan.block).await,
-        None => target.store(range, bytes).await,
-    };
-    match stored.map_err(failed)? {
-        Outcome::Done { data, zero } => Ok((data, zero)),
-        Outcome::NotZeroed(_) | Outcome::NotTaken => {
-            unreachable!("what has bytes is always stored")
+    let bytes = Arc::new(bytes);
+    let buffers = Arc::clone(engine.buffers());
+    let padded = plan.incomplete_block(size).is_some();
+    let block = plan.block;
+    let store = |target: Arc<Target>| {
+        let (bytes, buffers) = (Arc::clone(&bytes), Arc::clone(&buffers));
+        async move {
+            match padded {
+                true => target.store_padded(range, &bytes, block).await,
+                false => target.store(range, buffers.copy_of(&bytes)).await,
+            }
         }
+    };
+    match engine.with_destination(store).await? {
+        Some(Outcome::Done { data, zero }) => Ok((data, zero)),
+        // What has bytes is always stored.
+        Some(Outcome::NotZeroed(_) | Outcome::NotTaken) | None => Ok((0, 0)),
     }
 }

@@ -7,6 +7,12 @@
 //!
 //! Where both sides can be used in any order there is a worker for each connection: it takes a
 //! segment of the image and moves it through its own connections. All of them run in this loop.
+//!
+//! What becomes of a lost connection is in `recovery`; when the destination is flushed, and what is
+//! noted as done, in `durable`.
+
+mod durable;
+mod recovery;
 
 use std::{
     future::{Future, poll_fn},
@@ -19,20 +25,25 @@ use blockferry_block::{
     BoxFuture, Buffer, ByteRange, CopyFlags, Error, ErrorKind, Operation, Payload,
 };
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 
 use crate::{
-    Control, CopyError, Event, Observer, Progress, Side, Warning,
+    Control, CopyError, Event, Observer, Progress, Side,
     buffers::Buffers,
+    extents::Told,
     input::{Arrival, Input, Loaded},
-    lanes::{LaneId, Lanes},
+    lanes::Joining,
     output::{Content, Output, Ready, Stored},
     pacer::Pacer,
     pieces::{Cut, Piece},
     plan::Plan,
+    rate::Rate,
     transfer::Outcome,
     zeroes::ZeroPolicy,
 };
+
+pub(crate) use self::durable::Durable;
+use self::durable::News;
 
 /// How much of a file is taken over in one request, in bytes, and in how many at a time: enough to keep
 /// the threads busy that do it, and not so much that a copy could not be cancelled soon.
@@ -46,12 +57,21 @@ const PART_OF_STREAM: u64 = 4 << 20;
 pub(crate) struct Engine<'a> {
     plan: &'a Plan,
     observer: &'a dyn Observer,
+    control: &'a Control,
     buffers: Arc<Buffers>,
     pub(crate) input: Input,
     pub(crate) output: Output,
     loading: FuturesUnordered<BoxFuture<'static, Loaded>>,
     storing: FuturesUnordered<BoxFuture<'static, Stored>>,
     pub(crate) pacer: Pacer,
+    rate: Rate,
+    /// Whether there was room for more, and the limit on the rate did not allow it.
+    slowed: bool,
+    /// Ready when the limit on the rate is another.
+    rate_changed: Option<BoxFuture<'static, ()>>,
+    durable: Durable,
+    /// What wakes the loop when it is time for something.
+    alarm: Option<Pin<Box<Sleep>>>,
     /// How the destination takes bytes over from the source's file, for as long as it can.
     take_over: Option<CopyFlags>,
     /// How many pieces each worker has in flight.
@@ -68,9 +88,12 @@ pub(crate) struct Engine<'a> {
 enum Step {
     Loaded(Loaded),
     Stored(Stored),
-    Extents(Option<Warning>),
-    /// Another handle has joined.
-    Joined,
+    Extents(Told),
+    /// There is news of a side's handles.
+    Joining(Side, Joining),
+    Durable(News),
+    /// It is time for something.
+    Time,
     /// Waiting for extents would take longer than reading.
     Hurry,
     Cancelled,
@@ -82,21 +105,30 @@ impl<'a> Engine<'a> {
     pub(crate) fn new(
         plan: &'a Plan,
         observer: &'a dyn Observer,
+        control: &'a Control,
         buffers: Arc<Buffers>,
         input: Input,
         output: Output,
+        durable: Durable,
     ) -> Self {
-        let pacer = Pacer::new(plan, Instant::now());
+        let now = Instant::now();
+        let pacer = Pacer::new(plan, now);
         buffers.expect(pacer.request_size() as usize, pacer.window());
         Self {
             plan,
             observer,
+            control,
             buffers,
             input,
             output,
             loading: FuturesUnordered::new(),
             storing: FuturesUnordered::new(),
             pacer,
+            rate: Rate::new(now),
+            slowed: false,
+            rate_changed: None,
+            durable,
+            alarm: None,
             take_over: plan.take_over,
             workers: Vec::new(),
             bytes: 0,
@@ -106,19 +138,19 @@ impl<'a> Engine<'a> {
         }
     }
 
-    /// Moves everything. What is left is the stream's incomplete last block, if it has one.
-    pub(crate) async fn run(
-        &mut self,
-        control: &Control,
-    ) -> Result<Option<(ByteRange, Buffer)>, CopyError> {
-        let mut cancelled = pin!(control.cancelled());
+    /// Moves everything. What is left is the stream's incomplete last block, if it has one. It may be
+    /// called again when more is to be done.
+    pub(crate) async fn run(&mut self) -> Result<Option<(ByteRange, Buffer)>, CopyError> {
+        let mut cancelled = pin!(self.control.cancelled());
         loop {
             self.begin_pieces();
             match poll_fn(|cx| self.poll_step(cancelled.as_mut(), cx)).await {
                 Step::Loaded(loaded) => self.loaded(loaded),
                 Step::Stored(stored) => self.stored(stored),
-                Step::Extents(Some(warning)) => self.observer.event(Event::Warning(warning)),
-                Step::Extents(None) | Step::Joined | Step::Hurry => {}
+                Step::Extents(told) => self.told(told),
+                Step::Joining(side, news) => self.joining(side, news),
+                Step::Durable(news) => self.durable(news),
+                Step::Time | Step::Hurry => {}
                 Step::Cancelled => self.fail(CopyError::cancelled()),
                 Step::Done => break,
             }
@@ -129,6 +161,18 @@ impl<'a> Engine<'a> {
             Some(failure) => Err(failure.after(self.progress)),
             None => Ok(self.held.take()),
         }
+    }
+
+    /// The buffers that pieces are read into.
+    pub(crate) fn buffers(&self) -> &Arc<Buffers> {
+        &self.buffers
+    }
+
+    /// How many connections that were lost were opened again.
+    pub(crate) fn reconnections(&mut self) -> u64 {
+        let sides = [Side::Source, Side::Destination];
+        let reconnections = sides.map(|side| self.lanes(side).map_or(0, |it| it.reconnections()));
+        reconnections.iter().sum()
     }
 
     /// Counts bytes as done and tells of it.
@@ -152,23 +196,69 @@ impl<'a> Engine<'a> {
         if let Poll::Ready(Some(loaded)) = self.loading.poll_next_unpin(cx) {
             return Poll::Ready(Step::Loaded(loaded));
         }
-        if running && let Poll::Ready(warning) = self.input.poll_more(cx) {
-            return Poll::Ready(Step::Extents(warning));
+        if running && let Poll::Ready(told) = self.input.poll_more(cx) {
+            return Poll::Ready(Step::Extents(told));
+        }
+        if let Poll::Ready(news) = self.durable.poll(cx) {
+            return Poll::Ready(Step::Durable(news));
         }
         let idle = self.storing.is_empty() && self.loading.is_empty();
-        if idle && (!running || self.input.is_done()) {
+        if idle && (!running || self.input.is_done() && self.durable.is_idle()) {
             return Poll::Ready(Step::Done);
         }
-        if self.input.poll_join(cx).is_ready() || self.output.poll_join(cx).is_ready() {
-            return Poll::Ready(Step::Joined);
+        if running && let Poll::Ready((side, news)) = self.poll_joining(cx) {
+            return Poll::Ready(Step::Joining(side, news));
         }
         if running && self.is_starved() && self.hurry() {
             return Poll::Ready(Step::Hurry);
         }
+        if running && self.poll_time(cx).is_ready() {
+            return Poll::Ready(Step::Time);
+        }
         Poll::Pending
     }
 
+    /// Ready when it is time for something, or when the limit on the rate has changed.
+    fn poll_time(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let limit = self.control.rate();
+        let now = Instant::now();
+        let by_rate = match (limit, self.slowed) {
+            (Some(limit), true) => self.rate.next(limit, now),
+            _ => None,
+        };
+        if self.slowed && by_rate.is_none() {
+            return Poll::Ready(());
+        }
+        if by_rate.is_some() {
+            let changed = self.rate_changed.get_or_insert_with(|| {
+                let changed = self.control.rate_other_than(limit);
+                Box::pin(changed)
+            });
+            if changed.as_mut().poll(cx).is_ready() {
+                self.rate_changed = None;
+                return Poll::Ready(());
+            }
+        }
+        let Some(time) = by_rate.into_iter().chain(self.flush_due()).min() else {
+            return Poll::Pending;
+        };
+        let alarm = self
+            .alarm
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(time)));
+        if alarm.deadline() != time {
+            alarm.as_mut().reset(time);
+        }
+        std::task::ready!(alarm.as_mut().poll(cx));
+        self.alarm = None;
+        Poll::Ready(())
+    }
+
     fn begin_pieces(&mut self) {
+        self.slowed = false;
+        self.begin_flushes();
+        if self.input.is_down() || self.output.is_down() {
+            return;
+        }
         let connections = self.input.connections().max(self.output.connections());
         let workers = if self.plan.in_order { 1 } else { connections };
         self.workers.resize(workers.max(self.workers.len()), 0);
@@ -178,12 +268,23 @@ impl<'a> Engine<'a> {
         {
             self.begin(piece, self.output.zero_policy());
         }
-        while self.failure.is_none() && self.has_room() && self.begin_piece() {}
+        while self.failure.is_none()
+            && self.has_room()
+            && self.is_within_rate()
+            && self.begin_piece()
+        {}
         if self.failure.is_none()
             && let Some(store) = self.output.begin()
         {
             self.storing.push(store);
         }
+    }
+
+    fn is_within_rate(&mut self) -> bool {
+        let limit = self.control.rate();
+        let next = limit.and_then(|limit| self.rate.next(limit, Instant::now()));
+        self.slowed = next.is_some();
+        !self.slowed
     }
 
     fn has_room(&self) -> bool {
@@ -244,7 +345,9 @@ impl<'a> Engine<'a> {
     fn begin(&mut self, piece: Piece, policy: ZeroPolicy) {
         if piece.zero && policy == ZeroPolicy::Skip {
             self.output.pass(piece);
-            self.count(0, piece.range.len());
+            if !piece.counted {
+                self.count(0, piece.range.len());
+            }
             return;
         }
         let no_bytes = match piece.zero {
@@ -257,7 +360,7 @@ impl<'a> Engine<'a> {
             Some(flags) => {
                 let file = self.input.device().and_then(|input| input.in_file(piece));
                 let Some(file) = file else {
-                    return self.read_instead(piece.range);
+                    return self.read_instead(piece);
                 };
                 Some(Content::OfFile(file, flags))
             }
@@ -265,6 +368,9 @@ impl<'a> Engine<'a> {
         };
         self.workers[piece.worker] += 1;
         self.bytes += reserved;
+        if !piece.zero {
+            self.rate.moved(piece.range.len());
+        }
         if let Some(content) = content {
             self.ready(Ready {
                 piece,
@@ -288,12 +394,15 @@ impl<'a> Engine<'a> {
         let (piece, lane, begun) = (loaded.piece, loaded.lane, loaded.begun);
         let reserved = piece.range.len();
         match self.input.loaded(loaded) {
-            Ok(Arrival::Piece(arrived, bytes)) => self.arrived(Ready {
-                piece: arrived,
-                content: Content::Bytes(bytes),
-                reserved,
-                begun,
-            }),
+            Ok(Arrival::Piece(arrived, bytes)) => {
+                self.achieved(Side::Source, lane);
+                self.arrived(Ready {
+                    piece: arrived,
+                    content: Content::Bytes(bytes),
+                    reserved,
+                    begun,
+                });
+            }
             Ok(Arrival::Nothing) => self.release(&piece, reserved),
             Err(error) => {
                 self.release(&piece, reserved);
@@ -341,12 +450,10 @@ impl<'a> Engine<'a> {
                     let request_size = self.pacer.request_size() as usize;
                     self.buffers.expect(request_size, self.pacer.window());
                 }
-                self.count(data, zero);
+                self.note_done(piece, lane, data, zero);
             }
-            Ok(Outcome::NotZeroed(range)) => {
-                self.put_back_whole(range, true);
-            }
-            Ok(Outcome::NotTaken) => self.read_instead(piece.range),
+            Ok(Outcome::NotZeroed(range)) => self.put_back_whole(Piece { range, ..piece }),
+            Ok(Outcome::NotTaken) => self.read_instead(piece),
             // The source's file is cut short: the destination found out as it took it over.
             Err(error) if error.kind() == ErrorKind::UnexpectedEnd => {
                 self.fail(CopyError::new(Side::Source, error));
@@ -355,58 +462,22 @@ impl<'a> Engine<'a> {
         }
     }
 
-    /// From now on data is read and written, beginning with `range`.
-    fn read_instead(&mut self, range: ByteRange) {
+    /// From now on data is read and written, beginning with `piece`.
+    fn read_instead(&mut self, piece: Piece) {
         self.take_over = None;
-        self.put_back_whole(range, false);
+        self.put_back_whole(piece);
     }
 
-    fn put_back_whole(&mut self, range: ByteRange, zero: bool) {
+    fn put_back_whole(&mut self, piece: Piece) {
         if let Some(input) = self.input.device() {
-            input.pieces.put_back_whole(range, zero);
+            let Piece {
+                range,
+                zero,
+                counted,
+                ..
+            } = piece;
+            input.pieces.put_back_whole(range, zero, counted);
         }
-    }
-
-    /// A piece failed. When it was for the loss of a connection that is not the last one, the others do
-    /// it again: reading twice harms nobody, nor does writing the same bytes to the same place.
-    fn failed(&mut self, side: Side, piece: Piece, lane: LaneId, error: Error) {
-        if !error.is_transient() || !self.lose(side, lane, &error) {
-            self.fail(CopyError::new(side, error));
-        } else if let Some(input) = self.input.device() {
-            match self.plan.in_order {
-                true => input.pieces.put_back(piece),
-                // It may have been cut longer than what is read or written at once.
-                false => input.pieces.put_back_whole(piece.range, piece.zero),
-            }
-        } else {
-            self.fail(CopyError::new(side, error));
-        }
-    }
-
-    /// Gives up a connection. False when it is the last one.
-    fn lose(&mut self, side: Side, lane: LaneId, error: &Error) -> bool {
-        let lanes: Option<&mut Lanes> = match side {
-            Side::Source => self.input.device().map(|input| &mut input.lanes),
-            _ => self.output.device().map(|output| &mut output.lanes),
-        };
-        let Some(lanes) = lanes else { return false };
-        if lanes.is_lost(lane) {
-            return true;
-        }
-        let others = lanes.retire(lane);
-        if others {
-            let warning = Warning::ConnectionLost {
-                error: error.clone(),
-                left: lanes.live(),
-            };
-            self.observer.event(Event::Warning(warning));
-        }
-        if let (true, Side::Source, Some(input)) = (others, side, self.input.device()) {
-            let lost = input.lanes.device(lane);
-            let other = input.lanes.device(input.lanes.of_owner(0));
-            input.pieces.ask_instead(lost, other);
-        }
-        others
     }
 
     fn release(&mut self, piece: &Piece, bytes: u64) {

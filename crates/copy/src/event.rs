@@ -1,6 +1,6 @@
 //! What a copy tells while it runs.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use blockferry_block::Error;
 
@@ -77,6 +77,30 @@ pub enum Warning {
         /// How many connections to the endpoint are left.
         left: usize,
     },
+    /// No connection to an endpoint is left; it is tried to open one.
+    Reconnecting {
+        /// How the last one was lost, or why it could not be opened again, with the endpoint.
+        error: Error,
+        /// When it is tried next.
+        pause: Duration,
+        /// Which attempt that will be, from 1 on.
+        attempt: u32,
+        /// How many attempts there are at most.
+        retries: u32,
+    },
+    /// There is a connection again after all were lost.
+    Reconnected {
+        /// Whose.
+        endpoint: Arc<str>,
+        /// How many bytes the destination acknowledged and may have lost: they are written again.
+        again: u64,
+    },
+    /// What is done could not be noted: after a failure the copy cannot go on from here. Told once in a
+    /// copy.
+    Checkpoint {
+        /// Why.
+        error: Error,
+    },
 }
 
 impl fmt::Display for Warning {
@@ -92,6 +116,26 @@ impl fmt::Display for Warning {
                     "connections"
                 };
                 write!(f, "{error}; going on with {left} {connections}")
+            }
+            Self::Reconnecting {
+                error,
+                pause,
+                attempt,
+                retries,
+            } => {
+                let seconds = pause.as_secs_f64();
+                write!(
+                    f,
+                    "{error}; connecting again in {seconds:.1} s (attempt {attempt} of {retries})"
+                )
+            }
+            Self::Reconnected { endpoint, again: 0 } => write!(f, "{endpoint}: connected again"),
+            Self::Reconnected { endpoint, again } => write!(
+                f,
+                "{endpoint}: connected again; writing {again} bytes again that were not flushed"
+            ),
+            Self::Checkpoint { error } => {
+                write!(f, "{error}; the copy goes on without a new checkpoint")
             }
         }
     }

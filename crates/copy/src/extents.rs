@@ -24,6 +24,8 @@ const QUESTION: u64 = 1 << 30;
 const LONGEST_QUESTION: u64 = 1 << 40;
 /// An answer of so many stretches at most is short: the next question may be longer.
 const FEW_STRETCHES: usize = 256;
+/// How many questions in a row may go down with their connection before no more are asked.
+const MOST_LOST: u32 = 2;
 /// What is read as data first when waiting for an answer takes too long, in bytes; it doubles each time.
 const HURRY: u64 = 64 << 20;
 /// How many stretches of one answer are kept; what lies behind them is asked again later.
@@ -32,6 +34,17 @@ const MAX_STRETCHES: usize = 1 << 16;
 /// Holes of so many bytes or fewer are read along with the data around them, where the zeroes are found
 /// again afterwards: one long request beats many short ones.
 const BRIDGE: u64 = 16 << 10;
+
+/// What came of a question.
+#[derive(Debug)]
+pub(crate) enum Told {
+    /// More is known.
+    More,
+    /// More is known, and something should be told about it.
+    Warning(Warning),
+    /// The connection was lost: the question is asked again where there is another one.
+    Lost(Error),
+}
 
 /// A part of the image that is zero, or that must be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +71,10 @@ pub(crate) struct ExtentWalker {
     current: vec::IntoIter<Stretch>,
     next: Option<Vec<Stretch>>,
     requests: u64,
+    /// How many questions were lost with their connection since one was answered.
+    lost: u32,
+    /// Whether the handle is of no use any more.
+    waiting: bool,
     warned: bool,
     /// How much was answered, and how long that took.
     answered: u64,
@@ -91,6 +108,8 @@ impl ExtentWalker {
             current: Vec::new().into_iter(),
             next: None,
             requests: 0,
+            lost: 0,
+            waiting: false,
             warned: false,
             answered: 0,
             answering: Duration::ZERO,
@@ -130,9 +149,21 @@ impl ExtentWalker {
             return;
         }
         self.device = Arc::clone(other);
+        self.waiting = false;
         if let Some(question) = self.question.take() {
             self.asked = self.asked.max(question.taken);
         }
+    }
+
+    /// The handle that is asked failed with `error`, and there is no other: nothing is asked any more.
+    pub(crate) fn give_up(&mut self, error: Error) -> Option<Warning> {
+        (self.asking, self.waiting) = (false, false);
+        self.warning(error)
+    }
+
+    /// The handle that is asked.
+    pub(crate) fn device(&self) -> &Arc<dyn BlockDevice> {
+        &self.device
     }
 
     /// How many questions were asked.
@@ -141,15 +172,26 @@ impl ExtentWalker {
     }
 
     /// Drives the questions on. Ready when an answer came, with what should be told about it.
-    pub(crate) fn poll_answer(&mut self, cx: &mut TaskContext<'_>) -> Poll<Option<Warning>> {
+    pub(crate) fn poll_answer(&mut self, cx: &mut TaskContext<'_>) -> Poll<Told> {
         self.ask();
         let Some(question) = &mut self.question else {
             return Poll::Pending;
         };
         let answer = std::task::ready!(question.answer.as_mut().poll(cx));
-        match self.question.take() {
-            Some(question) => Poll::Ready(self.take_in(&question, answer)),
-            None => Poll::Pending,
+        let Some(question) = self.question.take() else {
+            return Poll::Pending;
+        };
+        match answer {
+            Err(error) if error.is_transient() && self.lost < MOST_LOST => {
+                self.lost += 1;
+                self.waiting = true;
+                self.asked = self.asked.max(question.taken);
+                Poll::Ready(Told::Lost(self.named(error, question.range)))
+            }
+            answer => Poll::Ready(match self.take_in(&question, answer) {
+                Some(warning) => Told::Warning(warning),
+                None => Told::More,
+            }),
         }
     }
 
@@ -179,7 +221,7 @@ impl ExtentWalker {
 
     fn ask(&mut self) {
         let idle = self.question.is_none() && self.next.is_none();
-        if !self.asking || !idle || self.asked >= self.end {
+        if !self.asking || self.waiting || !idle || self.asked >= self.end {
             return;
         }
         let range = ByteRange::between(self.asked, self.end)
@@ -199,10 +241,13 @@ impl ExtentWalker {
         let range = question.range;
         let (mut stretches, error) =
             match answer.and_then(|extents| self.stretches(range, &extents)) {
-                Ok(stretches) => (stretches, None),
+                Ok(stretches) => {
+                    self.lost = 0;
+                    (stretches, None)
+                }
                 Err(error) => {
-                    // Who cannot do it at all is not asked again.
-                    self.asking = error.kind() != ErrorKind::Unsupported;
+                    // Who cannot do it at all is not asked again, nor is who dies of it.
+                    self.asking = error.kind() != ErrorKind::Unsupported && self.lost < MOST_LOST;
                     self.reach = QUESTION.max(self.alignment);
                     let (range, _) = range.split_at(self.reach);
                     (vec![Stretch { range, zero: false }], Some(error))
@@ -225,16 +270,21 @@ impl ExtentWalker {
             None => self.next = (!stretches.is_empty()).then_some(stretches),
         }
 
-        let error = error?;
+        self.warning(self.named(error?, range))
+    }
+
+    /// What should be told of `error`, the first time.
+    fn warning(&mut self, error: Error) -> Option<Warning> {
         let first = !std::mem::replace(&mut self.warned, true);
         let endpoint = Arc::clone(&self.device.info().name);
-        first.then(|| Warning::Extents {
-            error: error
-                .during(Operation::Extents)
-                .at(range.start(), range.len())
-                .on(&endpoint),
-            endpoint,
-        })
+        first.then_some(Warning::Extents { endpoint, error })
+    }
+
+    fn named(&self, error: Error, range: ByteRange) -> Error {
+        let error = error.during(Operation::Extents);
+        error
+            .at(range.start(), range.len())
+            .on(&self.device.info().name)
     }
 
     /// An answer to the question about `range` as aligned stretches from its start on: at least one.

@@ -6,15 +6,15 @@ use std::{
 };
 
 use blockferry_block::{
-    BlockDevice, BoxFuture, ByteRange, ByteSource, FileRange, Operation, Payload, PipeBuffer,
-    PipePool, Result,
+    BoxFuture, ByteRange, ByteSource, FileRange, Operation, Payload, PipeBuffer, PipePool, Result,
 };
 use tokio::time::Instant;
 
 use crate::{
-    Source, Warning,
+    Source,
     buffers::Buffers,
-    lanes::{LaneId, Lanes},
+    extents::Told,
+    lanes::{Joining, LaneId, Lanes},
     pieces::{Cut, Piece, Pieces},
     plan::Plan,
     transfer::{length, load},
@@ -54,7 +54,7 @@ pub(crate) struct StreamInput {
 pub(crate) struct Loaded {
     pub(crate) piece: Piece,
     pub(crate) bytes: Result<Payload>,
-    /// The handle that it was read through; 0 for a stream.
+    /// The handle that it was read through; a stream has none.
     pub(crate) lane: LaneId,
     pub(crate) begun: Instant,
     /// Whether there was a pipe for it.
@@ -75,8 +75,8 @@ impl Input {
     pub(crate) fn new(source: Source, end: u64, plan: &Plan) -> Self {
         match source {
             Source::Device(device) => Self::Device(Box::new(DeviceInput {
-                pieces: Pieces::new(Arc::clone(&device), end, plan),
-                lanes: Lanes::new(device, plan.connections),
+                pieces: Pieces::new(Arc::clone(&device), end, plan, plan.done.clone()),
+                lanes: Lanes::new(device, plan.connections, plan.retries),
                 in_order: plan.in_order,
                 pipes: plan.pipes(),
                 spilled: 0,
@@ -109,7 +109,7 @@ impl Input {
                     false => input.lanes.of_owner(piece.worker),
                 };
                 input.lanes.begin(lane);
-                let device = Arc::clone(input.lanes.device(lane));
+                let device = Arc::clone(input.lanes.device(lane.place));
                 let room = match input.pipe_for(piece) {
                     Some(pipe) => Payload::Piped(pipe),
                     None => Payload::Memory(buffers.take(length(piece.range))),
@@ -137,7 +137,7 @@ impl Input {
                     Loaded {
                         piece,
                         bytes,
-                        lane: 0,
+                        lane: LaneId::default(),
                         begun,
                         piped: false,
                         stream,
@@ -206,18 +206,38 @@ impl Input {
     }
 
     /// Ready when more pieces may be known, with what should be told.
-    pub(crate) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Option<Warning>> {
+    pub(crate) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Told> {
         match self {
             Self::Device(input) => input.pieces.poll_more(cx),
             Self::Stream(_) => Poll::Pending,
         }
     }
 
-    /// Ready when another handle has joined.
-    pub(crate) fn poll_join(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Ready when there is news of the handles.
+    pub(crate) fn poll_join(&mut self, cx: &mut Context<'_>) -> Poll<Joining> {
+        let Self::Device(input) = self else {
+            return Poll::Pending;
+        };
+        let news = std::task::ready!(input.lanes.poll_join(cx));
+        if let Joining::Joined { place, .. } = news {
+            let joined = Arc::clone(input.lanes.device(place));
+            let asked = Arc::clone(input.pieces.asked());
+            if input
+                .lanes
+                .find(&asked)
+                .is_none_or(|lane| input.lanes.is_lost(lane))
+            {
+                input.pieces.ask_instead(&asked, &joined);
+            }
+        }
+        Poll::Ready(news)
+    }
+
+    /// Whether there is nothing to read through at the moment.
+    pub(crate) fn is_down(&self) -> bool {
         match self {
-            Self::Device(input) => input.lanes.poll_join(cx).map(drop),
-            Self::Stream(_) => Poll::Pending,
+            Self::Device(input) => input.lanes.is_down(),
+            Self::Stream(_) => false,
         }
     }
 
@@ -248,14 +268,9 @@ const MOST_PIPED: u64 = 256 << 10;
 const MOST_SPILLED: u32 = 16;
 
 impl DeviceInput {
-    /// A handle that is not lost.
-    pub(crate) fn any_handle(&self) -> Arc<dyn BlockDevice> {
-        Arc::clone(self.lanes.device(self.lanes.of_owner(0)))
-    }
-
     /// Where a piece lies, if all of it lies in one file.
     pub(crate) fn in_file(&self, piece: Piece) -> Option<FileRange> {
-        let device = self.lanes.device(self.lanes.of_owner(piece.worker));
+        let device = self.lanes.device(self.lanes.of_owner(piece.worker).place);
         // Without a descriptor to spare the bytes are read.
         let file = device.mapping(piece.range).to_file().ok()??;
         (file.range().len() >= piece.range.len()).then_some(file)
@@ -280,6 +295,7 @@ impl StreamInput {
             range: ByteRange::between(self.position, self.position + u64::from(cut.request_size)),
             zero: false,
             worker: 0,
+            counted: false,
         })
     }
 

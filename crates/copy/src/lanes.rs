@@ -1,65 +1,131 @@
-//! The handles to one side: for an NBD export its connections.
+//! The handles to one side of a copy: one for most devices, several where an NBD server offers to export
+//! its connections.
 //!
 //! The copy begins with the handle that it was given. More are opened beside it and join when they are
 //! there, so neither a server that refuses them nor one that never answers holds anything up. A handle
-//! whose connection is lost is retired, and the others do its work, as long as one is left.
+//! whose connection is lost is given up: the others do its work, and where there are retries its place
+//! is filled again by a new connection. When none is left the side is down, and one attempt follows the
+//! other, with growing pauses in between, until a connection stands or the retries are used up.
 
 use std::{
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
-use blockferry_block::{BlockDevice, BoxFuture, Capabilities, Result};
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use blockferry_block::{BlockDevice, BoxFuture, Capabilities, Error, ErrorKind, Result};
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 
-/// Which handle of a side: they are numbered in the order in which they joined.
-pub(crate) type LaneId = usize;
+use crate::unflushed::Unflushed;
+
+/// The pause before the first attempt to connect again; it doubles from one to the next.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The longest pause between two attempts.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// Which handle of a side: the place that it has, and how many had that place before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LaneId {
+    pub(crate) place: usize,
+    generation: u32,
+}
 
 /// The handles to one side.
 pub(crate) struct Lanes {
     lanes: Vec<Lane>,
-    opening: FuturesUnordered<BoxFuture<'static, Result<Arc<dyn BlockDevice>>>>,
+    opening: FuturesUnordered<BoxFuture<'static, Opened>>,
+    /// How many attempts in a row may fail.
+    retries: u32,
+    /// How many attempts were made since anything was achieved.
+    attempts: u32,
+    reconnections: u64,
 }
 
 struct Lane {
     device: Arc<dyn BlockDevice>,
+    generation: u32,
     /// How many requests it has in flight.
     requests: usize,
     /// How many it ever had.
     begun: u64,
-    /// Whether it was written through.
+    /// Whether it was written through since it was flushed.
     written: bool,
+    /// What was acknowledged on it and is not known to be durable.
+    unflushed: Unflushed,
+    /// The part of that which a flush that is under way makes durable.
+    flushing: Unflushed,
     lost: bool,
+    /// Whether its place is being filled again.
+    opening: bool,
+    /// How often that was tried in vain.
+    attempts: u32,
+}
+
+struct Opened {
+    /// The place to be filled; `None` for a handle beside the others.
+    place: Option<usize>,
+    result: Result<Arc<dyn BlockDevice>>,
+}
+
+/// News of the handles.
+#[derive(Debug)]
+pub(crate) enum Joining {
+    /// There is a handle at this place.
+    Joined { place: usize, again: bool },
+    /// The side is down, and an attempt to connect again has failed.
+    StillDown { error: Error, next: Next },
+}
+
+/// What follows the loss of the last handle, or a failed attempt to replace it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Another attempt, so many seconds from now, and its number.
+    Attempt { pause: Duration, number: u32 },
+    /// Nothing, after so many attempts.
+    GivenUp { attempts: u32 },
+}
+
+/// What the loss of a handle means.
+#[derive(Debug)]
+pub(crate) enum Loss {
+    /// Others go on, so many.
+    Others(usize),
+    /// The side is down.
+    Down(Next),
 }
 
 impl Lanes {
-    /// `device` alone, and up to `wanted` handles in all once they are open.
-    pub(crate) fn new(device: Arc<dyn BlockDevice>, wanted: usize) -> Self {
-        let several = device.info().can(Capabilities::MULTI_CONN);
+    /// `device` alone, and up to `wanted` handles in all once they are open. A lost one is replaced, after
+    /// `retries` vain attempts in a row at most.
+    pub(crate) fn new(device: Arc<dyn BlockDevice>, wanted: usize, retries: u32) -> Self {
+        let info = device.info();
+        let several = info.can(Capabilities::MULTI_CONN);
         let more = if several { wanted.max(1) - 1 } else { 0 };
-        let open = |_| {
-            let device = Arc::clone(&device);
-            Box::pin(async move { device.reopen().await }) as BoxFuture<'static, _>
+        let retries = match info.can(Capabilities::REOPEN) {
+            true => retries,
+            false => 0,
         };
+        let opening = (0..more).map(|_| open(&device, None, Duration::ZERO));
         Self {
-            opening: (0..more).map(open).collect(),
-            lanes: vec![Lane::new(device)],
+            opening: opening.collect(),
+            lanes: vec![Lane::new(device, 0)],
+            retries,
+            attempts: 0,
+            reconnections: 0,
         }
     }
 
-    /// Ready when another handle has joined.
-    pub(crate) fn poll_join(&mut self, cx: &mut Context<'_>) -> Poll<Arc<dyn BlockDevice>> {
+    /// Ready when a handle has joined, or could not be replaced.
+    pub(crate) fn poll_join(&mut self, cx: &mut Context<'_>) -> Poll<Joining> {
         while let Poll::Ready(Some(opened)) = self.opening.poll_next_unpin(cx) {
-            // One that is refused is not missed: the copy goes on with those that it has.
-            if let Ok(device) = opened {
-                self.lanes.push(Lane::new(Arc::clone(&device)));
-                return Poll::Ready(device);
+            if let Some(news) = self.opened(opened) {
+                return Poll::Ready(news);
             }
         }
         Poll::Pending
     }
 
-    /// How many handles there ever were.
+    /// How many handles there were at a time.
     pub(crate) fn joined(&self) -> usize {
         self.lanes.len()
     }
@@ -69,16 +135,36 @@ impl Lanes {
         self.lanes.iter().filter(|lane| !lane.lost).count()
     }
 
-    /// A handle, lost or not.
-    pub(crate) fn device(&self, lane: LaneId) -> &Arc<dyn BlockDevice> {
-        &self.lanes[lane].device
+    /// Whether no handle is left to go on with.
+    pub(crate) fn is_down(&self) -> bool {
+        self.lanes.iter().all(|lane| lane.lost)
+    }
+
+    /// How often a lost handle was replaced.
+    pub(crate) fn reconnections(&self) -> u64 {
+        self.reconnections
+    }
+
+    /// The handle at a place.
+    pub(crate) fn device(&self, place: usize) -> &Arc<dyn BlockDevice> {
+        &self.lanes[place].device
+    }
+
+    /// Which handle `device` is, if it is one of them.
+    pub(crate) fn find(&self, device: &Arc<dyn BlockDevice>) -> Option<LaneId> {
+        let place = self
+            .lanes
+            .iter()
+            .position(|lane| Arc::ptr_eq(&lane.device, device))?;
+        Some(self.id(place))
     }
 
     /// The handle that is `owner`'s: another one for each, as far as there are enough.
     pub(crate) fn of_owner(&self, owner: usize) -> LaneId {
-        let mut live = self.live_lanes();
         let turn = owner % self.live().max(1);
-        live.nth(turn).map_or(0, |(id, _)| id)
+        let mut live = self.live_lanes();
+        live.nth(turn)
+            .map_or(self.id(0), |(place, _)| self.id(place))
     }
 
     /// The handle with the fewest requests in flight; of those, the one that had the fewest ever.
@@ -86,63 +172,236 @@ impl Lanes {
         let least = self
             .live_lanes()
             .min_by_key(|(_, lane)| (lane.requests, lane.begun));
-        least.map_or(0, |(id, _)| id)
+        least.map_or(self.id(0), |(place, _)| self.id(place))
     }
 
     /// A request begins.
     pub(crate) fn begin(&mut self, lane: LaneId) {
-        self.lanes[lane].requests += 1;
-        self.lanes[lane].begun += 1;
+        self.lanes[lane.place].requests += 1;
+        self.lanes[lane.place].begun += 1;
     }
 
     /// A request has ended.
     pub(crate) fn end(&mut self, lane: LaneId) {
-        self.lanes[lane].requests -= 1;
+        if let Some(lane) = self.same(lane) {
+            lane.requests -= 1;
+        }
+    }
+
+    /// Something was achieved: attempts to connect again count from the beginning.
+    pub(crate) fn achieved(&mut self, lane: LaneId) {
+        self.attempts = 0;
+        if let Some(lane) = self.same(lane) {
+            lane.attempts = 0;
+        }
     }
 
     /// Something is written through a handle.
     pub(crate) fn note_written(&mut self, lane: LaneId) {
-        self.lanes[lane].written = true;
+        self.lanes[lane.place].written = true;
     }
 
-    /// Gives up a handle whose connection was lost. False when no other is left to go on with.
-    pub(crate) fn retire(&mut self, lane: LaneId) -> bool {
-        let others = self.live_lanes().any(|(id, _)| id != lane);
-        if others {
-            self.lanes[lane].lost = true;
-        }
-        others
+    /// What was written through a handle and is not known to be durable; `None` when the handle was lost
+    /// since, so that this has to be written again.
+    pub(crate) fn unflushed(&mut self, lane: LaneId) -> Option<&mut Unflushed> {
+        self.same(lane)
+            .filter(|lane| !lane.lost)
+            .map(|lane| &mut lane.unflushed)
     }
 
     /// Whether a handle was given up.
     pub(crate) fn is_lost(&self, lane: LaneId) -> bool {
-        self.lanes[lane].lost
+        let now = &self.lanes[lane.place];
+        now.generation != lane.generation || now.lost
+    }
+
+    /// Whether there would be a handle to go on with, or at least an attempt to open one, without this one.
+    pub(crate) fn can_do_without(&self, lane: LaneId) -> bool {
+        self.is_lost(lane) || self.live() > 1 || self.attempts < self.retries
+    }
+
+    /// Gives up a handle whose connection was lost, and says what that means and what must be written
+    /// again.
+    pub(crate) fn retire(&mut self, lane: LaneId) -> (Loss, Unflushed) {
+        let lost = &mut self.lanes[lane.place];
+        lost.lost = true;
+        lost.written = false;
+        let mut again = std::mem::take(&mut lost.unflushed);
+        again.absorb(std::mem::take(&mut lost.flushing));
+        let loss = match self.live() {
+            0 => Loss::Down(self.try_again(lane.place)),
+            others => {
+                self.replace(lane.place);
+                Loss::Others(others)
+            }
+        };
+        (loss, again)
     }
 
     /// The next handle that was written through and not flushed since.
     pub(crate) fn to_flush(&self) -> Option<LaneId> {
         let mut written = self.live_lanes().filter(|(_, lane)| lane.written);
-        written.next().map(|(id, _)| id)
+        written.next().map(|(place, _)| self.id(place))
     }
 
-    /// What was written through a handle is durable.
-    pub(crate) fn note_flushed(&mut self, lane: LaneId) {
-        self.lanes[lane].written = false;
+    /// A flush of all that was written through a handle so far begins.
+    pub(crate) fn begin_flush(&mut self, lane: LaneId) {
+        let lane = &mut self.lanes[lane.place];
+        lane.written = false;
+        let unflushed = std::mem::take(&mut lane.unflushed);
+        lane.flushing.absorb(unflushed);
     }
 
-    fn live_lanes(&self) -> impl Iterator<Item = (LaneId, &Lane)> {
+    /// A flush has ended well: what it made durable.
+    pub(crate) fn flushed(&mut self, lane: LaneId) -> Unflushed {
+        self.same(lane)
+            .map(|lane| std::mem::take(&mut lane.flushing))
+            .unwrap_or_default()
+    }
+
+    fn opened(&mut self, opened: Opened) -> Option<Joining> {
+        let Some(place) = opened.place else {
+            // One more that is refused is not missed: the copy goes on with those that it has.
+            let device = opened.result.ok()?;
+            self.lanes.push(Lane::new(device, 0));
+            let place = self.lanes.len() - 1;
+            return Some(Joining::Joined {
+                place,
+                again: false,
+            });
+        };
+        self.lanes[place].opening = false;
+        match opened.result {
+            Ok(device) => {
+                let old = &self.lanes[place];
+                let (generation, attempts) = (old.generation + 1, old.attempts);
+                self.lanes[place] = Lane::new(device, generation);
+                self.lanes[place].attempts = attempts;
+                self.reconnections += 1;
+                let others: Vec<_> = (0..self.lanes.len())
+                    .filter(|other| self.lanes[*other].lost)
+                    .collect();
+                for other in others {
+                    self.replace(other);
+                }
+                Some(Joining::Joined { place, again: true })
+            }
+            Err(error) if !self.is_down() => {
+                if can_heal(&error) {
+                    self.replace(place);
+                }
+                None
+            }
+            Err(error) => {
+                let next = match can_heal(&error) {
+                    true => self.try_again(place),
+                    false => Next::GivenUp {
+                        attempts: self.attempts,
+                    },
+                };
+                Some(Joining::StillDown { error, next })
+            }
+        }
+    }
+
+    /// Opens a handle for a place beside others that are in use.
+    fn replace(&mut self, place: usize) {
+        let lane = &mut self.lanes[place];
+        if lane.opening || lane.attempts >= self.retries {
+            return;
+        }
+        lane.opening = true;
+        let pause = pause(lane.attempts);
+        lane.attempts += 1;
+        self.opening.push(open(&lane.device, Some(place), pause));
+    }
+
+    /// Opens a handle, as the only one, after a pause.
+    fn try_again(&mut self, place: usize) -> Next {
+        if self.attempts >= self.retries {
+            return Next::GivenUp {
+                attempts: self.attempts,
+            };
+        }
+        let pause = pause(self.attempts);
+        self.attempts += 1;
+        let next = Next::Attempt {
+            pause,
+            number: self.attempts,
+        };
+        let opening = self.lanes.iter().any(|lane| lane.opening);
+        if !opening {
+            let lane = &mut self.lanes[place];
+            lane.opening = true;
+            self.opening.push(open(&lane.device, Some(place), pause));
+        }
+        next
+    }
+
+    fn id(&self, place: usize) -> LaneId {
+        LaneId {
+            place,
+            generation: self.lanes[place].generation,
+        }
+    }
+
+    fn same(&mut self, id: LaneId) -> Option<&mut Lane> {
+        let lane = &mut self.lanes[id.place];
+        (lane.generation == id.generation).then_some(lane)
+    }
+
+    fn live_lanes(&self) -> impl Iterator<Item = (usize, &Lane)> {
         self.lanes.iter().enumerate().filter(|(_, lane)| !lane.lost)
     }
 }
 
 impl Lane {
-    fn new(device: Arc<dyn BlockDevice>) -> Self {
+    fn new(device: Arc<dyn BlockDevice>, generation: u32) -> Self {
         Self {
             device,
+            generation,
             requests: 0,
             begun: 0,
             written: false,
+            unflushed: Unflushed::default(),
+            flushing: Unflushed::default(),
             lost: false,
+            opening: false,
+            attempts: 0,
         }
     }
+}
+
+/// Opens another handle to what `device` is one to, after a pause.
+fn open(
+    device: &Arc<dyn BlockDevice>,
+    place: Option<usize>,
+    pause: Duration,
+) -> BoxFuture<'static, Opened> {
+    let device = Arc::clone(device);
+    async move {
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
+        Opened {
+            place,
+            result: device.reopen().await,
+        }
+    }
+    .boxed()
+}
+
+/// The pause before an attempt, after so many in vain.
+fn pause(attempts: u32) -> Duration {
+    let factor = 1_u32.checked_shl(attempts.min(16)).unwrap_or(u32::MAX);
+    FIRST_PAUSE.saturating_mul(factor).min(LONGEST_PAUSE)
+}
+
+/// Whether another attempt may go better: while a server restarts its socket may refuse or be missing.
+fn can_heal(error: &Error) -> bool {
+    error.is_transient()
+        || matches!(
+            error.kind(),
+            ErrorKind::Refused | ErrorKind::NotFound | ErrorKind::Io
+        )
 }

@@ -1,7 +1,7 @@
 //! The copy engine: one image from one place to another, sparse, durable, many requests at a time.
 //!
 //! A source and a destination are each a [`BlockDevice`] or a byte stream; [`copy`] moves what is in
-//! the one to the other. The engine prints nothing, has no clock, and knows nothing of NBD or of
+//! the one to the other. The engine prints nothing, and knows nothing of NBD or of
 //! files: progress and warnings are [`Event`]s for an [`Observer`], the end is a [`Report`] or a
 //! [`CopyError`].
 //!
@@ -11,6 +11,7 @@
 //!  pieces    the image in order, cut into requests: data or zeroes
 //!  engine    the one loop: so many pieces and bytes in flight, loads, then stores
 //!  transfer  one piece: read, look for zeroes, write or zero
+//!  recovery  a connection that was lost is opened again; what may be lost with it is written again
 //! ```
 //!
 //! Where the destination is a stream the loads run ahead and the stores happen in order; everywhere
@@ -39,6 +40,7 @@
 #![forbid(unsafe_code)]
 
 mod buffers;
+mod checkpoint;
 mod control;
 mod copy;
 mod engine;
@@ -52,14 +54,17 @@ mod output;
 mod pacer;
 mod pieces;
 mod plan;
+mod rate;
 mod report;
 mod transfer;
+mod unflushed;
 mod zeroes;
 
 use std::{fmt, sync::Arc};
 
 use blockferry_block::{BlockDevice, ByteSink, ByteSource};
 
+pub use checkpoint::{Checkpoint, Done, SaveDone};
 pub use control::Control;
 pub use copy::copy;
 pub use error::{CopyError, Side};

@@ -1,5 +1,7 @@
 //! What a caller can choose.
 
+use crate::Checkpoint;
+
 /// How an image is copied. Every combination is valid: what does not fit the two endpoints is
 /// adapted to them.
 ///
@@ -35,6 +37,12 @@ pub struct CopyOptions {
     pub flush: bool,
     /// Ask the source for its extents, so that holes need not be read. Default true.
     pub extents: bool,
+    /// How many attempts in a row to open a lost connection again may fail before the copy does; 0: it is
+    /// not tried. Pauses between them grow from 0.1 to 10 seconds. What was in flight is done again then,
+    /// and so is what a destination acknowledged but did not flush. Default 8.
+    pub retries: u32,
+    /// What was done of this copy before, and where to note what is done now. Default `None`.
+    pub checkpoint: Option<Checkpoint>,
 }
 
 /// In which order a destination that can seek is written.
@@ -61,6 +69,8 @@ impl Default for CopyOptions {
             destination_is_zero: false,
             flush: true,
             extents: true,
+            retries: 8,
+            checkpoint: None,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The side that is written: a device in any order, a stream in the image's.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     task::{Context, Poll},
 };
@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::{
     Destination,
     buffers::Buffers,
-    lanes::{LaneId, Lanes},
+    lanes::{Joining, LaneId, Lanes},
     pieces::Piece,
     plan::Plan,
     transfer::{Outcome, Target, Writing, length},
@@ -53,6 +53,8 @@ struct Queue {
     /// The number of the next piece in order.
     next: u64,
     waiting: BTreeMap<u64, Ready>,
+    /// Pieces whose turn came before and whose storing has failed then.
+    late: VecDeque<Ready>,
     /// The numbers of pieces to come that need no storing.
     passed: BTreeSet<u64>,
     /// Whether one is being stored.
@@ -83,7 +85,7 @@ pub(crate) struct Stored {
     pub(crate) reserved: u64,
     pub(crate) begun: Instant,
     pub(crate) outcome: Result<Outcome>,
-    /// The handle that it was written through; 0 for a stream.
+    /// The handle that it was written through; a stream has none.
     pub(crate) lane: LaneId,
     sink: Option<Box<dyn ByteSink>>,
 }
@@ -97,7 +99,7 @@ impl Output {
                 let first = Target::new(Arc::clone(&device), Arc::clone(&writing));
                 let connections = if plan.in_order { 1 } else { plan.connections };
                 Place::Device(DeviceOutput {
-                    lanes: Lanes::new(device, connections),
+                    lanes: Lanes::new(device, connections, plan.retries),
                     targets: vec![Arc::new(first)],
                     writing,
                 })
@@ -131,11 +133,11 @@ impl Output {
     }
 
     /// A handle to write the device through, if it is one.
-    pub(crate) fn target(&mut self) -> Option<Arc<Target>> {
+    pub(crate) fn target(&mut self) -> Option<(LaneId, Arc<Target>)> {
         let output = self.device()?;
         let lane = output.lanes.of_owner(0);
         output.lanes.note_written(lane);
-        Some(Arc::clone(&output.targets[lane]))
+        Some((lane, Arc::clone(&output.targets[lane.place])))
     }
 
     /// How many handles there were to write through.
@@ -146,14 +148,28 @@ impl Output {
         }
     }
 
-    /// Ready when another handle has joined.
-    pub(crate) fn poll_join(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        match &mut self.place {
-            Place::Device(output) => output.lanes.poll_join(cx).map(|device| {
-                let target = Target::new(device, Arc::clone(&output.writing));
-                output.targets.push(Arc::new(target));
-            }),
-            Place::Stream { .. } => Poll::Pending,
+    /// Ready when there is news of the handles.
+    pub(crate) fn poll_join(&mut self, cx: &mut Context<'_>) -> Poll<Joining> {
+        let Place::Device(output) = &mut self.place else {
+            return Poll::Pending;
+        };
+        let news = std::task::ready!(output.lanes.poll_join(cx));
+        if let Joining::Joined { place, .. } = news {
+            let device = Arc::clone(output.lanes.device(place));
+            let target = Arc::new(Target::new(device, Arc::clone(&output.writing)));
+            match output.targets.get_mut(place) {
+                Some(old) => *old = target,
+                None => output.targets.push(target),
+            }
+        }
+        Poll::Ready(news)
+    }
+
+    /// Whether there is nothing to write through at the moment.
+    pub(crate) fn is_down(&self) -> bool {
+        match &self.place {
+            Place::Device(output) => output.lanes.is_down(),
+            Place::Stream { .. } => false,
         }
     }
 
@@ -174,6 +190,10 @@ impl Output {
     pub(crate) fn push(&mut self, ready: Ready) -> Option<BoxFuture<'static, Stored>> {
         match &mut self.queue {
             None => Some(self.store(ready)),
+            Some(queue) if ready.piece.number < queue.next => {
+                queue.late.push_back(ready);
+                None
+            }
             Some(queue) => {
                 queue.waiting.insert(ready.piece.number, ready);
                 None
@@ -191,6 +211,10 @@ impl Output {
     /// The next piece in order, if its turn has come and it is ready.
     pub(crate) fn begin(&mut self) -> Option<BoxFuture<'static, Stored>> {
         let queue = self.queue.as_mut().filter(|queue| !queue.busy)?;
+        if let Some(late) = queue.late.pop_front() {
+            queue.busy = true;
+            return Some(self.store(late));
+        }
         while queue.passed.remove(&queue.next) {
             queue.next += 1;
         }
@@ -210,18 +234,17 @@ impl Output {
         }
     }
 
-    /// Makes durable what was written. False when the destination has no such thing.
-    pub(crate) async fn flush(&mut self) -> Result<bool> {
-        match &mut self.place {
-            Place::Device(output) => output.flush().await,
-            Place::Stream { sink, name } => {
-                if let Some(sink) = sink {
-                    let done = sink.flush().await;
-                    done.map_err(|error| error.during(Operation::Flush).on(name))?;
-                }
-                Ok(true)
-            }
-        }
+    /// Makes durable what was written to a stream.
+    pub(crate) async fn flush_stream(&mut self) -> Result<()> {
+        let Place::Stream {
+            sink: Some(sink),
+            name,
+        } = &mut self.place
+        else {
+            return Ok(());
+        };
+        let done = sink.flush().await;
+        done.map_err(|error| error.during(Operation::Flush).on(name))
     }
 
     fn store(&mut self, ready: Ready) -> BoxFuture<'static, Stored> {
@@ -241,7 +264,7 @@ impl DeviceOutput {
     fn store(&mut self, ready: Ready, in_order: bool) -> BoxFuture<'static, Stored> {
         let lane = self.lanes.of_owner(ready.piece.worker);
         self.lanes.note_written(lane);
-        let target = Arc::clone(&self.targets[lane]);
+        let target = Arc::clone(&self.targets[lane.place]);
         Box::pin(async move {
             let Ready {
                 piece,
@@ -270,28 +293,11 @@ impl DeviceOutput {
         })
     }
 
-    /// Every handle that was written through makes its part durable. What went through one that was lost
-    /// since is covered by any other, for only handles that see each other's writes come in numbers.
-    async fn flush(&mut self) -> Result<bool> {
-        let mut done = None;
-        loop {
-            let lane = match self.lanes.to_flush() {
-                Some(lane) => lane,
-                None if done.is_none() => self.lanes.of_owner(0),
-                None => return Ok(done == Some(true)),
-            };
-            match self.targets[lane].flush().await {
-                Ok(flushed) => {
-                    self.lanes.note_flushed(lane);
-                    done = Some(flushed);
-                }
-                Err(error) => {
-                    if !error.is_transient() || !self.lanes.retire(lane) {
-                        return Err(error);
-                    }
-                }
-            }
-        }
+    /// Makes durable what was written through a handle so far. False when the device has no such thing.
+    pub(crate) fn flush(&mut self, lane: LaneId) -> BoxFuture<'static, (LaneId, Result<bool>)> {
+        self.lanes.begin_flush(lane);
+        let target = Arc::clone(&self.targets[lane.place]);
+        Box::pin(async move { (lane, target.flush().await) })
     }
 }
 
@@ -327,7 +333,7 @@ async fn write(
         reserved,
         begun,
         outcome,
-        lane: 0,
+        lane: LaneId::default(),
         sink,
     }
 }

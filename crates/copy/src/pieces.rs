@@ -9,12 +9,13 @@ use std::{
     task::{Context, Poll},
 };
 
-use blockferry_block::{BlockDevice, ByteRange};
+use blockferry_block::{BlockDevice, ByteRange, Error, RangeSet};
 
 use crate::{
     Warning,
-    extents::{ExtentWalker, Stretch},
+    extents::{ExtentWalker, Stretch, Told},
     plan::{Plan, SEGMENT},
+    unflushed::{Again, Unflushed},
 };
 
 /// A part of the image that is moved as one.
@@ -29,6 +30,8 @@ pub(crate) struct Piece {
     pub(crate) zero: bool,
     /// Whose it is.
     pub(crate) worker: usize,
+    /// Whether its bytes were counted as done before: it is written again.
+    pub(crate) counted: bool,
 }
 
 /// How the next piece is cut.
@@ -50,14 +53,16 @@ pub(crate) struct Pieces {
     rest: Option<Stretch>,
     /// Pieces to be done again as they are.
     failed: Vec<Piece>,
-    /// What is to be done again, in smaller pieces.
-    again: Vec<Stretch>,
+    /// What is to be done again, in smaller pieces, and whether it was counted as done.
+    again: Vec<(Stretch, bool)>,
+    /// What was done before the copy began.
+    done: RangeSet,
     number: u64,
 }
 
 impl Pieces {
-    /// The pieces of `device` from 0 to `end`.
-    pub(crate) fn new(device: Arc<dyn BlockDevice>, end: u64, plan: &Plan) -> Self {
+    /// The pieces of `device` from 0 to `end`, without those that are `done`.
+    pub(crate) fn new(device: Arc<dyn BlockDevice>, end: u64, plan: &Plan, done: RangeSet) -> Self {
         Self {
             walker: ExtentWalker::new(device, end, plan),
             segment: plan.segment,
@@ -65,6 +70,7 @@ impl Pieces {
             rest: None,
             failed: Vec::new(),
             again: Vec::new(),
+            done,
             number: 0,
         }
     }
@@ -72,8 +78,8 @@ impl Pieces {
     /// The next piece of `worker`, as far as it is known.
     pub(crate) fn next_piece(&mut self, worker: usize, cut: Cut) -> Option<Piece> {
         let (stretch, again) = match self.again.pop() {
-            Some(stretch) => (stretch, true),
-            None => (self.next_stretch(worker)?, false),
+            Some((stretch, counted)) => (stretch, Some(counted)),
+            None => (self.next_stretch(worker)?, None),
         };
         let Stretch { range, zero } = stretch;
         let unit = if zero && !cut.zeroes_written {
@@ -84,10 +90,12 @@ impl Pieces {
         let to_segment = SEGMENT - range.start() % SEGMENT;
         let to_unit = unit - range.start() % unit;
         let (range, rest) = range.split_at(to_unit.min(to_segment));
-        if !rest.is_empty() && again {
-            self.again.push(Stretch { range: rest, zero });
-        } else if !rest.is_empty() {
-            self.workers[worker].push_front(Stretch { range: rest, zero });
+        if !rest.is_empty() {
+            let rest = Stretch { range: rest, zero };
+            match again {
+                Some(counted) => self.again.push((rest, counted)),
+                None => self.workers[worker].push_front(rest),
+            }
         }
         let number = self.number;
         self.number += 1;
@@ -96,6 +104,7 @@ impl Pieces {
             range,
             zero,
             worker,
+            counted: again.unwrap_or(false),
         })
     }
 
@@ -106,8 +115,15 @@ impl Pieces {
 
     /// Takes back a part of the image that was handed out, to hand it out again in smaller pieces. Only
     /// where the order does not matter.
-    pub(crate) fn put_back_whole(&mut self, range: ByteRange, zero: bool) {
-        self.again.push(Stretch { range, zero });
+    pub(crate) fn put_back_whole(&mut self, range: ByteRange, zero: bool, counted: bool) {
+        self.again.push((Stretch { range, zero }, counted));
+    }
+
+    /// Takes back what was done and may have been lost since.
+    pub(crate) fn put_back_done(&mut self, unflushed: Unflushed) {
+        for Again { range, zero } in unflushed.into_parts() {
+            self.put_back_whole(range, zero, true);
+        }
     }
 
     /// Takes back a piece whose connection was lost, to hand it out again as it is: with its number.
@@ -129,13 +145,23 @@ impl Pieces {
         self.walker.ask_instead(lost, other);
     }
 
+    /// The handle that is asked for extents failed for good: the rest of the image is data.
+    pub(crate) fn ask_no_more(&mut self, error: Error) -> Option<Warning> {
+        self.walker.give_up(error)
+    }
+
+    /// The handle that is asked for extents.
+    pub(crate) fn asked(&self) -> &Arc<dyn BlockDevice> {
+        self.walker.device()
+    }
+
     /// How many questions for extents were asked.
     pub(crate) fn extent_requests(&self) -> u64 {
         self.walker.requests()
     }
 
     /// Drives the walk on. Ready when more pieces may be known, with what should be told.
-    pub(crate) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Option<Warning>> {
+    pub(crate) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Told> {
         self.walker.poll_answer(cx)
     }
 
@@ -155,26 +181,21 @@ impl Pieces {
         if self.workers.len() <= worker {
             self.workers.resize_with(worker + 1, VecDeque::new);
         }
-        if self.workers[worker].is_empty() {
-            self.take_segment(worker);
-        }
+        // A segment may be done wholly, or known only in part.
+        while self.workers[worker].is_empty() && self.take_segment(worker) {}
         self.workers[worker].pop_front()
     }
 
-    /// Gives `worker` what is known of the next segment.
-    fn take_segment(&mut self, worker: usize) {
+    /// Gives `worker` what is known of the next segment and not done. False when nothing is known.
+    fn take_segment(&mut self, worker: usize) -> bool {
         let mut end = None;
         while let Some(stretch) = self.rest.take().or_else(|| self.walker.next_stretch()) {
             let start = stretch.range.start();
             let end = *end.get_or_insert(start - start % self.segment + self.segment);
             let (inside, beyond) = stretch.range.split_at(end.saturating_sub(start));
             let zero = stretch.zero;
-            if !inside.is_empty() {
-                let inside = Stretch {
-                    range: inside,
-                    zero,
-                };
-                self.workers[worker].push_back(inside);
+            for range in self.done.missing_in(inside) {
+                self.workers[worker].push_back(Stretch { range, zero });
             }
             if !beyond.is_empty() {
                 let beyond = Stretch {
@@ -185,5 +206,6 @@ impl Pieces {
                 break;
             }
         }
+        end.is_some()
     }
 }

@@ -1,7 +1,9 @@
 //! Makes two endpoints and the options agree, or says why they cannot, before a byte moves.
 
+use std::time::Duration;
+
 use blockferry_block::{
-    BlockLimits, ByteRange, Capabilities, CopyFlags, Error, ErrorKind, Mapping, PipePool,
+    BlockLimits, ByteRange, Capabilities, CopyFlags, Error, ErrorKind, Mapping, PipePool, RangeSet,
 };
 
 use crate::{
@@ -26,6 +28,12 @@ const MOST_CONNECTIONS: usize = 64;
 
 /// How many pipes there are at most: half of those that an unprivileged user may have.
 const MOST_PIPES: usize = 32;
+
+/// How often a destination is flushed whose connection may be lost.
+const BETWEEN_FLUSHES: Duration = Duration::from_secs(30);
+
+/// How often what is done is noted.
+const BETWEEN_CHECKPOINTS: Duration = Duration::from_secs(1);
 
 /// The largest size that an image can have.
 const MAX_SIZE: u64 = i64::MAX as u64;
@@ -70,6 +78,12 @@ pub(crate) struct Plan {
     pub(crate) room: Option<u64>,
     /// The destination's block size.
     pub(crate) block: u32,
+    /// How many attempts in a row to open a lost connection again may fail.
+    pub(crate) retries: u32,
+    /// What was done before.
+    pub(crate) done: RangeSet,
+    /// How often the destination is flushed while the copy runs.
+    pub(crate) flush_interval: Option<Duration>,
 }
 
 impl Plan {
@@ -135,6 +149,9 @@ impl Plan {
             resize: to_device && to.size.is_none(),
             room: to.size,
             block: to.limits.minimum,
+            retries: options.retries,
+            done: done_before(source, destination, options, alignment)?,
+            flush_interval: flush_interval(source, destination, options),
         })
     }
 
@@ -156,6 +173,60 @@ impl Plan {
         let incomplete = !size.is_multiple_of(u64::from(self.block));
         (goes_on && incomplete).then(|| size - size % u64::from(self.alignment))
     }
+}
+
+/// The interval at which a destination is flushed: what was not flushed is written again when its connection
+/// is lost, and does not count as done in a checkpoint.
+fn flush_interval(
+    source: &Source,
+    destination: &Destination,
+    options: &CopyOptions,
+) -> Option<Duration> {
+    let (Source::Device(_), Destination::Device(to)) = (source, destination) else {
+        return None;
+    };
+    let may_be_lost = options.retries > 0 && to.info().can(Capabilities::REOPEN);
+    match options.checkpoint {
+        Some(_) => Some(BETWEEN_CHECKPOINTS),
+        None => may_be_lost.then_some(BETWEEN_FLUSHES),
+    }
+}
+
+/// What a checkpoint says is done, if it can be of this copy.
+fn done_before(
+    source: &Source,
+    destination: &Destination,
+    options: &CopyOptions,
+    alignment: u32,
+) -> Result<RangeSet, CopyError> {
+    let Some(checkpoint) = &options.checkpoint else {
+        return Ok(RangeSet::new());
+    };
+    let refuse = |kind, message: &str, name| {
+        let error = Error::with_message(kind, message).on(name);
+        Err(refused(error))
+    };
+    let Source::Device(from) = source else {
+        let message = "a stream cannot be read from the middle: it takes no checkpoint";
+        return refuse(ErrorKind::InvalidInput, message, source.name());
+    };
+    if let Destination::Stream(_) = destination {
+        let message = "a stream cannot be written from the middle: it takes no checkpoint";
+        return refuse(ErrorKind::InvalidInput, message, destination.name());
+    }
+    let done = &checkpoint.done;
+    let size = from.info().size;
+    let alignment = u64::from(alignment);
+    let fits = |range: ByteRange| {
+        let whole = range.end().is_multiple_of(alignment) || range.end() == size;
+        range.start().is_multiple_of(alignment) && whole && range.end() <= size
+    };
+    let total = done.data.checked_add(done.zero);
+    if total != Some(done.ranges.len()) || !done.ranges.iter().all(fits) {
+        let message = "the checkpoint does not fit the image and its block sizes";
+        return refuse(ErrorKind::InvalidInput, message, source.name());
+    }
+    Ok(done.ranges.clone())
 }
 
 /// What matters of an endpoint.

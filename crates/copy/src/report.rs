@@ -11,6 +11,10 @@ pub struct Report {
     /// How many bytes were zeroes, known by extents or found: made holes, written, or left alone
     /// where the destination was zero already.
     pub zero: u64,
+    /// How many bytes of that were done before, as a checkpoint said.
+    pub resumed: u64,
+    /// How many connections that were lost were opened again.
+    pub reconnections: u64,
     /// Whether the destination was flushed: asked for, and the destination can.
     pub flushed: bool,
     /// How many questions for extents the source was asked.

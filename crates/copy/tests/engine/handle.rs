@@ -197,7 +197,8 @@ impl BlockDevice for Handle {
         Box::pin(async move {
             let begun = self.begin(Operation::Write, at(offset, data.len()), true);
             if let Err(error) = begun {
-                let mut first = Buffer::zeroed(BEFORE_FAULT.min(data.len()));
+                let least = BEFORE_FAULT.max(self.info.limits.minimum as usize);
+                let mut first = Buffer::zeroed(least.min(data.len()));
                 data.take(&mut first)?;
                 self.disk.write(offset, first, flags).await?;
                 return Err(error);

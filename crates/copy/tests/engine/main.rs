@@ -12,6 +12,7 @@ mod pipe;
 mod piped;
 mod plain;
 mod random;
+mod restart;
 mod streams;
 mod taken;
 

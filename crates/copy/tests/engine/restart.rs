@@ -1,0 +1,576 @@
+//! Servers that restart in the middle of a copy, and forget what they did not flush.
+
+use std::{
+    future,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use blockferry_block::{
+    BlockDevice, BoxFuture, Buffer, ByteRange, Capabilities, Context, DeviceInfo, Error, ErrorKind,
+    Extent, Result, Status, WriteFlags, ZeroFlags,
+};
+use blockferry_copy::{
+    Checkpoint, Control, CopyError, CopyOptions, Destination, Done, Event, Order, Report, SaveDone,
+    Side, Source, Warning, copy,
+};
+
+use crate::{Recorder, pattern, pipe::Output};
+
+const MIB: usize = 1 << 20;
+const SIZE: usize = 24 * MIB + 777;
+
+/// A server whose connections all end when it restarts.
+struct Server {
+    info: DeviceInfo,
+    /// What survives a restart, and what is seen now.
+    disks: Mutex<(Vec<u8>, Vec<u8>)>,
+    /// How many requests there were.
+    requests: AtomicUsize,
+    /// It restarts at each of these requests.
+    restarts: Mutex<Vec<usize>>,
+    /// Which connections are alive: those opened since.
+    era: AtomicU64,
+    /// How many attempts to connect are refused after a restart.
+    refusals: usize,
+    refuse: AtomicUsize,
+    /// Whether it is gone for good at the next restart.
+    gone: AtomicBool,
+    /// Whether it says that it has flushed and has not.
+    lies: bool,
+    flushes: AtomicUsize,
+    zero_extents: Vec<ByteRange>,
+}
+
+/// One connection.
+struct Link {
+    server: Arc<Server>,
+    era: u64,
+}
+
+impl Server {
+    fn new(bytes: Vec<u8>, connections: bool) -> Self {
+        let mut info = DeviceInfo::new("server", bytes.len() as u64);
+        info.capabilities =
+            Capabilities::WRITE | Capabilities::ZERO | Capabilities::FLUSH | Capabilities::REOPEN;
+        info.capabilities.set(Capabilities::MULTI_CONN, connections);
+        info.contexts = vec![Context::Allocation];
+        Self {
+            info,
+            disks: Mutex::new((bytes.clone(), bytes)),
+            requests: AtomicUsize::new(0),
+            restarts: Mutex::default(),
+            era: AtomicU64::new(0),
+            refusals: 0,
+            refuse: AtomicUsize::new(0),
+            gone: AtomicBool::new(false),
+            lies: false,
+            flushes: AtomicUsize::new(0),
+            zero_extents: Vec::new(),
+        }
+    }
+
+    fn restarting_at(self, requests: impl IntoIterator<Item = usize>) -> Self {
+        *self.restarts.lock().expect("not poisoned") = requests.into_iter().collect();
+        self
+    }
+
+    fn refusing(mut self, attempts: usize) -> Self {
+        self.refusals = attempts;
+        self
+    }
+
+    fn link(self) -> Arc<Link> {
+        Arc::new(Link {
+            server: Arc::new(self),
+            era: 0,
+        })
+    }
+
+    fn restart(&self) {
+        let mut disks = self.disks.lock().expect("not poisoned");
+        let (durable, seen) = &mut *disks;
+        seen.copy_from_slice(durable);
+        self.era.fetch_add(1, SeqCst);
+        self.refuse.store(self.refusals, SeqCst);
+    }
+}
+
+impl Link {
+    fn bytes(&self) -> Vec<u8> {
+        self.server.disks.lock().expect("not poisoned").0.clone()
+    }
+
+    /// A request arrives; the server may restart instead.
+    async fn begin(&self) -> Result<()> {
+        // Every request takes a turn, so that several are in flight.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let number = self.server.requests.fetch_add(1, SeqCst);
+        let restarts = self.server.restarts.lock().expect("not poisoned");
+        if restarts.contains(&number) {
+            self.server.restart();
+        }
+        self.alive()
+    }
+
+    fn alive(&self) -> Result<()> {
+        if self.era != self.server.era.load(SeqCst) {
+            return Err(Error::new(ErrorKind::ConnectionLost));
+        }
+        Ok(())
+    }
+
+    fn change(&self, range: ByteRange, change: impl FnOnce(&mut [u8])) {
+        let mut disks = self.server.disks.lock().expect("not poisoned");
+        change(&mut disks.1[range.start() as usize..range.end() as usize]);
+    }
+}
+
+impl BlockDevice for Link {
+    fn info(&self) -> &DeviceInfo {
+        &self.server.info
+    }
+
+    fn read(&self, offset: u64, mut buffer: Buffer) -> BoxFuture<'_, Result<Buffer>> {
+        Box::pin(async move {
+            self.begin().await?;
+            let disks = self.server.disks.lock().expect("not poisoned");
+            let start = offset as usize;
+            let length = buffer.len();
+            buffer.copy_from_slice(&disks.1[start..start + length]);
+            Ok(buffer)
+        })
+    }
+
+    fn write(&self, offset: u64, data: Buffer, _: WriteFlags) -> BoxFuture<'_, Result<Buffer>> {
+        Box::pin(async move {
+            self.begin().await?;
+            let range = ByteRange::between(offset, offset + data.len() as u64);
+            self.change(range, |bytes| bytes.copy_from_slice(&data));
+            Ok(data)
+        })
+    }
+
+    fn zero(&self, range: ByteRange, _: ZeroFlags) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.begin().await?;
+            self.change(range, |bytes| bytes.fill(0));
+            Ok(())
+        })
+    }
+
+    fn flush(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.begin().await?;
+            self.server.flushes.fetch_add(1, SeqCst);
+            let mut disks = self.server.disks.lock().expect("not poisoned");
+            let (durable, seen) = &mut *disks;
+            if !self.server.lies {
+                durable.copy_from_slice(seen);
+            }
+            Ok(())
+        })
+    }
+
+    fn extents<'a>(
+        &'a self,
+        range: ByteRange,
+        _: &'a Context,
+    ) -> BoxFuture<'a, Result<Vec<Extent>>> {
+        Box::pin(async move {
+            self.begin().await?;
+            let mut extents = Vec::new();
+            let mut at = range.start();
+            for zero in &self.server.zero_extents {
+                let zero = zero.intersection(range);
+                if zero.is_empty() {
+                    continue;
+                }
+                let status = Status::DATA;
+                let data = ByteRange::between(at, zero.start());
+                if !data.is_empty() {
+                    let range = data;
+                    extents.push(Extent { range, status });
+                }
+                let (range, status) = (zero, Status::ZERO);
+                extents.push(Extent { range, status });
+                at = zero.end();
+            }
+            if at < range.end() {
+                extents.push(Extent {
+                    range: ByteRange::between(at, range.end()),
+                    status: Status::DATA,
+                });
+            }
+            Ok(extents)
+        })
+    }
+
+    fn reopen(&self) -> BoxFuture<'_, Result<Arc<dyn BlockDevice>>> {
+        Box::pin(async move {
+            if self.server.gone.load(SeqCst) && self.server.era.load(SeqCst) > 0 {
+                return Err(Error::new(ErrorKind::Refused));
+            }
+            let refuse = self.server.refuse.load(SeqCst);
+            if refuse > 0 {
+                self.server.refuse.store(refuse - 1, SeqCst);
+                return Err(Error::new(ErrorKind::Refused));
+            }
+            let other = Self {
+                server: Arc::clone(&self.server),
+                era: self.server.era.load(SeqCst),
+            };
+            Ok(Arc::new(other) as Arc<dyn BlockDevice>)
+        })
+    }
+}
+
+fn source(connections: bool) -> Server {
+    let mut bytes = pattern(SIZE, 3);
+    bytes[5 * MIB..9 * MIB].fill(0);
+    bytes[12 * MIB..12 * MIB + 70_000].fill(0);
+    let mut server = Server::new(bytes, connections);
+    server.zero_extents = vec![ByteRange::between(5 << 20, 9 << 20)];
+    server
+}
+
+fn target(connections: bool) -> Server {
+    Server::new(vec![0xd1; SIZE], connections)
+}
+
+async fn run(
+    from: &Arc<Link>,
+    to: &Arc<Link>,
+    options: &CopyOptions,
+    events: &Recorder,
+) -> Result<Report, CopyError> {
+    let from = Source::Device(Arc::clone(from) as _);
+    let to = Destination::Device(Arc::clone(to) as _);
+    copy(from, to, options, &Control::new(), events).await
+}
+
+fn reconnections(events: &Recorder) -> usize {
+    let again = |event: &&Event| matches!(event, Event::Warning(Warning::Reconnected { .. }));
+    events.events().iter().filter(again).count()
+}
+
+fn orders() -> impl Iterator<Item = (bool, CopyOptions)> {
+    let orders = [Order::Any, Order::Ascending].into_iter();
+    orders.flat_map(|order| {
+        [false, true].map(|connections| {
+            let options = CopyOptions {
+                order,
+                request_size: Some(64 << 10),
+                requests: Some(4),
+                ..CopyOptions::default()
+            };
+            (connections, options)
+        })
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_restarts_four_times_is_read_on() {
+    for (connections, options) in orders() {
+        let from = source(connections)
+            .restarting_at([20, 90, 91, 200])
+            .refusing(2)
+            .link();
+        let to = target(connections).link();
+        let events = Recorder::default();
+        let report = run(&from, &to, &options, &events).await.expect("copied");
+        assert!(to.bytes() == from.bytes(), "{connections} {options:?}");
+        assert_eq!(report.data + report.zero, SIZE as u64);
+        assert_eq!(events.progress().done, SIZE as u64);
+        assert!(report.reconnections >= 3, "{report:?}");
+        assert!(reconnections(&events) >= 3);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_destination_that_restarts_and_forgets_is_written_again() {
+    for (connections, options) in orders() {
+        for restarts in [vec![7], vec![50, 120, 250, 300], vec![370], vec![386, 387]] {
+            let from = source(connections).link();
+            let to = target(connections)
+                .restarting_at(restarts.clone())
+                .refusing(1)
+                .link();
+            let events = Recorder::default();
+            let report = run(&from, &to, &options, &events).await.expect("copied");
+            assert!(
+                to.bytes() == from.bytes(),
+                "{connections} {restarts:?} {options:?}"
+            );
+            assert_eq!(report.data + report.zero, SIZE as u64);
+            assert_eq!(events.progress().done, SIZE as u64);
+            assert!(report.flushed);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_destination_that_restarts_at_any_request_ends_with_the_right_image() {
+    let options = CopyOptions {
+        request_size: Some(1 << 20),
+        requests: Some(2),
+        ..CopyOptions::default()
+    };
+    for restart in (0..45).step_by(4) {
+        let from = source(true).link();
+        let to = target(true).restarting_at([restart]).link();
+        let events = Recorder::default();
+        run(&from, &to, &options, &events).await.expect("copied");
+        assert!(to.bytes() == from.bytes(), "{restart}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_block_of_a_smaller_image_is_written_again_too() {
+    for restart in [24, 25, 26, 27, 28, 29, 30] {
+        let from = source(false).link();
+        let mut to = Server::new(vec![0xd1; SIZE + 5000], false).restarting_at([restart]);
+        to.info.limits.minimum = 512;
+        let to = to.link();
+        let options = CopyOptions {
+            request_size: Some(1 << 20),
+            ..CopyOptions::default()
+        };
+        let events = Recorder::default();
+        let report = run(&from, &to, &options, &events).await.expect("copied");
+        let bytes = to.bytes();
+        assert!(bytes[..SIZE] == from.bytes(), "{restart}");
+        assert!(bytes[SIZE..].iter().all(|byte| *byte == 0xd1), "{restart}");
+        assert_eq!(report.data + report.zero, SIZE as u64);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_flushed_is_not_written_again() {
+    let from = source(false).link();
+    // So slow that it is flushed on the way, every 30 seconds.
+    let to = target(false).restarting_at([300]).link();
+    let control = Control::new();
+    control.set_rate(Some(100 << 10));
+    let options = CopyOptions {
+        request_size: Some(64 << 10),
+        ..CopyOptions::default()
+    };
+    let events = Recorder::default();
+    let (source, target) = (
+        Source::Device(Arc::clone(&from) as _),
+        Destination::Device(Arc::clone(&to) as _),
+    );
+    let report = copy(source, target, &options, &control, &events).await;
+    assert!(report.expect("copied").flushed);
+    assert!(to.bytes() == from.bytes());
+    assert!(to.server.flushes.load(SeqCst) > 5);
+    let again = events.events().into_iter().find_map(|event| match event {
+        Event::Warning(Warning::Reconnected { again, .. }) => Some(again),
+        _ => None,
+    });
+    // No more than what 30 seconds move.
+    let again = again.expect("it restarted");
+    assert!(again > 0 && again < 4 << 20, "{again}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_stays_away_ends_the_copy_after_so_many_attempts() {
+    for connections in [false, true] {
+        for retries in [0, 1, 5] {
+            let from = source(connections).restarting_at([30]);
+            from.gone.store(true, SeqCst);
+            let from = from.link();
+            let to = target(connections).link();
+            let options = CopyOptions {
+                retries,
+                ..CopyOptions::default()
+            };
+            let events = Recorder::default();
+            let error = run(&from, &to, &options, &events)
+                .await
+                .expect_err("nobody is there");
+            assert_eq!(error.side, Side::Source);
+            assert!(error.error.is_transient(), "{error}");
+            let attempts = events
+                .events()
+                .into_iter()
+                .filter(|event| matches!(event, Event::Warning(Warning::Reconnecting { .. })));
+            assert_eq!(attempts.count(), retries as usize);
+            if retries > 0 {
+                assert!(error.to_string().contains("could not be opened again"));
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_dies_of_one_request_does_not_keep_the_copy_for_ever() {
+    let from = source(true).restarting_at(10..100_000).link();
+    let to = target(true).link();
+    let events = Recorder::default();
+    let copied = run(&from, &to, &CopyOptions::default(), &events).await;
+    let error = copied.expect_err("it never answers again");
+    assert_eq!(error.side, Side::Source);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pipe_gets_each_byte_once_although_the_source_restarts() {
+    for connections in [false, true] {
+        let from = source(connections).restarting_at([3, 30, 31, 60]).link();
+        let output = Output::new(usize::MAX);
+        let options = CopyOptions {
+            request_size: Some(256 << 10),
+            ..CopyOptions::default()
+        };
+        let to = Destination::Stream(Box::new(output.clone()));
+        let from_device = Source::Device(Arc::clone(&from) as _);
+        let events = Recorder::default();
+        let copied = copy(from_device, to, &options, &Control::new(), &events).await;
+        copied.expect("copied");
+        assert!(output.bytes() == from.bytes());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_that_waits_for_a_server_can_be_cancelled() {
+    let from = source(false).restarting_at([10]).refusing(7).link();
+    let to = target(false).link();
+    let control = Control::new();
+    let events = Recorder::default();
+    let (source, target) = (
+        Source::Device(Arc::clone(&from) as _),
+        Destination::Device(Arc::clone(&to) as _),
+    );
+    let options = CopyOptions::default();
+    let copying = copy(source, target, &options, &control, &events);
+    let cancel = async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        control.cancel();
+        future::pending::<()>().await;
+    };
+    let ended = tokio::select! {
+        ended = copying => ended,
+        () = cancel => unreachable!("it never ends"),
+    };
+    assert_eq!(ended.expect_err("cancelled").side, Side::Cancelled);
+    // What was written until then is durable.
+    assert!(to.server.flushes.load(SeqCst) > 0);
+}
+
+/// Keeps what it is given.
+#[derive(Default)]
+struct Kept(Mutex<Vec<Done>>);
+
+impl SaveDone for Kept {
+    fn save(&self, done: &Done) -> BoxFuture<'static, Result<()>> {
+        self.0.lock().expect("not poisoned").push(done.clone());
+        Box::pin(async { Ok(()) })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_goes_on_from_any_checkpoint_of_another() {
+    let from = source(true).link();
+    let kept = Arc::new(Kept::default());
+    let with = |done: Done| CopyOptions {
+        request_size: Some(64 << 10),
+        checkpoint: Some(Checkpoint {
+            done,
+            save: Arc::clone(&kept) as _,
+        }),
+        ..CopyOptions::default()
+    };
+    let to = target(true).link();
+    let control = Control::new();
+    control.set_rate(Some(2 << 20));
+    let options = with(Done::default());
+    let (source, target_) = (
+        Source::Device(Arc::clone(&from) as _),
+        Destination::Device(Arc::clone(&to) as _),
+    );
+    let report = copy(source, target_, &options, &control, &()).await;
+    report.expect("copied");
+    let checkpoints = std::mem::take(&mut *kept.0.lock().expect("not poisoned"));
+    assert!(checkpoints.len() > 5, "{}", checkpoints.len());
+    let image = from.bytes();
+    for done in checkpoints {
+        assert_eq!(done.data + done.zero, done.ranges.len());
+        // What is done is there, and nothing else.
+        let mut bytes = vec![0xee; SIZE];
+        for range in done.ranges.iter() {
+            let part = range.start() as usize..range.end() as usize;
+            bytes[part.clone()].copy_from_slice(&image[part]);
+        }
+        let to = Server::new(bytes, true).link();
+        let events = Recorder::default();
+        let options = with(done.clone());
+        let before = from.server.requests.load(SeqCst);
+        let report = run(&from, &to, &options, &events).await.expect("copied");
+        assert!(to.bytes() == image);
+        assert_eq!(report.resumed, done.ranges.len());
+        assert_eq!(report.data + report.zero, SIZE as u64);
+        assert_eq!(events.progress().done, SIZE as u64);
+        let reads = from.server.requests.load(SeqCst) - before;
+        let left = (SIZE as u64 - done.ranges.len()) / (64 << 10);
+        assert!(reads as u64 <= left + 20, "{reads} reads for {left}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_that_fails_notes_what_it_has_done() {
+    let from = source(false).restarting_at([200]);
+    from.gone.store(true, SeqCst);
+    let from = from.link();
+    let to = target(false).link();
+    let kept = Arc::new(Kept::default());
+    let options = CopyOptions {
+        request_size: Some(64 << 10),
+        checkpoint: Some(Checkpoint {
+            done: Done::default(),
+            save: Arc::clone(&kept) as _,
+        }),
+        ..CopyOptions::default()
+    };
+    let error = run(&from, &to, &options, &Recorder::default()).await;
+    error.expect_err("the source is gone");
+    let last = kept.0.lock().expect("not poisoned").pop().expect("noted");
+    assert!(last.ranges.len() > 8 << 20, "{}", last.ranges.len());
+    let (image, bytes) = (from.bytes(), to.bytes());
+    for range in last.ranges.iter() {
+        let part = range.start() as usize..range.end() as usize;
+        assert!(bytes[part.clone()] == image[part]);
+    }
+}
+
+#[tokio::test]
+async fn a_checkpoint_that_does_not_fit_is_refused_before_anything_is_written() {
+    let from = source(false).link();
+    let fits = ByteRange::between(0, 4096);
+    for (range, data) in [
+        (ByteRange::between(0, SIZE as u64 + 512), SIZE as u64 + 512),
+        (ByteRange::between(100, 4096), 3996),
+        (fits, 17),
+    ] {
+        let mut to = target(false);
+        to.info.limits.minimum = 512;
+        let to = to.link();
+        let options = CopyOptions {
+            checkpoint: Some(Checkpoint {
+                done: Done {
+                    ranges: [range].into_iter().collect(),
+                    data,
+                    zero: 0,
+                },
+                save: Arc::new(Kept::default()),
+            }),
+            ..CopyOptions::default()
+        };
+        let error = run(&from, &to, &options, &Recorder::default()).await;
+        assert_eq!(error.expect_err("refused").side, Side::Plan);
+        assert_eq!(to.server.requests.load(SeqCst), 0);
+    }
+}
