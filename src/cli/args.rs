@@ -143,6 +143,12 @@ pub(crate) struct CopyArgs {
     /// Do not ask the source where its holes are; read all of it.
     #[arg(long)]
     pub(crate) no_extents: bool,
+    /// How many attempts in a row to open a lost connection again may fail before the copy does; pauses
+    /// between them grow from 0.1 to 10 seconds. What was in flight, and what the destination has not made
+    /// durable, is done again then. 0: do not try.
+    #[arg(long, value_name = "N", default_value_t = CopyOptions::default().retries,
+          value_parser = clap::value_parser!(u32).range(..=1_000_000))]
+    pub(crate) retries: u32,
     /// Show percent, rate and time left, also where standard error is no terminal. 'json' prints an object
     /// a line for programs, one a second, one for each phase and one at the end, even with --quiet.
     #[arg(short, long, value_name = "STYLE", num_args = 0..=1, require_equals = true,

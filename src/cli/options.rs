@@ -197,6 +197,8 @@ impl CopyJob {
             destination_is_zero: args.destination_is_zero,
             flush: !args.no_flush,
             extents: !args.no_extents,
+            retries: args.retries,
+            checkpoint: None,
         };
         Ok(Self {
             source,
@@ -368,13 +370,13 @@ mod tests {
 
     #[test]
     fn flags_reach_the_engine() {
-        let words = "-C 3 -R 7 --request-size 64k --queue-size 1M --in-order -S 0 --allocated --no-flush --no-extents a b";
+        let words = "-C 3 -R 7 --request-size 64k --queue-size 1M --in-order -S 0 --allocated --no-flush --no-extents --retries 3 a b";
         let words: Vec<_> = words.split(' ').collect();
         let engine = resolve(&words, NO_TERMINAL).expect("a job").engine;
         assert_eq!((engine.connections, engine.requests), (3, Some(7)));
         assert_eq!(engine.request_size, Some(64 << 10));
         assert_eq!((engine.queue_size, engine.sparse), (Some(1 << 20), None));
-        assert_eq!(engine.order, Order::Ascending);
+        assert_eq!((engine.order, engine.retries), (Order::Ascending, 3));
         assert!(engine.allocated && !engine.flush && !engine.extents);
     }
 
