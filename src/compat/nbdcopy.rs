@@ -35,8 +35,8 @@ const REQUESTS: u32 = 64;
 const QUEUE_SIZE: u64 = 16 << 20;
 
 /// The limits of a request, in bytes.
-const SHORTEST_REQUEST: u64 = 4 << 10;
-const LONGEST_REQUEST: u64 = 32 << 20;
+const SHORTEST_REQUEST: u32 = 4 << 10;
+const LONGEST_REQUEST: u32 = 32 << 20;
 const USUAL_REQUEST: u32 = 256 << 10;
 
 const HELP: &str = "\
@@ -162,15 +162,19 @@ const BROKEN_PIPE: u8 = 128 + 13;
 /// Tells the failure as the tool does. Whoever was interrupted still ends as one who was, and `| head` is
 /// no reason for a message.
 fn end(failure: Failure) -> ExitCode {
-    if failure.is_reader_gone() {
-        return ExitCode::from(BROKEN_PIPE);
+    let code = exit_code(&failure);
+    if !failure.is_reader_gone() {
+        failure.without_hint().report();
     }
-    let code = match failure.code() {
+    ExitCode::from(code)
+}
+
+fn exit_code(failure: &Failure) -> u8 {
+    match failure.code() {
+        _ if failure.is_reader_gone() => BROKEN_PIPE,
         signal @ 128.. => signal,
         _ => 1,
-    };
-    failure.without_hint().report();
-    ExitCode::from(code)
+    }
 }
 
 /// What a command line asks for.
@@ -325,34 +329,31 @@ impl Choices {
     }
 
     fn engine(&self) -> CopyOptions {
+        let sparse = u32::try_from(self.sparse).ok().filter(|size| *size > 0);
+        let worth_it = USUAL_REQUEST + 1..=LONGEST_REQUEST;
         let mut engine = CopyOptions {
             connections: usize::try_from(self.connections).unwrap_or(usize::MAX),
-            request_size: self.request_size,
+            requests: (self.requests != REQUESTS).then_some(self.requests as usize),
+            // A block of zeroes is found only where it is read in one piece.
+            request_size: self
+                .request_size
+                .or(sparse.filter(|size| worth_it.contains(size))),
             allocated: self.allocated,
             destination_is_zero: self.destination_is_zero,
             flush: self.flush,
             extents: self.extents,
             ..CopyOptions::default()
         };
+        let longest = engine.request_size.unwrap_or(USUAL_REQUEST);
+        engine.sparse = sparse.filter(|size| *size <= longest);
         if self.threads > 0 {
             // No thread would have a connection more.
             engine.connections = engine.connections.min(self.threads as usize);
         }
-        engine.requests = (self.requests != REQUESTS).then_some(self.requests as usize);
         if self.queue_size != QUEUE_SIZE {
-            let least = u64::from(self.request_size.unwrap_or(USUAL_REQUEST));
-            engine.queue_size = Some(self.queue_size.max(least));
-        }
-        engine.sparse = u32::try_from(self.sparse).ok().filter(|size| *size > 0);
-        if let Some(sparse) = engine.sparse {
-            // A block is found only where it is read in one piece.
-            let usual = self.request_size.unwrap_or(USUAL_REQUEST);
-            match self.request_size {
-                None if u64::from(sparse) > LONGEST_REQUEST => engine.sparse = None,
-                Some(size) if sparse > size => engine.sparse = None,
-                None if sparse > usual => engine.request_size = Some(sparse),
-                _ => {}
-            }
+            // Requests that grew with the queue could take more memory than theirs ever would.
+            engine.request_size = Some(longest);
+            engine.queue_size = Some(self.queue_size.max(longest.into()));
         }
         if self.synchronous {
             engine.connections = 1;
@@ -388,14 +389,15 @@ fn size(option: &str, value: &OsStr) -> Result<u64, Failure> {
 }
 
 fn request_size(value: &OsStr) -> Result<u32, Failure> {
-    let size = size("request-size", value)?;
-    let possible = (SHORTEST_REQUEST..=LONGEST_REQUEST).contains(&size) && size.is_power_of_two();
-    match u32::try_from(size) {
-        Ok(size) if possible => Ok(size),
-        _ => Err(Failure::usage(format!(
-            "--request-size: must be a power of 2 within {SHORTEST_REQUEST}-{LONGEST_REQUEST}"
-        ))),
-    }
+    let possible = SHORTEST_REQUEST..=LONGEST_REQUEST;
+    u32::try_from(size("request-size", value)?)
+        .ok()
+        .filter(|size| possible.contains(size) && size.is_power_of_two())
+        .ok_or_else(|| {
+            Failure::usage(format!(
+                "--request-size: must be a power of 2 within {SHORTEST_REQUEST}-{LONGEST_REQUEST}"
+            ))
+        })
 }
 
 fn sparse(value: &OsStr) -> Result<u64, Failure> {
@@ -472,4 +474,97 @@ fn describe_side(side: &str, endpoint: &Endpoint, device: Option<(u64, u32)>) {
     tell(&format!(
         "nbdcopy: {side}: size={size} ({human}), preferred block size={preferred}"
     ));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NO_TERMINAL: Terminals = Terminals {
+        input: false,
+        output: false,
+        error: false,
+    };
+
+    fn job(text: &str) -> CopyJob {
+        let words = ["nbdcopy", "a", "b"]
+            .into_iter()
+            .chain(text.split_whitespace());
+        match Request::parse(words.map(OsString::from).collect(), NO_TERMINAL) {
+            Ok(Request::Copy(job)) => *job,
+            other => panic!("not a copy: {other:?}"),
+        }
+    }
+
+    fn engine(text: &str) -> CopyOptions {
+        job(text).engine
+    }
+
+    #[test]
+    fn its_defaults_leave_the_engine_adaptive_and_do_not_flush() {
+        for defaults in ["", "--requests=64 --queue-size=16777216 -C 4 -S 4096 -T 0"] {
+            let own = CopyOptions {
+                flush: false,
+                ..CopyOptions::default()
+            };
+            assert_eq!(format!("{:?}", engine(defaults)), format!("{own:?}"));
+        }
+        assert!(engine("--flush").flush);
+        let job = job("");
+        assert!(job.report == ReportStyle::Nothing && job.warnings && job.show == Show::Nothing);
+    }
+
+    #[test]
+    fn what_is_given_is_pinned() {
+        let pinned =
+            engine("-C 3 -R 7 --request-size 64k --queue-size 1M -S 0 --no-extents --allocated");
+        assert_eq!((pinned.connections, pinned.requests), (3, Some(7)));
+        assert_eq!(
+            (pinned.request_size, pinned.queue_size),
+            (Some(64 << 10), Some(1 << 20))
+        );
+        assert!(pinned.sparse.is_none() && !pinned.extents && pinned.allocated);
+        assert_eq!(engine("-C 4 -T 2").connections, 2);
+        assert_eq!(engine("-C 2 -T 9").connections, 2);
+    }
+
+    #[test]
+    fn a_queue_holds_a_request_and_no_more_than_theirs() {
+        let short = engine("--queue-size=4k --request-size=1M");
+        assert_eq!(short.queue_size, Some(1 << 20));
+        let long = engine("--queue-size=4G");
+        assert_eq!(
+            (long.queue_size, long.request_size),
+            (Some(4 << 30), Some(256 << 10))
+        );
+    }
+
+    #[test]
+    fn blocks_of_zeroes_are_as_long_as_asked_for_or_not_looked_for() {
+        let sizes = |text| (engine(text).sparse, engine(text).request_size);
+        assert_eq!(sizes("-S 64k"), (Some(64 << 10), None));
+        assert_eq!(sizes("-S 1M"), (Some(1 << 20), Some(1 << 20)));
+        assert_eq!(sizes("-S 1M --request-size 64k"), (None, Some(64 << 10)));
+        assert_eq!(sizes("-S 64M"), (None, None));
+        assert_eq!(sizes("-S 8G"), (None, None));
+    }
+
+    #[test]
+    fn synchronous_is_one_request_after_the_other_and_nothing_looked_for() {
+        let engine = engine("--synchronous -C 8 -R 9 -S 64k");
+        assert_eq!((engine.connections, engine.requests), (1, Some(1)));
+        assert_eq!((engine.order, engine.sparse), (Order::Ascending, None));
+    }
+
+    #[test]
+    fn a_terminal_is_refused_with_the_exit_code_of_a_failure() {
+        let terminal = Terminals {
+            output: true,
+            ..NO_TERMINAL
+        };
+        let words = ["nbdcopy", "a", "-"].map(OsString::from);
+        let refusal = Request::parse(words.into(), terminal).expect_err("refused");
+        assert!(refusal.failure.to_string().contains("terminal"));
+        assert_eq!(exit_code(&refusal.failure), 1);
+    }
 }
