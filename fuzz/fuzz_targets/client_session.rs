@@ -6,8 +6,8 @@
 #![no_main]
 
 use blockferry_proto::{
-    ClientSession, Command, CommandFlags, Cookie, ExportInfo, HandshakeFlags, MetaContext,
-    Negotiated, ReplyEvent, ReplyMode, Request, RequestHeader, TransmissionFlags,
+    ClientSession, Command, CommandFlags, Cookie, ExportInfo, HandshakeFlags, HandshakeStyle,
+    MetaContext, Negotiated, ReplyEvent, ReplyMode, Request, RequestHeader, TransmissionFlags,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -29,6 +29,7 @@ fn negotiated(mode: ReplyMode) -> Negotiated {
             name: "base:allocation".to_owned(),
         }],
         tls: false,
+        style: HandshakeStyle::FixedNew,
         handshake_flags: HandshakeFlags::all(),
     }
 }

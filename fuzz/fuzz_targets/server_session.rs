@@ -3,8 +3,9 @@
 #![no_main]
 
 use blockferry_proto::{
-    BlockSizes, Command, CommandFlags, ExportInfo, HandshakeFlags, MetaContext, Negotiated,
-    ReplyMode, RequestEvent, RequestLimits, ServerRequest, ServerSession, TransmissionFlags,
+    BlockSizes, Command, CommandFlags, ExportInfo, HandshakeFlags, HandshakeStyle, MetaContext,
+    Negotiated, ReplyMode, RequestEvent, RequestLimits, ServerRequest, ServerSession,
+    TransmissionFlags,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -39,6 +40,7 @@ fn negotiated(choice: u8) -> Negotiated {
         },
         contexts: vec![context(1), context(2)],
         tls: false,
+        style: HandshakeStyle::FixedNew,
         handshake_flags: HandshakeFlags::all(),
     }
 }
@@ -90,7 +92,12 @@ fn events(negotiated: &Negotiated, input: &[u8], piece: usize) -> (Vec<RequestEv
 
 fn check(negotiated: &Negotiated, request: &ServerRequest) {
     let export = &negotiated.export;
-    assert!(request.offset.checked_add(request.length).is_some_and(|end| end <= SIZE));
+    assert!(
+        request
+            .offset
+            .checked_add(request.length)
+            .is_some_and(|end| end <= SIZE)
+    );
     assert!(!request.flags.contains(CommandFlags::PAYLOAD_LEN));
     let minimum = u64::from(export.block_sizes.unwrap_or_default().minimum());
     assert_eq!((request.offset | request.length) % minimum, 0);

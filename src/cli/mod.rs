@@ -11,6 +11,7 @@
 //! | `failure` | errors become messages, hints and exit codes |
 //! | `output` | standard output and error, where a reader may go away |
 //! | `signals` | the requests to end |
+//! | `style` | colours of a terminal |
 
 pub(crate) mod args;
 pub(crate) mod commands;
@@ -23,6 +24,7 @@ pub(crate) mod progress;
 pub(crate) mod report;
 mod run;
 pub(crate) mod signals;
+pub(crate) mod style;
 
 pub use args::command;
 pub use run::main;

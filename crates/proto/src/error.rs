@@ -254,8 +254,8 @@ pub enum Incompatibility {
     /// An NBD server with a magic that nobody knows.
     #[error("the NBD server speaks an unknown version of the handshake ({0:#018x})")]
     UnknownStyle(u64),
-    /// The oldstyle handshake, which has neither names nor options.
-    #[error("the server speaks the oldstyle handshake, which is not supported")]
+    /// The oldstyle handshake, which has neither names nor options nor TLS, one of which is needed.
+    #[error("the server speaks the oldstyle handshake, which has no export names, lists or TLS")]
     OldStyle,
     /// What was asked for needs fixed newstyle, and the server has only newstyle.
     #[error("the server lacks the fixed newstyle handshake")]

@@ -33,7 +33,7 @@
 //! // The server speaks first: eight bytes of magic.
 //! assert_eq!(handshake.step(), Step::Receive(8));
 //! handshake.receive(b"NBDMAGIC")?;
-//! assert_eq!(handshake.step(), Step::Receive(10));
+//! assert_eq!(handshake.step(), Step::Receive(8));
 //! # Ok::<(), blockferry_proto::Error>(())
 //! ```
 #![forbid(unsafe_code)]
@@ -50,8 +50,8 @@ pub mod uri;
 pub mod wire;
 
 pub use client::{
-    ClientConfig, ClientHandshake, ClientSession, Cookie, Goal, InfoReport, Listed, Outcome,
-    ReplyEvent, Request, RequestHeader, ServerError, Step, Tls,
+    ClientConfig, ClientHandshake, ClientSession, Cookie, Goal, InfoReport, ListReport, Listed,
+    Outcome, ReplyEvent, Request, RequestHeader, ServerError, Step, Tls,
 };
 pub use error::{Error, Incompatibility, Misbehaviour, Misuse, Result};
 pub use server::{
@@ -59,7 +59,10 @@ pub use server::{
     ReplyWriter, RequestEvent, RequestLimits, ServedExport, ServerConfig, ServerHandshake,
     ServerRequest, ServerSession, ServerStep, TlsPolicy,
 };
-pub use types::{BlockSizes, ExportInfo, Extent, ListedExport, MetaContext, Negotiated, ReplyMode};
+pub use types::{
+    BlockSizes, ExportInfo, Extent, HandshakeStyle, ListedExport, MetaContext, Negotiated,
+    ReplyMode,
+};
 pub use uri::{NbdUri, Transport, UriError, is_nbd_uri};
 pub use wire::{
     Command, CommandFlags, DEFAULT_PORT, Errno, HandshakeFlags, OptionCode, OptionError,

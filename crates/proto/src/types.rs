@@ -24,6 +24,29 @@ impl ReplyMode {
     }
 }
 
+/// How a server begins (section "Handshake").
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum HandshakeStyle {
+    /// One greeting that says everything: no names, no options, no TLS.
+    Old,
+    /// Options, but no replies to them: the export is opened by name.
+    New,
+    /// Options with replies.
+    #[default]
+    FixedNew,
+}
+
+impl HandshakeStyle {
+    /// The name that tools print: `oldstyle`, `newstyle` or `newstyle-fixed`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Old => "oldstyle",
+            Self::New => "newstyle",
+            Self::FixedNew => "newstyle-fixed",
+        }
+    }
+}
+
 /// Block size constraints (section of that name), all in bytes and known to be consistent.
 ///
 /// The default is what a client assumes where the server advertised none: 1, 4096 and 32 MiB.
@@ -144,6 +167,8 @@ pub struct Negotiated {
     pub export_name: String,
     /// What the server said of it.
     pub export: ExportInfo,
+    /// How the server began.
+    pub style: HandshakeStyle,
     /// How replies look.
     pub mode: ReplyMode,
     /// The contexts that block status reports (or, of a listing, those available).

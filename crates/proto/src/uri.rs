@@ -429,6 +429,7 @@ fn write_host(f: &mut fmt::Formatter<'_>, host: &str) -> fmt::Result {
     }
 }
 
+/// The alternate form (`{:#}`) names the port also where it is the default one.
 impl fmt::Display for NbdUri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match self.transport {
@@ -444,7 +445,7 @@ impl fmt::Display for NbdUri {
         let socket = match &self.transport {
             Transport::Tcp { host, port } => {
                 write_host(f, host)?;
-                if *port != DEFAULT_PORT {
+                if *port != DEFAULT_PORT || f.alternate() {
                     write!(f, ":{port}")?;
                 }
                 None
@@ -452,7 +453,7 @@ impl fmt::Display for NbdUri {
             Transport::Unix { path } => Some(path),
             Transport::Vsock { cid, port } => {
                 write!(f, "{cid}")?;
-                if *port != u32::from(DEFAULT_PORT) {
+                if *port != u32::from(DEFAULT_PORT) || f.alternate() {
                     write!(f, ":{port}")?;
                 }
                 None

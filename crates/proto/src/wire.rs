@@ -41,6 +41,9 @@ pub const STRUCTURED_REPLY_LEN: usize = 20;
 /// Bytes of an extended chunk header.
 pub const EXTENDED_REPLY_LEN: usize = 32;
 
+/// Bytes of an oldstyle greeting after its two magics: size, flags, and 124 bytes of zeroes.
+pub const OLD_STYLE_REST_LEN: usize = 136;
+
 /// Bytes of an option header: magic, option, length.
 pub const OPTION_LEN: usize = 16;
 /// Bytes of an option reply header: magic, option, reply type, length.

@@ -3,8 +3,8 @@
 use blockferry_proto::error::{Incompatibility, Misbehaviour, Misuse};
 use blockferry_proto::limits;
 use blockferry_proto::{
-    ClientConfig, ClientHandshake, Error, Goal, MetaContext, OptionCode, OptionErrorCode, Outcome,
-    ReplyMode, Step, Tls, TransmissionFlags,
+    ClientConfig, ClientHandshake, Error, Goal, HandshakeStyle, MetaContext, OptionCode,
+    OptionErrorCode, Outcome, ReplyMode, Step, Tls, TransmissionFlags,
 };
 
 const ACK: u32 = 1;
@@ -32,6 +32,16 @@ impl Script {
     fn greeting(flags: u16) -> Self {
         let mut bytes = b"NBDMAGICIHAVEOPT".to_vec();
         bytes.extend(flags.to_be_bytes());
+        Self { bytes }
+    }
+
+    /// The whole greeting of an oldstyle server.
+    fn old_style(size: u64, flags: u16) -> Self {
+        let mut bytes = b"NBDMAGIC".to_vec();
+        bytes.extend(0x0000_4202_8186_1253_u64.to_be_bytes());
+        bytes.extend(size.to_be_bytes());
+        bytes.extend(u32::from(flags).to_be_bytes());
+        bytes.extend([0; 124]);
         Self { bytes }
     }
 
@@ -318,6 +328,62 @@ fn without_info_the_export_is_opened_and_left_at_once() {
 }
 
 #[test]
+fn an_oldstyle_greeting_is_all_there_is_to_know() {
+    let config = ClientConfig {
+        export: String::new(),
+        ..config()
+    };
+    let script = Script::old_style(12345, 0x0103);
+    let played = script.play(config.clone());
+    assert!(played.sent.is_empty());
+    let Ok(Some(Outcome::Transmit(negotiated))) = played.result else {
+        panic!("{:?}", played.result);
+    };
+    assert_eq!(negotiated.style, HandshakeStyle::Old);
+    assert_eq!(negotiated.mode, ReplyMode::Simple);
+    assert_eq!(negotiated.export.size, 12345);
+    assert_eq!(
+        negotiated.export.flags,
+        TransmissionFlags::HAS_FLAGS
+            | TransmissionFlags::READ_ONLY
+            | TransmissionFlags::CAN_MULTI_CONN
+    );
+    assert!(negotiated.contexts.is_empty() && !negotiated.tls);
+
+    // Who only wanted to know says goodbye to the transmission that has begun.
+    let played = script.play(ClientConfig {
+        goal: Goal::Info,
+        ..config.clone()
+    });
+    assert_eq!(played.sent.len(), 1);
+    assert_eq!(played.sent[0][..8], [0x25, 0x60, 0x95, 0x13, 0, 0, 0, 2]);
+    assert!(matches!(played.result, Ok(Some(Outcome::Info(_)))));
+
+    let played = Script::old_style(1 << 63, 1).play(config.clone());
+    assert_eq!(
+        played.result.unwrap_err(),
+        Misbehaviour::ExportSize(1 << 63).into()
+    );
+    let played = Script::old_style(1, 2).play(config);
+    assert_eq!(
+        played.result.unwrap_err(),
+        Misbehaviour::TransmissionFlags(2).into()
+    );
+}
+
+#[test]
+fn an_oldstyle_server_does_not_get_away_with_another_export() {
+    let named = ClientConfig {
+        export: "disk".to_owned(),
+        ..config()
+    };
+    assert_eq!(
+        Script::old_style(1 << 20, 1).fails(named),
+        Incompatibility::OldStyle.into()
+    );
+}
+
+#[test]
 fn a_list_asks_about_every_export_and_survives_the_failure_of_one() {
     let script = Script::fixed()
         .reply(11, UNSUP, b"")
@@ -331,9 +397,11 @@ fn a_list_asks_about_every_export_and_survives_the_failure_of_one() {
         .reply(9, UNSUP, b"");
     let played = script.play(goal(Goal::List));
     assert_eq!(options(&played), [11, 8, 3, 6, 6, 9, 2]);
-    let Ok(Some(Outcome::List(listed))) = played.result else {
+    let Ok(Some(Outcome::List(report))) = played.result else {
         panic!("{:?}", played.result);
     };
+    assert_eq!(report.mode, ReplyMode::Structured);
+    let listed = report.exports;
     assert_eq!(listed[0].export.description, "first");
     assert_eq!(
         listed[0].info.as_ref().unwrap_err().code,
@@ -397,13 +465,13 @@ fn servers_of_another_kind_are_incompatible() {
             Incompatibility::NotNbd(u64::from_be_bytes(*b"SSH-2.0-")),
         ),
         (
-            b"NBDMAGIC\0\0\x42\x02\x81\x86\x12\x53\0\0".to_vec(),
+            Script::old_style(1 << 20, 1).bytes,
             Tls::Off,
-            Goal::Transmit,
+            Goal::List,
             Incompatibility::OldStyle,
         ),
         (
-            b"NBDMAGIC\0\0\x42\x02\x81\x86\x12\x53\0\0".to_vec(),
+            Script::old_style(1 << 20, 1).bytes,
             Tls::Require,
             Goal::Transmit,
             Incompatibility::OldStyle,
@@ -732,5 +800,7 @@ fn bytes_out_of_turn_are_misuse_and_change_nothing() {
     );
     assert_eq!(handshake.step(), Step::Receive(8));
     handshake.receive(b"NBDMAGIC").unwrap();
-    assert_eq!(handshake.step(), Step::Receive(10));
+    assert_eq!(handshake.step(), Step::Receive(8));
+    handshake.receive(b"IHAVEOPT").unwrap();
+    assert_eq!(handshake.step(), Step::Receive(2));
 }

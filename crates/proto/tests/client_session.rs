@@ -3,8 +3,8 @@
 use blockferry_proto::error::{Error, Misbehaviour, Misuse};
 use blockferry_proto::{
     BlockSizes, ClientSession, Command, CommandFlags, Cookie, Errno, ExportInfo, Extent,
-    HandshakeFlags, MetaContext, Negotiated, ReplyEvent, ReplyMode, Request, RequestHeader,
-    ServerError, TransmissionFlags, limits,
+    HandshakeFlags, HandshakeStyle, MetaContext, Negotiated, ReplyEvent, ReplyMode, Request,
+    RequestHeader, ServerError, TransmissionFlags, limits,
 };
 
 const DONE: u16 = 1;
@@ -33,6 +33,7 @@ fn negotiated(mode: ReplyMode) -> Negotiated {
         mode,
         contexts: vec![context(1, "base:allocation"), context(40, "a:depth")],
         tls: false,
+        style: HandshakeStyle::FixedNew,
         handshake_flags: HandshakeFlags::all(),
     }
 }

@@ -2,8 +2,9 @@
 
 use blockferry_proto::error::{Error, Misbehaviour};
 use blockferry_proto::{
-    BlockSizes, Command, CommandFlags, Errno, ExportInfo, HandshakeFlags, MetaContext, Negotiated,
-    ReplyMode, RequestEvent, RequestLimits, ServerSession, TransmissionFlags,
+    BlockSizes, Command, CommandFlags, Errno, ExportInfo, HandshakeFlags, HandshakeStyle,
+    MetaContext, Negotiated, ReplyMode, RequestEvent, RequestLimits, ServerSession,
+    TransmissionFlags,
 };
 
 const SIZE: u64 = 1 << 40;
@@ -39,6 +40,7 @@ fn negotiated(mode: ReplyMode) -> Negotiated {
         mode,
         contexts: vec![context(1, "base:allocation"), context(2, "a:depth")],
         tls: false,
+        style: HandshakeStyle::FixedNew,
         handshake_flags: HandshakeFlags::all(),
     }
 }

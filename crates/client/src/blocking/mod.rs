@@ -24,8 +24,8 @@ use blockferry_block::{
     WriteFlags, ZeroFlags,
 };
 use blockferry_proto::{
-    ClientSession, Command, CommandFlags, Goal, InfoReport, Listed, NbdUri, Negotiated, Outcome,
-    Request, RequestHeader,
+    ClientSession, Command, CommandFlags, Goal, InfoReport, ListReport, NbdUri, Negotiated,
+    Outcome, Request, RequestHeader,
 };
 
 use crate::{
@@ -362,13 +362,13 @@ pub fn info(uri: &NbdUri, options: &ConnectOptions) -> Result<InfoReport> {
     }
 }
 
-/// The exports that a server lists.
+/// The exports that a server lists, and what it says of each.
 ///
 /// # Errors
 /// As [`Client::connect`]; `Unsupported` where the server keeps them to itself.
-pub fn list(uri: &NbdUri, options: &ConnectOptions) -> Result<Vec<Listed>> {
+pub fn list(uri: &NbdUri, options: &ConnectOptions) -> Result<ListReport> {
     match connect(uri, options, Goal::List)?.1 {
-        Outcome::List(exports) => Ok(exports),
+        Outcome::List(report) => Ok(report),
         _ => Err(unexpected_outcome()),
     }
 }

@@ -1,7 +1,8 @@
 //! Which requests may wait to be sent.
 
 use blockferry_proto::{
-    CommandFlags, ExportInfo, HandshakeFlags, Negotiated, ReplyMode, TransmissionFlags,
+    CommandFlags, ExportInfo, HandshakeFlags, HandshakeStyle, Negotiated, ReplyMode,
+    TransmissionFlags,
 };
 
 use super::*;
@@ -19,6 +20,7 @@ fn shared() -> Shared {
         mode: ReplyMode::Simple,
         contexts: Vec::new(),
         tls: false,
+        style: HandshakeStyle::FixedNew,
         handshake_flags: HandshakeFlags::FIXED_NEWSTYLE,
     }))
 }

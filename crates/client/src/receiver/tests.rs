@@ -112,6 +112,7 @@ fn negotiated(mode: ReplyMode) -> Negotiated {
         mode,
         contexts: Vec::new(),
         tls: false,
+        style: blockferry_proto::HandshakeStyle::FixedNew,
         handshake_flags: blockferry_proto::HandshakeFlags::FIXED_NEWSTYLE,
     }
 }

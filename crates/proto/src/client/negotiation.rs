@@ -2,6 +2,7 @@
 //! one chosen by what became of the last.
 //!
 //! ```text
+//! oldstyle greeting -> transmission
 //! greeting -> [STARTTLS] -> [EXTENDED_HEADERS] -refused-> [STRUCTURED_REPLY]
 //!   Transmit: [SET_META_CONTEXT] -> GO -unsupported-> EXPORT_NAME
 //!   Info:     INFO -> [LIST_META_CONTEXT] -> ABORT
@@ -11,11 +12,12 @@
 use std::collections::VecDeque;
 
 use super::options::{self, InfoCollector, ReplyHead};
+use super::outcome::{InfoReport, ListReport, Listed, Outcome};
 use crate::error::{Error, Incompatibility, Misbehaviour, Misuse, Result};
 use crate::limits;
 use crate::option::{OptionCode, OptionError, OptionErrorCode};
 use crate::reader::{self, Put, Reader};
-use crate::types::{ExportInfo, ListedExport, MetaContext, Negotiated, ReplyMode};
+use crate::types::{ExportInfo, HandshakeStyle, ListedExport, MetaContext, Negotiated, ReplyMode};
 use crate::wire::{self, HandshakeFlags};
 
 /// Whether to use TLS.
@@ -89,33 +91,6 @@ pub enum Step {
     Done,
 }
 
-/// What a handshake was for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// Transmission has begun.
-    Transmit(Negotiated),
-    /// The session has ended.
-    Info(InfoReport),
-    /// The session has ended.
-    List(Vec<Listed>),
-}
-
-/// What a server says about one export.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InfoReport {
-    /// What a client would get; the contexts are all those that are available.
-    pub negotiated: Negotiated,
-}
-
-/// One export of a list.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listed {
-    /// What the list says of it.
-    pub export: ListedExport,
-    /// What the server says when asked; as in [`InfoReport`].
-    pub info: Result<Negotiated, OptionError>,
-}
-
 /// The handshake of a client.
 ///
 /// The driver alternates between [`step`](Self::step) and what the step asks for. After an error,
@@ -125,6 +100,7 @@ pub struct ClientHandshake {
     config: ClientConfig,
     state: State,
     outgoing: Vec<u8>,
+    style: HandshakeStyle,
     flags: HandshakeFlags,
     tls: bool,
     mode: ReplyMode,
@@ -145,6 +121,8 @@ pub struct ClientHandshake {
 enum State {
     Magic,
     Style,
+    Flags,
+    OldStyle,
     ReplyHead(OptionCode),
     ReplyPayload(ReplyHead),
     ExportNameReply,
@@ -170,6 +148,7 @@ impl ClientHandshake {
             config,
             state: State::Magic,
             outgoing: Vec::new(),
+            style: HandshakeStyle::default(),
             flags: HandshakeFlags::empty(),
             tls: false,
             mode: ReplyMode::Simple,
@@ -210,6 +189,8 @@ impl ClientHandshake {
         let result = match self.state {
             State::Magic => self.on_magic(bytes),
             State::Style => self.on_style(bytes),
+            State::Flags => self.on_flags(bytes),
+            State::OldStyle => self.on_old_style(bytes),
             State::ReplyHead(option) => self.on_reply_head(option, bytes),
             State::ReplyPayload(head) => self.on_reply(head, bytes),
             State::ExportNameReply => self.on_export_name(bytes),
@@ -258,8 +239,9 @@ impl ClientHandshake {
 
     fn wanted(&self) -> usize {
         match self.state {
-            State::Magic => 8,
-            State::Style => 10,
+            State::Magic | State::Style => 8,
+            State::Flags => 2,
+            State::OldStyle => wire::OLD_STYLE_REST_LEN,
             State::ReplyHead(_) => wire::OPTION_REPLY_LEN,
             State::ReplyPayload(head) => head.length,
             State::ExportNameReply if self.flags.contains(HandshakeFlags::NO_ZEROES) => 10,
@@ -278,13 +260,25 @@ impl ClientHandshake {
     }
 
     fn on_style(&mut self, bytes: &[u8]) -> Result<()> {
-        let mut reader = Reader::new(bytes);
-        match reader.u64().unwrap_or_default() {
-            wire::OPTION_MAGIC => {}
+        match Reader::new(bytes).u64().unwrap_or_default() {
+            wire::OPTION_MAGIC => self.state = State::Flags,
+            wire::OLD_STYLE_MAGIC if self.suits_old_style() => self.state = State::OldStyle,
             wire::OLD_STYLE_MAGIC => return Err(Incompatibility::OldStyle.into()),
             magic => return Err(Incompatibility::UnknownStyle(magic).into()),
         }
-        let offered = reader.u16().unwrap_or_default();
+        Ok(())
+    }
+
+    /// Whether what is wanted can be had without names and options. A name that cannot be told to the
+    /// server must not be taken for that of the one export which it has.
+    fn suits_old_style(&self) -> bool {
+        self.config.tls != Tls::Require
+            && self.config.goal != Goal::List
+            && self.config.export.is_empty()
+    }
+
+    fn on_flags(&mut self, bytes: &[u8]) -> Result<()> {
+        let offered = Reader::new(bytes).u16().unwrap_or_default();
         // The client answers with those of the server's flags that it knows.
         self.flags = HandshakeFlags::from_bits_truncate(offered);
         let fixed = self.flags.contains(HandshakeFlags::FIXED_NEWSTYLE);
@@ -293,6 +287,7 @@ impl ClientHandshake {
         }
         self.outgoing.put_u32(self.flags.bits().into());
         if !fixed {
+            self.style = HandshakeStyle::New;
             self.ask_by_name();
         } else if self.config.tls == Tls::Off {
             self.ask_for_mode();
@@ -408,14 +403,25 @@ impl ClientHandshake {
         Ok(())
     }
 
+    fn on_old_style(&mut self, bytes: &[u8]) -> Result<()> {
+        self.style = HandshakeStyle::Old;
+        self.on_opened(options::old_style_greeting(bytes)?);
+        Ok(())
+    }
+
     fn on_export_name(&mut self, bytes: &[u8]) -> Result<()> {
-        let info = options::export_name_reply(bytes)?;
+        self.on_opened(options::export_name_reply(bytes)?);
+        Ok(())
+    }
+
+    /// Transmission has begun, whether it was wanted or not.
+    fn on_opened(&mut self, info: ExportInfo) {
         let negotiated = self.settle(info);
         self.state = State::Over;
         self.outcome = Some(match self.config.goal {
             Goal::Transmit => Outcome::Transmit(negotiated),
             Goal::Info | Goal::List => {
-                // Transmission has begun although nobody wanted that: say goodbye to it.
+                // Nobody wanted it: say goodbye to it.
                 self.outgoing.put_u32(wire::REQUEST_MAGIC);
                 self.outgoing.put_u16(0);
                 self.outgoing.put_u16(wire::Command::Disconnect.to_wire());
@@ -423,7 +429,6 @@ impl ClientHandshake {
                 Outcome::Info(InfoReport { negotiated })
             }
         });
-        Ok(())
     }
 
     fn add_context(&mut self, option: OptionCode, context: MetaContext) -> Result<()> {
@@ -503,8 +508,13 @@ impl ClientHandshake {
 
     fn ask_about_next(&mut self) {
         if self.pending.is_empty() {
-            let listed = std::mem::take(&mut self.listed);
-            self.leave(Outcome::List(listed));
+            let report = ListReport {
+                exports: std::mem::take(&mut self.listed),
+                style: self.style,
+                mode: self.mode,
+                tls: self.tls,
+            };
+            self.leave(Outcome::List(report));
         } else {
             self.ask_for_info(OptionCode::Info);
         }
@@ -549,6 +559,7 @@ impl ClientHandshake {
         Negotiated {
             export_name: self.export().to_owned(),
             export,
+            style: self.style,
             mode: self.mode,
             contexts: std::mem::take(&mut self.contexts),
             tls: self.tls,

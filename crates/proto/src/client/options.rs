@@ -230,6 +230,22 @@ pub(super) fn export_name_reply(bytes: &[u8]) -> Result<ExportInfo> {
     let short = |_: Truncated| Misbehaviour::HungUp;
     let size = reader.u64().map_err(short)?;
     let flags = TransmissionFlags::from_bits_retain(reader.u16().map_err(short)?);
+    bare_export(size, flags)
+}
+
+/// The rest of an oldstyle greeting, after its magics: size, global flags, transmission flags, and zeroes
+/// that nobody looks at.
+pub(super) fn old_style_greeting(bytes: &[u8]) -> Result<ExportInfo> {
+    let mut reader = Reader::new(bytes);
+    let short = |_: Truncated| Misbehaviour::HungUp;
+    let size = reader.u64().map_err(short)?;
+    let _global_flags = reader.u16().map_err(short)?;
+    let flags = TransmissionFlags::from_bits_retain(reader.u16().map_err(short)?);
+    bare_export(size, flags)
+}
+
+/// An export of which nothing more is known.
+fn bare_export(size: u64, flags: TransmissionFlags) -> Result<ExportInfo> {
     check_export(size, flags)?;
     Ok(ExportInfo {
         name: None,

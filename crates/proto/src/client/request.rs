@@ -8,6 +8,10 @@ use crate::reader::{Inline, Put};
 use crate::types::{Negotiated, ReplyMode};
 use crate::wire::{self, Command, CommandFlags, TransmissionFlags};
 
+/// The longest range of a request with a 32-bit length: whole sectors, so that what follows begins with one,
+/// and less than 2^32 - 1 bytes, whose block status makes nbdkit abort (CVE-2025-47711).
+const LONGEST_NARROW: u64 = 0xffff_fe00;
+
 /// A request of the transmission phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
@@ -87,7 +91,7 @@ impl RequestRules {
             _ => {
                 let limit = match self.mode {
                     ReplyMode::Extended => limits::EXPORT_SIZE,
-                    _ => u32::MAX.into(),
+                    _ => LONGEST_NARROW,
                 };
                 limit - limit % u64::from(self.minimum_block)
             }

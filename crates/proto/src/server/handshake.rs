@@ -10,7 +10,9 @@ use crate::error::{Misbehaviour, Misuse, Result};
 use crate::limits;
 use crate::option::{OptionCode, OptionErrorCode};
 use crate::reader::{self, Put, Reader};
-use crate::types::{BlockSizes, ExportInfo, ListedExport, MetaContext, Negotiated, ReplyMode};
+use crate::types::{
+    BlockSizes, ExportInfo, HandshakeStyle, ListedExport, MetaContext, Negotiated, ReplyMode,
+};
 use crate::wire::{self, HandshakeFlags, TransmissionFlags};
 
 /// Whether a server does TLS (section "TLS versions").
@@ -519,6 +521,10 @@ impl ServerHandshake {
                 size: export.size,
                 flags,
                 block_sizes: export.block_sizes,
+            },
+            style: match self.flags.contains(HandshakeFlags::FIXED_NEWSTYLE) {
+                true => HandshakeStyle::FixedNew,
+                false => HandshakeStyle::New,
             },
             mode: self.mode,
             contexts,

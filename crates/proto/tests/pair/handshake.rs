@@ -170,9 +170,10 @@ fn both_goodbyes_are_understood() {
 
         let joined = join(case.client(Goal::List, ""), case.server(), true);
         assert_eq!(joined.server, Ok(None));
-        let Ok(Some(Outcome::List(listed))) = joined.client else {
+        let Ok(Some(Outcome::List(report))) = joined.client else {
             panic!("{case:?}: {:?}", joined.client);
         };
+        let listed = report.exports;
         assert_eq!(listed.len(), 2);
         assert_eq!(listed[0].export.description, "the first disk");
         assert_eq!(names(listed[0].info.as_ref().unwrap()), expected);

@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 
 use blockferry_proto::{
-    Command, CommandFlags, Cookie, Errno, ExportInfo, Extent, HandshakeFlags, MetaContext,
-    Negotiated, Request, TransmissionFlags,
+    Command, CommandFlags, Cookie, Errno, ExportInfo, Extent, HandshakeFlags, HandshakeStyle,
+    MetaContext, Negotiated, Request, TransmissionFlags,
 };
 use proptest::prelude::*;
 
@@ -39,6 +39,7 @@ fn negotiated(mode: usize) -> Negotiated {
             Vec::new()
         },
         tls: false,
+        style: HandshakeStyle::FixedNew,
         handshake_flags: HandshakeFlags::all(),
     }
 }

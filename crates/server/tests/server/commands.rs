@@ -296,8 +296,8 @@ fn exports_are_listed_with_their_details() {
     let Ok(Outcome::List(list)) = outcome else {
         panic!("the list came to {outcome:?}");
     };
-    assert_eq!(list.len(), 1);
-    let info = list[0].info.as_ref().expect("details");
+    assert_eq!(list.exports.len(), 1);
+    let info = list.exports[0].info.as_ref().expect("details");
     assert_eq!(info.export.size, 12345);
     assert_eq!(info.contexts[0].name, "base:allocation");
 }

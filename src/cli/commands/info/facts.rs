@@ -1,0 +1,333 @@
+//! What is known of a server and its exports, whatever it came from and however it is shown.
+
+use serde::Serialize;
+
+use crate::{
+    block::{Capabilities, DeviceInfo},
+    proto::{
+        HandshakeStyle, ListReport, Listed, NbdUri, Negotiated, ReplyMode,
+        TransmissionFlags as Flags, Transport,
+    },
+};
+
+use super::super::super::args::Size;
+
+/// Everything that is shown.
+#[derive(Debug, Serialize)]
+pub(crate) struct Facts {
+    #[serde(flatten)]
+    pub(crate) server: Option<Server>,
+    pub(crate) exports: Vec<Export>,
+}
+
+/// What holds for the whole connection.
+#[derive(Debug, Serialize)]
+pub(crate) struct Server {
+    pub(crate) protocol: &'static str,
+    #[serde(rename = "TLS")]
+    pub(crate) tls: bool,
+    pub(crate) structured: bool,
+    pub(crate) extended: bool,
+}
+
+/// One export, in the order of nbdinfo's keys. What came from the server is as hostile as the server.
+#[derive(Debug, Serialize)]
+pub(crate) struct Export {
+    #[serde(rename = "export-name")]
+    pub(crate) name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) description: Option<String>,
+    /// What kind of data it begins with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) content: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) uri: Option<String>,
+    /// Why nothing more is known of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) error: Option<String>,
+    #[serde(flatten)]
+    pub(crate) details: Option<Details>,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Details {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) contexts: Vec<String>,
+    #[serde(flatten)]
+    pub(crate) abilities: Abilities,
+    #[serde(flatten)]
+    pub(crate) block_sizes: Option<BlockSizes>,
+    #[serde(rename = "export-size")]
+    pub(crate) size: u64,
+    #[serde(rename = "export-size-str")]
+    pub(crate) size_text: String,
+}
+
+/// What an export is and can do.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Abilities {
+    pub(crate) is_rotational: bool,
+    pub(crate) is_read_only: bool,
+    pub(crate) can_block_status_payload: bool,
+    pub(crate) can_cache: bool,
+    pub(crate) can_df: bool,
+    pub(crate) can_fast_zero: bool,
+    pub(crate) can_flush: bool,
+    pub(crate) can_fua: bool,
+    pub(crate) can_multi_conn: bool,
+    pub(crate) can_trim: bool,
+    pub(crate) can_zero: bool,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct BlockSizes {
+    #[serde(rename = "block_size_minimum")]
+    pub(crate) minimum: u32,
+    #[serde(rename = "block_size_preferred")]
+    pub(crate) preferred: u32,
+    #[serde(rename = "block_size_maximum")]
+    pub(crate) maximum: u32,
+}
+
+impl Facts {
+    /// One export of a server. `uri` is where others find it, if they can.
+    pub(crate) fn of_export(negotiated: &Negotiated, name: &str, uri: Option<&NbdUri>) -> Self {
+        Self {
+            server: Some(Server::of(negotiated)),
+            exports: vec![Export::of(negotiated, name, uri)],
+        }
+    }
+
+    /// All exports of a server.
+    pub(crate) fn of_list(report: ListReport, uri: Option<&NbdUri>) -> Self {
+        let server = Server::new(report.style, report.mode, report.tls);
+        let exports = report.exports.into_iter();
+        Self {
+            server: Some(server),
+            exports: exports.map(|one| Export::of_listed(one, uri)).collect(),
+        }
+    }
+
+    /// A device that needs no server.
+    pub(crate) fn of_device(info: &DeviceInfo) -> Self {
+        Self {
+            server: None,
+            exports: vec![Export::of_device(info)],
+        }
+    }
+}
+
+impl Server {
+    pub(crate) fn of(negotiated: &Negotiated) -> Self {
+        Self::new(negotiated.style, negotiated.mode, negotiated.tls)
+    }
+
+    fn new(style: HandshakeStyle, mode: ReplyMode, tls: bool) -> Self {
+        Self {
+            protocol: style.as_str(),
+            tls,
+            structured: mode.is_chunked(),
+            extended: mode == ReplyMode::Extended,
+        }
+    }
+}
+
+impl Export {
+    fn of(negotiated: &Negotiated, name: &str, uri: Option<&NbdUri>) -> Self {
+        let export = &negotiated.export;
+        let contexts = negotiated.contexts.iter();
+        let details = Details {
+            contexts: contexts.map(|context| context.name.clone()).collect(),
+            abilities: Abilities::of(negotiated),
+            block_sizes: export.block_sizes.map(|sizes| BlockSizes {
+                minimum: sizes.minimum(),
+                preferred: sizes.preferred(),
+                maximum: sizes.maximum(),
+            }),
+            size: export.size,
+            size_text: Size(export.size).to_string(),
+        };
+        Self {
+            name: export.name.clone().unwrap_or_else(|| name.to_owned()),
+            description: export.description.clone().filter(|text| !text.is_empty()),
+            content: None,
+            uri: uri.and_then(|uri| uri_of(uri, name)),
+            error: None,
+            details: Some(details),
+        }
+    }
+
+    /// What the list says goes before what the export says of itself: its name is what a client has to ask
+    /// for, and nbdinfo shows its description.
+    fn of_listed(listed: Listed, uri: Option<&NbdUri>) -> Self {
+        let described = listed.export;
+        let export = match &listed.info {
+            Ok(negotiated) => Self::of(negotiated, &described.name, uri),
+            Err(error) => Self {
+                name: String::new(),
+                description: None,
+                content: None,
+                uri: None,
+                error: Some(error.to_string()),
+                details: None,
+            },
+        };
+        Self {
+            name: described.name,
+            description: Some(described.description).filter(|text| !text.is_empty()),
+            ..export
+        }
+    }
+
+    fn of_device(info: &DeviceInfo) -> Self {
+        let details = Details {
+            contexts: info.contexts.iter().map(ToString::to_string).collect(),
+            abilities: Abilities::of_device(info),
+            block_sizes: Some(BlockSizes {
+                minimum: info.limits.minimum,
+                preferred: info.limits.preferred,
+                maximum: info.limits.maximum,
+            }),
+            size: info.size,
+            size_text: Size(info.size).to_string(),
+        };
+        Self {
+            name: info.name.to_string(),
+            description: info.description.clone(),
+            content: None,
+            uri: None,
+            error: None,
+            details: Some(details),
+        }
+    }
+}
+
+impl Abilities {
+    pub(crate) fn of(negotiated: &Negotiated) -> Self {
+        let can = |flag| negotiated.export.flags.contains(flag);
+        Self {
+            is_rotational: can(Flags::ROTATIONAL),
+            is_read_only: can(Flags::READ_ONLY),
+            // The flag of the command that it allows exists in extended requests only.
+            can_block_status_payload: can(Flags::BLOCK_STATUS_PAYLOAD)
+                && negotiated.mode == ReplyMode::Extended,
+            can_cache: can(Flags::SEND_CACHE),
+            can_df: can(Flags::SEND_DF),
+            can_fast_zero: can(Flags::SEND_FAST_ZERO),
+            can_flush: can(Flags::SEND_FLUSH),
+            can_fua: can(Flags::SEND_FUA),
+            can_multi_conn: can(Flags::CAN_MULTI_CONN),
+            can_trim: can(Flags::SEND_TRIM),
+            can_zero: can(Flags::SEND_WRITE_ZEROES),
+        }
+    }
+
+    fn of_device(info: &DeviceInfo) -> Self {
+        Self {
+            is_rotational: info.rotational,
+            is_read_only: !info.can(Capabilities::WRITE),
+            can_block_status_payload: false,
+            can_cache: info.can(Capabilities::CACHE),
+            can_df: false,
+            can_fast_zero: info.can(Capabilities::FAST_ZERO),
+            can_flush: info.can(Capabilities::FLUSH),
+            can_fua: info.can(Capabilities::FUA),
+            can_multi_conn: info.can(Capabilities::MULTI_CONN),
+            can_trim: info.can(Capabilities::TRIM),
+            can_zero: info.can(Capabilities::ZERO),
+        }
+    }
+}
+
+/// The URI of another export of the same server; `None` where its socket's path is no text.
+pub(crate) fn uri_of(server: &NbdUri, export: &str) -> Option<String> {
+    if let Transport::Unix { path } = &server.transport
+        && path.to_str().is_none()
+    {
+        return None;
+    }
+    let mut uri = server.clone();
+    uri.export = export.to_owned();
+    Some(format!("{uri:#}"))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::proto::{ExportInfo, HandshakeFlags, ListedExport, MetaContext};
+
+    pub(in super::super) fn negotiated(name: &str) -> Negotiated {
+        Negotiated {
+            export_name: name.to_owned(),
+            export: ExportInfo {
+                name: None,
+                description: Some("a \u{1b}[31mred\u{1b}[0m disk".to_owned()),
+                size: 1 << 20,
+                flags: Flags::HAS_FLAGS
+                    | Flags::READ_ONLY
+                    | Flags::SEND_FLUSH
+                    | Flags::BLOCK_STATUS_PAYLOAD,
+                block_sizes: None,
+            },
+            style: HandshakeStyle::FixedNew,
+            mode: ReplyMode::Structured,
+            contexts: vec![MetaContext {
+                id: 1,
+                name: "base:allocation".to_owned(),
+            }],
+            tls: false,
+            handshake_flags: HandshakeFlags::FIXED_NEWSTYLE,
+        }
+    }
+
+    fn listed(name: &str, description: &str) -> Listed {
+        Listed {
+            export: ListedExport {
+                name: name.to_owned(),
+                description: description.to_owned(),
+            },
+            info: Ok(negotiated(name)),
+        }
+    }
+
+    #[test]
+    fn a_list_names_each_export_as_a_client_has_to() {
+        let uri: NbdUri = "nbd://host/".parse().expect("a URI");
+        let report = ListReport {
+            exports: vec![listed("good", "a good disk"), listed("a b", "")],
+            style: HandshakeStyle::FixedNew,
+            mode: ReplyMode::Simple,
+            tls: true,
+        };
+        let facts = Facts::of_list(report, Some(&uri));
+        let [good, other] = &facts.exports[..] else {
+            panic!("two exports: {facts:?}")
+        };
+        assert_eq!(good.name, "good");
+        assert_eq!(good.uri.as_deref(), Some("nbd://host:10809/good"));
+        assert_eq!(good.description.as_deref(), Some("a good disk"));
+        assert_eq!(other.uri.as_deref(), Some("nbd://host:10809/a%20b"));
+        assert_eq!(other.description, None);
+        let server = facts.server.expect("a server");
+        assert!(server.tls && !server.structured);
+    }
+
+    #[test]
+    fn a_payload_of_block_status_needs_extended_headers() {
+        let mut negotiated = negotiated("x");
+        assert!(!Abilities::of(&negotiated).can_block_status_payload);
+        negotiated.mode = ReplyMode::Extended;
+        assert!(Abilities::of(&negotiated).can_block_status_payload);
+    }
+
+    #[test]
+    fn a_device_has_no_server() {
+        let facts = Facts::of_device(&DeviceInfo::new("disk.raw", 513));
+        assert!(facts.server.is_none());
+        assert_eq!(facts.exports[0].name, "disk.raw");
+        assert_eq!(
+            facts.exports[0].details.as_ref().map(|all| &*all.size_text),
+            Some("513")
+        );
+    }
+}

@@ -1,0 +1,249 @@
+//! Facts as nbdinfo's text.
+
+use std::fmt::{self, Display, Write};
+
+use super::super::super::{
+    args::Size,
+    style::{Colour, Paint},
+};
+use super::{
+    facts::{Abilities, BlockSizes, Details, Export, Facts, Server},
+    json::Escaped,
+};
+
+/// The facts, a line each.
+pub(crate) fn text(facts: &Facts, colour: Colour) -> String {
+    let mut text = Text {
+        text: String::new(),
+        colour,
+    };
+    if let Some(server) = &facts.server {
+        text.server(server);
+    }
+    for export in &facts.exports {
+        text.export(export);
+    }
+    text.text
+}
+
+/// The text while it grows. Writing to a string cannot fail.
+struct Text {
+    text: String,
+    colour: Colour,
+}
+
+impl Text {
+    fn server(&mut self, server: &Server) {
+        let tls = if server.tls { "with" } else { "without" };
+        let packets = match (server.extended, server.structured) {
+            (true, _) => "extended",
+            (false, true) => "structured",
+            (false, false) => "simple",
+        };
+        let protocol = server.protocol;
+        self.paint(Paint::Grey);
+        self.text += &format!("protocol: {protocol} {tls} TLS, using {packets} packets\n");
+        self.paint(Paint::Normal);
+    }
+
+    fn export(&mut self, export: &Export) {
+        self.paint(Paint::BoldBlack);
+        self.text += &format!("export=\"{}\":\n", Escaped(&export.name));
+        if let Some(description) = &export.description {
+            self.line("description", Printable(description));
+        }
+        if let Some(error) = &export.error {
+            self.line("error", Printable(error));
+        }
+        if let Some(details) = &export.details {
+            let size = WithUnit(details.size);
+            self.line("export-size", size);
+        }
+        if let Some(content) = &export.content {
+            self.line("content", Printable(content));
+        }
+        if let Some(uri) = &export.uri {
+            self.line("uri", uri);
+        }
+        self.paint(Paint::Normal);
+        if let Some(details) = &export.details {
+            self.details(details);
+        }
+    }
+
+    fn details(&mut self, details: &Details) {
+        self.paint(Paint::Grey);
+        if !details.contexts.is_empty() {
+            self.text.push_str("\tcontexts:\n");
+        }
+        for context in &details.contexts {
+            self.text += &format!("\t\t{}\n", Printable(context));
+        }
+        self.abilities(&details.abilities);
+        if let Some(sizes) = &details.block_sizes {
+            self.block_sizes(sizes);
+        }
+    }
+
+    fn abilities(&mut self, abilities: &Abilities) {
+        self.line("is_rotational", abilities.is_rotational);
+        self.paint(Paint::Normal);
+        self.line("is_read_only", abilities.is_read_only);
+        let table = [
+            (
+                "can_block_status_payload",
+                abilities.can_block_status_payload,
+            ),
+            ("can_cache", abilities.can_cache),
+            ("can_df", abilities.can_df),
+            ("can_fast_zero", abilities.can_fast_zero),
+            ("can_flush", abilities.can_flush),
+            ("can_fua", abilities.can_fua),
+            ("can_multi_conn", abilities.can_multi_conn),
+            ("can_trim", abilities.can_trim),
+            ("can_zero", abilities.can_zero),
+        ];
+        for (key, can) in table {
+            self.paint(if can { Paint::Green } else { Paint::Red });
+            self.line(key, can);
+            self.paint(Paint::Normal);
+        }
+    }
+
+    fn block_sizes(&mut self, sizes: &BlockSizes) {
+        let table = [
+            ("block_size_minimum", sizes.minimum),
+            ("block_size_preferred", sizes.preferred),
+            ("block_size_maximum", sizes.maximum),
+        ];
+        for (key, size) in table {
+            self.line(key, WithUnit(size.into()));
+        }
+    }
+
+    fn line(&mut self, key: &str, value: impl Display) {
+        let _ = writeln!(self.text, "\t{key}: {value}");
+    }
+
+    fn paint(&mut self, paint: Paint) {
+        let _ = write!(self.text, "{}", self.colour.paint(paint));
+    }
+}
+
+/// A number of bytes, and the same in a larger unit where one fits exactly.
+struct WithUnit(u64);
+
+impl Display for WithUnit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (bytes, short) = (self.0.to_string(), Size(self.0).to_string());
+        match bytes == short {
+            true => f.write_str(&bytes),
+            false => write!(f, "{bytes} ({short})"),
+        }
+    }
+}
+
+/// What a server said, without what steers a terminal or ends the line.
+struct Printable<'a>(&'a str);
+
+impl Display for Printable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for c in self.0.chars() {
+            match c.is_control() {
+                true => write!(f, "\\u{:04x}", u32::from(c))?,
+                false => f.write_char(c)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        cli::commands::info::facts::tests::negotiated,
+        proto::{BlockSizes as Sizes, NbdUri, ReplyMode},
+    };
+
+    /// As of libnbd 1.24: with can_block_status_payload, and units behind the block sizes.
+    const PLAIN: &str = "\
+protocol: newstyle-fixed without TLS, using extended packets
+export=\"x\":
+\tdescription: a disk
+\texport-size: 1048576 (1M)
+\tcontent: data
+\turi: nbd://host:10809/x
+\tcontexts:
+\t\tbase:allocation
+\tis_rotational: false
+\tis_read_only: true
+\tcan_block_status_payload: true
+\tcan_cache: false
+\tcan_df: false
+\tcan_fast_zero: false
+\tcan_flush: true
+\tcan_fua: false
+\tcan_multi_conn: false
+\tcan_trim: false
+\tcan_zero: false
+\tblock_size_minimum: 1
+\tblock_size_preferred: 4096 (4K)
+\tblock_size_maximum: 33554432 (32M)
+";
+
+    fn facts() -> Facts {
+        let uri: NbdUri = "nbd://host/x".parse().expect("a URI");
+        let mut negotiated = negotiated("x");
+        negotiated.mode = ReplyMode::Extended;
+        negotiated.export.description = Some("a disk".to_owned());
+        negotiated.export.block_sizes = Sizes::new(1, 4096, 32 << 20).ok();
+        let mut facts = Facts::of_export(&negotiated, "x", Some(&uri));
+        facts.exports[0].content = Some("data".to_owned());
+        facts
+    }
+
+    #[test]
+    fn the_text_is_nbdinfos() {
+        assert_eq!(text(&facts(), Colour::Never), PLAIN);
+    }
+
+    #[test]
+    fn colours_are_added_and_nothing_else() {
+        let coloured = text(&facts(), Colour::Always);
+        assert!(coloured.starts_with("\x1b[22;90mprotocol: "), "{coloured}");
+        assert!(coloured.contains("\n\x1b[0m\x1b[1;30mexport="));
+        assert!(coloured.contains("\n\x1b[0m\x1b[22;90m\tcontexts:\n"));
+        assert!(coloured.contains("\x1b[22;32m\tcan_flush: true\n\x1b[0m"));
+        assert!(coloured.contains("\x1b[22;31m\tcan_fua: false\n\x1b[0m"));
+        let mut plain = String::new();
+        for (index, part) in coloured.split('\x1b').enumerate() {
+            plain += match index {
+                0 => part,
+                _ => part.split_once('m').expect("the end of a colour").1,
+            };
+        }
+        assert_eq!(plain, PLAIN);
+    }
+
+    #[test]
+    fn what_a_server_says_cannot_steer_the_terminal() {
+        let text = text(
+            &Facts::of_export(&negotiated("\u{9b}x\ny\"z"), "", None),
+            Colour::Never,
+        );
+        assert!(
+            text.contains("\n\tdescription: a \\u001b[31mred\\u001b[0m disk\n"),
+            "{text}"
+        );
+        assert!(!text.contains(['\u{1b}', '\u{9b}']), "{text}");
+    }
+
+    #[test]
+    fn an_export_that_cannot_be_asked_is_shown_with_the_reason() {
+        let mut facts = facts();
+        facts.exports[0].details = None;
+        facts.exports[0].error = Some("gone".to_owned());
+        assert!(text(&facts, Colour::Never).contains("\n\terror: gone\n"));
+    }
+}
