@@ -1,6 +1,6 @@
 //! The command lines of other tools: under the name of one of them, this program speaks as it does.
 //!
-//! One file for each tool: it parses the tool's options and turns them into the same jobs that the native
+//! One module for each tool: it parses the tool's options and turns them into the same jobs that the native
 //! commands run. What differs on purpose is listed in `docs/drop-in.md`.
 
 use std::{
@@ -9,12 +9,16 @@ use std::{
     process::ExitCode,
 };
 
-use crate::cli::output::speak_as;
+use crate::{
+    cli::{failure::Failure, output::speak_as},
+    endpoint::{Endpoint, EndpointKind},
+};
 
 mod getopt;
 mod nbdcopy;
 mod nbddump;
 mod nbdinfo;
+mod refusal;
 
 /// The version of libnbd whose tools are spoken for: what `--version` says.
 const VERSION: &str = "1.24.0";
@@ -22,6 +26,17 @@ const VERSION: &str = "1.24.0";
 /// What `--version` prints, as scripts take it apart: the tool's version and that of the library.
 fn version(tool: &str) -> String {
     format!("{tool} {VERSION}\nlibnbd {VERSION}\n")
+}
+
+/// An endpoint that is a server.
+fn server(text: &OsStr) -> Result<Endpoint, Failure> {
+    let endpoint = Endpoint::parse(text)?;
+    match endpoint.kind() {
+        EndpointKind::Nbd(_) | EndpointKind::Command(_) => Ok(endpoint),
+        _ => Err(Failure::usage(format!(
+            "{endpoint} is no NBD URI: those begin with nbd:// or nbd+unix://, for example"
+        ))),
+    }
 }
 
 /// A tool whose command line is spoken.

@@ -3,7 +3,6 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    fmt,
     fs::File,
     process::ExitCode,
     sync::Arc,
@@ -27,6 +26,7 @@ use crate::{
 
 use super::{
     getopt::{Argument, Arguments, Flag, long_options, short_options},
+    refusal::{Refusal, end, misused},
     version,
 };
 
@@ -142,38 +142,11 @@ pub(super) fn main(arguments: Vec<OsString>) -> ExitCode {
             print(&text).map_err(|error| Failure::system("standard output", &error))
         }
         Ok(Request::Copy(job)) => commands::copy::run(*job),
-        Err(Refusal { failure, usage }) => {
-            let code = end(failure);
-            if usage {
-                tell(USAGE);
-            }
-            return code;
-        }
+        Err(refusal) => return refusal.end(USAGE),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => end(failure),
-    }
-}
-
-/// What a shell says of a program that was ended by SIGPIPE.
-const BROKEN_PIPE: u8 = 128 + 13;
-
-/// Tells the failure as the tool does. Whoever was interrupted still ends as one who was, and `| head` is
-/// no reason for a message.
-fn end(failure: Failure) -> ExitCode {
-    let code = exit_code(&failure);
-    if !failure.is_reader_gone() {
-        failure.without_hint().report();
-    }
-    ExitCode::from(code)
-}
-
-fn exit_code(failure: &Failure) -> u8 {
-    match failure.code() {
-        _ if failure.is_reader_gone() => BROKEN_PIPE,
-        signal @ 128.. => signal,
-        _ => 1,
     }
 }
 
@@ -182,21 +155,6 @@ fn exit_code(failure: &Failure) -> u8 {
 enum Request {
     Copy(Box<CopyJob>),
     Print(String),
-}
-
-/// A command line that asks for nothing that can be done.
-#[derive(Debug)]
-struct Refusal {
-    failure: Failure,
-    /// Whether it helps to be told how the tool is called.
-    usage: bool,
-}
-
-impl From<Failure> for Refusal {
-    fn from(failure: Failure) -> Self {
-        let usage = false;
-        Self { failure, usage }
-    }
 }
 
 impl Request {
@@ -226,13 +184,6 @@ impl Request {
         let destination = Endpoint::parse(destination).map_err(Failure::from)?;
         check_sides(&source, &destination, false, terminals)?;
         Ok(Self::Copy(Box::new(choices.job(source, destination)?)))
-    }
-}
-
-fn misused(why: impl fmt::Display) -> Refusal {
-    Refusal {
-        failure: Failure::usage(why.to_string()),
-        usage: true,
     }
 }
 
@@ -478,7 +429,7 @@ fn describe_side(side: &str, endpoint: &Endpoint, device: Option<(u64, u32)>) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::refusal::exit_code, *};
 
     const NO_TERMINAL: Terminals = Terminals {
         input: false,

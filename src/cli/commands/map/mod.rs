@@ -1,28 +1,49 @@
-//! `blockferry map`: the extents of an image in nbdinfo's formats.
+//! `blockferry map`: the extents of an image in nbdinfo's formats. `compat/nbdinfo` maps in the same way.
 
-use std::{
-    collections::BTreeMap,
-    io::{self, BufWriter, Write},
-};
+mod shape;
+
+use std::io::{self, BufWriter, Write};
 
 use crate::{
-    block::{Access, BlockDevice, ByteRange, Context, Error, ErrorKind, Extent, Operation, Status},
+    block::{Access, BlockDevice, ByteRange, Context, Error, ErrorKind, Extent, Operation},
     endpoint::{OpenDevice, open_device},
 };
 
 use super::super::{
     failure::Failure,
     options::{MapJob, open_options},
+    style::Colour,
 };
+use shape::Shape;
 
+/// Maps to standard output, as the extents come.
 pub(crate) fn run(job: &MapJob) -> Result<(), Failure> {
+    let mut output = BufWriter::new(io::stdout().lock());
+    match write(job, Colour::Never, &mut output)? {
+        // Nobody reads on, as behind `head`: that is no error.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) => Err(super::standard_output(&error)),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Maps to `output`. The outer failure is the image's, the inner one the output's.
+pub(crate) fn write(
+    job: &MapJob,
+    colour: Colour,
+    output: &mut impl Write,
+) -> Result<io::Result<()>, Failure> {
     let runtime = super::runtime()?;
-    let result = runtime.block_on(map(job));
+    let result = runtime.block_on(map(job, colour, output));
     runtime.shutdown_background();
     result
 }
 
-async fn map(job: &MapJob) -> Result<(), Failure> {
+async fn map(
+    job: &MapJob,
+    colour: Colour,
+    output: &mut impl Write,
+) -> Result<io::Result<()>, Failure> {
     let mut options = open_options(job.timeouts);
     options.contexts = vec![job.context.clone()];
     let OpenDevice { device, connection } =
@@ -33,18 +54,10 @@ async fn map(job: &MapJob) -> Result<(), Failure> {
             job.endpoint, job.context
         )));
     }
-    let size = device.info().size;
-    let mut output = BufWriter::new(io::stdout().lock());
-    let shape = Shape::new(job, size);
-    let written = print_map(&*device, &job.context, shape, &mut output).await?;
-    drop(output);
+    let shape = Shape::new(job, colour, device.info().size);
+    let written = print_map(&*device, &job.context, shape, output).await?;
     connection.close().await;
-    match written {
-        // Nobody reads on, as behind `head`: that is no error.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        Err(error) => Err(super::standard_output(&error)),
-        Ok(()) => Ok(()),
-    }
+    Ok(written)
 }
 
 /// Asks for every extent in order and prints as it goes. The outer failure is the device's, the inner
@@ -88,103 +101,13 @@ async fn print_map(
     Ok(last.and_then(|()| shape.end(output)))
 }
 
-/// What the map looks like.
-struct Shape<'a> {
-    context: &'a Context,
-    json: bool,
-    size: u64,
-    /// The bytes of each status, where only sums are wanted.
-    totals: Option<BTreeMap<u64, u64>>,
-    /// Whether a JSON list has a member already.
-    begun: bool,
-}
-
-impl<'a> Shape<'a> {
-    fn new(job: &'a MapJob, size: u64) -> Self {
-        Self {
-            context: &job.context,
-            json: job.json,
-            size,
-            totals: job.totals.then(BTreeMap::new),
-            begun: false,
-        }
-    }
-
-    fn extent(&mut self, extent: Extent, output: &mut impl Write) -> io::Result<()> {
-        let (offset, length, status) = (extent.range.start(), extent.range.len(), extent.status);
-        if let Some(totals) = &mut self.totals {
-            *totals.entry(status.0).or_default() += length;
-            return Ok(());
-        }
-        let meaning = meaning(self.context, status);
-        if self.json {
-            let member = format!(
-                "{{ \"offset\": {offset}, \"length\": {length}, \"type\": {}{}}}",
-                status.0,
-                json_description(&meaning)
-            );
-            return self.member(&member, output);
-        }
-        let line = format!("{offset:>10}  {length:>10}  {:>3}  {meaning}", status.0);
-        writeln!(output, "{}", line.trim_end())
-    }
-
-    fn end(&mut self, output: &mut impl Write) -> io::Result<()> {
-        for (status, bytes) in self.totals.take().unwrap_or_default() {
-            let percent = 100.0 * bytes as f64 / self.size.max(1) as f64;
-            let meaning = meaning(self.context, Status(status));
-            if self.json {
-                let member = format!(
-                    "{{ \"size\": {bytes}, \"percent\": {percent}, \"type\": {status}{} }}",
-                    json_description(&meaning)
-                );
-                self.member(&member, output)?;
-            } else {
-                let line = format!("{bytes:>10} {percent:>5.1}% {status:>3} {meaning}");
-                writeln!(output, "{}", line.trim_end())?;
-            }
-        }
-        if self.json {
-            output.write_all(if self.begun { b"\n]\n" } else { b"[]\n" })?;
-        }
-        output.flush()
-    }
-
-    fn member(&mut self, member: &str, output: &mut impl Write) -> io::Result<()> {
-        let before = if self.begun { ",\n" } else { "[\n" };
-        self.begun = true;
-        write!(output, "{before}{member}")
-    }
-}
-
-fn json_description(meaning: &str) -> String {
-    match meaning {
-        "" => String::new(),
-        _ => format!(", \"description\": \"{meaning}\""),
-    }
-}
-
-/// What a status means in a context; empty where that is not known.
-fn meaning(context: &Context, status: Status) -> String {
-    let word = match (context, status.0) {
-        (Context::Allocation, 0) => "data",
-        (Context::Allocation, 1) => "hole",
-        (Context::Allocation, 2) => "zero",
-        (Context::Allocation, 3) => "hole,zero",
-        (Context::DirtyBitmap(_), 0) => "clean",
-        (Context::DirtyBitmap(_), 1) => "dirty",
-        (Context::AllocationDepth, 0) => "unallocated",
-        (Context::AllocationDepth, 1) => "local",
-        (Context::AllocationDepth, depth) => return format!("backing depth {depth}"),
-        _ => "",
-    };
-    word.to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::block::{BoxFuture, Buffer, DeviceInfo, Result};
+    use crate::{
+        block::{BoxFuture, Buffer, DeviceInfo, Result, Status},
+        cli::options::Timeouts,
+    };
 
     /// A device with a list of extents, which it gives out one at a time.
     struct Mapped {
@@ -235,13 +158,8 @@ mod tests {
 
     fn print(parts: &[(u64, u64)], context: &Context, json: bool, totals: bool) -> String {
         let device = Mapped::new(parts);
-        let shape = Shape {
-            context,
-            json,
-            size: device.info.size,
-            totals: totals.then(BTreeMap::new),
-            begun: false,
-        };
+        let job = job(context, json, totals);
+        let shape = Shape::new(&job, Colour::Never, device.info.size);
         let mut output = Vec::new();
         let runtime = super::super::runtime().expect("a runtime");
         runtime
@@ -249,6 +167,16 @@ mod tests {
             .expect("a map")
             .expect("written");
         String::from_utf8(output).expect("text")
+    }
+
+    fn job(context: &Context, json: bool, totals: bool) -> MapJob {
+        MapJob {
+            endpoint: "sample:1M".parse().expect("an endpoint"),
+            context: context.clone(),
+            totals,
+            json,
+            timeouts: Timeouts::PATIENT,
+        }
     }
 
     const PARTS: [(u64, u64); 4] = [(16384, 0), (16384, 0), (32768, 3), (983_040, 2)];
@@ -274,7 +202,8 @@ mod tests {
         );
         let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
         assert_eq!(value.as_array().map(Vec::len), Some(3));
-        assert_eq!(print(&[], &Context::Allocation, true, false), "[]\n");
+        assert_eq!(print(&[], &Context::Allocation, true, false), "[\n\n]\n");
+        assert_eq!(print(&[], &Context::Allocation, true, true), "[]\n");
     }
 
     #[test]
@@ -290,17 +219,16 @@ mod tests {
     }
 
     #[test]
-    fn each_context_has_its_own_words() {
-        let bitmap = Context::DirtyBitmap("b".to_owned());
-        assert_eq!(meaning(&bitmap, Status(1)), "dirty");
-        assert_eq!(
-            meaning(&Context::AllocationDepth, Status(2)),
-            "backing depth 2"
-        );
+    fn a_context_that_nobody_knows_has_numbers_only() {
         let other = Context::Other("x:y".to_owned());
         assert_eq!(
             print(&[(1, 7)], &other, false, false),
             "         0           1    7\n"
+        );
+        assert!(print(&[(1, 7)], &other, true, false).contains("\"type\": 7}\n"));
+        assert_eq!(
+            print(&[(1, 7)], &other, false, true),
+            "         1 100.0%   7\n"
         );
     }
 
@@ -309,13 +237,8 @@ mod tests {
         let mut device = Mapped::new(&[(10, 0), (10, 3)]);
         device.extents.pop();
         let context = Context::Allocation;
-        let shape = Shape {
-            context: &context,
-            json: false,
-            size: 20,
-            totals: None,
-            begun: false,
-        };
+        let job = job(&context, false, false);
+        let shape = Shape::new(&job, Colour::Never, 20);
         let runtime = super::super::runtime().expect("a runtime");
         let error = runtime
             .block_on(print_map(&device, &context, shape, &mut Vec::new()))

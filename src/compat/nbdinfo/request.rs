@@ -1,0 +1,412 @@
+//! nbdinfo's options, and what they ask for.
+
+use std::{
+    ffi::OsString,
+    io::{self, IsTerminal},
+};
+
+use crate::{
+    block::Context,
+    cli::{failure::Failure, style::Colour},
+    endpoint::{Endpoint, collapse_groups, printable},
+};
+
+use super::{
+    super::{
+        getopt::{Argument, Arguments, Flag, long_options, short_options},
+        refusal::{Refusal, misused},
+        server, version,
+    },
+    feature::Feature,
+};
+
+const HELP: &str = "\
+Shows what an NBD server offers: its exports, their sizes, abilities and maps.
+
+Usage: nbdinfo [OPTIONS] NBD-URI | [ CMD ARGS... ]
+
+What to show; everything about one export unless one of these is given:
+  -L, --list         Every export of the server
+      --size         The size of the export in bytes
+      --uri          The URI in its usual form
+      --map[=NAME]   Which parts are data, holes or zeroes, or what else the metadata context NAME tells
+      --totals       With --map: the sum of each type
+      --can=FEATURE, --is=FEATURE, --has=FEATURE
+                     Nothing: exit with 0 if so, 2 if not
+      --cannot=FEATURE, --isnt=FEATURE, --hasnt=FEATURE
+                     Nothing: exit with 0 if not, 2 if so
+
+Features: block-status-payload, cache, connect, df, extended-headers, fast-zero, flush, fua, multi-conn,
+          read, read-only, rotational, structured-reply, tls, trim, write, zero
+
+How to show it:
+      --json         As JSON
+      --color, --no-color
+                     With colours or without; the default is with colours on a terminal
+      --content, --no-content
+                     Read the first bytes and let file(1) say what they are, or do not; the default is to do
+                     so without --list
+      --help         Show this text
+  -V, --version      Show the version
+
+This is blockferry under the name of nbdinfo; 'blockferry info --help' shows what else it can do.
+";
+
+/// What is said after a mistake.
+pub(super) const USAGE: &str = "\
+usage: nbdinfo [OPTIONS] NBD-URI | [ CMD ARGS... ]
+'nbdinfo --help' explains the options";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Opt {
+    Can,
+    Cannot,
+    Colour,
+    Content,
+    Help,
+    Json,
+    List,
+    LongOptions,
+    Map,
+    NoColour,
+    NoContent,
+    ShortOptions,
+    Size,
+    Totals,
+    Uri,
+    Version,
+}
+
+const fn flag(long: &'static str, argument: Argument, means: Opt) -> Flag<Opt> {
+    Flag {
+        long,
+        short: match means {
+            Opt::List => Some(b'L'),
+            Opt::Version => Some(b'V'),
+            _ => None,
+        },
+        argument,
+        means,
+    }
+}
+
+/// In the order in which `--long-options` lists them.
+const FLAGS: &[Flag<Opt>] = {
+    use Argument::{No, Optional, Required};
+    &[
+        flag("help", No, Opt::Help),
+        flag("can", Required, Opt::Can),
+        flag("cannot", Required, Opt::Cannot),
+        flag("color", No, Opt::Colour),
+        flag("colors", No, Opt::Colour),
+        flag("colour", No, Opt::Colour),
+        flag("colours", No, Opt::Colour),
+        flag("no-color", No, Opt::NoColour),
+        flag("no-colors", No, Opt::NoColour),
+        flag("no-colour", No, Opt::NoColour),
+        flag("no-colours", No, Opt::NoColour),
+        flag("content", No, Opt::Content),
+        flag("no-content", No, Opt::NoContent),
+        flag("has", Required, Opt::Can),
+        flag("hasnt", Required, Opt::Cannot),
+        flag("is", Required, Opt::Can),
+        flag("isnt", Required, Opt::Cannot),
+        flag("json", No, Opt::Json),
+        flag("list", No, Opt::List),
+        flag("long-options", No, Opt::LongOptions),
+        flag("map", Optional, Opt::Map),
+        flag("short-options", No, Opt::ShortOptions),
+        flag("size", No, Opt::Size),
+        flag("total", No, Opt::Totals),
+        flag("totals", No, Opt::Totals),
+        flag("uri", No, Opt::Uri),
+        flag("version", No, Opt::Version),
+    ]
+};
+
+/// What a command line asks for.
+#[derive(Debug)]
+pub(super) enum Request {
+    Job(Box<Job>),
+    Print(String),
+}
+
+/// A question about a server.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) endpoint: Endpoint,
+    pub(super) task: Task,
+    pub(super) layout: Layout,
+}
+
+#[derive(Debug)]
+pub(super) enum Task {
+    Show { which: Which, content: Content },
+    Size,
+    Uri,
+    Ask { feature: Feature, expected: bool },
+    Map { context: Context, totals: bool },
+}
+
+/// Which exports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Which {
+    One,
+    All,
+}
+
+/// Whether anything of the export is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Content {
+    Probed,
+    Untouched,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Layout {
+    Json,
+    Text(Colour),
+}
+
+impl Job {
+    pub(super) fn colour(&self) -> Colour {
+        match self.layout {
+            Layout::Text(colour) => colour,
+            Layout::Json => Colour::Never,
+        }
+    }
+}
+
+impl Request {
+    /// Reads the command line; the first argument is the program's name.
+    pub(super) fn parse(arguments: Vec<OsString>) -> Result<Self, Refusal> {
+        let mut words = collapse_groups(arguments).map_err(misused)?;
+        words.drain(..1);
+        let mut choices = Choices::default();
+        let mut arguments = Arguments::new(FLAGS, words);
+        while let Some((option, argument)) = arguments.next_option().map_err(misused)? {
+            match option {
+                Opt::Help => return Ok(Self::Print(HELP.to_owned())),
+                Opt::Version => return Ok(Self::Print(version("nbdinfo"))),
+                Opt::LongOptions => return Ok(Self::Print(long_options(FLAGS))),
+                Opt::ShortOptions => return Ok(Self::Print(short_options(FLAGS))),
+                _ => choices.choose(option, argument)?,
+            }
+        }
+        let operands = arguments.into_operands();
+        let [endpoint] = &operands[..] else {
+            return Err(misused(match operands.len() {
+                0 => "an NBD-URI or [ CMD ARGS... ] is needed".to_owned(),
+                _ => format!("one operand too many: {}", printable(&operands[1])),
+            }));
+        };
+        let endpoint = server(endpoint)?;
+        Ok(Self::Job(Box::new(choices.job(endpoint)?)))
+    }
+}
+
+/// What the options say. Of options that contradict each other the last one holds, as in the tool.
+#[derive(Debug, Default)]
+struct Choices {
+    ask: Option<(Feature, bool)>,
+    colour: Option<bool>,
+    content: bool,
+    no_content: bool,
+    json: bool,
+    list: bool,
+    map: Option<OsString>,
+    size: bool,
+    totals: bool,
+    uri: bool,
+}
+
+impl Choices {
+    fn choose(&mut self, option: Opt, argument: Option<OsString>) -> Result<(), Failure> {
+        match option {
+            Opt::Can | Opt::Cannot => {
+                let name = argument.unwrap_or_default();
+                let feature = name.to_str().and_then(Feature::named).ok_or_else(|| {
+                    Failure::usage(format!("unknown feature: {}", printable(&name)))
+                })?;
+                self.ask = Some((feature, option == Opt::Can));
+            }
+            Opt::Colour => self.colour = Some(true),
+            Opt::NoColour => self.colour = Some(false),
+            Opt::Content => self.content = true,
+            Opt::NoContent => self.no_content = true,
+            Opt::Json => self.json = true,
+            Opt::List => self.list = true,
+            Opt::Map => self.map = Some(argument.unwrap_or_else(|| "base:allocation".into())),
+            Opt::Size => self.size = true,
+            Opt::Totals => self.totals = true,
+            Opt::Uri => self.uri = true,
+            Opt::Help | Opt::Version | Opt::LongOptions | Opt::ShortOptions => {}
+        }
+        Ok(())
+    }
+
+    fn job(self, endpoint: Endpoint) -> Result<Job, Failure> {
+        let tasks = [
+            self.list,
+            self.ask.is_some(),
+            self.map.is_some(),
+            self.size,
+            self.uri,
+        ];
+        if tasks.iter().filter(|given| **given).count() > 1 {
+            return Err(Failure::usage(
+                "--list, --can, --map, --size and --uri do not go together",
+            ));
+        }
+        if self.content && self.no_content {
+            return Err(Failure::usage(
+                "--content and --no-content do not go together",
+            ));
+        }
+        if self.totals && self.map.is_none() {
+            return Err(Failure::usage("--totals goes with --map only"));
+        }
+        let layout = match self.json {
+            true => Layout::Json,
+            false => Layout::Text(Colour::chosen(self.colour, io::stdout().is_terminal())),
+        };
+        let task = match (self.ask, self.map) {
+            (Some((feature, expected)), _) => Task::Ask { feature, expected },
+            (None, Some(context)) => Task::Map {
+                context: Context::from(&*context.to_string_lossy()),
+                totals: self.totals,
+            },
+            _ if self.size => Task::Size,
+            _ if self.uri => Task::Uri,
+            _ => Task::Show {
+                which: if self.list { Which::All } else { Which::One },
+                content: match self.content || !(self.list || self.no_content) {
+                    true => Content::Probed,
+                    false => Content::Untouched,
+                },
+            },
+        };
+        Ok(Job {
+            endpoint,
+            task,
+            layout,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(words: &[&str]) -> Result<Request, Refusal> {
+        let arguments = ["nbdinfo"].iter().chain(words).map(OsString::from);
+        Request::parse(arguments.collect())
+    }
+
+    fn job(words: &[&str]) -> Job {
+        match parse(&[words, &["nbd://host"]].concat()) {
+            Ok(Request::Job(job)) => *job,
+            other => panic!("{words:?}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn each_option_asks_for_its_task() {
+        assert!(matches!(job(&["--size"]).task, Task::Size));
+        assert!(matches!(job(&["--uri", "--json"]).task, Task::Uri));
+        let map = |words| match job(words).task {
+            Task::Map { context, totals } => (context, totals),
+            other => panic!("{words:?}: {other:?}"),
+        };
+        assert_eq!(
+            map(&["--map", "--totals", "--json"]),
+            (Context::Allocation, true)
+        );
+        assert_eq!(
+            map(&["--map=qemu:dirty-bitmap:b"]),
+            (Context::DirtyBitmap("b".to_owned()), false)
+        );
+    }
+
+    #[test]
+    fn questions_can_be_turned_round() {
+        for (option, expected) in [
+            ("--can", true),
+            ("--is", true),
+            ("--has", true),
+            ("--cannot", false),
+            ("--isnt", false),
+            ("--hasnt", false),
+        ] {
+            let job = job(&["--can", "trim", option, "extended-headers"]);
+            let Task::Ask {
+                feature,
+                expected: found,
+            } = job.task
+            else {
+                panic!("{option}")
+            };
+            assert_eq!(
+                (feature, found),
+                (Feature::ExtendedHeaders, expected),
+                "{option}"
+            );
+        }
+    }
+
+    #[test]
+    fn contents_are_probed_unless_there_may_be_many() {
+        let probed = |words: &[&str]| match job(words).task {
+            Task::Show { content, .. } => content == Content::Probed,
+            other => panic!("{words:?}: {other:?}"),
+        };
+        assert!(probed(&[]) && probed(&["--json"]) && probed(&["-L", "--content"]));
+        assert!(!probed(&["--no-content"]) && !probed(&["--list"]));
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        for words in [
+            &["--size", "--list", "nbd://host"][..],
+            &["--uri", "--map", "nbd://host"],
+            &["--can", "read", "-L", "nbd://host"],
+            &["--content", "--no-content", "nbd://host"],
+            &["--totals", "nbd://host"],
+            &["--can", "fly", "nbd://host"],
+            &["disk.raw"],
+            &["-"],
+            &[""],
+        ] {
+            let refusal = parse(words).expect_err("refused");
+            assert!(!refusal.usage, "{words:?}");
+        }
+        for words in [
+            &[][..],
+            &["nbd://a", "nbd://b"],
+            &["--bogus", "nbd://host"],
+            &["--co", "nbd://host"],
+            &["--can"],
+            &["[", "nbdkit"],
+        ] {
+            assert!(parse(words).expect_err("refused").usage, "{words:?}");
+        }
+    }
+
+    #[test]
+    fn the_tools_own_options_are_listed_in_the_tools_order() {
+        let text = long_options(FLAGS);
+        let names: Vec<_> = text.lines().collect();
+        let olds = "--help --can --color --colors --colour --colours --no-color --no-colors --no-colour \
+                    --no-colours --content --no-content --is --json --list --map --size --total --totals \
+                    --version";
+        let news = ["--cannot", "--has", "--hasnt", "--isnt", "--uri"];
+        let known: Vec<_> = names
+            .iter()
+            .copied()
+            .filter(|name| !news.contains(name))
+            .collect();
+        assert_eq!(known, olds.split_whitespace().collect::<Vec<_>>());
+        assert!(news.iter().all(|name| names.contains(name)));
+        assert_eq!(short_options(FLAGS), "-L\n-V\n");
+    }
+}
