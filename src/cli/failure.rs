@@ -83,6 +83,14 @@ impl Failure {
         Self::new(Exit::Interrupted(interrupt), interrupt.as_str().to_owned())
     }
 
+    /// Nobody reads our output any more.
+    pub(crate) fn reader_gone() -> Self {
+        Self::new(
+            Exit::ReaderGone,
+            "the reader of the output went away".to_owned(),
+        )
+    }
+
     fn new(exit: Exit, message: String) -> Self {
         Self {
             exit,
