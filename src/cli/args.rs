@@ -149,6 +149,12 @@ pub(crate) struct CopyArgs {
     #[arg(long, value_name = "N", default_value_t = CopyOptions::default().retries,
           value_parser = clap::value_parser!(u32).range(..=1_000_000))]
     pub(crate) retries: u32,
+    /// Move at most so many bytes of data a second; 0 for no limit.
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) rate: Option<Size>,
+    /// Read the rate from FILE, in the beginning, whenever it changes, and at a SIGHUP.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "rate")]
+    pub(crate) rate_file: Option<PathBuf>,
     /// Show percent, rate and time left, also where standard error is no terminal. 'json' prints an object
     /// a line for programs, one a second, one for each phase and one at the end, even with --quiet.
     #[arg(short, long, value_name = "STYLE", num_args = 0..=1, require_equals = true,

@@ -8,6 +8,7 @@
 //! | `commands/` | one file per command |
 //! | `preflight` | whether there is room, before a copy begins |
 //! | `progress`, `percent`, `report` | what a copy shows while it runs and when it is done |
+//! | `rate` | how fast a copy may be, as a file says it while it runs |
 //! | `failure` | errors become messages, hints and exit codes |
 //! | `output` | standard output and error, where a reader may go away |
 //! | `signals` | the requests to end |
@@ -21,6 +22,7 @@ pub(crate) mod output;
 pub(crate) mod percent;
 mod preflight;
 pub(crate) mod progress;
+pub(crate) mod rate;
 pub(crate) mod report;
 mod run;
 pub(crate) mod signals;

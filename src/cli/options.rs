@@ -18,6 +18,7 @@ use super::{
     args::{Common, CopyArgs, InfoArgs, MapArgs, ProgressStyle, ServeArgs, TimeoutArgs},
     failure::Failure,
     percent::PercentTo,
+    rate::Rate,
 };
 
 /// A resolved `copy`.
@@ -29,6 +30,7 @@ pub(crate) struct CopyJob {
     pub(crate) timeouts: Timeouts,
     /// Whether an NBD export may be copied onto itself, which writes what is there already.
     pub(crate) onto_itself: bool,
+    pub(crate) rate: Rate,
     pub(crate) show: Show,
     pub(crate) report: ReportStyle,
     /// Whether it is told what is not as it should be.
@@ -206,6 +208,10 @@ impl CopyJob {
             engine,
             timeouts: Timeouts::resolve(args.timeouts),
             onto_itself: false,
+            rate: Rate {
+                limit: args.rate.map(|rate| rate.0),
+                file: args.rate_file.clone(),
+            },
             show: Show::resolve(args.progress, common, terminals),
             report: match (args.json, common.quiet) {
                 (true, _) => ReportStyle::Json,

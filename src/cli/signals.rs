@@ -64,6 +64,16 @@ impl Signals {
         })
     }
 
+    /// Takes SIGHUP for something else than an end: to look again at a file. Where `wanted` is false it
+    /// keeps its meaning, and nothing is ever asked.
+    pub(crate) fn reload(&mut self, wanted: bool) -> io::Result<Reload> {
+        if !wanted {
+            return Ok(Reload(None));
+        }
+        self.hangup = None;
+        signal(Interrupt::Hangup.kind()).map(|signal| Reload(Some(signal)))
+    }
+
     /// Waits for the next request. Nothing is lost when the future is dropped.
     pub(crate) async fn next(&mut self) -> Interrupt {
         tokio::select! {
@@ -71,6 +81,17 @@ impl Signals {
             Some(()) = self.term.recv() => Interrupt::Term,
             () = receive(&mut self.hangup) => Interrupt::Hangup,
         }
+    }
+}
+
+/// Listens for SIGHUP as the request to read a file again.
+#[derive(Debug)]
+pub(crate) struct Reload(Option<Signal>);
+
+impl Reload {
+    /// Waits for the next request. Nothing is lost when the future is dropped.
+    pub(crate) async fn asked(&mut self) {
+        receive(&mut self.0).await;
     }
 }
 

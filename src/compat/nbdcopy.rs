@@ -19,6 +19,7 @@ use crate::{
         options::{CopyJob, ReportStyle, Show, Terminals, Timeouts, check_sides},
         output::{print, tell},
         percent::PercentTo,
+        rate::Rate,
     },
     copy::{CopyOptions, Destination, Order, Source},
     endpoint::{Endpoint, EndpointKind, collapse_groups, printable},
@@ -271,6 +272,7 @@ impl Choices {
             // It waits for its servers as long as they take.
             timeouts: Timeouts::PATIENT,
             onto_itself: true,
+            rate: Rate::default(),
             show: self.progress.map_or(Show::Nothing, Show::Percent),
             report: ReportStyle::Nothing,
             warnings: true,

@@ -21,6 +21,7 @@ mod interrupts;
 mod lost_connections;
 mod preflight;
 mod progress;
+mod rate;
 mod serve;
 mod streams;
 mod timeouts;

@@ -53,6 +53,11 @@ pub(crate) fn run(job: CopyJob) -> Result<(), Failure> {
 async fn copy_image(job: &CopyJob, view: &View) -> Result<(Report, Duration), Failure> {
     let mut signals = Signals::listen().map_err(|error| Failure::system("signals", &error))?;
     let options = open_options(job.timeouts);
+    let control = Control::new();
+    let mut limit = job.rate.begin(&control)?;
+    let mut reload = signals
+        .reload(job.rate.file.is_some())
+        .map_err(|error| Failure::system("signals", &error))?;
     // The source first: nothing of the destination is touched unless there is something to copy.
     let mut source_options = options.clone();
     if !job.engine.extents {
@@ -89,10 +94,11 @@ async fn copy_image(job: &CopyJob, view: &View) -> Result<(Report, Duration), Fa
     if let Some(doubt) = doubt {
         view.warn(&doubt);
     }
-    let control = Control::new();
     let begun = Instant::now();
     let ended = {
         let copying = pin!(copy::copy(source, destination, &job.engine, &control, view));
+        let following = limit.follow(&control, view, &mut reload);
+        let copying = beside(copying, following);
         let copying = pin!(beside(copying, view.keep_telling()));
         finish_or_interrupt(copying, &control, &mut signals).await
     };
