@@ -90,6 +90,102 @@ fn a_copy_that_waits_for_its_input_can_be_interrupted() {
 }
 
 #[test]
+fn a_second_interrupt_ends_a_copy_whose_requests_are_not_answered() {
+    let dir = tempdir().expect("a directory");
+    // Each write takes longer than anybody waits.
+    let peer = Peer::nbdkit(
+        dir.path(),
+        &["--filter=delay", "memory", "64M", "wdelay=600"],
+    );
+    let child = blockferry(["copy", "--progress=json", "sample:64M,data=100"])
+        .arg(peer.uri())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("the binary");
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    let begun = std::time::Instant::now();
+    signal(&child, "INT");
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    signal(&child, "INT");
+    finish(child).failure(130, &["interrupted"]);
+    // Not a matter of speed: without the second one it would be given its whole time.
+    assert!(begun.elapsed() < std::time::Duration::from_secs(5));
+}
+
+/// A server whose flushes take longer than anybody waits, and which notes what it was asked in `log`.
+fn slow_flush(dir: &Path, log: &Path, delay: &str) -> Peer {
+    let script = format!(
+        "case \"$1\" in
+           get_size) echo 1M ;;
+           can_write|can_flush) exit 0 ;;
+           pread) exec dd if=/dev/zero bs=$3 count=1 status=none ;;
+           pwrite) echo write >> {log}; cat > /dev/null ;;
+           flush) echo flush >> {log}; sleep {delay} ;;
+           *) exit 2 ;;
+         esac",
+        log = log.display(),
+    );
+    let file = dir.join("script.sh");
+    fs::write(&file, format!("#!/bin/sh\n{script}\n")).expect("written");
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(&file, mode).expect("ours");
+    Peer::nbdkit(dir, &["sh", file.to_str().expect("UTF-8")])
+}
+
+fn has(log: &Path, word: &str) -> bool {
+    fs::read_to_string(log).is_ok_and(|text| text.lines().any(|line| line == word))
+}
+
+#[test]
+fn a_copy_that_is_asked_to_end_while_it_flushes_is_done_when_the_flush_is() {
+    let dir = tempdir().expect("a directory");
+    let log = dir.path().join("log");
+    let peer = slow_flush(dir.path(), &log, "1");
+    let child = blockferry(["copy", "sample:1M,data=100", &peer.uri()])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("the binary");
+    until("the flush", || has(&log, "flush"));
+    signal(&child, "TERM");
+    finish(child).success();
+}
+
+#[test]
+fn a_copy_that_is_asked_to_end_does_not_wait_for_a_flush_without_end() {
+    let dir = tempdir().expect("a directory");
+    let log = dir.path().join("log");
+    let peer = slow_flush(dir.path(), &log, "60");
+    let child = blockferry(["copy", "sample:1M,data=100", &peer.uri()])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("the binary");
+    until("the flush", || has(&log, "flush"));
+    signal(&child, "TERM");
+    finish(child).failure(143, &["asked to end"]);
+}
+
+#[test]
+fn what_was_written_before_an_interrupt_is_flushed() {
+    let dir = tempdir().expect("a directory");
+    let log = dir.path().join("log");
+    let peer = slow_flush(dir.path(), &log, "0");
+    let child = blockferry(["copy", "--rate=64K", "--request-size=64K"])
+        .args(["sample:1M,data=100", &peer.uri()])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("the binary");
+    until("a write", || has(&log, "write"));
+    assert!(!has(&log, "flush"));
+    signal(&child, "INT");
+    finish(child).failure(130, &["interrupted"]);
+    assert!(has(&log, "flush"), "what was written may be lost");
+}
+
+#[test]
 fn a_server_of_ours_ends_cleanly_on_a_signal() {
     for name in ["INT", "TERM"] {
         let dir = tempdir().expect("a directory");
