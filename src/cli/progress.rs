@@ -131,6 +131,15 @@ impl View {
         }
     }
 
+    /// So many bytes were done by an earlier copy, which this one goes on with.
+    pub(crate) fn resumed(&self, bytes: u64) {
+        match &self.shape {
+            Shape::Lines(lines) => locked(lines).resumed = bytes,
+            Shape::Json(json) => locked(json).resumed(bytes),
+            _ => {}
+        }
+    }
+
     fn planned(&self, size: Option<u64>) {
         match &self.shape {
             Shape::Nothing => {}
@@ -216,6 +225,8 @@ fn style(template: &str) -> ProgressStyle {
 /// Decides when a line is due and what it says.
 struct Lines {
     size: Option<u64>,
+    /// The bytes that were done before: no part of the rate.
+    resumed: u64,
     begun: Instant,
     last: Instant,
     whole: bool,
@@ -225,6 +236,7 @@ impl Lines {
     fn new(now: Instant) -> Self {
         Self {
             size: None,
+            resumed: 0,
             begun: now,
             last: now,
             whole: false,
@@ -240,7 +252,7 @@ impl Lines {
         self.last = now;
         self.whole |= is_whole;
         let elapsed = now.duration_since(self.begun);
-        let rate = rate(done, elapsed);
+        let rate = rate(done.saturating_sub(self.resumed), elapsed);
         let speed = HumanSize(rate);
         let Some(size) = self.size else {
             return Some(format!("{}, {speed}/s", HumanSize(done)));

@@ -14,11 +14,16 @@ pub(crate) fn sentence(report: &Report, elapsed: Duration) -> String {
         "copied {} in {} ({}/s): {} data, {} zero{}",
         HumanSize(report.size),
         HumanTime(elapsed),
-        HumanSize(rate(report.size, elapsed)),
+        HumanSize(rate(moved(report), elapsed)),
         HumanSize(report.data),
         HumanSize(report.zero),
         if report.flushed { "" } else { ", not flushed" },
     )
+}
+
+/// What this copy did itself, in bytes: an earlier one may have done a part.
+fn moved(report: &Report) -> u64 {
+    report.size.saturating_sub(report.resumed)
 }
 
 /// The report as one JSON object. Sizes are bytes.
@@ -32,6 +37,8 @@ pub(crate) fn json(report: &Report, elapsed: Duration, warnings: &[String]) -> S
         seconds: f64,
         bytes_per_second: u64,
         flushed: bool,
+        resumed: u64,
+        reconnections: u64,
         extent_requests: u64,
         source_connections: usize,
         destination_connections: usize,
@@ -44,8 +51,10 @@ pub(crate) fn json(report: &Report, elapsed: Duration, warnings: &[String]) -> S
         data: report.data,
         zero: report.zero,
         seconds: elapsed.as_secs_f64(),
-        bytes_per_second: rate(report.size, elapsed),
+        bytes_per_second: rate(moved(report), elapsed),
         flushed: report.flushed,
+        resumed: report.resumed,
+        reconnections: report.reconnections,
         extent_requests: report.extent_requests,
         source_connections: report.source_connections,
         destination_connections: report.destination_connections,
@@ -117,6 +126,14 @@ mod tests {
     }
 
     #[test]
+    fn what_was_done_before_is_no_part_of_the_rate() {
+        let mut report = report();
+        report.resumed = 3 << 30;
+        let sentence = sentence(&report, Duration::from_millis(2000));
+        assert!(sentence.contains("(512.0 MiB/s)"), "{sentence}");
+    }
+
+    #[test]
     fn a_copy_that_was_not_flushed_says_so() {
         let mut report = report();
         report.flushed = false;
@@ -134,6 +151,10 @@ mod tests {
         assert_eq!(value["seconds"], 0.5);
         assert_eq!(value["bytes-per-second"], 8_u64 << 30);
         assert_eq!(value["flushed"], true);
+        assert_eq!(
+            (&value["resumed"], &value["reconnections"]),
+            (&0.into(), &0.into())
+        );
         assert_eq!(value["warnings"][0], "beware");
     }
 

@@ -94,6 +94,9 @@ async fn copy_image(job: &CopyJob, view: &View) -> Result<(Report, Duration), Fa
     if let Some(doubt) = doubt {
         view.warn(&doubt);
     }
+    if let Some(checkpoint) = &job.engine.checkpoint {
+        view.resumed(checkpoint.done.data + checkpoint.done.zero);
+    }
     let begun = Instant::now();
     let ended = {
         let copying = pin!(copy::copy(source, destination, &job.engine, &control, view));

@@ -63,6 +63,8 @@ pub(super) struct Json {
     phase: Phase,
     total: Option<u64>,
     progress: Progress,
+    /// The bytes that were done before.
+    resumed: u64,
     begun: Instant,
     last: Instant,
     /// When lines were written, and how many bytes were done: the latest at the back.
@@ -75,6 +77,7 @@ impl Json {
             phase: Phase::Preparing,
             total: None,
             progress: Progress::default(),
+            resumed: 0,
             begun: now,
             last: now,
             past: VecDeque::from([(now, 0)]),
@@ -85,6 +88,12 @@ impl Json {
     pub(super) fn planned(&mut self, total: Option<u64>, now: Instant) -> String {
         self.total = total;
         self.enter(Phase::Copying, now)
+    }
+
+    /// So much of the copy was done before: it is no part of the rate.
+    pub(super) fn resumed(&mut self, bytes: u64) {
+        self.resumed = bytes;
+        self.past = VecDeque::from([(self.begun, bytes)]);
     }
 
     /// Bytes are done. There is a line when one is due.
@@ -111,7 +120,7 @@ impl Json {
             End::Failed if failure.is_some_and(Failure::is_interrupt) => Phase::Interrupted,
             End::Failed => Phase::Failed,
         };
-        self.past = VecDeque::from([(self.begun, 0)]);
+        self.past = VecDeque::from([(self.begun, self.resumed)]);
         self.line(failure.map(Failure::details), now)
     }
 
@@ -129,7 +138,7 @@ impl Json {
             elapsed => rate(bytes.saturating_sub(before), elapsed),
         };
         self.last = now;
-        self.past.push_back((now, bytes));
+        self.past.push_back((now, bytes.max(self.resumed)));
         if self.past.len() > WINDOW {
             self.past.pop_front();
         }
@@ -231,6 +240,24 @@ mod tests {
         let value = value(&last.expect("a line"));
         assert_eq!(value["rate"], 10 * MIB);
         assert_eq!(value["total"], Value::Null);
+    }
+
+    #[test]
+    fn what_was_done_before_is_no_part_of_the_rate() {
+        let begun = Instant::now();
+        let mut json = Json::new(begun);
+        json.resumed(100 * MIB);
+        json.planned(Some(110 * MIB), begun);
+        assert_eq!(json.progressed(progress(100 * MIB, 0), begun), None);
+        let line = json.progressed(progress(102 * MIB, 0), at(begun, 2000));
+        let line = value(&line.expect("a line"));
+        assert_eq!((&line["rate"], &line["eta"]), (&json!(MIB), &json!(8)));
+        json.progressed(progress(110 * MIB, 0), at(begun, 4000));
+        let line = value(&json.ended(End::Whole, None, at(begun, 5000)));
+        assert_eq!(
+            (&line["bytes"], &line["rate"]),
+            (&json!(110 * MIB), &json!(2 * MIB))
+        );
     }
 
     #[test]
