@@ -155,6 +155,11 @@ pub(crate) struct CopyArgs {
     /// Read the rate from FILE, in the beginning, whenever it changes, and at a SIGHUP.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "rate")]
     pub(crate) rate_file: Option<PathBuf>,
+    /// Note in FILE what is done, about once a second and when the copy is interrupted, so that the same
+    /// command goes on from there; FILE is removed when the copy is done. A new destination file is called
+    /// NAME.partial until then. A checkpoint of another copy is refused.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) checkpoint: Option<PathBuf>,
     /// Show percent, rate and time left, also where standard error is no terminal. 'json' prints an object
     /// a line for programs, one a second, one for each phase and one at the end, even with --quiet.
     #[arg(short, long, value_name = "STYLE", num_args = 0..=1, require_equals = true,

@@ -5,6 +5,7 @@
 //! | `args` | the one definition of every flag: it feeds parsing, help, man pages and completions |
 //! | `options` | raw flags become typed options; contradictions end here |
 //! | `run` | from an argument list to an exit code |
+//! | `checkpoint` | the file that says what is done of a copy |
 //! | `commands/` | one file per command |
 //! | `preflight` | whether there is room, before a copy begins |
 //! | `progress`, `percent`, `report` | what a copy shows while it runs and when it is done |
@@ -15,6 +16,7 @@
 //! | `style` | colours of a terminal |
 
 pub(crate) mod args;
+pub(crate) mod checkpoint;
 pub(crate) mod commands;
 pub(crate) mod failure;
 pub(crate) mod options;

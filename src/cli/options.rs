@@ -27,6 +27,8 @@ pub(crate) struct CopyJob {
     pub(crate) source: Endpoint,
     pub(crate) destination: Endpoint,
     pub(crate) engine: CopyOptions,
+    /// Where to note what is done.
+    pub(crate) checkpoint: Option<PathBuf>,
     pub(crate) timeouts: Timeouts,
     /// Whether an NBD export may be copied onto itself, which writes what is there already.
     pub(crate) onto_itself: bool,
@@ -166,6 +168,14 @@ impl CopyJob {
         let source = Endpoint::parse(&args.source)?;
         let destination = Endpoint::parse(&args.destination)?;
         check_sides(&source, &destination, args.json, terminals)?;
+        let is_stream = |endpoint: &Endpoint| {
+            matches!(endpoint.kind(), EndpointKind::Standard | EndpointKind::Null)
+        };
+        if args.checkpoint.is_some() && (is_stream(&source) || is_stream(&destination)) {
+            return Err(Failure::usage(
+                "--checkpoint needs a source and a destination that keep what they hold",
+            ));
+        }
         if let (Some(queue), Some(request)) = (args.queue_size, args.request_size)
             && queue.0 < request.0
         {
@@ -206,6 +216,7 @@ impl CopyJob {
             source,
             destination,
             engine,
+            checkpoint: args.checkpoint.clone(),
             timeouts: Timeouts::resolve(args.timeouts),
             onto_itself: false,
             rate: Rate {

@@ -269,6 +269,7 @@ impl Choices {
             source,
             destination,
             engine,
+            checkpoint: None,
             // It waits for its servers as long as they take.
             timeouts: Timeouts::PATIENT,
             onto_itself: true,

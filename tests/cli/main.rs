@@ -6,6 +6,7 @@ mod support;
 
 mod bad_destinations;
 mod bad_servers;
+mod checkpoint;
 mod children;
 mod connections;
 mod copy;

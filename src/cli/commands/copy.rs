@@ -8,15 +8,16 @@ use std::{
 };
 
 use crate::{
-    block::DeviceInfo,
+    block::{DeviceInfo, HumanSize},
     copy::{self, Control, CopyError, Destination, Report, Side, Source},
     endpoint::{
-        Connection, Endpoint, EndpointKind, OpenDestination, OpenSource, is_same_image,
-        open_destination, open_source, printable,
+        Connection, Endpoint, EndpointKind, OpenDestination, OpenOptions, OpenSource,
+        is_same_image, open_destination, open_source, printable,
     },
 };
 
 use super::super::{
+    checkpoint::CheckpointFile,
     failure::Failure,
     options::{CopyJob, ReportStyle, open_options},
     output::{print, tell},
@@ -76,7 +77,11 @@ async fn copy_image(job: &CopyJob, view: &View) -> Result<(Report, Duration), Fa
             "{source} and {destination} are the same image"
         )));
     }
-    let destination = open_destination(&job.destination, &options);
+    let destination_options = OpenOptions {
+        keep_partial: job.checkpoint.is_some(),
+        ..options
+    };
+    let destination = open_destination(&job.destination, &destination_options);
     let OpenDestination {
         destination,
         connection: mut destination_connection,
@@ -94,18 +99,31 @@ async fn copy_image(job: &CopyJob, view: &View) -> Result<(Report, Duration), Fa
     if let Some(doubt) = doubt {
         view.warn(&doubt);
     }
-    if let Some(checkpoint) = &job.engine.checkpoint {
-        view.resumed(checkpoint.done.data + checkpoint.done.zero);
-    }
+    let mut engine = job.engine.clone();
+    let checkpoint = match &job.checkpoint {
+        Some(path) => {
+            let (from, to) = ((&source, &job.source), (&destination, &job.destination));
+            let (file, checkpoint) = CheckpointFile::open(path, from, to, file.as_ref())?;
+            let done = checkpoint.done.ranges.len();
+            if done > 0 && job.warnings {
+                let (done, name) = (HumanSize(done), file.name());
+                tell(&format!("going on from {name}: {done} were done before"));
+            }
+            view.resumed(done);
+            engine.checkpoint = Some(checkpoint);
+            Some(file)
+        }
+        None => None,
+    };
     let begun = Instant::now();
     let ended = {
-        let copying = pin!(copy::copy(source, destination, &job.engine, &control, view));
+        let copying = pin!(copy::copy(source, destination, &engine, &control, view));
         let following = limit.follow(&control, view, &mut reload);
         let copying = beside(copying, following);
         let copying = pin!(beside(copying, view.keep_telling()));
         finish_or_interrupt(copying, &control, &mut signals).await
     };
-    match ended {
+    let result = match ended {
         Ended::Whole(done) => {
             let committed = match file {
                 Some(file) if done.flushed => file.commit_durably(),
@@ -115,8 +133,7 @@ async fn copy_image(job: &CopyJob, view: &View) -> Result<(Report, Duration), Fa
             let elapsed = begun.elapsed();
             destination_connection.close().await;
             source_connection.close().await;
-            committed?;
-            Ok((done, elapsed))
+            committed.map(|()| (done, elapsed)).map_err(Failure::from)
         }
         Ended::Failed(error) => {
             let mut failure = Failure::from(&error);
@@ -147,6 +164,26 @@ async fn copy_image(job: &CopyJob, view: &View) -> Result<(Report, Duration), Fa
             let failure = Failure::interrupted(interrupt);
             Err(incomplete(failure, file.as_ref(), &job.destination))
         }
+    };
+    match (result, checkpoint) {
+        (Ok(done), Some(checkpoint)) => {
+            let name = checkpoint.name();
+            let removed = checkpoint.remove();
+            removed.map_err(|error| {
+                let failure = Failure::system(&name, &error);
+                failure.note("the copy is whole, and its checkpoint cannot be removed")
+            })?;
+            Ok(done)
+        }
+        (Err(failure), Some(checkpoint)) => Err(match checkpoint.keep() {
+            Some(done) => failure.note(format!(
+                "{} of it are done: the same command goes on from {}",
+                HumanSize(done),
+                checkpoint.name()
+            )),
+            None => failure,
+        }),
+        (result, None) => result,
     }
 }
 

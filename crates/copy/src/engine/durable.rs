@@ -20,9 +20,13 @@ use crate::{
     unflushed::Unflushed,
 };
 
+/// The shortest time between two flushes for a checkpoint.
+const LEAST_PAUSE: Duration = Duration::from_millis(50);
+
 /// Flushes that are under way, and what they made durable.
 pub(crate) struct Durable {
     interval: Option<Duration>,
+    begun: Instant,
     /// When the last flush was begun.
     last: Instant,
     flushing: FuturesUnordered<BoxFuture<'static, (LaneId, Result<bool>)>>,
@@ -52,9 +56,11 @@ pub(crate) enum News {
 impl Durable {
     /// Nothing was written yet.
     pub(crate) fn new(interval: Option<Duration>, checkpoint: Option<&Checkpoint>) -> Self {
+        let now = Instant::now();
         Self {
             interval,
-            last: Instant::now(),
+            begun: now,
+            last: now,
             flushing: FuturesUnordered::new(),
             unsupported: false,
             lost: 0,
@@ -91,6 +97,17 @@ impl Durable {
             .as_ref()
             .is_some_and(|it| it.saving.is_some());
         self.flushing.is_empty() && !saving
+    }
+
+    /// How long after the last flush the next one is due. With a checkpoint it comes soon in the beginning: what
+    /// is lost with a copy that is killed is never much of it.
+    fn pause(&self) -> Option<Duration> {
+        let interval = self.interval?;
+        if self.checkpoint.is_none() {
+            return Some(interval);
+        }
+        let share = (self.last - self.begun) / 8;
+        Some(share.max(LEAST_PAUSE).min(interval))
     }
 
     /// What was written has to be written again.
@@ -160,13 +177,11 @@ impl Engine<'_> {
 
     /// When the destination is to be flushed next, if there will be something to flush.
     pub(super) fn flush_due(&mut self) -> Option<Instant> {
-        let interval = self
-            .durable
-            .interval
-            .filter(|_| !self.durable.unsupported)?;
+        let pause = self.durable.pause();
+        let pause = pause.filter(|_| !self.durable.unsupported && self.durable.is_idle())?;
         let output = self.output.device()?;
-        let wanted = self.durable.flushing.is_empty() && output.lanes.to_flush().is_some();
-        wanted.then(|| self.durable.last + interval)
+        let wanted = output.lanes.to_flush().is_some();
+        wanted.then(|| self.durable.last + pause)
     }
 
     /// Begins the flushes that are due.
