@@ -237,7 +237,7 @@ impl FromStr for NbdUri {
         }
         let transport = match kind {
             Kind::Tcp => parse_tcp(address)?,
-            Kind::Unix if !authority.is_empty() => return Err(UriError::HostWithSocket),
+            Kind::Unix if !address.is_empty() => return Err(UriError::HostWithSocket),
             Kind::Unix => Transport::Unix {
                 path: socket.ok_or(UriError::NoSocket)?,
             },

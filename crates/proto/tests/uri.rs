@@ -131,6 +131,8 @@ fn users_and_parameters_are_decoded_and_keep_their_order() {
         ]
     );
     assert_eq!(parse(&uri.to_string()), uri);
+    let local = parse("nbds+unix://alice@/?socket=/s");
+    assert_eq!(local.user.as_deref(), Some("alice"));
     // The socket is not among them, wherever it stands.
     let uri = parse("nbd+unix:///?a=1&socket=/s&b=2");
     assert_eq!(uri.parameters, [pair("a", "1"), pair("b", "2")]);
@@ -308,7 +310,7 @@ fn uri() -> impl Strategy<Value = NbdUri> {
     (transport(), any::<bool>(), user, "[^\0]{0,60}", keys).prop_map(
         |(transport, tls, user, export, keys)| NbdUri {
             user: match transport {
-                Transport::Unix { .. } | Transport::Vsock { .. } => None,
+                Transport::Vsock { .. } => None,
                 _ => user,
             },
             transport,
