@@ -13,9 +13,12 @@ use tempfile::{TempDir, tempdir};
 
 use crate::support::{
     Outcome, Peer, allocated, assert_same,
+    certificates::Flaw,
     dropin::{BOTH, Who, words},
     images::random_bytes,
-    random_image, run,
+    random_image,
+    realm::{Realm, secure},
+    run,
     run::{run_with_input, tool, wait},
 };
 
@@ -445,4 +448,31 @@ fn an_export_may_be_copied_onto_itself_and_a_file_may_not() {
     let image = room.text("image.raw");
     run(&mut Who::Ours.nbdcopy([&image, &image])).failure(1, &["nbdcopy: ", "same image"]);
     assert!(fs::read(&image).expect("there") == before);
+}
+
+#[test]
+fn the_same_uris_go_through_tls_and_bad_certificates_are_refused() {
+    let realm = Realm::new();
+    let image = realm.image();
+    let copy = realm.path("copy.raw");
+    let server = ["file", image.to_str().expect("UTF-8")];
+    for (flaw, code) in [(Flaw::None, 0), (Flaw::Expired, 1), (Flaw::SelfSigned, 1)] {
+        let peer = realm.nbdkit(flaw, &server);
+        let uri = secure(&peer.uri(), &realm.trust());
+        // Old ones of theirs believe any certificate that comes over a unix socket.
+        for who in BOTH
+            .into_iter()
+            .filter(|who| code == 0 || *who == Who::Ours)
+        {
+            let outcome = run(who.nbdcopy([&uri]).arg(&copy));
+            assert_eq!(outcome.code, code, "{who:?}: {}", outcome.stderr);
+            if code == 0 {
+                assert_same(&image, &copy);
+                fs::remove_file(&copy).expect("there");
+            }
+            assert!(!copy.exists());
+        }
+        drop(peer);
+        fs::remove_file(realm.path("nbdkit.sock")).expect("there");
+    }
 }
