@@ -23,6 +23,7 @@ mod lost_connections;
 mod preflight;
 mod progress;
 mod rate;
+mod restarts;
 mod serve;
 mod streams;
 mod timeouts;

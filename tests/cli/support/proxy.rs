@@ -30,6 +30,16 @@ struct State {
     accepted: AtomicUsize,
     cut: AtomicUsize,
     over: AtomicBool,
+    fate: Fate,
+}
+
+/// What becomes of a connection that has carried enough.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It is closed.
+    Cut,
+    /// It stays open and carries nothing any more.
+    Stall,
 }
 
 impl Proxy {
@@ -41,6 +51,17 @@ impl Proxy {
         wanted: usize,
         limit: impl Fn(usize) -> Option<u64> + Send + 'static,
     ) -> Self {
+        Self::failing(directory, server, wanted, Fate::Cut, limit)
+    }
+
+    /// The same with any fate.
+    pub(crate) fn failing(
+        directory: &Path,
+        server: &Path,
+        wanted: usize,
+        fate: Fate,
+        limit: impl Fn(usize) -> Option<u64> + Send + 'static,
+    ) -> Self {
         let socket = directory.join("proxy.sock");
         let listener = UnixListener::bind(&socket).expect("a free name");
         let state = Arc::new(State {
@@ -49,6 +70,7 @@ impl Proxy {
             accepted: AtomicUsize::new(0),
             cut: AtomicUsize::new(0),
             over: AtomicBool::new(false),
+            fate,
         });
         let shared = Arc::clone(&state);
         thread::spawn(move || {
@@ -90,7 +112,9 @@ impl Drop for Proxy {
 impl State {
     /// Forwards both ways, each in a thread of its own.
     fn join(self: &Arc<Self>, client: UnixStream, limit: u64) {
-        let server = UnixStream::connect(&self.server).expect("the server listens");
+        let Ok(server) = UnixStream::connect(&self.server) else {
+            return;
+        };
         let carried = Arc::new(AtomicU64::new(0));
         let clone = |stream: &UnixStream| stream.try_clone().expect("a descriptor");
         for (from, to) in [(clone(&client), clone(&server)), (server, client)] {
@@ -118,6 +142,9 @@ impl State {
                 break;
             }
             if after >= limit {
+                if self.fate == Fate::Stall {
+                    until("the end", || self.over.load(Ordering::SeqCst));
+                }
                 break;
             }
         }

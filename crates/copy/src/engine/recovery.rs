@@ -83,7 +83,6 @@ impl Engine<'_> {
             return true;
         }
         let (loss, unflushed) = lanes.retire(lane);
-        let others = matches!(loss, Loss::Others(_));
         let heals = match loss {
             Loss::Others(left) => {
                 self.warn(Warning::ConnectionLost {
@@ -108,9 +107,6 @@ impl Engine<'_> {
             _ if source_is_device => self.write_again(unflushed),
             _ => {}
         }
-        if others {
-            self.durable.take_lost();
-        }
         heals
     }
 
@@ -128,18 +124,15 @@ impl Engine<'_> {
         match news {
             Joining::Joined { again: false, .. } => {}
             Joining::Joined { again: true, .. } => {
-                let Some(lanes) = self.lanes(side) else {
-                    return;
-                };
-                if lanes.live() > 1 {
-                    return;
-                }
-                let endpoint = Arc::clone(&lanes.device(0).info().name);
                 let again = match side {
                     Side::Destination => self.durable.take_lost(),
                     _ => 0,
                 };
-                self.warn(Warning::Reconnected { endpoint, again });
+                // One of several that is replaced is not worth a word.
+                if let Some(lanes) = self.lanes(side).filter(|lanes| lanes.live() == 1) {
+                    let endpoint = Arc::clone(&lanes.device(0).info().name);
+                    self.warn(Warning::Reconnected { endpoint, again });
+                }
             }
             Joining::StillDown {
                 error,
