@@ -10,7 +10,7 @@ use std::{
 
 use rustls::{
     ClientConfig, RootCertStore, SignatureScheme,
-    client::{ResolvesClientCert, UnbufferedClientConnection, WebPkiServerVerifier},
+    client::{ResolvesClientCert, Resumption, UnbufferedClientConnection, WebPkiServerVerifier},
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::{CertificateRevocationListDer, ServerName},
     sign::CertifiedKey,
@@ -89,7 +89,7 @@ impl ClientOptions {
             None => None,
         };
         let asked = Arc::new(AtomicBool::new(false));
-        let config = match identity {
+        let mut config = match identity {
             Some(identity) => builder
                 .with_client_auth_cert(identity.chain, identity.key)
                 .map_err(|error| bad_identity(&identity.path, &error))?,
@@ -97,6 +97,9 @@ impl ClientOptions {
                 asked: Arc::clone(&asked),
             })),
         };
+        // A session is made for one connection: certificates that were renewed are read again for the next, and
+        // the server proves each time who it is.
+        config.resumption = Resumption::disabled();
         let connection = UnbufferedClientConnection::new(Arc::new(config), name);
         let expected = Expected {
             name: self.hostname.clone(),
