@@ -41,6 +41,7 @@
 
 mod buffers;
 mod checkpoint;
+mod compare;
 mod control;
 mod copy;
 mod digest;
@@ -66,6 +67,7 @@ use std::{fmt, sync::Arc};
 use blockferry_block::{BlockDevice, ByteSink, ByteSource};
 
 pub use checkpoint::{Checkpoint, Done, SaveDone};
+pub use compare::{CompareOptions, Comparison, compare};
 pub use control::Control;
 pub use copy::copy;
 pub use digest::{Algorithm, Digest, DigestError, DigestOptions, ExpectedDigest, OptionsError};

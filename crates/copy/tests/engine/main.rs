@@ -1,5 +1,6 @@
 //! The engine against devices that hold it to every rule of the trait.
 
+mod compare;
 mod disk;
 mod extents;
 mod faults;
