@@ -38,6 +38,22 @@ Exit codes:
   75   Failed, but trying again may help: a lost connection, a time-out
   130  Interrupted (SIGINT); 143: asked to end (SIGTERM)";
 
+const COMPARE_HELP: &str = "\
+Endpoints:
+  FILE                       A raw image or a block device
+  nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH
+                             An NBD export
+  [ CMD ARGS... ]            A server started for this endpoint
+  sample:SIZE[,seed=N][,data=PERCENT]
+                             A generated image
+
+Exit codes:
+  0    The images are identical
+  1    They differ
+  2    They could not be compared, or wrong usage
+  75   They could not be compared, but trying again may help
+  130  Interrupted (SIGINT); 143: asked to end (SIGTERM)";
+
 /// Moves disk images between NBD servers, files, devices and pipes.
 #[derive(Debug, Parser)]
 #[command(name = "blockferry", version, max_term_width = 100, after_help = EXIT_CODES)]
@@ -80,6 +96,7 @@ pub(crate) enum Command {
     Serve(ServeArgs),
     Info(InfoArgs),
     Map(MapArgs),
+    Compare(CompareArgs),
     Completions(CompletionsArgs),
     #[command(hide = true)]
     Man(ManArgs),
@@ -246,6 +263,40 @@ pub(crate) struct MapArgs {
     /// Print JSON, as nbdinfo does.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Compare two images byte by byte, and say where they begin to differ.
+///
+/// What both sides know to be zero is not read. Images of different sizes are identical when the longer
+/// one goes on with zeroes.
+#[derive(Args, Debug)]
+#[command(after_help = COMPARE_HELP)]
+pub(crate) struct CompareArgs {
+    /// The one image: an endpoint, see below.
+    #[arg(value_name = "A", value_hint = ValueHint::AnyPath)]
+    pub(crate) a: OsString,
+    /// The other image.
+    #[arg(value_name = "B", value_hint = ValueHint::AnyPath)]
+    pub(crate) b: OsString,
+
+    /// Images of different sizes differ.
+    #[arg(short, long)]
+    pub(crate) strict: bool,
+    /// Connections to each NBD server, from 1 to 64: fewer where it does not offer several or refuses them.
+    #[arg(short = 'C', long, value_name = "N", default_value_t = default_connections(),
+          value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) connections: u16,
+    /// Do not ask where the images have holes; read all of both.
+    #[arg(long)]
+    pub(crate) no_extents: bool,
+    /// Show percent, rate and time left, also where standard error is no terminal.
+    #[arg(short, long, conflicts_with = "quiet")]
+    pub(crate) progress: bool,
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) timeouts: TimeoutArgs,
 }
 
 /// Print a completion script for a shell.

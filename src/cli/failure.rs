@@ -57,6 +57,8 @@ enum Exit {
     Usage,
     /// Whoever read our output did not want all of it.
     ReaderGone,
+    /// A question was not answered, where "no" has a code of its own.
+    Undecided,
     /// `EX_TEMPFAIL` of sysexits.h.
     TryAgain,
     Interrupted(Interrupt),
@@ -146,11 +148,19 @@ impl Failure {
         self
     }
 
+    /// The same failure of a command that ends with 1 when the answer is no.
+    pub(crate) fn undecided(mut self) -> Self {
+        if self.exit == Exit::Failed {
+            self.exit = Exit::Undecided;
+        }
+        self
+    }
+
     /// The exit code.
     pub(crate) fn code(&self) -> u8 {
         match self.exit {
             Exit::Failed | Exit::ReaderGone => 1,
-            Exit::Usage => 2,
+            Exit::Usage | Exit::Undecided => 2,
             Exit::TryAgain => 75,
             Exit::Interrupted(interrupt) => interrupt.exit_code(),
         }
@@ -383,6 +393,9 @@ mod tests {
         assert_eq!(Failure::interrupted(Interrupt::Int).code(), 130);
         assert_eq!(Failure::interrupted(Interrupt::Term).code(), 143);
         assert_eq!(Failure::from(EndpointError::Empty).code(), 2);
+        assert_eq!(Failure::failed("x").undecided().code(), 2);
+        let lost = Failure::from(Error::new(ErrorKind::ConnectionLost));
+        assert_eq!(lost.undecided().code(), 75);
     }
 
     #[test]

@@ -10,12 +10,14 @@ use std::{
 
 use crate::{
     block::Context,
-    copy::{CopyOptions, Destination, Order, Source},
+    copy::{CompareOptions, CopyOptions, Destination, Order, Source},
     endpoint::{Endpoint, EndpointKind, OpenOptions},
 };
 
 use super::{
-    args::{Common, CopyArgs, InfoArgs, MapArgs, ProgressStyle, ServeArgs, TimeoutArgs},
+    args::{
+        Common, CompareArgs, CopyArgs, InfoArgs, MapArgs, ProgressStyle, ServeArgs, TimeoutArgs,
+    },
     failure::Failure,
     percent::PercentTo,
     rate::Rate,
@@ -139,6 +141,17 @@ impl Timeouts {
             },
         }
     }
+}
+
+/// A resolved `compare`.
+#[derive(Debug)]
+pub(crate) struct CompareJob {
+    pub(crate) sides: [Endpoint; 2],
+    pub(crate) engine: CompareOptions,
+    pub(crate) show: Show,
+    pub(crate) json: bool,
+    pub(crate) quiet: bool,
+    pub(crate) timeouts: Timeouts,
 }
 
 /// Which of the three standard streams are terminals; a value, so that rules about them can be tested.
@@ -319,6 +332,27 @@ impl MapJob {
             totals: args.totals,
             timeouts: Timeouts::resolve(args.timeouts),
             json: args.json,
+        })
+    }
+}
+
+impl CompareJob {
+    pub(crate) fn resolve(
+        args: &CompareArgs,
+        common: Common,
+        terminals: Terminals,
+    ) -> Result<Self, Failure> {
+        Ok(Self {
+            sides: [seekable(&args.a)?, seekable(&args.b)?],
+            engine: CompareOptions {
+                strict: args.strict,
+                connections: usize::from(args.connections),
+                extents: !args.no_extents,
+            },
+            show: Show::resolve(args.progress, common, terminals),
+            json: args.json,
+            quiet: common.quiet,
+            timeouts: Timeouts::resolve(args.timeouts),
         })
     }
 }

@@ -10,7 +10,7 @@ use super::{
     args::{Cli, Command},
     commands,
     failure::Failure,
-    options::{CopyJob, InfoJob, MapJob, ServeJob, Terminals},
+    options::{CompareJob, CopyJob, InfoJob, MapJob, ServeJob, Terminals},
     output,
 };
 
@@ -27,7 +27,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = collapse_groups(arguments)
         .map_err(Failure::from)
         .and_then(|arguments| match Cli::try_parse_from(arguments) {
-            Ok(cli) => dispatch(cli).map(|()| ExitCode::SUCCESS),
+            Ok(cli) => dispatch(cli),
             Err(error) => Ok(explain(&error)),
         });
     result.unwrap_or_else(|failure| {
@@ -36,9 +36,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     })
 }
 
-fn dispatch(cli: Cli) -> Result<(), Failure> {
+fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     let common = cli.common;
-    match cli.command {
+    let done = match cli.command {
         Command::Copy(args) => {
             let terminals = Terminals::of_this_process();
             commands::copy::run(CopyJob::resolve(&args, common, terminals)?)
@@ -46,13 +46,20 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Serve(args) => commands::serve::run(ServeJob::resolve(args, common)?),
         Command::Info(args) => commands::info::run(&InfoJob::resolve(&args)?),
         Command::Map(args) => commands::map::run(&MapJob::resolve(&args)?),
+        Command::Compare(args) => {
+            let terminals = Terminals::of_this_process();
+            let compared = CompareJob::resolve(&args, common, terminals)
+                .and_then(|job| commands::compare::run(&job));
+            return compared.map_err(Failure::undecided);
+        }
         Command::Completions(args) => {
             let mut script = Vec::new();
             clap_complete::generate(args.shell, &mut Cli::command(), "blockferry", &mut script);
             print(&script)
         }
         Command::Man(args) => print(&man_page(args.command.as_deref())?),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 fn man_page(command: Option<&str>) -> Result<Vec<u8>, Failure> {
@@ -97,7 +104,14 @@ mod tests {
 
     #[test]
     fn every_command_has_a_manual_page() {
-        for command in [None, Some("copy"), Some("serve"), Some("info"), Some("map")] {
+        for command in [
+            None,
+            Some("copy"),
+            Some("serve"),
+            Some("info"),
+            Some("map"),
+            Some("compare"),
+        ] {
             let page = man_page(command).expect("a page");
             let page = String::from_utf8(page).expect("text");
             assert!(page.contains(".SH OPTIONS"), "{command:?}");

@@ -8,6 +8,7 @@ mod bad_destinations;
 mod bad_servers;
 mod checkpoint;
 mod children;
+mod compare;
 mod connections;
 mod copy;
 mod destination_files;

@@ -239,7 +239,7 @@ async fn end_servers(destination: Connection, source: Connection) {
     source.abandon().await;
 }
 
-async fn unless_interrupted<T>(
+pub(super) async fn unless_interrupted<T>(
     future: impl Future<Output = T>,
     signals: &mut Signals,
 ) -> Result<T, Failure> {
