@@ -231,6 +231,13 @@ impl FileRange {
         self.range
     }
 
+    /// Lets the system forget what it holds in memory of the range, as far as that is durable, so that what is
+    /// read next comes from the medium. A hint: nothing may come of it.
+    pub fn drop_cached(&self) {
+        let (start, length) = (self.range.start(), self.range.len());
+        let _ = blockferry_sys::drop_cached(self.file.as_fd(), start, length);
+    }
+
     /// Another range of the same file, without another descriptor.
     #[must_use]
     pub fn with_range(&self, range: ByteRange) -> Self {

@@ -57,6 +57,8 @@ pub enum ErrorKind {
     Incompatible,
     /// The data came to an end too early: a source that shrank, a truncated image.
     UnexpectedEnd,
+    /// The data is not what it should be: what was read back differs from what was written.
+    Mismatch,
     /// The reader of the output went away (`EPIPE`).
     BrokenPipe,
     /// The caller cancelled the operation.
@@ -221,6 +223,7 @@ impl ErrorKind {
             Self::Protocol => "the peer broke the protocol",
             Self::Incompatible => "incompatible peer",
             Self::UnexpectedEnd => "unexpected end of data",
+            Self::Mismatch => "the contents differ",
             Self::BrokenPipe => "broken pipe",
             Self::Cancelled => "cancelled",
         }

@@ -2,15 +2,17 @@
 
 use std::sync::Arc;
 
-use blockferry_block::{Buffer, ByteRange, Capabilities};
+use blockferry_block::{BlockDevice, Buffer, ByteRange, Capabilities, Error, ErrorKind};
 
 use crate::{
     Control, CopyError, CopyOptions, Destination, Done, Event, Observer, Report, Side, Source,
+    digest::SpanSums,
     engine::{Durable, Engine},
     input::Input,
     output::Output,
     plan::Plan,
     transfer::{Outcome, Target, length, read},
+    verify::Written,
 };
 
 /// Copies `source` to `destination`, and flushes it.
@@ -37,6 +39,44 @@ pub async fn copy(
     observer: &dyn Observer,
 ) -> Result<Report, CopyError> {
     let plan = Plan::new(&source, &destination, options)?;
+    let moved = move_image(source, destination, &plan, options, control, observer).await?;
+    let Moved {
+        mut report,
+        written,
+        sums,
+    } = moved;
+    if let (true, Some(device), Some(sums)) = (options.verify, written, sums) {
+        let written = Written {
+            device,
+            size: report.size,
+            sums,
+            sum_block: plan.sum_block,
+        };
+        let verified = written.verify(options, control, observer).await;
+        verified.map_err(|error| error.after(report.progress()))?;
+        report.verified = true;
+    }
+    Ok(report)
+}
+
+/// What a copy did, and what is needed to verify it.
+pub(crate) struct Moved {
+    pub(crate) report: Report,
+    /// A handle to the destination, if it is a device.
+    written: Option<Arc<dyn BlockDevice>>,
+    /// The sums of the image, where they were wanted.
+    pub(crate) sums: Option<SpanSums>,
+}
+
+/// Moves the image as planned and flushes the destination.
+pub(crate) async fn move_image(
+    source: Source,
+    destination: Destination,
+    plan: &Plan,
+    options: &CopyOptions,
+    control: &Control,
+    observer: &dyn Observer,
+) -> Result<Moved, CopyError> {
     // What was just created, or emptied, is of no use to anyone before it is whole.
     let destination_keeps = match &destination {
         Destination::Device(device) => !device.info().can(Capabilities::BORN_ZERO),
@@ -45,14 +85,14 @@ pub async fn copy(
     observer.event(Event::Planned { size: plan.size });
 
     let buffers = Arc::new(plan.buffers());
-    let output = Output::new(destination, &buffers, &plan);
+    let output = Output::new(destination, &buffers, plan);
     // The incomplete block at the end is moved last, by itself.
     let size = plan.size.unwrap_or(0);
     let end = plan.incomplete_block(size).unwrap_or(size);
-    let input = Input::new(source, end, &plan);
+    let input = Input::new(source, end, plan);
     let durable = Durable::new(plan.flush_interval, options.checkpoint.as_ref());
     let buffers = Arc::clone(&buffers);
-    let mut engine = Engine::new(&plan, observer, control, buffers, input, output, durable);
+    let mut engine = Engine::new(plan, observer, control, buffers, input, output, durable);
     if let (Some(size), true) = (plan.size, plan.resize) {
         engine
             .with_destination(|target| async move { target.resize(size).await })
@@ -64,11 +104,8 @@ pub async fn copy(
             engine.count(data, zero);
         }
     }
-    match run(&mut engine, &plan, end, options.flush).await {
-        Ok(report) => Ok(Report {
-            resumed: plan.done.len(),
-            ..report
-        }),
+    match run(&mut engine, plan, end, options.flush).await {
+        Ok(report) => finish(engine, plan, report),
         Err(error) => {
             let cancelled = error.side == Side::Cancelled;
             if destination_keeps && options.flush && cancelled || options.checkpoint.is_some() {
@@ -77,6 +114,33 @@ pub async fn copy(
             Err(error)
         }
     }
+}
+
+/// Gathers what is known after all was moved.
+fn finish(mut engine: Engine<'_>, plan: &Plan, mut report: Report) -> Result<Moved, CopyError> {
+    report.resumed = plan.done.len();
+    let written = engine.output.device().map(|output| {
+        let lane = output.lanes.of_owner(0);
+        Arc::clone(output.lanes.device(lane.place))
+    });
+    let sums = match engine.collector.take() {
+        Some(collector) => {
+            let (digest, sums) = collector.finish(report.size);
+            report.digest = digest;
+            sums
+        }
+        None => None,
+    };
+    if plan.digest.is_some() && report.digest.is_none() {
+        // Better no answer than a wrong one.
+        let error = Error::with_message(ErrorKind::Io, "not all of the image was hashed");
+        return Err(CopyError::new(Side::Source, error).after(report.progress()));
+    }
+    Ok(Moved {
+        report,
+        written,
+        sums,
+    })
 }
 
 /// Moves everything, and makes it durable.
@@ -103,6 +167,12 @@ async fn run(
             }
             last => last,
         };
+        if let (false, Some((range, bytes)), Some(collector)) =
+            (counted, &last, &mut engine.collector)
+        {
+            let part = collector.compute(range.start(), bytes);
+            collector.add(part);
+        }
         let (data, zero) = end_at(engine, size, last, plan).await?;
         if data + zero > 0 && !counted {
             engine.count(data, zero);
@@ -124,6 +194,8 @@ async fn run(
         data: engine.progress.data,
         zero: engine.progress.zero,
         resumed: 0,
+        digest: None,
+        verified: false,
         reconnections: engine.reconnections(),
         flushed,
         extent_requests: engine.input.extent_requests(),

@@ -30,6 +30,7 @@ use tokio::time::{Instant, Sleep};
 use crate::{
     Control, CopyError, Event, Observer, Progress, Side,
     buffers::Buffers,
+    digest::{BlockDigests, Collector},
     extents::Told,
     input::{Arrival, Input, Loaded},
     lanes::Joining,
@@ -62,7 +63,10 @@ pub(crate) struct Engine<'a> {
     pub(crate) input: Input,
     pub(crate) output: Output,
     loading: FuturesUnordered<BoxFuture<'static, Loaded>>,
+    hashing: FuturesUnordered<BoxFuture<'static, Hashed>>,
     storing: FuturesUnordered<BoxFuture<'static, Stored>>,
+    /// What is to be known of the image, if anything is.
+    pub(crate) collector: Option<Collector>,
     pub(crate) pacer: Pacer,
     rate: Rate,
     /// Whether there was room for more, and the limit on the rate did not allow it.
@@ -87,6 +91,7 @@ pub(crate) struct Engine<'a> {
 /// What the loop has to deal with next.
 enum Step {
     Loaded(Loaded),
+    Hashed(Hashed),
     Stored(Stored),
     Extents(Told),
     /// There is news of a side's handles.
@@ -99,6 +104,9 @@ enum Step {
     Cancelled,
     Done,
 }
+
+/// A piece of which was computed what is to be known, or could not be.
+type Hashed = Result<Ready, Error>;
 
 impl<'a> Engine<'a> {
     /// A copy that has not begun.
@@ -122,7 +130,9 @@ impl<'a> Engine<'a> {
             input,
             output,
             loading: FuturesUnordered::new(),
+            hashing: FuturesUnordered::new(),
             storing: FuturesUnordered::new(),
+            collector: Collector::new(plan.digest, plan.sum_block),
             pacer,
             rate: Rate::new(now),
             slowed: false,
@@ -146,6 +156,8 @@ impl<'a> Engine<'a> {
             self.begin_pieces();
             match poll_fn(|cx| self.poll_step(cancelled.as_mut(), cx)).await {
                 Step::Loaded(loaded) => self.loaded(loaded),
+                Step::Hashed(Ok(ready)) => self.arrived(ready),
+                Step::Hashed(Err(error)) => self.fail(CopyError::new(Side::Source, error)),
                 Step::Stored(stored) => self.stored(stored),
                 Step::Extents(told) => self.told(told),
                 Step::Joining(side, news) => self.joining(side, news),
@@ -193,6 +205,9 @@ impl<'a> Engine<'a> {
         if let Poll::Ready(Some(stored)) = self.storing.poll_next_unpin(cx) {
             return Poll::Ready(Step::Stored(stored));
         }
+        if let Poll::Ready(Some(hashed)) = self.hashing.poll_next_unpin(cx) {
+            return Poll::Ready(Step::Hashed(hashed));
+        }
         if let Poll::Ready(Some(loaded)) = self.loading.poll_next_unpin(cx) {
             return Poll::Ready(Step::Loaded(loaded));
         }
@@ -202,7 +217,7 @@ impl<'a> Engine<'a> {
         if let Poll::Ready(news) = self.durable.poll(cx) {
             return Poll::Ready(Step::Durable(news));
         }
-        let idle = self.storing.is_empty() && self.loading.is_empty();
+        let idle = self.storing.is_empty() && self.hashing.is_empty() && self.loading.is_empty();
         if idle && (!running || self.input.is_done() && self.durable.is_idle()) {
             return Poll::Ready(Step::Done);
         }
@@ -346,6 +361,7 @@ impl<'a> Engine<'a> {
         if piece.zero && policy == ZeroPolicy::Skip {
             self.output.pass(piece);
             if !piece.counted {
+                self.collect(piece, None);
                 self.count(0, piece.range.len());
             }
             return;
@@ -375,6 +391,7 @@ impl<'a> Engine<'a> {
             self.ready(Ready {
                 piece,
                 content,
+                digests: None,
                 reserved,
                 begun: Instant::now(),
             });
@@ -396,9 +413,10 @@ impl<'a> Engine<'a> {
         match self.input.loaded(loaded) {
             Ok(Arrival::Piece(arrived, bytes)) => {
                 self.achieved(Side::Source, lane);
-                self.arrived(Ready {
+                self.look_at(Ready {
                     piece: arrived,
                     content: Content::Bytes(bytes),
+                    digests: None,
                     reserved,
                     begun,
                 });
@@ -408,6 +426,43 @@ impl<'a> Engine<'a> {
                 self.release(&piece, reserved);
                 self.failed(Side::Source, piece, lane, error);
             }
+        }
+    }
+
+    /// Has computed what is to be known of a piece that was read, unless that was done before.
+    fn look_at(&mut self, ready: Ready) {
+        let Ready { piece, content, .. } = ready;
+        let (reserved, begun) = (ready.reserved, ready.begun);
+        let ready = move |content, digests| Ready {
+            piece,
+            content,
+            digests,
+            reserved,
+            begun,
+        };
+        match (&self.collector, content) {
+            // The plan takes care that everything to be looked at comes in memory.
+            (Some(collector), Content::Bytes(Payload::Memory(bytes))) if !piece.counted => {
+                let hashed = collector.hash(piece.range.start(), bytes);
+                self.hashing.push(Box::pin(async move {
+                    let (bytes, digests) = hashed.await?;
+                    let content = Content::Bytes(Payload::Memory(bytes));
+                    Ok(ready(content, Some(Box::new(digests))))
+                }));
+            }
+            (_, content) => self.arrived(ready(content, None)),
+        }
+    }
+
+    /// Adds a piece that is done, for the first time, to what is known of the image.
+    fn collect(&mut self, piece: Piece, digests: Option<Box<BlockDigests>>) {
+        let Some(collector) = &mut self.collector else {
+            return;
+        };
+        match digests {
+            Some(digests) => collector.add(*digests),
+            None if piece.zero => collector.add_zeroes(piece.range),
+            None => {}
         }
     }
 
@@ -438,6 +493,7 @@ impl<'a> Engine<'a> {
             begun,
             outcome,
             lane,
+            digests,
             ..
         } = stored;
         self.release(&piece, reserved);
@@ -449,6 +505,9 @@ impl<'a> Engine<'a> {
                 {
                     let request_size = self.pacer.request_size() as usize;
                     self.buffers.expect(request_size, self.pacer.window());
+                }
+                if !piece.counted {
+                    self.collect(piece, digests);
                 }
                 self.note_done(piece, lane, data, zero);
             }
@@ -489,6 +548,7 @@ impl<'a> Engine<'a> {
     fn fail(&mut self, failure: CopyError) {
         self.failure.get_or_insert(failure);
         self.loading.clear();
+        self.hashing.clear();
     }
 }
 

@@ -36,6 +36,14 @@ pub enum Event {
     Warning(Warning),
     /// All is written; the destination makes it durable now.
     Flushing,
+    /// The destination is read back and compared with what was written to it. `done` never falls and is
+    /// `size` in the end.
+    Verifying {
+        /// How many bytes of the image were read back.
+        done: u64,
+        /// The image's size in bytes.
+        size: u64,
+    },
 }
 
 /// How far a copy is, in bytes. `data + zero == done`.

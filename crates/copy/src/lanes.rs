@@ -238,6 +238,23 @@ impl Lanes {
         (loss, again)
     }
 
+    /// The failure of a side that is down for good, after so many attempts, the last of which failed with
+    /// `error`.
+    pub(crate) fn given_up(&self, error: Error, attempts: u32) -> Error {
+        let kind = match error.is_transient() {
+            true => error.kind(),
+            false => ErrorKind::ConnectionLost,
+        };
+        let message = match attempts {
+            1 => "the connection was lost and could not be opened again".to_owned(),
+            _ => format!(
+                "the connection was lost and could not be opened again in {attempts} attempts"
+            ),
+        };
+        let failure = Error::with_message(kind, message).because(error);
+        failure.on(&self.lanes[0].device.info().name)
+    }
+
     /// The next handle that was written through and not flushed since.
     pub(crate) fn to_flush(&self) -> Option<LaneId> {
         let mut written = self.live_lanes().filter(|(_, lane)| lane.written);

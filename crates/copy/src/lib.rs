@@ -60,6 +60,7 @@ mod rate;
 mod report;
 mod transfer;
 mod unflushed;
+mod verify;
 mod zeroes;
 
 use std::{fmt, sync::Arc};

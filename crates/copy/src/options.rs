@@ -1,6 +1,6 @@
 //! What a caller can choose.
 
-use crate::Checkpoint;
+use crate::{Checkpoint, DigestOptions};
 
 /// How an image is copied. Every combination is valid: what does not fit the two endpoints is
 /// adapted to them.
@@ -41,6 +41,13 @@ pub struct CopyOptions {
     /// not tried. Pauses between them grow from 0.1 to 10 seconds. What was in flight is done again then,
     /// and so is what a destination acknowledged but did not flush. Default 8.
     pub retries: u32,
+    /// Compute this digest of the image while it is copied. Every byte passes through this process then, and
+    /// none is taken over by the kernel. Default `None`.
+    pub digest: Option<DigestOptions>,
+    /// Read the destination back in the end, and fail with
+    /// [`ErrorKind::Mismatch`](blockferry_block::ErrorKind::Mismatch) where it does not hold what was
+    /// written. A stream cannot be read back and is refused. Default false.
+    pub verify: bool,
     /// What was done of this copy before, and where to note what is done now. Default `None`.
     pub checkpoint: Option<Checkpoint>,
 }
@@ -70,6 +77,8 @@ impl Default for CopyOptions {
             flush: true,
             extents: true,
             retries: 8,
+            digest: None,
+            verify: false,
             checkpoint: None,
         }
     }

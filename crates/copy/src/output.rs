@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use crate::{
     Destination,
     buffers::Buffers,
+    digest::BlockDigests,
     lanes::{Joining, LaneId, Lanes},
     pieces::Piece,
     plan::Plan,
@@ -73,6 +74,8 @@ pub(crate) enum Content {
 pub(crate) struct Ready {
     pub(crate) piece: Piece,
     pub(crate) content: Content,
+    /// What was computed of its bytes, where something was to be.
+    pub(crate) digests: Option<Box<BlockDigests>>,
     /// How many bytes of the bound on memory it holds.
     pub(crate) reserved: u64,
     /// When its way began.
@@ -85,6 +88,8 @@ pub(crate) struct Stored {
     pub(crate) reserved: u64,
     pub(crate) begun: Instant,
     pub(crate) outcome: Result<Outcome>,
+    /// What was computed of its bytes, where something was to be.
+    pub(crate) digests: Option<Box<BlockDigests>>,
     /// The handle that it was written through; a stream has none.
     pub(crate) lane: LaneId,
     sink: Option<Box<dyn ByteSink>>,
@@ -269,6 +274,7 @@ impl DeviceOutput {
             let Ready {
                 piece,
                 content,
+                digests,
                 reserved,
                 begun,
             } = ready;
@@ -287,6 +293,7 @@ impl DeviceOutput {
                 reserved,
                 begun,
                 outcome,
+                digests,
                 lane,
                 sink: None,
             }
@@ -311,6 +318,7 @@ async fn write(
     let Ready {
         piece,
         content,
+        digests,
         reserved,
         begun,
     } = ready;
@@ -333,6 +341,7 @@ async fn write(
         reserved,
         begun,
         outcome,
+        digests,
         lane: LaneId::default(),
         sink,
     }

@@ -7,7 +7,7 @@ use blockferry_block::{
 };
 
 use crate::{
-    CopyError, CopyOptions, Destination, Order, Side, Source,
+    CopyError, CopyOptions, Destination, DigestOptions, Order, Side, Source,
     buffers::Buffers,
     pacer::{FIRST_REQUEST, LARGEST_REQUEST, MOST_IN_FLIGHT},
     zeroes::ZeroPolicy,
@@ -43,7 +43,8 @@ const MAX_SIZE: u64 = i64::MAX as u64;
 pub(crate) struct Plan {
     /// The image's size; `None` when a stream's end will tell.
     pub(crate) size: Option<u64>,
-    /// Pieces begin at multiples of this power of two, and end at them or at the image's end.
+    /// Pieces begin at multiples of this power of two, and end at them or at the image's end. It is a
+    /// multiple of both sides' block sizes.
     pub(crate) alignment: u32,
     /// The longest read and write ever: a multiple of `alignment`.
     pub(crate) longest_request: u32,
@@ -63,7 +64,7 @@ pub(crate) struct Plan {
     pub(crate) segment: u64,
     /// Whether the source is asked for extents.
     pub(crate) extents: bool,
-    /// The shortest run of zeroes that is looked for in data: a multiple of `alignment`, one
+    /// The shortest run of zeroes that is looked for in data: a multiple of both block sizes, one
     /// request at most. `None` when none are looked for.
     pub(crate) granularity: Option<u32>,
     /// Whether nobody looks at the data and both sides can move it on without a copy.
@@ -78,6 +79,10 @@ pub(crate) struct Plan {
     pub(crate) room: Option<u64>,
     /// The destination's block size.
     pub(crate) block: u32,
+    /// Which digest of the image is wanted.
+    pub(crate) digest: Option<DigestOptions>,
+    /// The length of the blocks of which sums are wanted, in bytes: no longer than `alignment`.
+    pub(crate) sum_block: Option<u32>,
     /// How many attempts in a row to open a lost connection again may fail.
     pub(crate) retries: u32,
     /// What was done before.
@@ -93,6 +98,17 @@ impl Plan {
         destination: &Destination,
         options: &CopyOptions,
     ) -> Result<Self, CopyError> {
+        Self::with_sums(source, destination, options, None)
+    }
+
+    /// The plan for these two, for sums over blocks of `sum_block` bytes: a length that a plan for these
+    /// sources or destinations has chosen before.
+    pub(crate) fn with_sums(
+        source: &Source,
+        destination: &Destination,
+        options: &CopyOptions,
+        sum_block: Option<u32>,
+    ) -> Result<Self, CopyError> {
         let from = Shape::of_source(source);
         let to = Shape::of_destination(destination);
         from.check()
@@ -103,9 +119,19 @@ impl Plan {
             return Err(refused(error.on(destination.name())));
         }
 
-        let alignment = from.limits.minimum.max(to.limits.minimum);
-        let longest_request = longest_request(&from.limits, &to.limits, alignment, options)
+        if options.verify {
+            check_readable(destination)?;
+        }
+
+        let block = from.limits.minimum.max(to.limits.minimum);
+        let longest_request = longest_request(&from.limits, &to.limits, block, options)
             .ok_or_else(|| refused(no_common_size(&from.limits, &to.limits)))?;
+        let sum_block = match options.verify {
+            true => Some(sum_block_within(longest_request, block)),
+            false => sum_block,
+        };
+        let alignment = alignment(block, longest_request, options.digest, sum_block);
+        let longest_request = longest_request - longest_request % alignment;
         let fixed_request_size = options.request_size.is_some() || options.requests.is_some();
         let shortest_request = match fixed_request_size {
             true => longest_request,
@@ -122,7 +148,9 @@ impl Plan {
         let granularity = options
             .sparse
             .filter(|_| finds_zeroes && !options.allocated && zeroes != ZeroPolicy::Write)
-            .map(|run| granularity(run, alignment, shortest_request));
+            .map(|run| granularity(run, block, shortest_request));
+        // What is to be known of the bytes must be seen.
+        let unseen = options.digest.is_none() && sum_block.is_none();
         let extents = match source {
             Source::Device(device) => options.extents && device.info().knows_allocation(),
             Source::Stream(_) => false,
@@ -142,13 +170,16 @@ impl Plan {
             in_order,
             segment: segment(from.size, connections).max(u64::from(alignment)),
             extents,
-            splice: granularity.is_none() && splices(source, destination),
-            take_over: take_over(source, destination, options, granularity).filter(|_| !in_order),
+            splice: unseen && granularity.is_none() && splices(source, destination),
+            take_over: take_over(source, destination, options, granularity)
+                .filter(|_| unseen && !in_order),
             granularity,
             zeroes,
             resize: to_device && to.size.is_none(),
             room: to.size,
             block: to.limits.minimum,
+            digest: options.digest,
+            sum_block,
             retries: options.retries,
             done: done_before(source, destination, options, alignment)?,
             flush_interval: flush_interval(source, destination, options),
@@ -173,6 +204,47 @@ impl Plan {
         let incomplete = !size.is_multiple_of(u64::from(self.block));
         (goes_on && incomplete).then(|| size - size % u64::from(self.alignment))
     }
+}
+
+/// Blocks of which sums are made are so long where they can be, in bytes.
+const SUM_BLOCK: u32 = 64 << 10;
+
+/// A digest's blocks of up to so many bytes are read in one request each.
+const LONGEST_DIGEST_BLOCK: u32 = LARGEST_REQUEST;
+
+/// Refuses a destination that gives nothing back.
+fn check_readable(destination: &Destination) -> Result<(), CopyError> {
+    let message = match destination {
+        Destination::Stream(_) => "a stream cannot be read back, so it cannot be verified",
+        Destination::Device(device) if device.info().can(Capabilities::DISCARDS) => {
+            "what is thrown away cannot be verified"
+        }
+        Destination::Device(_) => return Ok(()),
+    };
+    let error = Error::with_message(ErrorKind::InvalidInput, message);
+    Err(refused(error.on(destination.name())))
+}
+
+/// The length of blocks of which sums can be made although requests have limits: a power of two.
+fn sum_block_within(longest_request: u32, block: u32) -> u32 {
+    let longest = 1 << longest_request.ilog2();
+    SUM_BLOCK.min(longest).max(block)
+}
+
+/// What pieces are multiples of. Blocks of which a digest or sums are wanted are not cut, unless they are
+/// longer than a request.
+fn alignment(
+    block: u32,
+    longest_request: u32,
+    digest: Option<DigestOptions>,
+    sum_block: Option<u32>,
+) -> u32 {
+    let longest = longest_request.min(LONGEST_DIGEST_BLOCK);
+    let digest_block = digest
+        .map(DigestOptions::block_size)
+        .filter(|size| *size <= longest);
+    let blocks = [Some(block), digest_block, sum_block];
+    blocks.into_iter().flatten().max().unwrap_or(block)
 }
 
 /// The interval at which a destination is flushed: what was not flushed is written again when its connection

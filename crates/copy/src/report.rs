@@ -1,5 +1,7 @@
 //! What a copy did.
 
+use crate::{Digest, Progress};
+
 /// A copy that succeeded. `data + zero == size`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -17,6 +19,10 @@ pub struct Report {
     pub reconnections: u64,
     /// Whether the destination was flushed: asked for, and the destination can.
     pub flushed: bool,
+    /// The digest of the image, where one was wanted.
+    pub digest: Option<Digest>,
+    /// Whether the destination was read back, and held what was written.
+    pub verified: bool,
     /// How many questions for extents the source was asked.
     pub extent_requests: u64,
     /// How many handles (NBD connections) the source was read through.
@@ -27,4 +33,15 @@ pub struct Report {
     pub request_size: u32,
     /// The bytes that could be in flight in the end, adapted or pinned.
     pub queue_size: u64,
+}
+
+impl Report {
+    /// The progress of a copy that has moved everything.
+    pub(crate) fn progress(&self) -> Progress {
+        Progress {
+            done: self.data + self.zero,
+            data: self.data,
+            zero: self.zero,
+        }
+    }
 }

@@ -31,7 +31,7 @@ pub use names::{
     create_nameless, give_name, open_directory, open_or_create, rename_unless_taken,
     sync_directory, try_lock,
 };
-pub use page_cache::is_cached;
+pub use page_cache::{drop_cached, is_cached};
 pub use path::open_location;
 pub use pipe::{FillStop, Pipe};
 pub use process::{

@@ -2,8 +2,11 @@
 
 use std::{
     io,
+    num::NonZeroU64,
     os::fd::{AsRawFd, BorrowedFd},
 };
+
+use rustix::fs::{Advice, fadvise};
 
 /// The number of `cachestat(2)`: new system calls have the same one everywhere but on Alpha.
 const CACHESTAT: libc::c_long = 451;
@@ -41,6 +44,18 @@ pub fn is_cached(file: BorrowedFd<'_>, offset: u64, length: u64) -> io::Result<b
     }
     let page = rustix::param::page_size() as u64;
     Ok(pages[0] > last / page - offset / page)
+}
+
+/// Asks the system to forget what it holds in memory of `length` bytes of `file` from `offset` on, as far as
+/// it is on the disk, so that the next read comes from there. 0 is nothing.
+///
+/// # Errors
+/// As `posix_fadvise(2)`.
+pub fn drop_cached(file: BorrowedFd<'_>, offset: u64, length: u64) -> io::Result<()> {
+    let Some(length) = NonZeroU64::new(length) else {
+        return Ok(());
+    };
+    Ok(fadvise(file, offset, Some(length), Advice::DontNeed)?)
 }
 
 #[cfg(test)]

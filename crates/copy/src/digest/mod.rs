@@ -5,6 +5,7 @@
 //!  value     a digest as people read and write it
 //!  blocks    what is computed of the bytes of one piece, in one pass
 //!  threads   where that is computed
+//!  collect   all of it for one copy
 //!  image     blocks and holes in any order -> the digest of the image
 //!  spans     blocks in any order -> one sum for each 16 MiB
 //! ```
@@ -14,6 +15,7 @@
 //! side, and those that are zero need not be hashed at all. `nbdcopy --blkhash` computes the same.
 
 mod blocks;
+mod collect;
 mod image;
 mod options;
 mod spans;
@@ -23,9 +25,11 @@ mod value;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use blocks::{BlockDigests, Work};
-pub(crate) use image::ImageDigest;
+pub(crate) use blocks::BlockDigests;
+use blocks::Work;
+pub(crate) use collect::Collector;
+use image::ImageDigest;
 pub use options::{Algorithm, DigestOptions, OptionsError};
 pub(crate) use spans::SpanSums;
-pub(crate) use threads::HashThreads;
+use threads::HashThreads;
 pub use value::{Digest, DigestError, ExpectedDigest};

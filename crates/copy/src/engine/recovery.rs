@@ -147,24 +147,10 @@ impl Engine<'_> {
                 error,
                 next: Next::GivenUp { attempts },
             } => {
-                let kind = match error.is_transient() {
-                    true => error.kind(),
-                    false => blockferry_block::ErrorKind::ConnectionLost,
+                let Some(lanes) = self.lanes(side) else {
+                    return;
                 };
-                let message = match attempts {
-                    1 => "the connection was lost and could not be opened again".to_owned(),
-                    _ => format!(
-                        "the connection was lost and could not be opened again in {attempts} attempts"
-                    ),
-                };
-                let name = self.lanes(side).map(|lanes| {
-                    let device = lanes.device(0);
-                    Arc::clone(&device.info().name)
-                });
-                let mut failure = Error::with_message(kind, message).because(error);
-                if let Some(name) = name {
-                    failure = failure.on(&name);
-                }
+                let failure = lanes.given_up(error, attempts);
                 self.fail(CopyError::new(side, failure));
             }
         }

@@ -1,6 +1,7 @@
 //! The engine against devices that hold it to every rule of the trait.
 
 mod compare;
+mod digest;
 mod disk;
 mod extents;
 mod faults;

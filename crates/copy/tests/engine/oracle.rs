@@ -14,8 +14,8 @@ use crate::{
 
 /// A source image: its bytes, and what it says of them.
 #[derive(Clone, Debug)]
-struct Image {
-    size: usize,
+pub(crate) struct Image {
+    pub(crate) size: usize,
     seed: u64,
     /// Ranges that are zero and known to be.
     holes: Vec<(u64, u64)>,
@@ -27,7 +27,7 @@ struct Image {
 }
 
 #[derive(Clone, Debug)]
-struct Target {
+pub(crate) struct Target {
     extra: usize,
     minimum: u32,
     maximum: u32,
@@ -37,7 +37,7 @@ struct Target {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Zero {
+pub(crate) enum Zero {
     Offered,
     Refused,
     NotOffered,
@@ -59,7 +59,7 @@ fn limits() -> impl Strategy<Value = (u32, u32)> {
     })
 }
 
-fn images() -> impl Strategy<Value = Image> {
+pub(crate) fn images() -> impl Strategy<Value = Image> {
     let sizes = prop_oneof![
         0..3_usize,
         0..100_000_usize,
@@ -85,7 +85,7 @@ fn images() -> impl Strategy<Value = Image> {
     })
 }
 
-fn targets() -> impl Strategy<Value = Target> {
+pub(crate) fn targets() -> impl Strategy<Value = Target> {
     let zero = prop_oneof![
         3 => Just(Zero::Offered),
         1 => Just(Zero::Refused),
@@ -104,7 +104,7 @@ fn targets() -> impl Strategy<Value = Target> {
     })
 }
 
-fn options() -> impl Strategy<Value = CopyOptions> {
+pub(crate) fn options() -> impl Strategy<Value = CopyOptions> {
     let sparse = prop_oneof![Just(None), (0..20_000_u32).prop_map(Some)];
     // Mostly large enough to be done soon.
     let request_size = prop_oneof![1 => 0..100_u32, 9 => 512..40_000_u32];
@@ -123,7 +123,7 @@ fn options() -> impl Strategy<Value = CopyOptions> {
 }
 
 impl Image {
-    fn disk(&self) -> Disk {
+    pub(crate) fn disk(&self) -> Disk {
         let mut bytes = pattern(self.size, self.seed);
         for (start, end) in &self.zeroes {
             let clamp = |offset: u64| (offset as usize).min(self.size);
@@ -182,7 +182,7 @@ pub(crate) fn twist(lie: u8, range: ByteRange, mut answer: Vec<Extent>) -> Vec<E
 }
 
 impl Target {
-    fn disk(&self, source: usize) -> Disk {
+    pub(crate) fn disk(&self, source: usize) -> Disk {
         // A disk that is born zero is zero; any other holds what was there.
         let size = source + self.extra;
         let before = match self.zero {
@@ -216,7 +216,7 @@ impl Target {
     }
 }
 
-fn run<T>(future: impl Future<Output = T>) -> T {
+pub(crate) fn run<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().build();
     runtime.expect("a runtime").block_on(future)
 }

@@ -14,6 +14,7 @@ use proptest::{collection::vec, option, prelude::*};
 
 use crate::{
     Recorder, device,
+    digest::{digests, naive_digest},
     disk::Disk,
     handle::{Call, Fault, Handle, Opening},
     oracle::twist,
@@ -173,6 +174,7 @@ fn options() -> impl Strategy<Value = CopyOptions> {
         (order, sparse),
         (prop::bool::weighted(0.2), prop::bool::weighted(0.8)),
         prop::bool::weighted(0.2),
+        (option::of(digests()), prop::bool::weighted(0.3)),
     );
     parts.prop_map(
         |(
@@ -182,6 +184,7 @@ fn options() -> impl Strategy<Value = CopyOptions> {
             (order, sparse),
             (allocated, extents),
             destination_is_zero,
+            (digest, verify),
         )| CopyOptions {
             connections,
             requests,
@@ -192,6 +195,8 @@ fn options() -> impl Strategy<Value = CopyOptions> {
             allocated,
             destination_is_zero,
             extents,
+            digest,
+            verify,
             ..CopyOptions::default()
         },
     )
@@ -339,6 +344,9 @@ proptest! {
                 prop_assert_eq!(report.data + report.zero, image.size as u64);
                 prop_assert_eq!(events.progress().done, image.size as u64);
                 prop_assert!(is_durable(&to.calls()), "not durable");
+                prop_assert_eq!(report.verified, options.verify);
+                let digest = options.digest.map(|options| naive_digest(&before, options));
+                prop_assert_eq!(report.digest.map(|it| it.to_string()), digest);
             }
             Err(error) => {
                 let calls = match error.side {

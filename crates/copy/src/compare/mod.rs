@@ -5,6 +5,9 @@
 //! any order, but they begin in the image's order: so when one finds a difference, only those that began
 //! before it can find an earlier one.
 
+mod image;
+mod reading;
+
 use std::{
     collections::BTreeSet,
     future::{Future, poll_fn},
@@ -14,19 +17,19 @@ use std::{
 };
 
 use blockferry_block::{
-    BlockDevice, BlockLimits, BoxFuture, Buffer, BufferPool, ByteRange, Error, ErrorKind,
-    NullDevice, is_zero,
+    BlockDevice, BlockLimits, BoxFuture, BufferPool, ByteRange, Error, ErrorKind,
 };
-use futures_util::{StreamExt, future::join, stream::FuturesUnordered};
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::time::Instant;
 
 use crate::{
-    Control, CopyError, CopyOptions, Destination, Event, Observer, Progress, Side, Source, Warning,
-    extents::{ExtentWalker, Stretch},
-    lanes::{LaneId, Lanes},
-    plan::Plan,
-    transfer::read,
+    Control, CopyError, CopyOptions, Event, Observer, Progress, Side, Warning,
+    extents::{Stretch, Told},
+    lanes::{Joining, LaneId},
 };
+
+use image::Image;
+use reading::{Reading, first_difference};
 
 /// The longest read in bytes: short enough for what was read of both images to be in the cache still when
 /// it is compared.
@@ -44,6 +47,9 @@ pub struct CompareOptions {
     pub connections: usize,
     /// Ask both sides for their extents, so that holes need not be read. Default true.
     pub extents: bool,
+    /// How many attempts in a row to open a lost connection again may fail before the comparison does; see
+    /// [`CopyOptions::retries`]. Default 8.
+    pub retries: u32,
 }
 
 impl Default for CompareOptions {
@@ -52,6 +58,7 @@ impl Default for CompareOptions {
             strict: false,
             connections: 4,
             extents: true,
+            retries: CopyOptions::default().retries,
         }
     }
 }
@@ -98,8 +105,8 @@ pub async fn compare(
     let mut running = Running {
         observer,
         sides: [
-            Reader::new(a, &cut, options)?,
-            Reader::new(b, &cut, options)?,
+            Image::new(a, cut.alignment, options)?,
+            Image::new(b, cut.alignment, options)?,
         ],
         pool: BufferPool::new(cut.request as usize, (WINDOW / cut.request) as usize),
         cut,
@@ -107,6 +114,7 @@ pub async fn compare(
         position: 0,
         reading: FuturesUnordered::new(),
         begun: BTreeSet::new(),
+        again: Vec::new(),
         in_flight: 0,
         found: None,
         progress: Progress::default(),
@@ -149,21 +157,10 @@ impl Cut {
     }
 }
 
-/// One of the images.
-struct Reader {
-    size: u64,
-    /// Its block size in bytes.
-    block: u64,
-    lanes: Lanes,
-    walker: ExtentWalker,
-    /// What is known of the image from the present position on.
-    stretch: Option<Stretch>,
-}
-
 /// A comparison that is running.
 struct Running<'a> {
     observer: &'a dyn Observer,
-    sides: [Reader; 2],
+    sides: [Image; 2],
     pool: BufferPool,
     cut: Cut,
     /// The end of the longer image.
@@ -171,8 +168,10 @@ struct Running<'a> {
     /// What lies before this was begun.
     position: u64,
     reading: FuturesUnordered<BoxFuture<'static, Checked>>,
-    /// The starts of all that is being read.
+    /// The starts of all that was begun and is not compared yet.
     begun: BTreeSet<u64>,
+    /// What is to be read again, on which sides.
+    again: Vec<(ByteRange, [bool; 2])>,
     /// How many bytes of memory that takes.
     in_flight: u64,
     found: Option<Found>,
@@ -205,69 +204,13 @@ struct Checked {
 
 enum Step {
     Checked(Checked),
-    Extents(Option<Warning>),
-    Joined,
+    /// What came of a question for extents, on which side.
+    Extents(usize, Told),
+    /// News of the connections of a side.
+    Joining(usize, Joining),
     Hurry,
     Cancelled,
     Done,
-}
-
-impl Reader {
-    fn new(
-        device: Arc<dyn BlockDevice>,
-        cut: &Cut,
-        options: &CompareOptions,
-    ) -> Result<Self, CopyError> {
-        // It is walked over as by a copy of it to nowhere.
-        let nowhere: Arc<dyn BlockDevice> = Arc::new(NullDevice::new(0));
-        let (source, nowhere) = (
-            Source::Device(Arc::clone(&device)),
-            Destination::Device(nowhere),
-        );
-        let options = CopyOptions {
-            connections: options.connections,
-            extents: options.extents,
-            ..CopyOptions::default()
-        };
-        let mut plan = Plan::new(&source, &nowhere, &options)?;
-        plan.alignment = cut.alignment;
-        // Short holes cost less to read than to go around, and a zero is the same either way.
-        plan.granularity = Some(cut.alignment);
-        let info = device.info();
-        Ok(Self {
-            size: info.size,
-            block: u64::from(info.limits.minimum),
-            walker: ExtentWalker::new(Arc::clone(&device), info.size, &plan),
-            lanes: Lanes::new(Arc::clone(&device), plan.connections),
-            stretch: None,
-        })
-    }
-
-    /// What is known from `position` on, which moves forwards only: the image's end is followed by zeroes.
-    fn known_from(&mut self, position: u64, end: u64) -> Option<Stretch> {
-        while let Some(stretch) = self.stretch.or_else(|| self.walker.next_stretch()) {
-            let left = ByteRange::between(position, stretch.range.end());
-            if !left.is_empty() {
-                self.stretch = Some(Stretch {
-                    range: left,
-                    zero: stretch.zero,
-                });
-                return self.stretch;
-            }
-            self.stretch = None;
-        }
-        (position >= self.size).then(|| Stretch {
-            range: ByteRange::between(position, end),
-            zero: true,
-        })
-    }
-
-    /// What must be read to have `range`, which begins at a block or behind the other image's end.
-    fn blocks_of(&self, range: ByteRange) -> ByteRange {
-        let start = range.start() - range.start() % self.block;
-        let end = range.end().next_multiple_of(self.block);
-        ByteRange::between(start, end.min(self.size))
-    }
 }
 
 impl Running<'_> {
@@ -277,8 +220,15 @@ impl Running<'_> {
             self.begin_parts();
             match poll_fn(|cx| self.poll_step(cancelled.as_mut(), cx)).await {
                 Step::Checked(checked) => self.checked(checked),
-                Step::Extents(Some(warning)) => self.observer.event(Event::Warning(warning)),
-                Step::Extents(None) | Step::Joined | Step::Hurry => {}
+                Step::Extents(side, told) => {
+                    let warning = self.sides[side].told(told);
+                    self.warn(warning);
+                }
+                Step::Joining(side, news) => match self.sides[side].joining(news) {
+                    Ok(warning) => self.warn(warning),
+                    Err(error) => self.fail(side, self.next_start(), error),
+                },
+                Step::Hurry => {}
                 Step::Cancelled => return Some(Found::Cancelled),
                 Step::Done => return self.found.take(),
             }
@@ -300,12 +250,12 @@ impl Running<'_> {
         if self.is_done() {
             return Poll::Ready(Step::Done);
         }
-        for side in &mut self.sides {
-            if let Poll::Ready(warning) = side.walker.poll_answer(cx) {
-                return Poll::Ready(Step::Extents(warning));
+        for (index, side) in self.sides.iter_mut().enumerate() {
+            if let Poll::Ready(told) = side.walker.poll_answer(cx) {
+                return Poll::Ready(Step::Extents(index, told));
             }
-            if side.lanes.poll_join(cx).is_ready() {
-                return Poll::Ready(Step::Joined);
+            if let Poll::Ready(news) = side.lanes.poll_join(cx) {
+                return Poll::Ready(Step::Joining(index, news));
             }
         }
         if self.found.is_none() && self.in_flight <= WINDOW / 2 && self.hurry() {
@@ -344,6 +294,12 @@ impl Running<'_> {
     }
 
     fn begin_parts(&mut self) {
+        if self.sides.iter().any(|side| side.lanes.is_down()) {
+            return;
+        }
+        while let Some((range, sides)) = self.again.pop() {
+            self.begin(range, sides);
+        }
         while self.found.is_none() && self.in_flight + 2 * self.cut.request <= self.window() {
             let [Some(a), Some(b)] = self.known() else {
                 return;
@@ -393,13 +349,12 @@ impl Running<'_> {
             lanes.begin(lane);
             part.lanes[side] = Some(lane);
         }
-        let [a, b] = [0, 1].map(|side| {
+        let sides = [0, 1].map(|side| {
             let lane = part.lanes[side]?;
-            let reader = &self.sides[side];
-            let device = Arc::clone(reader.lanes.device(lane));
+            let image = &self.sides[side];
             Some(Reading {
-                device,
-                blocks: reader.blocks_of(range),
+                device: Arc::clone(image.lanes.device(lane.place)),
+                blocks: image.blocks_of(range),
                 range,
                 pool: self.pool.clone(),
             })
@@ -407,12 +362,7 @@ impl Running<'_> {
         self.begun.insert(range.start());
         self.in_flight += held(part);
         self.reading.push(Box::pin(async move {
-            let outcome = match (a, b) {
-                (Some(a), Some(b)) => both(a, b).await,
-                (Some(one), None) => one.first_not_zero().await.map_err(|error| (0, error)),
-                (None, Some(one)) => one.first_not_zero().await.map_err(|error| (1, error)),
-                (None, None) => Ok(None),
-            };
+            let outcome = first_difference(sides).await;
             Checked { part, outcome }
         }));
     }
@@ -420,40 +370,65 @@ impl Running<'_> {
     fn checked(&mut self, checked: Checked) {
         let Checked { part, outcome } = checked;
         let range = part.range;
-        self.begun.remove(&range.start());
         self.in_flight -= held(part);
+        let failed = match &outcome {
+            Err((side, _)) => Some(*side),
+            Ok(_) => None,
+        };
         for (side, lane) in part.lanes.iter().enumerate() {
             if let Some(lane) = lane {
                 self.sides[side].lanes.end(*lane);
+                if failed.is_none() {
+                    self.sides[side].lanes.achieved(*lane);
+                }
             }
         }
         match outcome {
-            Ok(None) => self.count(range.len(), 0),
-            Ok(Some(offset)) => self.find(offset, Found::Difference(offset)),
+            Ok(found) => {
+                self.begun.remove(&range.start());
+                match found {
+                    None => self.count(range.len(), 0),
+                    Some(offset) => self.find(offset, Found::Difference(offset)),
+                }
+            }
             Err((side, error)) => self.failed(part, side, error),
         }
     }
 
-    /// A part could not be read. Where another connection is left it is read again.
+    /// A part could not be read. Where another connection is left, or will be, it is read again.
     fn failed(&mut self, part: Part, side: usize, error: Error) {
-        let lanes = &mut self.sides[side].lanes;
-        let lane = part.lanes[side].unwrap_or(0);
-        let known_lost = lanes.is_lost(lane);
-        if error.is_transient() && (known_lost || lanes.retire(lane)) {
-            if !known_lost {
-                let left = lanes.live();
-                let lost = Arc::clone(lanes.device(lane));
-                let other = Arc::clone(lanes.device(lanes.of_owner(0)));
-                self.sides[side].walker.ask_instead(&lost, &other);
-                let warning = Warning::ConnectionLost { error, left };
-                self.observer.event(Event::Warning(warning));
-            }
-            self.begin(part.range, part.lanes.map(|lane| lane.is_some()));
-            return;
-        }
-        let which = [Side::Source, Side::Destination][side];
         let start = part.range.start();
-        self.find(start, Found::Failure(start, CopyError::new(which, error)));
+        let lost = match part.lanes[side] {
+            Some(lane) if error.is_transient() => self.sides[side].lose(lane, error),
+            _ => Err(error),
+        };
+        match lost {
+            Ok(warning) => {
+                self.warn(warning);
+                let sides = part.lanes.map(|lane| lane.is_some());
+                self.again.push((part.range, sides));
+            }
+            Err(error) => {
+                self.begun.remove(&start);
+                self.fail(side, start, error);
+            }
+        }
+    }
+
+    /// The first part of the image that is not compared yet begins here.
+    fn next_start(&self) -> u64 {
+        self.begun.first().copied().unwrap_or(self.position)
+    }
+
+    fn fail(&mut self, side: usize, start: u64, error: Error) {
+        let side = [Side::Source, Side::Destination][side];
+        self.find(start, Found::Failure(start, CopyError::new(side, error)));
+    }
+
+    fn warn(&self, warning: Option<Warning>) {
+        if let Some(warning) = warning {
+            self.observer.event(Event::Warning(warning));
+        }
     }
 
     /// Keeps what lies first in the image.
@@ -473,73 +448,4 @@ impl Running<'_> {
 fn held(part: Part) -> u64 {
     let sides = part.lanes.iter().flatten().count() as u64;
     sides * part.range.len()
-}
-
-/// A part of one image that is to be read.
-struct Reading {
-    device: Arc<dyn BlockDevice>,
-    /// What is read.
-    blocks: ByteRange,
-    /// What is wanted of it.
-    range: ByteRange,
-    pool: BufferPool,
-}
-
-/// A part of one image.
-struct Bytes {
-    buffer: Buffer,
-    /// How many bytes of the buffer lie before it.
-    skip: usize,
-    length: usize,
-}
-
-impl Bytes {
-    fn as_slice(&self) -> &[u8] {
-        &self.buffer[self.skip..self.skip + self.length]
-    }
-}
-
-impl Reading {
-    async fn read(&self) -> Result<Bytes, Error> {
-        // All of these are no longer than a request.
-        let buffer = self.pool.take(self.blocks.len() as usize);
-        let buffer = read(&self.device, self.blocks, buffer).await?;
-        Ok(Bytes {
-            buffer,
-            skip: (self.range.start() - self.blocks.start()) as usize,
-            length: self.range.len() as usize,
-        })
-    }
-
-    /// The offset of the first byte that is not zero.
-    async fn first_not_zero(self) -> Result<Option<u64>, Error> {
-        let bytes = self.read().await?;
-        let bytes = bytes.as_slice();
-        if is_zero(bytes) {
-            return Ok(None);
-        }
-        let first = bytes.iter().position(|byte| *byte != 0);
-        Ok(first.map(|first| self.range.start() + first as u64))
-    }
-}
-
-/// Reads both sides and looks for the first difference.
-async fn both(a: Reading, b: Reading) -> Result<Option<u64>, (usize, Error)> {
-    let (one, other) = join(a.read(), b.read()).await;
-    let one = one.map_err(|error| (0, error))?;
-    let other = other.map_err(|error| (1, error))?;
-    let first = first_difference(one.as_slice(), other.as_slice());
-    Ok(first.map(|first| a.range.start() + first as u64))
-}
-
-/// Where two runs of bytes of the same length begin to differ.
-fn first_difference(one: &[u8], other: &[u8]) -> Option<usize> {
-    const STRIDE: usize = 4096;
-    let mut strides = one.chunks(STRIDE).zip(other.chunks(STRIDE));
-    let stride = strides.position(|(one, other)| one != other)?;
-    let start = stride * STRIDE;
-    let mut pairs = one[start..].iter().zip(&other[start..]);
-    pairs
-        .position(|(one, other)| one != other)
-        .map(|at| start + at)
 }
