@@ -6,7 +6,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint};
 
 use crate::{
     block::{Context, parse_size},
-    copy::CopyOptions,
+    copy::{CopyOptions, DigestOptions, ExpectedDigest},
 };
 
 /// The definition of the command line, for what is generated from it.
@@ -97,6 +97,7 @@ pub(crate) enum Command {
     Info(InfoArgs),
     Map(MapArgs),
     Compare(CompareArgs),
+    Checksum(ChecksumArgs),
     Completions(CompletionsArgs),
     #[command(hide = true)]
     Man(ManArgs),
@@ -157,6 +158,16 @@ pub(crate) struct CopyArgs {
     /// Do not wait until the destination is durable.
     #[arg(long, overrides_with = "flush")]
     pub(crate) no_flush: bool,
+    /// Read the destination back in the end, and fail where it does not hold what was written.
+    #[arg(long)]
+    pub(crate) verify: bool,
+    /// Print the digest of the image, computed while it is copied: md5, sha1, sha256 or sha512 over the
+    /// digests of its blocks, as nbdcopy's --blkhash. sha256/64k unless given.
+    #[arg(long, value_name = "ALG[/SIZE]", num_args = 0..=1, require_equals = true)]
+    pub(crate) checksum: Option<Option<DigestOptions>>,
+    /// Fail unless the image has this digest: HEX, or ALG/SIZE:HEX.
+    #[arg(long, value_name = "DIGEST")]
+    pub(crate) expect: Option<ExpectedDigest>,
     /// Do not ask the source where its holes are; read all of it.
     #[arg(long)]
     pub(crate) no_extents: bool,
@@ -289,14 +300,50 @@ pub(crate) struct CompareArgs {
     /// Do not ask where the images have holes; read all of both.
     #[arg(long)]
     pub(crate) no_extents: bool,
-    /// Show percent, rate and time left, also where standard error is no terminal.
-    #[arg(short, long, conflicts_with = "quiet")]
-    pub(crate) progress: bool,
+    /// Show percent, rate and time left, also where standard error is no terminal; see 'copy'.
+    #[arg(short, long, value_name = "STYLE", num_args = 0..=1, require_equals = true,
+          default_missing_value = "auto")]
+    pub(crate) progress: Option<ProgressStyle>,
     /// Print the result as JSON.
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) timeouts: TimeoutArgs,
+}
+
+/// Print the digest of an image: the hash of its blocks' hashes and its size, as nbdcopy's --blkhash.
+///
+/// It depends on the contents alone, not on holes, formats or servers; what is known to be zero is not read.
+#[derive(Args, Debug)]
+#[command(after_help = ENDPOINTS)]
+pub(crate) struct ChecksumArgs {
+    /// What to read: an endpoint, see below.
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub(crate) image: OsString,
+
+    /// The hash and the size of the blocks that are hashed: md5, sha1, sha256 or sha512, and a power of two
+    /// from 512 to 32M. sha256/64k unless given.
+    #[arg(short, long, value_name = "ALG[/SIZE]")]
+    pub(crate) algorithm: Option<DigestOptions>,
+    /// Fail unless the image has this digest: HEX, or ALG/SIZE:HEX.
+    #[arg(long, value_name = "DIGEST")]
+    pub(crate) expect: Option<ExpectedDigest>,
+    /// Connections to an NBD server, from 1 to 64: fewer where it does not offer several or refuses them.
+    #[arg(short = 'C', long, value_name = "N", default_value_t = default_connections(),
+          value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) connections: u16,
+    /// Do not ask where the image has holes; read all of it.
+    #[arg(long)]
+    pub(crate) no_extents: bool,
+    /// Show percent, rate and time left, also where standard error is no terminal; see 'copy'.
+    #[arg(short, long, value_name = "STYLE", num_args = 0..=1, require_equals = true,
+          default_missing_value = "auto")]
+    pub(crate) progress: Option<ProgressStyle>,
+    #[command(flatten)]
+    pub(crate) timeouts: TimeoutArgs,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Print a completion script for a shell.

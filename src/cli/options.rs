@@ -10,13 +10,16 @@ use std::{
 
 use crate::{
     block::Context,
-    copy::{CompareOptions, CopyOptions, Destination, Order, Source},
+    copy::{
+        CompareOptions, CopyOptions, Destination, DigestOptions, ExpectedDigest, Order, Source,
+    },
     endpoint::{Endpoint, EndpointKind, OpenOptions},
 };
 
 use super::{
     args::{
-        Common, CompareArgs, CopyArgs, InfoArgs, MapArgs, ProgressStyle, ServeArgs, TimeoutArgs,
+        ChecksumArgs, Common, CompareArgs, CopyArgs, InfoArgs, MapArgs, ProgressStyle, ServeArgs,
+        TimeoutArgs,
     },
     failure::Failure,
     percent::PercentTo,
@@ -31,6 +34,7 @@ pub(crate) struct CopyJob {
     pub(crate) engine: CopyOptions,
     /// Where to note what is done.
     pub(crate) checkpoint: Option<PathBuf>,
+    pub(crate) digest: DigestJob,
     pub(crate) timeouts: Timeouts,
     /// Whether an NBD export may be copied onto itself, which writes what is there already.
     pub(crate) onto_itself: bool,
@@ -46,6 +50,30 @@ pub(crate) struct CopyJob {
 
 /// Tells of a job and the two sides that were opened for it.
 pub(crate) type Describe = fn(&CopyJob, &Source, &Destination);
+
+/// What becomes of the digest of an image.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct DigestJob {
+    /// What it should be.
+    pub(crate) expect: Option<ExpectedDigest>,
+    pub(crate) to: DigestTo,
+}
+
+/// Where a digest is printed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum DigestTo {
+    /// Nowhere, or in the report.
+    #[default]
+    Nowhere,
+    /// To standard output, with the image's name.
+    Output,
+    /// To standard error, for standard output is the destination.
+    Error,
+    /// To standard output, without a name.
+    Plain,
+    /// Into a file, without a name.
+    File(PathBuf),
+}
 
 /// How a copy shows its progress.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -154,6 +182,20 @@ pub(crate) struct CompareJob {
     pub(crate) timeouts: Timeouts,
 }
 
+/// A resolved `checksum`.
+#[derive(Debug)]
+pub(crate) struct ChecksumJob {
+    pub(crate) image: Endpoint,
+    pub(crate) engine: CopyOptions,
+    pub(crate) options: DigestOptions,
+    pub(crate) expect: Option<ExpectedDigest>,
+    pub(crate) show: Show,
+    pub(crate) json: bool,
+    pub(crate) quiet: bool,
+    pub(crate) verbose: bool,
+    pub(crate) timeouts: Timeouts,
+}
+
 /// Which of the three standard streams are terminals; a value, so that rules about them can be tested.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Terminals {
@@ -205,6 +247,10 @@ impl CopyJob {
                 "--quiet shows no progress but that for programs, --progress=json",
             ));
         }
+        let asked = args.checksum.map(Option::unwrap_or_default);
+        // A bare `--checksum` leaves it to the digest that is expected.
+        let said = args.checksum.flatten();
+        let digest = digest_options(said, args.expect)?.or(asked);
         let engine = CopyOptions {
             connections: usize::from(args.connections),
             requests: args.requests.map(usize::from),
@@ -224,12 +270,23 @@ impl CopyJob {
             extents: !args.no_extents,
             retries: args.retries,
             checkpoint: None,
+            digest,
+            verify: args.verify,
+        };
+        let to = match destination.kind() {
+            _ if digest.is_none() || args.json => DigestTo::Nowhere,
+            EndpointKind::Standard => DigestTo::Error,
+            _ => DigestTo::Output,
         };
         Ok(Self {
             source,
             destination,
             engine,
             checkpoint: args.checkpoint.clone(),
+            digest: DigestJob {
+                expect: args.expect,
+                to,
+            },
             timeouts: Timeouts::resolve(args.timeouts),
             onto_itself: false,
             rate: Rate {
@@ -260,6 +317,29 @@ impl Show {
             (None, false) => Self::Nothing,
         }
     }
+}
+
+/// Which digest is to be computed, where the algorithm was said or a digest is expected.
+fn digest_options(
+    said: Option<DigestOptions>,
+    expect: Option<ExpectedDigest>,
+) -> Result<Option<DigestOptions>, Failure> {
+    let Some(expect) = expect else {
+        return Ok(said);
+    };
+    let options = match (said, expect.options) {
+        (Some(said), Some(expected)) if said != expected => {
+            return Err(Failure::usage(format!(
+                "a digest of {expected} is expected, and one of {said} asked for"
+            )));
+        }
+        (said, expected) => said.or(expected).unwrap_or_default(),
+    };
+    expect.check(options).map_err(|error| {
+        let failure = Failure::usage(format!("--expect: {error}"));
+        failure.hint("write which digest it is: --expect ALG/SIZE:HEX")
+    })?;
+    Ok(Some(options))
 }
 
 /// Refuses pairs of endpoints that can never work.
@@ -336,6 +416,42 @@ impl MapJob {
     }
 }
 
+impl ChecksumJob {
+    pub(crate) fn resolve(
+        args: &ChecksumArgs,
+        common: Common,
+        terminals: Terminals,
+    ) -> Result<Self, Failure> {
+        let image = Endpoint::parse(&args.image)?;
+        match image.kind() {
+            EndpointKind::Standard if terminals.input => {
+                return Err(Failure::usage(
+                    "an image is not read from a terminal; redirect standard input",
+                ));
+            }
+            EndpointKind::Null => return Err(Failure::usage("null: can only be a destination")),
+            _ => {}
+        }
+        let options = digest_options(args.algorithm, args.expect)?.unwrap_or_default();
+        Ok(Self {
+            image,
+            engine: CopyOptions {
+                connections: usize::from(args.connections),
+                extents: !args.no_extents,
+                digest: Some(options),
+                ..CopyOptions::default()
+            },
+            options,
+            expect: args.expect,
+            show: Show::resolve(args.progress, common, terminals),
+            json: args.json,
+            quiet: common.quiet,
+            verbose: common.verbose,
+            timeouts: Timeouts::resolve(args.timeouts),
+        })
+    }
+}
+
 impl CompareJob {
     pub(crate) fn resolve(
         args: &CompareArgs,
@@ -348,6 +464,7 @@ impl CompareJob {
                 strict: args.strict,
                 connections: usize::from(args.connections),
                 extents: !args.no_extents,
+                ..CompareOptions::default()
             },
             show: Show::resolve(args.progress, common, terminals),
             json: args.json,
@@ -362,7 +479,7 @@ fn seekable(text: &OsStr) -> Result<Endpoint, Failure> {
     let endpoint = Endpoint::parse(text)?;
     match endpoint.kind() {
         EndpointKind::Standard | EndpointKind::Null => Err(Failure::usage(format!(
-            "{endpoint} is a stream and works with copy only"
+            "{endpoint} is a stream and works with copy and checksum only"
         ))),
         _ => Ok(endpoint),
     }

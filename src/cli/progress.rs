@@ -34,6 +34,8 @@ const LINE_PAUSE: Duration = Duration::from_secs(1);
 const BAR: &str = "{percent:>3}% [{wide_bar}] {binary_bytes} of {binary_total_bytes}, \
                    {binary_bytes_per_sec}, {eta} left";
 const COUNTER: &str = "{binary_bytes}, {binary_bytes_per_sec}";
+const VERIFYING: &str = "{percent:>3}% [{wide_bar}] {binary_bytes} of {binary_total_bytes} verified, \
+                         {binary_bytes_per_sec}, {eta} left";
 const FLUSHING: &str = "{binary_bytes} written, waiting until it is durable";
 
 /// Draws the events of one copy on standard error.
@@ -187,6 +189,35 @@ impl View {
         }
     }
 
+    /// It is read back, from the beginning.
+    fn verifying(&self, done: u64, size: u64) {
+        match &self.shape {
+            Shape::Bar(bar) if done == 0 => {
+                bar.set_style(style(VERIFYING));
+                bar.set_length(size);
+                bar.reset();
+            }
+            Shape::Bar(bar) => bar.set_position(done),
+            Shape::Lines(lines) => {
+                let now = Instant::now();
+                let mut lines = locked(lines);
+                if done == 0 {
+                    *lines = Lines::new(now);
+                    lines.size = Some(size);
+                }
+                if let Some(line) = lines.next(done, now) {
+                    tell(&format!("verifying: {line}"));
+                }
+            }
+            Shape::Json(json) => {
+                if let Some(line) = locked(json).verifying(done, Instant::now()) {
+                    tell(&line);
+                }
+            }
+            Shape::Nothing | Shape::Percent(_) => {}
+        }
+    }
+
     /// Tells something without tearing the bar.
     fn say(&self, line: &str) {
         match &self.shape {
@@ -206,6 +237,7 @@ impl Observer for View {
             Event::Planned { size } => self.planned(size),
             Event::Progress(progress) => self.progressed(progress),
             Event::Flushing => self.flushing(),
+            Event::Verifying { done, size } => self.verifying(done, size),
             Event::Warning(warning) => self.warn(&warning.to_string()),
             _ => {}
         }
@@ -313,7 +345,7 @@ mod tests {
 
     #[test]
     fn the_templates_are_understood() {
-        for template in [BAR, COUNTER, FLUSHING] {
+        for template in [BAR, COUNTER, VERIFYING, FLUSHING] {
             assert!(ProgressStyle::with_template(template).is_ok());
         }
     }
@@ -324,6 +356,7 @@ mod tests {
         view.event(Event::Planned { size: Some(1) });
         view.event(Event::Progress(Progress::default()));
         view.event(Event::Flushing);
+        view.event(Event::Verifying { done: 0, size: 1 });
         view.finish(End::Whole);
     }
 }

@@ -4,7 +4,12 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::{block::HumanSize, copy::Report};
+use crate::{
+    block::HumanSize,
+    copy::{DigestOptions, Report},
+};
+
+use super::commands::checksum::JsonDigest;
 
 use super::failure::{Details, Failure};
 
@@ -17,7 +22,12 @@ pub(crate) fn sentence(report: &Report, elapsed: Duration) -> String {
         HumanSize(rate(moved(report), elapsed)),
         HumanSize(report.data),
         HumanSize(report.zero),
-        if report.flushed { "" } else { ", not flushed" },
+        match (report.flushed, report.verified) {
+            (true, false) => "",
+            (true, true) => ", verified",
+            (false, false) => ", not flushed",
+            (false, true) => ", verified, not flushed",
+        },
     )
 }
 
@@ -26,8 +36,13 @@ fn moved(report: &Report) -> u64 {
     report.size.saturating_sub(report.resumed)
 }
 
-/// The report as one JSON object. Sizes are bytes.
-pub(crate) fn json(report: &Report, elapsed: Duration, warnings: &[String]) -> String {
+/// The report as one JSON object, with the digest if one was computed, as `digest` says. Sizes are bytes.
+pub(crate) fn json(
+    report: &Report,
+    digest: Option<DigestOptions>,
+    elapsed: Duration,
+    warnings: &[String],
+) -> String {
     #[derive(Serialize)]
     #[serde(rename_all = "kebab-case")]
     struct Json<'a> {
@@ -39,6 +54,9 @@ pub(crate) fn json(report: &Report, elapsed: Duration, warnings: &[String]) -> S
         flushed: bool,
         resumed: u64,
         reconnections: u64,
+        verified: bool,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        checksum: Option<JsonDigest>,
         extent_requests: u64,
         source_connections: usize,
         destination_connections: usize,
@@ -55,6 +73,10 @@ pub(crate) fn json(report: &Report, elapsed: Duration, warnings: &[String]) -> S
         flushed: report.flushed,
         resumed: report.resumed,
         reconnections: report.reconnections,
+        verified: report.verified,
+        checksum: digest
+            .zip(report.digest)
+            .map(|(options, digest)| JsonDigest::new(options, digest)),
         extent_requests: report.extent_requests,
         source_connections: report.source_connections,
         destination_connections: report.destination_connections,
@@ -143,7 +165,7 @@ mod tests {
     #[test]
     fn the_json_has_every_number() {
         let warnings = ["beware".to_owned()];
-        let text = json(&report(), Duration::from_millis(500), &warnings);
+        let text = json(&report(), None, Duration::from_millis(500), &warnings);
         let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
         assert_eq!(value["size"], 4_u64 << 30);
         assert_eq!(value["data"], 1_u64 << 30);

@@ -10,7 +10,7 @@ use super::{
     args::{Cli, Command},
     commands,
     failure::Failure,
-    options::{CompareJob, CopyJob, InfoJob, MapJob, ServeJob, Terminals},
+    options::{ChecksumJob, CompareJob, CopyJob, InfoJob, MapJob, ServeJob, Terminals},
     output,
 };
 
@@ -51,6 +51,10 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
             let compared = CompareJob::resolve(&args, common, terminals)
                 .and_then(|job| commands::compare::run(&job));
             return compared.map_err(Failure::undecided);
+        }
+        Command::Checksum(args) => {
+            let terminals = Terminals::of_this_process();
+            commands::checksum::run(ChecksumJob::resolve(&args, common, terminals)?)
         }
         Command::Completions(args) => {
             let mut script = Vec::new();
@@ -111,6 +115,7 @@ mod tests {
             Some("info"),
             Some("map"),
             Some("compare"),
+            Some("checksum"),
         ] {
             let page = man_page(command).expect("a page");
             let page = String::from_utf8(page).expect("text");

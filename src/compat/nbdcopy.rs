@@ -4,6 +4,7 @@
 use std::{
     ffi::{OsStr, OsString},
     fs::File,
+    path::PathBuf,
     process::ExitCode,
     sync::Arc,
 };
@@ -16,12 +17,14 @@ use crate::{
         args::Size,
         commands,
         failure::Failure,
-        options::{CopyJob, ReportStyle, Show, Terminals, Timeouts, check_sides},
+        options::{
+            CopyJob, DigestJob, DigestTo, ReportStyle, Show, Terminals, Timeouts, check_sides,
+        },
         output::{print, tell},
         percent::PercentTo,
         rate::Rate,
     },
-    copy::{CopyOptions, Destination, Order, Source},
+    copy::{CopyOptions, Destination, DigestOptions, Order, Source},
     endpoint::{Endpoint, EndpointKind, collapse_groups, printable},
 };
 
@@ -192,7 +195,8 @@ impl Request {
 #[derive(Debug)]
 struct Choices {
     allocated: bool,
-    blkhash: bool,
+    blkhash: Option<DigestOptions>,
+    blkhash_file: Option<PathBuf>,
     connections: u32,
     destination_is_zero: bool,
     extents: bool,
@@ -213,7 +217,8 @@ impl Default for Choices {
     fn default() -> Self {
         Self {
             allocated: false,
-            blkhash: false,
+            blkhash: None,
+            blkhash_file: None,
             connections: 4,
             destination_is_zero: false,
             extents: true,
@@ -235,7 +240,13 @@ impl Choices {
         let value = argument.unwrap_or_default();
         match option {
             Opt::Allocated => self.allocated = true,
-            Opt::Blkhash | Opt::BlkhashFile => self.blkhash = true,
+            Opt::Blkhash => {
+                self.blkhash = Some(match argument {
+                    Some(text) => blkhash(text)?,
+                    None => DigestOptions::default(),
+                });
+            }
+            Opt::BlkhashFile => self.blkhash_file = Some(PathBuf::from(value)),
             Opt::Connections => self.connections = at_least_one("connections", value)?,
             Opt::DestinationIsZero => self.destination_is_zero = true,
             Opt::Flush => self.flush = true,
@@ -259,17 +270,22 @@ impl Choices {
     }
 
     fn job(self, source: Endpoint, destination: Endpoint) -> Result<CopyJob, Failure> {
-        if self.blkhash {
-            return Err(Failure::failed(
-                "--blkhash: this version computes no digests",
-            ));
-        }
         let engine = self.engine();
+        let digest_to = match (&self.blkhash_file, destination.kind()) {
+            _ if engine.digest.is_none() => DigestTo::Nowhere,
+            (Some(file), _) => DigestTo::File(file.clone()),
+            (None, EndpointKind::Standard) => DigestTo::Error,
+            (None, _) => DigestTo::Plain,
+        };
         Ok(CopyJob {
             source,
             destination,
             engine,
             checkpoint: None,
+            digest: DigestJob {
+                expect: None,
+                to: digest_to,
+            },
             // It waits for its servers as long as they take.
             timeouts: Timeouts::PATIENT,
             onto_itself: true,
@@ -300,6 +316,9 @@ impl Choices {
         };
         let longest = engine.request_size.unwrap_or(USUAL_REQUEST);
         engine.sparse = sparse.filter(|size| *size <= longest);
+        // Whoever wants it in a file wants it.
+        let in_file = self.blkhash_file.as_ref().map(|_| DigestOptions::default());
+        engine.digest = self.blkhash.or(in_file);
         if self.threads > 0 {
             // No thread would have a connection more.
             engine.connections = engine.connections.min(self.threads as usize);
@@ -359,6 +378,11 @@ fn sparse(value: &OsStr) -> Result<u64, Failure> {
         size if size == 0 || (size >= 512 && size.is_power_of_two()) => Ok(size),
         _ => Err(Failure::usage("--sparse: must be a power of 2 and >= 512")),
     }
+}
+
+fn blkhash(value: &OsStr) -> Result<DigestOptions, Failure> {
+    let options = printable(value).parse::<DigestOptions>();
+    options.map_err(|error| Failure::usage(format!("--blkhash: {error}")))
 }
 
 /// The descriptor that the caller opened for us, before anything of ours can get its number. Where it

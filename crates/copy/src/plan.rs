@@ -124,7 +124,8 @@ impl Plan {
         }
 
         let block = from.limits.minimum.max(to.limits.minimum);
-        let longest_request = longest_request(&from.limits, &to.limits, block, options)
+        let least = block.max(sum_block.unwrap_or(0));
+        let longest_request = longest_request(&from.limits, &to.limits, least, options)
             .ok_or_else(|| refused(no_common_size(&from.limits, &to.limits)))?;
         let sum_block = match options.verify {
             true => Some(sum_block_within(longest_request, block)),

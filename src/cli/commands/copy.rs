@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    fs,
     future::Future,
     pin::pin,
     time::{Duration, Instant},
@@ -9,7 +10,7 @@ use std::{
 
 use crate::{
     block::{DeviceInfo, HumanSize},
-    copy::{self, Control, CopyError, Destination, Report, Side, Source},
+    copy::{self, Control, CopyError, Destination, Digest, Report, Side, Source},
     endpoint::{
         Connection, Endpoint, EndpointKind, OpenDestination, OpenOptions, OpenSource,
         is_same_image, open_destination, open_source, printable,
@@ -19,13 +20,14 @@ use crate::{
 use super::super::{
     checkpoint::CheckpointFile,
     failure::Failure,
-    options::{CopyJob, ReportStyle, open_options},
+    options::{CopyJob, DigestTo, ReportStyle, open_options},
     output::{print, tell},
     preflight::check_room,
     progress::View,
     report,
     signals::{Interrupt, Signals},
 };
+use super::checksum::{line, wrong_digest};
 
 /// How long after the first request to end a copy may finish what is in flight.
 const GRACE: Duration = Duration::from_secs(5);
@@ -125,6 +127,14 @@ async fn copy_image(job: &CopyJob, view: &View) -> Result<(Report, Duration), Fa
     };
     let result = match ended {
         Ended::Whole(done) => {
+            let wrong = done
+                .digest
+                .and_then(|digest| wrong_digest(job.digest.expect, digest, &job.source));
+            if let Some(failure) = wrong {
+                let ending = end_servers(destination_connection, source_connection);
+                let _ = unless_interrupted(ending, &mut signals).await;
+                return Err(unwanted(failure, file.as_ref(), &job.destination));
+            }
             let committed = match file {
                 Some(file) if done.flushed => file.commit_durably(),
                 Some(file) => file.commit(),
@@ -284,6 +294,9 @@ fn tell_success(
             done.queue_size,
         ));
     }
+    if let Some(digest) = done.digest {
+        tell_digest(job, digest)?;
+    }
     match job.report {
         ReportStyle::Nothing => Ok(()),
         ReportStyle::Sentence => {
@@ -291,9 +304,39 @@ fn tell_success(
             Ok(())
         }
         ReportStyle::Json => {
-            let text = report::json(done, elapsed, warnings);
+            let text = report::json(done, job.engine.digest, elapsed, warnings);
             print(&text).map_err(|error| super::standard_output(&error))
         }
+    }
+}
+
+/// Prints the digest of what was copied, where it is wanted.
+fn tell_digest(job: &CopyJob, digest: Digest) -> Result<(), Failure> {
+    let line = line(digest, &job.source);
+    match &job.digest.to {
+        DigestTo::Nowhere => Ok(()),
+        DigestTo::Output => print(&line).map_err(|error| super::standard_output(&error)),
+        DigestTo::Error => {
+            tell(line.trim_end());
+            Ok(())
+        }
+        DigestTo::Plain => {
+            print(&format!("{digest}\n")).map_err(|error| super::standard_output(&error))
+        }
+        DigestTo::File(path) => fs::write(path, format!("{digest}\n"))
+            .map_err(|error| Failure::system(&printable(path.as_os_str()), &error)),
+    }
+}
+
+/// Says what became of a destination that has something else than was expected.
+fn unwanted(
+    failure: Failure,
+    file: Option<&crate::endpoint::DestinationFile>,
+    destination: &Endpoint,
+) -> Failure {
+    match file {
+        Some(file) if !file.existed() => failure.note(format!("{destination} is removed")),
+        _ => failure.note(format!("{destination} was overwritten all the same")),
     }
 }
 

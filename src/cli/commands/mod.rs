@@ -1,5 +1,6 @@
 //! One file per command: from a resolved job to its end.
 
+pub(crate) mod checksum;
 pub(crate) mod compare;
 pub(crate) mod copy;
 pub(crate) mod info;

@@ -33,6 +33,8 @@ enum Phase {
     Copying,
     /// What was written is made durable.
     Flushing,
+    /// It is read back: `bytes` are those that were.
+    Verifying,
     Done,
     Failed,
     /// It was asked to end, and has.
@@ -113,6 +115,16 @@ impl Json {
         self.enter(Phase::Flushing, now)
     }
 
+    /// So many bytes were read back, from the beginning. There is a line when one is due.
+    pub(super) fn verifying(&mut self, done: u64, now: Instant) -> Option<String> {
+        self.progress.done = done;
+        if done == 0 {
+            self.past = VecDeque::from([(now, 0)]);
+            return Some(self.enter(Phase::Verifying, now));
+        }
+        self.tick(now)
+    }
+
     /// The copy has ended.
     pub(super) fn ended(&mut self, end: End, failure: Option<&Failure>, now: Instant) -> String {
         self.phase = match end {
@@ -144,8 +156,10 @@ impl Json {
         }
         let left = self.total.map(|total| total.saturating_sub(bytes));
         let eta = match (self.phase, left) {
-            (Phase::Copying, Some(0)) => Some(0),
-            (Phase::Copying, Some(left)) if rate > 0 => Some(left.div_ceil(rate)),
+            (Phase::Copying | Phase::Verifying, Some(0)) => Some(0),
+            (Phase::Copying | Phase::Verifying, Some(left)) if rate > 0 => {
+                Some(left.div_ceil(rate))
+            }
             _ => None,
         };
         let elapsed = now.duration_since(self.begun);

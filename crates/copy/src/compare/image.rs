@@ -28,14 +28,14 @@ pub(super) struct Image {
 impl Image {
     /// The image on `device`, walked over in stretches that begin at multiples of `alignment`.
     pub(super) fn new(
-        device: Arc<dyn BlockDevice>,
+        device: &Arc<dyn BlockDevice>,
         alignment: u32,
         options: &CompareOptions,
     ) -> Result<Self, CopyError> {
         // It is walked over as by a copy of it to nowhere.
         let nowhere: Arc<dyn BlockDevice> = Arc::new(NullDevice::new(0));
         let nowhere = Destination::Device(nowhere);
-        let source = Source::Device(Arc::clone(&device));
+        let source = Source::Device(Arc::clone(device));
         let options = CopyOptions {
             connections: options.connections,
             extents: options.extents,
@@ -51,8 +51,8 @@ impl Image {
             size: info.size,
             block: u64::from(info.limits.minimum),
             retries: plan.retries,
-            walker: ExtentWalker::new(Arc::clone(&device), info.size, &plan),
-            lanes: Lanes::new(Arc::clone(&device), plan.connections, plan.retries),
+            walker: ExtentWalker::new(Arc::clone(device), info.size, &plan),
+            lanes: Lanes::new(Arc::clone(device), plan.connections, plan.retries),
             stretch: None,
         })
     }

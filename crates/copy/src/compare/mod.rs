@@ -105,8 +105,8 @@ pub async fn compare(
     let mut running = Running {
         observer,
         sides: [
-            Image::new(a, cut.alignment, options)?,
-            Image::new(b, cut.alignment, options)?,
+            Image::new(&a, cut.alignment, options)?,
+            Image::new(&b, cut.alignment, options)?,
         ],
         pool: BufferPool::new(cut.request as usize, (WINDOW / cut.request) as usize),
         cut,

@@ -1,9 +1,11 @@
 //! What is computed of the bytes of one piece, in one pass over them.
 
+use std::sync::{Arc, OnceLock};
+
 use blockferry_block::{ByteRange, is_zero};
 
 use super::{
-    DigestOptions,
+    Digest, DigestOptions,
     options::Hasher,
     spans::{self, Sum},
 };
@@ -11,16 +13,16 @@ use super::{
 /// What is to be computed of each piece.
 #[derive(Clone, Debug)]
 pub(crate) struct Work {
-    digest: Option<Digesting>,
+    digest: Option<Arc<ZeroBlock>>,
     /// The length of the blocks whose sums are wanted, in bytes.
     sum_block: Option<u64>,
 }
 
-#[derive(Clone, Debug)]
-struct Digesting {
-    options: DigestOptions,
-    /// The digest of a block of zeroes.
-    zero: Vec<u8>,
+/// How blocks are hashed, and the digest of one that is zero, once it was needed.
+#[derive(Debug)]
+pub(super) struct ZeroBlock {
+    pub(super) options: DigestOptions,
+    digest: OnceLock<Digest>,
 }
 
 /// What was computed of one piece.
@@ -39,13 +41,9 @@ pub(crate) struct BlockDigests {
 }
 
 impl Work {
-    /// The digests of blocks as `digest` wants them, and the sums of blocks of `sum_block` bytes. Pieces
-    /// must begin and end at multiples of the latter, or at the end of the image.
-    pub(crate) fn new(digest: Option<DigestOptions>, sum_block: Option<u32>) -> Self {
-        let digest = digest.map(|options| Digesting {
-            options,
-            zero: zero_digest(options),
-        });
+    /// The digests of blocks as `digest` says, and the sums of blocks of `sum_block` bytes. Pieces must begin
+    /// and end at multiples of the latter, or at the end of the image.
+    pub(super) fn new(digest: Option<Arc<ZeroBlock>>, sum_block: Option<u32>) -> Self {
         Self {
             digest,
             sum_block: sum_block.map(u64::from),
@@ -62,8 +60,8 @@ impl Work {
             fragments: Vec::new(),
             sums: Vec::new(),
         };
-        if let Some(digesting) = &self.digest {
-            digesting.compute(bytes, &mut done);
+        if let Some(zero) = &self.digest {
+            hash_blocks(zero, bytes, &mut done);
         }
         if let Some(block) = self.sum_block {
             for part in range.pieces(block) {
@@ -77,29 +75,45 @@ impl Work {
     }
 }
 
-impl Digesting {
-    fn compute(&self, bytes: &[u8], done: &mut BlockDigests) {
-        let block = u64::from(self.options.block_size());
-        let algorithm = self.options.algorithm();
-        for part in done.range.pieces(block) {
-            let bytes = &bytes[indices(done.range, part)];
-            if part.len() < block {
-                done.fragments.push((part.start(), bytes.to_vec()));
-                continue;
-            }
-            if done.whole.is_empty() {
-                done.whole = ByteRange::between(part.start(), part.start());
-                let blocks = (done.range.end() - part.start()) / block;
-                let length = blocks * algorithm.digest_len() as u64;
-                done.digests.reserve(usize::try_from(length).unwrap_or(0));
-            }
-            done.whole = ByteRange::between(done.whole.start(), part.end());
-            match is_zero(bytes) {
-                true => done.digests.extend_from_slice(&self.zero),
-                false => {
-                    let digest = algorithm.digest(bytes);
-                    done.digests.extend_from_slice(digest.as_bytes());
-                }
+impl ZeroBlock {
+    pub(super) fn new(options: DigestOptions) -> Arc<Self> {
+        Arc::new(Self {
+            options,
+            digest: OnceLock::new(),
+        })
+    }
+
+    /// The digest of a block of zeroes.
+    pub(super) fn digest(&self) -> Digest {
+        *self.digest.get_or_init(|| {
+            let mut hasher = Hasher::new(self.options.algorithm());
+            update_zeroes(&mut hasher, u64::from(self.options.block_size()));
+            hasher.finish()
+        })
+    }
+}
+
+fn hash_blocks(zero: &ZeroBlock, bytes: &[u8], done: &mut BlockDigests) {
+    let block = u64::from(zero.options.block_size());
+    let algorithm = zero.options.algorithm();
+    for part in done.range.pieces(block) {
+        let bytes = &bytes[indices(done.range, part)];
+        if part.len() < block {
+            done.fragments.push((part.start(), bytes.to_vec()));
+            continue;
+        }
+        if done.whole.is_empty() {
+            done.whole = ByteRange::between(part.start(), part.start());
+            let blocks = (done.range.end() - part.start()) / block;
+            let length = blocks * algorithm.digest_len() as u64;
+            done.digests.reserve(usize::try_from(length).unwrap_or(0));
+        }
+        done.whole = ByteRange::between(done.whole.start(), part.end());
+        match is_zero(bytes) {
+            true => done.digests.extend_from_slice(zero.digest().as_bytes()),
+            false => {
+                let digest = algorithm.digest(bytes);
+                done.digests.extend_from_slice(digest.as_bytes());
             }
         }
     }
@@ -110,13 +124,6 @@ fn indices(range: ByteRange, part: ByteRange) -> std::ops::Range<usize> {
     // Both lie in memory.
     let index = |offset: u64| (offset - range.start()) as usize;
     index(part.start())..index(part.end())
-}
-
-/// The digest of a block of zeroes.
-pub(super) fn zero_digest(options: DigestOptions) -> Vec<u8> {
-    let mut hasher = Hasher::new(options.algorithm());
-    update_zeroes(&mut hasher, u64::from(options.block_size()));
-    hasher.finish().as_bytes().to_vec()
 }
 
 /// Takes in `length` zero bytes.

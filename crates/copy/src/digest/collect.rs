@@ -4,7 +4,10 @@ use std::future::Future;
 
 use blockferry_block::{Buffer, ByteRange, Result};
 
-use super::{BlockDigests, Digest, DigestOptions, HashThreads, ImageDigest, SpanSums, Work};
+use super::{
+    BlockDigests, Digest, DigestOptions, HashThreads, ImageDigest, SpanSums, Work,
+    blocks::ZeroBlock,
+};
 
 /// The digest of an image and the sums of its spans, as far as they are wanted.
 ///
@@ -23,11 +26,12 @@ impl Collector {
         if digest.is_none() && sum_block.is_none() {
             return None;
         }
-        let work = Work::new(digest, sum_block);
+        let zero = digest.map(ZeroBlock::new);
+        let work = Work::new(zero.clone(), sum_block);
         Some(Self {
             threads: HashThreads::new(work.clone()),
             work,
-            image: digest.map(ImageDigest::new),
+            image: zero.map(ImageDigest::new),
             sums: sum_block.map(|_| SpanSums::new()),
         })
     }

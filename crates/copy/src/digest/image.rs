@@ -1,12 +1,12 @@
 //! The digest of an image from blocks and holes that come in any order.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use blockferry_block::ByteRange;
 
 use super::{
     BlockDigests, Digest, DigestOptions,
-    blocks::{update_zeroes, zero_digest},
+    blocks::{ZeroBlock, update_zeroes},
     options::Hasher,
 };
 
@@ -18,7 +18,7 @@ const ZERO_DIGESTS: usize = 4096;
 /// Every part of the image is added once. What is contiguous from the image's start on is taken in at once;
 /// what lies ahead of the first gap is kept: the digests of its blocks, one entry for each run of zeroes,
 /// and of blocks that came in parts what cannot be hashed yet.
-pub(crate) struct ImageDigest {
+pub(super) struct ImageDigest {
     options: DigestOptions,
     hasher: Hasher,
     /// The end of what was taken in: a multiple of the block size.
@@ -27,7 +27,8 @@ pub(crate) struct ImageDigest {
     ahead: BTreeMap<u64, Run>,
     /// Blocks that came in parts, by their start.
     partial: BTreeMap<u64, Partial>,
-    /// The digest of a block of zeroes, many times.
+    zero: Arc<ZeroBlock>,
+    /// The digest of a block of zeroes, many times, once it was needed.
     zeroes: Vec<u8>,
 }
 
@@ -56,19 +57,21 @@ enum Fragment {
 
 impl ImageDigest {
     /// The digest of nothing yet.
-    pub(crate) fn new(options: DigestOptions) -> Self {
+    pub(super) fn new(zero: Arc<ZeroBlock>) -> Self {
+        let options = zero.options;
         Self {
             options,
             hasher: Hasher::new(options.algorithm()),
             end: 0,
             ahead: BTreeMap::new(),
             partial: BTreeMap::new(),
-            zeroes: zero_digest(options).repeat(ZERO_DIGESTS),
+            zero,
+            zeroes: Vec::new(),
         }
     }
 
     /// Adds what was computed of a piece.
-    pub(crate) fn add(&mut self, piece: BlockDigests) {
+    pub(super) fn add(&mut self, piece: BlockDigests) {
         let BlockDigests {
             whole,
             digests,
@@ -85,7 +88,7 @@ impl ImageDigest {
     }
 
     /// Adds a part of the image that is zero.
-    pub(crate) fn add_zeroes(&mut self, range: ByteRange) {
+    pub(super) fn add_zeroes(&mut self, range: ByteRange) {
         let block = self.block();
         let whole = range.aligned_within(block);
         let edges = match whole.is_empty() {
@@ -107,7 +110,7 @@ impl ImageDigest {
     }
 
     /// The digest, if the image is `size` bytes long; `None` when parts of it were never added.
-    pub(crate) fn finish(mut self, size: u64) -> Option<Digest> {
+    pub(super) fn finish(mut self, size: u64) -> Option<Digest> {
         let last = size - size % self.block();
         if let Some(partial) = self.partial.remove(&last) {
             let digest = partial.finish(size)?;
@@ -179,6 +182,9 @@ impl ImageDigest {
                     self.end += blocks as u64 * self.block();
                 }
                 Run::Zeroes(end) => {
+                    if self.zeroes.is_empty() {
+                        self.zeroes = self.zero.digest().as_bytes().repeat(ZERO_DIGESTS);
+                    }
                     let mut blocks = (end - self.end) / self.block();
                     while blocks > 0 {
                         let count = blocks.min(ZERO_DIGESTS as u64);

@@ -4,7 +4,7 @@ use blockferry_block::{Buffer, ByteRange};
 use proptest::prelude::*;
 use sha2::Digest as _;
 
-use super::{Algorithm, Digest, DigestOptions, HashThreads, ImageDigest, Work};
+use super::{Algorithm, Digest, DigestOptions, HashThreads, ImageDigest, Work, blocks::ZeroBlock};
 
 /// The definition, word for word, over SHA-256.
 fn naive(bytes: &[u8], block_size: usize) -> String {
@@ -25,8 +25,8 @@ struct Part {
 }
 
 fn digest(options: DigestOptions, bytes: &[u8], parts: &[Part]) -> Option<Digest> {
-    let work = Work::new(Some(options), None);
-    let mut image = ImageDigest::new(options);
+    let work = Work::new(Some(ZeroBlock::new(options)), None);
+    let mut image = ImageDigest::new(ZeroBlock::new(options));
     for part in parts {
         let (start, end) = (part.range.start() as usize, part.range.end() as usize);
         match part.zero {
@@ -129,14 +129,14 @@ fn an_image_with_a_part_missing_has_no_digest() {
         });
         assert_eq!(digest(options, &bytes, &around), None, "{start} to {end}");
     }
-    let more = ImageDigest::new(options);
+    let more = ImageDigest::new(ZeroBlock::new(options));
     assert_eq!(more.finish(1), None);
 }
 
 #[test]
 fn a_hole_of_many_tebibytes_is_one_entry_while_it_waits() {
     let options = DigestOptions::default();
-    let mut image = ImageDigest::new(options);
+    let mut image = ImageDigest::new(ZeroBlock::new(options));
     let piece = 128_u64 << 20;
     let pieces = 1..(16_u64 << 40) / piece;
     // Neither forwards nor backwards nor from both ends does it fall apart.
@@ -215,7 +215,7 @@ proptest! {
 #[tokio::test]
 async fn threads_compute_what_the_caller_would_and_give_the_buffer_back() {
     let bytes = numbers();
-    let work = Work::new(Some(DigestOptions::default()), Some(4096));
+    let work = Work::new(Some(ZeroBlock::new(DigestOptions::default())), Some(4096));
     let threads = HashThreads::new(work.clone());
     let pieces = bytes.chunks(65_536).enumerate().map(|(index, piece)| {
         let offset = index as u64 * 65_536;
@@ -240,7 +240,10 @@ async fn a_panic_while_hashing_is_an_error_and_the_threads_go_on() {
 
 #[tokio::test]
 async fn threads_end_although_nobody_waits_for_what_they_do() {
-    let threads = HashThreads::new(Work::new(Some(DigestOptions::default()), None));
+    let threads = HashThreads::new(Work::new(
+        Some(ZeroBlock::new(DigestOptions::default())),
+        None,
+    ));
     for offset in 0..100 {
         drop(threads.hash(offset << 20, Buffer::zeroed(1 << 20)));
     }

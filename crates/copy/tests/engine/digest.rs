@@ -178,7 +178,9 @@ async fn a_write_that_was_acknowledged_and_forgotten_is_found() {
         };
         let from = Disk::new(bytes).into_arc();
         let to = Forgetful::new(Disk::dirty(50 * MIB).named("forgetful"), 20);
-        let error = copy_device(&from, &to, &options).await.expect_err("differs");
+        let error = copy_device(&from, &to, &options)
+            .await
+            .expect_err("differs");
         assert_eq!(error.side, Side::Destination);
         assert_eq!(error.error.kind(), ErrorKind::Mismatch);
         assert!(!error.error.is_transient());
@@ -192,7 +194,11 @@ async fn a_write_that_was_acknowledged_and_forgotten_is_found() {
         let report = copy_device(&from, &to, &options).await.expect("sound");
         assert!(report.verified);
         // Behind the image is what was there.
-        assert!(to.disk.bytes()[40 * MIB + 77..].iter().all(|byte| *byte == 0xd1));
+        assert!(
+            to.disk.bytes()[40 * MIB + 77..]
+                .iter()
+                .all(|byte| *byte == 0xd1)
+        );
     }
 }
 
@@ -205,7 +211,9 @@ async fn trust_in_a_destination_that_is_not_zero_is_found_misplaced() {
         verify: true,
         ..CopyOptions::default()
     };
-    let error = copy_device(&from, &to, &options).await.expect_err("differs");
+    let error = copy_device(&from, &to, &options)
+        .await
+        .expect_err("differs");
     assert_eq!(error.error.kind(), ErrorKind::Mismatch);
 }
 
@@ -224,7 +232,10 @@ async fn what_cannot_be_read_back_is_refused_before_anything_moves() {
     ] {
         let copied = copy(device(&from), to, &options, &Control::new(), &()).await;
         let error = copied.expect_err("not readable");
-        assert_eq!((error.side, error.error.kind()), (Side::Plan, ErrorKind::InvalidInput));
+        assert_eq!(
+            (error.side, error.error.kind()),
+            (Side::Plan, ErrorKind::InvalidInput)
+        );
     }
     assert_eq!(from.traffic.reads.load(Relaxed), 0);
 }
@@ -238,7 +249,8 @@ async fn it_is_read_back_through_several_connections_and_told_of() {
         ..CopyOptions::default()
     };
     let events = Recorder::default();
-    let copied = copy(device(&from), to_device(&to), &options, &Control::new(), &events);
+    let control = Control::new();
+    let copied = copy(device(&from), to_device(&to), &options, &control, &events);
     assert!(copied.await.expect("sound").verified);
     assert_eq!(to.users(Operation::Read).len(), 4);
     let size = 20 * MIB as u64;
@@ -251,7 +263,10 @@ async fn it_is_read_back_through_several_connections_and_told_of() {
             _ => None,
         })
         .collect();
-    assert_eq!((told.first(), told.last()), (Some(&(0, size)), Some(&(size, size))));
+    assert_eq!(
+        (told.first(), told.last()),
+        (Some(&(0, size)), Some(&(size, size)))
+    );
     assert!(told.is_sorted());
 }
 
@@ -261,14 +276,15 @@ async fn a_connection_that_is_lost_while_reading_back_is_done_without() {
     let to = Handle::new(
         Disk::dirty(20 * MIB).slow(),
         Opening::Granted,
-        death(5, Operation::Read, 4),
+        death(4, Operation::Read, 0),
     );
     let options = CopyOptions {
         verify: true,
         ..CopyOptions::default()
     };
     let events = Recorder::default();
-    let copied = copy(device(&from), to_device(&to), &options, &Control::new(), &events);
+    let control = Control::new();
+    let copied = copy(device(&from), to_device(&to), &options, &control, &events);
     assert!(copied.await.expect("others are left").verified);
     assert_eq!(events.warnings(), 1);
 }
@@ -276,15 +292,19 @@ async fn a_connection_that_is_lost_while_reading_back_is_done_without() {
 #[tokio::test]
 async fn a_destination_that_cannot_be_read_back_is_at_fault() {
     let from = Disk::new(pattern(MIB, 1)).into_arc();
-    let to = Disk::dirty(MIB).failing(|operation, _, _| {
-        (operation == Operation::Read).then_some(ErrorKind::Io)
-    });
+    let to = Disk::dirty(MIB)
+        .failing(|operation, _, _| (operation == Operation::Read).then_some(ErrorKind::Io));
     let options = CopyOptions {
         verify: true,
         ..CopyOptions::default()
     };
-    let error = copy_device(&from, &to.into_arc(), &options).await.expect_err("unreadable");
-    assert_eq!((error.side, error.error.kind()), (Side::Destination, ErrorKind::Io));
+    let error = copy_device(&from, &to.into_arc(), &options)
+        .await
+        .expect_err("unreadable");
+    assert_eq!(
+        (error.side, error.error.kind()),
+        (Side::Destination, ErrorKind::Io)
+    );
     assert_eq!(error.progress.done, MIB as u64);
 }
 
