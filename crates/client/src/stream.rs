@@ -235,7 +235,6 @@ impl BlockingStream {
         Ok(Stream {
             socket,
             tls: self.tls,
-            encrypted: 0,
             progress: false,
         })
     }
@@ -283,9 +282,8 @@ fn remaining(deadline: Instant) -> io::Result<Duration> {
 #[derive(Debug)]
 pub(crate) struct Stream {
     socket: Socket,
+    /// What it has encrypted leaves with the next send or receive.
     tls: Option<Box<Session>>,
-    /// Plain bytes that were taken to be sent, are encrypted, and have not left yet. Nobody was told of them.
-    encrypted: usize,
     /// Bytes moved since somebody asked.
     progress: bool,
 }
@@ -306,7 +304,8 @@ impl Stream {
         mem::take(&mut self.progress)
     }
 
-    /// Receives into `slices`. 0 means that the server sends no more.
+    /// Receives into `slices`. 0 means that the server sends no more. What TLS still has to send goes on
+    /// leaving meanwhile.
     pub(crate) fn poll_receive(
         &mut self,
         context: &mut Context<'_>,
@@ -319,7 +318,7 @@ impl Stream {
         };
         loop {
             let received = session.read(slices);
-            // It may have something to say itself; whether that arrives shows soon enough.
+            // Whether it leaves shows soon enough: a server that takes no more may have said why before.
             let _ = poll_flush(&self.socket, session, &mut self.progress, context);
             match received.map_err(io::Error::other)? {
                 Received::Bytes(count) => return Poll::Ready(Ok(count)),
@@ -340,8 +339,11 @@ impl Stream {
         }
     }
 
-    /// Sends `slices` as far as there is room. After it was pending, the same bytes must be offered again,
-    /// with or without more behind them: some may be on their way already.
+    /// Sends `slices` as far as there is room.
+    ///
+    /// Under TLS bytes count as sent once they are encrypted, for an answer may come before the last of a
+    /// batch has left; what is left leaves with the next call of this or of
+    /// [`poll_receive`](Self::poll_receive).
     pub(crate) fn poll_send(
         &mut self,
         context: &mut Context<'_>,
@@ -355,15 +357,14 @@ impl Stream {
         let size: usize = slices.iter().map(|slice| slice.len()).sum();
         let mut sent = 0;
         loop {
-            match poll_flush(&self.socket, session, &mut self.progress, context)? {
-                Poll::Ready(()) => sent += mem::take(&mut self.encrypted),
-                Poll::Pending if sent > 0 => return Poll::Ready(Ok(sent)),
-                Poll::Pending => return Poll::Pending,
+            let flushed = poll_flush(&self.socket, session, &mut self.progress, context)?;
+            match flushed {
+                Poll::Ready(()) if sent < size => {
+                    sent += session.write(slices, sent).map_err(io::Error::other)?;
+                }
+                Poll::Pending if sent == 0 => return Poll::Pending,
+                _ => return Poll::Ready(Ok(sent)),
             }
-            if sent >= size {
-                return Poll::Ready(Ok(sent));
-            }
-            self.encrypted = session.write(slices, sent).map_err(io::Error::other)?;
         }
     }
 
