@@ -71,6 +71,8 @@ pub(crate) enum DigestTo {
     Error,
     /// To standard output, without a name.
     Plain,
+    /// To standard error, without a name.
+    PlainError,
     /// Into a file, without a name.
     File(PathBuf),
 }

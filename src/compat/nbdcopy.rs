@@ -274,7 +274,7 @@ impl Choices {
         let digest_to = match (&self.blkhash_file, destination.kind()) {
             _ if engine.digest.is_none() => DigestTo::Nowhere,
             (Some(file), _) => DigestTo::File(file.clone()),
-            (None, EndpointKind::Standard) => DigestTo::Error,
+            (None, EndpointKind::Standard) => DigestTo::PlainError,
             (None, _) => DigestTo::Plain,
         };
         Ok(CopyJob {

@@ -14,6 +14,7 @@ mod connections;
 mod copy;
 mod destination_files;
 mod dropin_nbdcopy;
+mod dropin_nbdcopy_blkhash;
 mod dropin_nbdcopy_failures;
 mod dropin_nbdcopy_voice;
 mod examples;

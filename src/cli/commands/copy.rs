@@ -323,6 +323,10 @@ fn tell_digest(job: &CopyJob, digest: Digest) -> Result<(), Failure> {
         DigestTo::Plain => {
             print(&format!("{digest}\n")).map_err(|error| super::standard_output(&error))
         }
+        DigestTo::PlainError => {
+            tell(&digest.to_string());
+            Ok(())
+        }
         DigestTo::File(path) => fs::write(path, format!("{digest}\n"))
             .map_err(|error| Failure::system(&printable(path.as_os_str()), &error)),
     }
