@@ -249,13 +249,6 @@ impl CopyJob {
                 "--quiet shows no progress but that for programs, --progress=json",
             ));
         }
-        if args.checkpoint.is_some()
-            && (args.verify || args.checksum.is_some() || args.expect.is_some())
-        {
-            return Err(Failure::usage(
-                "--checkpoint goes with none of --verify, --checksum and --expect: what was done before is not read again",
-            ));
-        }
         let asked = args.checksum.map(Option::unwrap_or_default);
         // A bare `--checksum` leaves it to the digest that is expected.
         let said = args.checksum.flatten();

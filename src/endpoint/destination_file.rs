@@ -184,6 +184,13 @@ impl DestinationFile {
         )
     }
 
+    /// What was copied is not what it should be: nothing of it is kept to go on with.
+    pub fn give_up_partial(&mut self) {
+        if let State::Partial { kept, .. } = &mut self.state {
+            *kept = Kept::No;
+        }
+    }
+
     /// The copy is whole: the file gets its own name.
     ///
     /// # Errors

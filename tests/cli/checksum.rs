@@ -162,11 +162,41 @@ fn an_image_that_is_as_expected_is_a_success_and_another_a_failure() {
     fs::remove_file(&copy).expect("there");
 
     let outcome = run(blockferry(["copy", "--expect", &wrong]).args([&image, &copy]));
-    let outcome = outcome.failure(1, &[&digest, &wrong, "removed"]);
+    let outcome = outcome.failure(1, &[&digest, &wrong, "not kept"]);
     assert_eq!(outcome.text(), "");
     assert!(!copy.exists());
     let left = fs::read_dir(dir.path()).expect("a directory").count();
     assert_eq!(left, 1, "only the image is left");
+}
+
+#[test]
+fn what_is_not_as_expected_is_not_gone_on_with() {
+    let dir = tempdir().expect("a directory");
+    let (image, copy) = (dir.path().join("image.raw"), dir.path().join("copy.raw"));
+    let checkpoint = dir.path().join("checkpoint");
+    let digest = odd_image(&image);
+    let wrong = digest.replace(['0', '1'], "2");
+    let copy_expecting = |digest: &str| {
+        let mut command = blockferry(["copy", "--verify", "--expect", digest]);
+        command
+            .arg("--checkpoint")
+            .args([&checkpoint, &image, &copy]);
+        run(&mut command)
+    };
+    let names = || {
+        let files = fs::read_dir(dir.path()).expect("a directory");
+        let names = files.map(|file| file.expect("an entry").file_name());
+        let mut names: Vec<_> = names
+            .map(|name| name.into_string().expect("text"))
+            .collect();
+        names.sort();
+        names
+    };
+    copy_expecting(&wrong).failure(1, &[&digest, &wrong]);
+    assert_eq!(names(), ["image.raw"]);
+    copy_expecting(&digest).success();
+    assert_eq!(names(), ["copy.raw", "image.raw"]);
+    assert_same(&image, &copy);
 }
 
 #[test]

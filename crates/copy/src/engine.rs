@@ -36,7 +36,7 @@ use crate::{
     lanes::Joining,
     output::{Content, Output, Ready, Stored},
     pacer::Pacer,
-    pieces::{Cut, Piece},
+    pieces::{Cut, Piece, Task},
     plan::Plan,
     rate::Rate,
     transfer::Outcome,
@@ -358,9 +358,12 @@ impl<'a> Engine<'a> {
     }
 
     fn begin(&mut self, piece: Piece, policy: ZeroPolicy) {
+        if piece.task == Task::LookAt {
+            return self.look_at_done(piece);
+        }
         if piece.zero && policy == ZeroPolicy::Skip {
             self.output.pass(piece);
-            if !piece.counted {
+            if piece.task == Task::Copy {
                 self.collect(piece, None);
                 self.count(0, piece.range.len());
             }
@@ -399,6 +402,19 @@ impl<'a> Engine<'a> {
             let load = self.input.load(piece, &self.buffers);
             self.loading.push(load);
         }
+    }
+
+    /// Reads a piece that was done before the copy began, unless it is known what is in it.
+    fn look_at_done(&mut self, piece: Piece) {
+        self.output.pass(piece);
+        if piece.zero {
+            return self.collect(piece, None);
+        }
+        self.workers[piece.worker] += 1;
+        self.bytes += piece.range.len();
+        self.rate.moved(piece.range.len());
+        let load = self.input.load(piece, &self.buffers);
+        self.loading.push(load);
     }
 
     fn ready(&mut self, ready: Ready) {
@@ -442,7 +458,9 @@ impl<'a> Engine<'a> {
         };
         match (&self.collector, content) {
             // The plan takes care that everything to be looked at comes in memory.
-            (Some(collector), Content::Bytes(Payload::Memory(bytes))) if !piece.counted => {
+            (Some(collector), Content::Bytes(Payload::Memory(bytes)))
+                if piece.task != Task::CopyAgain =>
+            {
                 let hashed = collector.hash(piece.range.start(), bytes);
                 self.hashing.push(Box::pin(async move {
                     let (bytes, digests) = hashed.await?;
@@ -468,6 +486,11 @@ impl<'a> Engine<'a> {
 
     fn arrived(&mut self, ready: Ready) {
         let range = ready.piece.range;
+        if ready.piece.task == Task::LookAt {
+            self.release(&ready.piece, ready.reserved);
+            self.moved(ready.reserved, ready.begun);
+            return self.collect(ready.piece, ready.digests);
+        }
         if let Some(room) = self.plan.room.filter(|room| range.end() > *room) {
             let error = too_small(room, range).on(self.output.name());
             self.fail(CopyError::new(Side::Destination, error));
@@ -499,14 +522,10 @@ impl<'a> Engine<'a> {
         self.release(&piece, reserved);
         match outcome {
             Ok(Outcome::Done { data, zero }) => {
-                if reserved > 0
-                    && !piece.zero
-                    && self.pacer.finished(reserved, begun, Instant::now())
-                {
-                    let request_size = self.pacer.request_size() as usize;
-                    self.buffers.expect(request_size, self.pacer.window());
+                if reserved > 0 && !piece.zero {
+                    self.moved(reserved, begun);
                 }
-                if !piece.counted {
+                if piece.task == Task::Copy {
                     self.collect(piece, digests);
                 }
                 self.note_done(piece, lane, data, zero);
@@ -521,6 +540,14 @@ impl<'a> Engine<'a> {
         }
     }
 
+    /// So many bytes have come to the end of their way.
+    fn moved(&mut self, bytes: u64, begun: Instant) {
+        if self.pacer.finished(bytes, begun, Instant::now()) {
+            let request_size = self.pacer.request_size() as usize;
+            self.buffers.expect(request_size, self.pacer.window());
+        }
+    }
+
     /// From now on data is read and written, beginning with `piece`.
     fn read_instead(&mut self, piece: Piece) {
         self.take_over = None;
@@ -530,12 +557,9 @@ impl<'a> Engine<'a> {
     fn put_back_whole(&mut self, piece: Piece) {
         if let Some(input) = self.input.device() {
             let Piece {
-                range,
-                zero,
-                counted,
-                ..
+                range, zero, task, ..
             } = piece;
-            input.pieces.put_back_whole(range, zero, counted);
+            input.pieces.put_back_whole(range, zero, task);
         }
     }
 

@@ -15,7 +15,7 @@ use crate::{
     buffers::Buffers,
     extents::Told,
     lanes::{Joining, LaneId, Lanes},
-    pieces::{Cut, Piece, Pieces},
+    pieces::{Cut, Piece, Pieces, Task},
     plan::Plan,
     transfer::{length, load},
 };
@@ -295,7 +295,7 @@ impl StreamInput {
             range: ByteRange::between(self.position, self.position + u64::from(cut.request_size)),
             zero: false,
             worker: 0,
-            counted: false,
+            task: Task::Copy,
         })
     }
 

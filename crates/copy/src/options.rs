@@ -42,7 +42,7 @@ pub struct CopyOptions {
     /// and so is what a destination acknowledged but did not flush. Default 8.
     pub retries: u32,
     /// Compute this digest of the image while it is copied. Every byte passes through this process then, and
-    /// none is taken over by the kernel. Default `None`.
+    /// none is taken over by the kernel; what a checkpoint says is done is read again. Default `None`.
     pub digest: Option<DigestOptions>,
     /// Read the destination back in the end, and fail with
     /// [`ErrorKind::Mismatch`](blockferry_block::ErrorKind::Mismatch) where it does not hold what was

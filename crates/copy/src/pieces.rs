@@ -30,8 +30,20 @@ pub(crate) struct Piece {
     pub(crate) zero: bool,
     /// Whose it is.
     pub(crate) worker: usize,
-    /// Whether its bytes were counted as done before: it is written again.
-    pub(crate) counted: bool,
+    /// What is to be done with it.
+    pub(crate) task: Task,
+}
+
+/// What is to be done with a part of the image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Task {
+    /// It is copied, and counted as done then.
+    #[default]
+    Copy,
+    /// It was counted as done, and is written again: it may have been lost since.
+    CopyAgain,
+    /// It was done before the copy began: it is read only, for what is to be known of the whole image.
+    LookAt,
 }
 
 /// How the next piece is cut.
@@ -48,15 +60,17 @@ pub(crate) struct Pieces {
     walker: ExtentWalker,
     segment: u64,
     /// What is left of each worker's segment.
-    workers: Vec<VecDeque<Stretch>>,
+    workers: Vec<VecDeque<(Stretch, Task)>>,
     /// The part of a stretch that lies behind the last segment that was taken.
     rest: Option<Stretch>,
     /// Pieces to be done again as they are.
     failed: Vec<Piece>,
-    /// What is to be done again, in smaller pieces, and whether it was counted as done.
-    again: Vec<(Stretch, bool)>,
+    /// What is to be done again, in smaller pieces.
+    again: Vec<(Stretch, Task)>,
     /// What was done before the copy began.
     done: RangeSet,
+    /// Whether that is to be looked at.
+    look_at_done: bool,
     number: u64,
 }
 
@@ -71,17 +85,18 @@ impl Pieces {
             failed: Vec::new(),
             again: Vec::new(),
             done,
+            look_at_done: plan.digest.is_some() || plan.sum_block.is_some(),
             number: 0,
         }
     }
 
     /// The next piece of `worker`, as far as it is known.
     pub(crate) fn next_piece(&mut self, worker: usize, cut: Cut) -> Option<Piece> {
-        let (stretch, again) = match self.again.pop() {
-            Some((stretch, counted)) => (stretch, Some(counted)),
-            None => (self.next_stretch(worker)?, None),
+        let (part, again) = match self.again.pop() {
+            Some(part) => (part, true),
+            None => (self.next_part(worker)?, false),
         };
-        let Stretch { range, zero } = stretch;
+        let (Stretch { range, zero }, task) = part;
         let unit = if zero && !cut.zeroes_written {
             SEGMENT
         } else {
@@ -91,10 +106,10 @@ impl Pieces {
         let to_unit = unit - range.start() % unit;
         let (range, rest) = range.split_at(to_unit.min(to_segment));
         if !rest.is_empty() {
-            let rest = Stretch { range: rest, zero };
+            let rest = (Stretch { range: rest, zero }, task);
             match again {
-                Some(counted) => self.again.push((rest, counted)),
-                None => self.workers[worker].push_front(rest),
+                true => self.again.push(rest),
+                false => self.workers[worker].push_front(rest),
             }
         }
         let number = self.number;
@@ -104,7 +119,7 @@ impl Pieces {
             range,
             zero,
             worker,
-            counted: again.unwrap_or(false),
+            task,
         })
     }
 
@@ -115,14 +130,14 @@ impl Pieces {
 
     /// Takes back a part of the image that was handed out, to hand it out again in smaller pieces. Only
     /// where the order does not matter.
-    pub(crate) fn put_back_whole(&mut self, range: ByteRange, zero: bool, counted: bool) {
-        self.again.push((Stretch { range, zero }, counted));
+    pub(crate) fn put_back_whole(&mut self, range: ByteRange, zero: bool, task: Task) {
+        self.again.push((Stretch { range, zero }, task));
     }
 
     /// Takes back what was done and may have been lost since.
     pub(crate) fn put_back_done(&mut self, unflushed: Unflushed) {
         for Again { range, zero } in unflushed.into_parts() {
-            self.put_back_whole(range, zero, true);
+            self.put_back_whole(range, zero, Task::CopyAgain);
         }
     }
 
@@ -177,7 +192,7 @@ impl Pieces {
         again || self.rest.is_some() || self.workers.iter().any(|queue| !queue.is_empty())
     }
 
-    fn next_stretch(&mut self, worker: usize) -> Option<Stretch> {
+    fn next_part(&mut self, worker: usize) -> Option<(Stretch, Task)> {
         if self.workers.len() <= worker {
             self.workers.resize_with(worker + 1, VecDeque::new);
         }
@@ -194,8 +209,19 @@ impl Pieces {
             let end = *end.get_or_insert(start - start % self.segment + self.segment);
             let (inside, beyond) = stretch.range.split_at(end.saturating_sub(start));
             let zero = stretch.zero;
-            for range in self.done.missing_in(inside) {
-                self.workers[worker].push_back(Stretch { range, zero });
+            let mut position = start;
+            let end_of_it = ByteRange::between(inside.end(), inside.end());
+            let missing = self.done.missing_in(inside).into_iter().chain([end_of_it]);
+            for range in missing {
+                let done = ByteRange::between(position, range.start());
+                if self.look_at_done && !done.is_empty() {
+                    let done = Stretch { range: done, zero };
+                    self.workers[worker].push_back((done, Task::LookAt));
+                }
+                if !range.is_empty() {
+                    self.workers[worker].push_back((Stretch { range, zero }, Task::Copy));
+                }
+                position = range.end();
             }
             if !beyond.is_empty() {
                 let beyond = Stretch {

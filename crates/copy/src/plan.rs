@@ -296,7 +296,8 @@ fn done_before(
     };
     let total = done.data.checked_add(done.zero);
     if total != Some(done.ranges.len()) || !done.ranges.iter().all(fits) {
-        let message = "the checkpoint does not fit the image and its block sizes";
+        let message =
+            "the checkpoint does not fit the image, its block sizes, or the blocks of its digest";
         return refuse(ErrorKind::InvalidInput, message, source.name());
     }
     Ok(done.ranges.clone())

@@ -9,11 +9,11 @@ use std::{
 };
 
 use crate::{
-    block::{DeviceInfo, HumanSize},
+    block::{DeviceInfo, ErrorKind, HumanSize},
     copy::{self, Control, CopyError, Destination, Digest, Report, Side, Source},
     endpoint::{
-        Connection, Endpoint, EndpointKind, OpenDestination, OpenOptions, OpenSource,
-        is_same_image, open_destination, open_source, printable,
+        Connection, DestinationFile, Endpoint, EndpointKind, OpenDestination, OpenOptions,
+        OpenSource, is_same_image, open_destination, open_source, printable,
     },
 };
 
@@ -125,16 +125,22 @@ async fn copy_image(job: &CopyJob, view: &View) -> Result<(Report, Duration), Fa
         let copying = pin!(beside(copying, view.keep_telling()));
         finish_or_interrupt(copying, &control, &mut signals).await
     };
+    let wrong = match &ended {
+        Ended::Whole(done) => done
+            .digest
+            .and_then(|digest| wrong_digest(job.digest.expect, digest, &job.source)),
+        Ended::Failed(error) if error.error.kind() == ErrorKind::Mismatch => {
+            Some(Failure::from(error))
+        }
+        _ => None,
+    };
+    if let Some(failure) = wrong {
+        let ending = end_servers(destination_connection, source_connection);
+        let _ = unless_interrupted(ending, &mut signals).await;
+        return Err(wrong_contents(failure, file, checkpoint, job));
+    }
     let result = match ended {
         Ended::Whole(done) => {
-            let wrong = done
-                .digest
-                .and_then(|digest| wrong_digest(job.digest.expect, digest, &job.source));
-            if let Some(failure) = wrong {
-                let ending = end_servers(destination_connection, source_connection);
-                let _ = unless_interrupted(ending, &mut signals).await;
-                return Err(unwanted(failure, file.as_ref(), &job.destination));
-            }
             let committed = match file {
                 Some(file) if done.flushed => file.commit_durably(),
                 Some(file) => file.commit(),
@@ -260,11 +266,7 @@ pub(super) async fn unless_interrupted<T>(
 }
 
 /// Says what became of the destination.
-fn incomplete(
-    failure: Failure,
-    file: Option<&crate::endpoint::DestinationFile>,
-    destination: &Endpoint,
-) -> Failure {
+fn incomplete(failure: Failure, file: Option<&DestinationFile>, destination: &Endpoint) -> Failure {
     match file {
         None => failure,
         Some(file) if file.is_untouched() => failure,
@@ -332,15 +334,22 @@ fn tell_digest(job: &CopyJob, digest: Digest) -> Result<(), Failure> {
     }
 }
 
-/// Says what became of a destination that has something else than was expected.
-fn unwanted(
-    failure: Failure,
-    file: Option<&crate::endpoint::DestinationFile>,
-    destination: &Endpoint,
+/// What was copied is not what it should be: nothing of it is kept, as far as that is ours to say.
+fn wrong_contents(
+    mut failure: Failure,
+    file: Option<DestinationFile>,
+    checkpoint: Option<CheckpointFile>,
+    job: &CopyJob,
 ) -> Failure {
+    if let Some(Err(error)) = checkpoint.map(CheckpointFile::remove) {
+        failure = failure.note(format!("its checkpoint cannot be removed: {error}"));
+    }
     match file {
-        Some(file) if !file.existed() => failure.note(format!("{destination} is removed")),
-        _ => failure.note(format!("{destination} was overwritten all the same")),
+        Some(mut file) if !file.existed() => {
+            file.give_up_partial();
+            failure.note(format!("{} is not kept", job.destination))
+        }
+        _ => failure,
     }
 }
 

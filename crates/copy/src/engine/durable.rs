@@ -16,7 +16,9 @@ use tokio::time::Instant;
 
 use super::Engine;
 use crate::{
-    Checkpoint, CopyError, Done, Event, SaveDone, Side, Warning, lanes::LaneId, pieces::Piece,
+    Checkpoint, CopyError, Done, Event, SaveDone, Side, Warning,
+    lanes::LaneId,
+    pieces::{Piece, Task},
     unflushed::Unflushed,
 };
 
@@ -160,16 +162,15 @@ impl Engine<'_> {
                 Some(unflushed) => unflushed.add(piece.range, known_zero, data, zero),
                 // It was acknowledged by a connection that was lost meanwhile.
                 None => {
-                    let counted = piece.counted;
-                    if !counted {
+                    if piece.task == Task::Copy {
                         self.count(data, zero);
                     }
-                    let counted = true;
-                    return self.put_back_whole(Piece { counted, ..piece });
+                    let task = Task::CopyAgain;
+                    return self.put_back_whole(Piece { task, ..piece });
                 }
             }
         }
-        if !piece.counted {
+        if piece.task == Task::Copy {
             self.achieved(Side::Destination, lane);
             self.count(data, zero);
         }

@@ -10,14 +10,15 @@ use blockferry_block::{
     Extent, NullDevice, Operation, Result, WriteFlags, ZeroFlags,
 };
 use blockferry_copy::{
-    Algorithm, Control, CopyOptions, Destination, DigestOptions, Event, Order, Side, Source, copy,
+    Algorithm, Checkpoint, Control, CopyOptions, Destination, DigestOptions, Done, Event, Order,
+    SaveDone, Side, Source, copy,
 };
 use proptest::prelude::*;
 use sha2::Digest as _;
 
 use crate::{
     Recorder, copy_device, device,
-    disk::Disk,
+    disk::{Disk, Mark},
     handle::{Handle, Opening, death},
     oracle::{images, options, run, targets},
     pattern,
@@ -215,6 +216,65 @@ async fn trust_in_a_destination_that_is_not_zero_is_found_misplaced() {
         .await
         .expect_err("differs");
     assert_eq!(error.error.kind(), ErrorKind::Mismatch);
+}
+
+/// Keeps nothing.
+struct Forgotten;
+
+impl SaveDone for Forgotten {
+    fn save(&self, _: &Done) -> BoxFuture<'static, Result<()>> {
+        Box::pin(async { Ok(()) })
+    }
+}
+
+#[tokio::test]
+async fn what_was_done_before_is_looked_at_and_not_written_again() {
+    let size = 20 * MIB + 4321;
+    let mut bytes = pattern(size, 1);
+    bytes[7 * MIB..9 * MIB].fill(0);
+    for order in [Order::Any, Order::Ascending] {
+        let from = Disk::new(bytes.clone())
+            .zero_extents([(7 << 20, 9 << 20)])
+            .slow()
+            .into_arc();
+        let mut there = vec![0xd1; size];
+        let done = [(1 << 20, 3 << 20), (6 << 20, 12 << 20)];
+        for (start, end) in done {
+            there[start..end].copy_from_slice(&bytes[start..end]);
+        }
+        let to = Disk::new(there).slow().into_arc();
+        let options = CopyOptions {
+            digest: Some(DigestOptions::default()),
+            verify: true,
+            order,
+            checkpoint: Some(Checkpoint {
+                done: Done {
+                    ranges: done
+                        .map(|(start, end)| ByteRange::between(start as u64, end as u64))
+                        .into_iter()
+                        .collect(),
+                    data: 6 << 20,
+                    zero: 2 << 20,
+                },
+                save: Arc::new(Forgotten),
+            }),
+            ..CopyOptions::default()
+        };
+        let events = Recorder::default();
+        let control = Control::new();
+        let copied = copy(device(&from), to_device(&to), &options, &control, &events);
+        let report = copied.await.expect("copied");
+        assert!(report.verified && to.bytes() == bytes);
+        let digest = report.digest.expect("wanted").to_string();
+        assert_eq!(digest, naive_digest(&bytes, DigestOptions::default()));
+        assert_eq!(report.resumed, 8 << 20);
+        assert_eq!(events.progress().done, size as u64);
+        let marks = to.marks();
+        for (start, end) in done {
+            let untouched = |mark: &Mark| *mark == Mark::Untouched;
+            assert!(marks[start..end].iter().all(untouched), "{start} to {end}");
+        }
+    }
 }
 
 #[tokio::test]
