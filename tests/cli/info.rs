@@ -3,7 +3,7 @@
 use serde_json::Value;
 use tempfile::tempdir;
 
-use crate::support::{Peer, blockferry, run, sparse_image};
+use crate::support::{Peer, assert_same, blockferry, run, sparse_image};
 
 fn json(arguments: &[&str]) -> Value {
     let outcome = run(&mut blockferry(arguments)).success();
@@ -67,6 +67,29 @@ fn info_is_readable_and_lists_exports() {
     assert!(!outcome.text().contains('\x1b'));
     let outcome = run(&mut blockferry(["info", "--list", &peer.uri()])).success();
     assert!(outcome.text().contains("disk one"), "{}", outcome.text());
+}
+
+#[test]
+fn an_oldstyle_server_is_shown_and_read() {
+    let dir = tempdir().expect("a directory");
+    let image = dir.path().join("image.raw");
+    sparse_image(&image, 10 << 20);
+    let peer = Peer::nbdkit(
+        dir.path(),
+        &["-o", "file", &format!("file={}", image.display())],
+    );
+    let info = json(&["info", "--json", &peer.uri()]);
+    assert_eq!(info["protocol"], "oldstyle");
+    assert_eq!(info["exports"][0]["export-size"], 10 << 20);
+    let copy = dir.path().join("copy.raw");
+    run(blockferry(["copy", &peer.uri()]).arg(&copy)).success();
+    assert_same(&image, &copy);
+
+    // It has no names, and no TLS.
+    let named = peer.uri().replace("///", "///disk");
+    run(&mut blockferry(["info", &named])).failure(1, &["oldstyle", "export names"]);
+    let secure = peer.uri().replace("nbd+", "nbds+");
+    run(&mut blockferry(["info", &secure])).failure(1, &["oldstyle", "TLS"]);
 }
 
 #[test]

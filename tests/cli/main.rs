@@ -17,6 +17,8 @@ mod dropin_nbdcopy;
 mod dropin_nbdcopy_blkhash;
 mod dropin_nbdcopy_failures;
 mod dropin_nbdcopy_voice;
+mod dropin_nbddump;
+mod dropin_nbdinfo;
 mod examples;
 mod failing_requests;
 mod in_order;

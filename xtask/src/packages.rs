@@ -23,7 +23,7 @@ pub(crate) struct Package {
 pub(crate) const PACKAGES: &[Package] = &[
     Package {
         name: "qemu-utils",
-        commands: &["qemu-img", "qemu-nbd"],
+        commands: &["qemu-img", "qemu-io", "qemu-nbd"],
         purpose: "a peer: NBD server, image formats, comparison of images",
     },
     Package {
@@ -33,8 +33,13 @@ pub(crate) const PACKAGES: &[Package] = &[
     },
     Package {
         name: "libnbd-bin",
-        commands: &["nbdcopy", "nbdinfo"],
+        commands: &["nbdcopy", "nbddump", "nbdinfo"],
         purpose: "a peer: NBD clients whose options and output we match",
+    },
+    Package {
+        name: "file",
+        commands: &["file"],
+        purpose: "what nbdinfo, theirs and ours, asks about the contents of an export",
     },
     Package {
         name: "e2fsprogs",

@@ -114,7 +114,7 @@ fn show(job: &Job, which: Which, content: Content) -> Result<Answer, Failure> {
             Which::All => info::list(server)?,
         };
         if content == Content::Probed {
-            probe(&mut facts, server, which);
+            probe(&mut facts, server);
         }
         Ok(facts)
     })?;
@@ -126,13 +126,12 @@ fn show(job: &Job, which: Which, content: Content) -> Result<Answer, Failure> {
     Ok(Answer { text, code })
 }
 
-fn probe(facts: &mut Facts, server: &Asked<'_>, which: Which) {
+/// Lets `file` say what the exports begin with.
+fn probe(facts: &mut Facts, server: &Asked<'_>) {
     let known = facts.exports.iter_mut();
     for export in known.filter(|export| export.details.is_some()) {
         let mut uri = server.uri.clone();
-        if which == Which::All {
-            uri.export.clone_from(&export.name);
-        }
+        uri.export.clone_from(&export.asked);
         export.content = content::probe(&uri, &server.options);
     }
 }

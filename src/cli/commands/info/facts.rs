@@ -35,6 +35,9 @@ pub(crate) struct Server {
 pub(crate) struct Export {
     #[serde(rename = "export-name")]
     pub(crate) name: String,
+    /// The name to ask for it, which may be another one.
+    #[serde(skip)]
+    pub(crate) asked: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) description: Option<String>,
     /// What kind of data it begins with.
@@ -149,6 +152,7 @@ impl Export {
         };
         Self {
             name: export.name.clone().unwrap_or_else(|| name.to_owned()),
+            asked: name.to_owned(),
             description: export.description.clone().filter(|text| !text.is_empty()),
             content: None,
             uri: uri.and_then(|uri| uri_of(uri, name)),
@@ -157,14 +161,15 @@ impl Export {
         }
     }
 
-    /// What the list says goes before what the export says of itself: its name is what a client has to ask
-    /// for, and nbdinfo shows its description.
+    /// As nbdinfo shows one: the name is the export's own where it tells it, the description and what a
+    /// client has to ask for (the URI) are the list's.
     fn of_listed(listed: Listed, uri: Option<&NbdUri>) -> Self {
         let described = listed.export;
         let export = match &listed.info {
             Ok(negotiated) => Self::of(negotiated, &described.name, uri),
             Err(error) => Self {
-                name: String::new(),
+                name: described.name.clone(),
+                asked: described.name,
                 description: None,
                 content: None,
                 uri: None,
@@ -173,7 +178,6 @@ impl Export {
             },
         };
         Self {
-            name: described.name,
             description: Some(described.description).filter(|text| !text.is_empty()),
             ..export
         }
@@ -193,6 +197,7 @@ impl Export {
         };
         Self {
             name: info.name.to_string(),
+            asked: String::new(),
             description: info.description.clone(),
             content: None,
             uri: None,
