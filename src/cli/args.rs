@@ -90,6 +90,29 @@ pub(crate) struct TimeoutArgs {
     pub(crate) timeout: Option<u32>,
 }
 
+/// How images are read by the commands that only read.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct ReadingArgs {
+    /// Connections to an NBD server, from 1 to 64: fewer where it does not offer several or refuses them.
+    #[arg(short = 'C', long, value_name = "N", default_value_t = default_connections(),
+          value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) connections: u16,
+    /// How many attempts in a row to open a lost connection again may fail; pauses between them grow from
+    /// 0.1 to 10 seconds. 0: do not try.
+    #[arg(long, value_name = "N", default_value_t = CopyOptions::default().retries,
+          value_parser = clap::value_parser!(u32).range(..=1_000_000))]
+    pub(crate) retries: u32,
+    /// Do not ask where an image has holes; read all of it.
+    #[arg(long)]
+    pub(crate) no_extents: bool,
+    /// Show percent, rate and time left, also where standard error is no terminal; see 'copy'.
+    #[arg(short, long, value_name = "STYLE", num_args = 0..=1, require_equals = true,
+          default_missing_value = "auto")]
+    pub(crate) progress: Option<ProgressStyle>,
+    #[command(flatten)]
+    pub(crate) timeouts: TimeoutArgs,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Copy(CopyArgs),
@@ -293,22 +316,11 @@ pub(crate) struct CompareArgs {
     /// Images of different sizes differ.
     #[arg(short, long)]
     pub(crate) strict: bool,
-    /// Connections to each NBD server, from 1 to 64: fewer where it does not offer several or refuses them.
-    #[arg(short = 'C', long, value_name = "N", default_value_t = default_connections(),
-          value_parser = clap::value_parser!(u16).range(1..=64))]
-    pub(crate) connections: u16,
-    /// Do not ask where the images have holes; read all of both.
-    #[arg(long)]
-    pub(crate) no_extents: bool,
-    /// Show percent, rate and time left, also where standard error is no terminal; see 'copy'.
-    #[arg(short, long, value_name = "STYLE", num_args = 0..=1, require_equals = true,
-          default_missing_value = "auto")]
-    pub(crate) progress: Option<ProgressStyle>,
+    #[command(flatten)]
+    pub(crate) reading: ReadingArgs,
     /// Print the result as JSON.
     #[arg(long)]
     pub(crate) json: bool,
-    #[command(flatten)]
-    pub(crate) timeouts: TimeoutArgs,
 }
 
 /// Print the digest of an image: the hash of its blocks' hashes and its size, as nbdcopy's --blkhash.
@@ -328,19 +340,8 @@ pub(crate) struct ChecksumArgs {
     /// Fail unless the image has this digest: HEX, or ALG/SIZE:HEX.
     #[arg(long, value_name = "DIGEST")]
     pub(crate) expect: Option<ExpectedDigest>,
-    /// Connections to an NBD server, from 1 to 64: fewer where it does not offer several or refuses them.
-    #[arg(short = 'C', long, value_name = "N", default_value_t = default_connections(),
-          value_parser = clap::value_parser!(u16).range(1..=64))]
-    pub(crate) connections: u16,
-    /// Do not ask where the image has holes; read all of it.
-    #[arg(long)]
-    pub(crate) no_extents: bool,
-    /// Show percent, rate and time left, also where standard error is no terminal; see 'copy'.
-    #[arg(short, long, value_name = "STYLE", num_args = 0..=1, require_equals = true,
-          default_missing_value = "auto")]
-    pub(crate) progress: Option<ProgressStyle>,
     #[command(flatten)]
-    pub(crate) timeouts: TimeoutArgs,
+    pub(crate) reading: ReadingArgs,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,

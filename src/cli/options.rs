@@ -1,6 +1,8 @@
 //! Raw flags become typed options, in one place. What contradicts itself is refused here, so that
 //! nothing below has to look again.
 
+mod contents;
+
 use std::{
     ffi::OsStr,
     io::{self, IsTerminal},
@@ -10,21 +12,19 @@ use std::{
 
 use crate::{
     block::Context,
-    copy::{
-        CompareOptions, CopyOptions, Destination, DigestOptions, ExpectedDigest, Order, Source,
-    },
+    copy::{CopyOptions, Destination, Order, Source},
     endpoint::{Endpoint, EndpointKind, OpenOptions},
 };
 
 use super::{
-    args::{
-        ChecksumArgs, Common, CompareArgs, CopyArgs, InfoArgs, MapArgs, ProgressStyle, ServeArgs,
-        TimeoutArgs,
-    },
+    args::{Common, CopyArgs, InfoArgs, MapArgs, ProgressStyle, ServeArgs, TimeoutArgs},
     failure::Failure,
     percent::PercentTo,
     rate::Rate,
 };
+
+use contents::digest_options;
+pub(crate) use contents::{ChecksumJob, CompareJob, DigestJob, DigestTo};
 
 /// A resolved `copy`.
 #[derive(Debug)]
@@ -50,32 +50,6 @@ pub(crate) struct CopyJob {
 
 /// Tells of a job and the two sides that were opened for it.
 pub(crate) type Describe = fn(&CopyJob, &Source, &Destination);
-
-/// What becomes of the digest of an image.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct DigestJob {
-    /// What it should be.
-    pub(crate) expect: Option<ExpectedDigest>,
-    pub(crate) to: DigestTo,
-}
-
-/// Where a digest is printed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) enum DigestTo {
-    /// Nowhere, or in the report.
-    #[default]
-    Nowhere,
-    /// To standard output, with the image's name.
-    Output,
-    /// To standard error, for standard output is the destination.
-    Error,
-    /// To standard output, without a name.
-    Plain,
-    /// To standard error, without a name.
-    PlainError,
-    /// Into a file, without a name.
-    File(PathBuf),
-}
 
 /// How a copy shows its progress.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -171,31 +145,6 @@ impl Timeouts {
             },
         }
     }
-}
-
-/// A resolved `compare`.
-#[derive(Debug)]
-pub(crate) struct CompareJob {
-    pub(crate) sides: [Endpoint; 2],
-    pub(crate) engine: CompareOptions,
-    pub(crate) show: Show,
-    pub(crate) json: bool,
-    pub(crate) quiet: bool,
-    pub(crate) timeouts: Timeouts,
-}
-
-/// A resolved `checksum`.
-#[derive(Debug)]
-pub(crate) struct ChecksumJob {
-    pub(crate) image: Endpoint,
-    pub(crate) engine: CopyOptions,
-    pub(crate) options: DigestOptions,
-    pub(crate) expect: Option<ExpectedDigest>,
-    pub(crate) show: Show,
-    pub(crate) json: bool,
-    pub(crate) quiet: bool,
-    pub(crate) verbose: bool,
-    pub(crate) timeouts: Timeouts,
 }
 
 /// Which of the three standard streams are terminals; a value, so that rules about them can be tested.
@@ -321,29 +270,6 @@ impl Show {
     }
 }
 
-/// Which digest is to be computed, where the algorithm was said or a digest is expected.
-fn digest_options(
-    said: Option<DigestOptions>,
-    expect: Option<ExpectedDigest>,
-) -> Result<Option<DigestOptions>, Failure> {
-    let Some(expect) = expect else {
-        return Ok(said);
-    };
-    let options = match (said, expect.options) {
-        (Some(said), Some(expected)) if said != expected => {
-            return Err(Failure::usage(format!(
-                "a digest of {expected} is expected, and one of {said} asked for"
-            )));
-        }
-        (said, expected) => said.or(expected).unwrap_or_default(),
-    };
-    expect.check(options).map_err(|error| {
-        let failure = Failure::usage(format!("--expect: {error}"));
-        failure.hint("write which digest it is: --expect ALG/SIZE:HEX")
-    })?;
-    Ok(Some(options))
-}
-
 /// Refuses pairs of endpoints that can never work.
 pub(crate) fn check_sides(
     source: &Endpoint,
@@ -414,64 +340,6 @@ impl MapJob {
             totals: args.totals,
             timeouts: Timeouts::resolve(args.timeouts),
             json: args.json,
-        })
-    }
-}
-
-impl ChecksumJob {
-    pub(crate) fn resolve(
-        args: &ChecksumArgs,
-        common: Common,
-        terminals: Terminals,
-    ) -> Result<Self, Failure> {
-        let image = Endpoint::parse(&args.image)?;
-        match image.kind() {
-            EndpointKind::Standard if terminals.input => {
-                return Err(Failure::usage(
-                    "an image is not read from a terminal; redirect standard input",
-                ));
-            }
-            EndpointKind::Null => return Err(Failure::usage("null: can only be a destination")),
-            _ => {}
-        }
-        let options = digest_options(args.algorithm, args.expect)?.unwrap_or_default();
-        Ok(Self {
-            image,
-            engine: CopyOptions {
-                connections: usize::from(args.connections),
-                extents: !args.no_extents,
-                digest: Some(options),
-                ..CopyOptions::default()
-            },
-            options,
-            expect: args.expect,
-            show: Show::resolve(args.progress, common, terminals),
-            json: args.json,
-            quiet: common.quiet,
-            verbose: common.verbose,
-            timeouts: Timeouts::resolve(args.timeouts),
-        })
-    }
-}
-
-impl CompareJob {
-    pub(crate) fn resolve(
-        args: &CompareArgs,
-        common: Common,
-        terminals: Terminals,
-    ) -> Result<Self, Failure> {
-        Ok(Self {
-            sides: [seekable(&args.a)?, seekable(&args.b)?],
-            engine: CompareOptions {
-                strict: args.strict,
-                connections: usize::from(args.connections),
-                extents: !args.no_extents,
-                ..CompareOptions::default()
-            },
-            show: Show::resolve(args.progress, common, terminals),
-            json: args.json,
-            quiet: common.quiet,
-            timeouts: Timeouts::resolve(args.timeouts),
         })
     }
 }

@@ -12,7 +12,12 @@
 //!  engine    the one loop: so many pieces and bytes in flight, loads, then stores
 //!  transfer  one piece: read, look for zeroes, write or zero
 //!  recovery  a connection that was lost is opened again; what may be lost with it is written again
+//!  digest    what is known of the image in the end, computed on threads beside the loop
+//!  verify    the destination is read back: a copy of it to nowhere, which must have the same sums
 //! ```
+//!
+//! [`compare()`] reads two images side by side instead, and [`copy`] to a
+//! [`NullDevice`](blockferry_block::NullDevice) with [`CopyOptions::digest`] computes the digest of one.
 //!
 //! Where the destination is a stream the loads run ahead and the stores happen in order; everywhere
 //! else pieces finish as they come. Both are the same loop.

@@ -64,6 +64,24 @@ mod tests {
     use std::{io::Write, os::fd::AsFd};
 
     #[test]
+    fn what_is_dropped_from_memory_is_still_in_the_file() {
+        let path = std::env::temp_dir().join(format!("sys-drop-cached-{}", std::process::id()));
+        let mut file = std::fs::File::options();
+        let file = file.read(true).write(true).create_new(true);
+        let mut file = file.open(&path).expect("a file");
+        std::fs::remove_file(&path).expect("a name to remove");
+        file.write_all(&[7; 100_000]).expect("written");
+        file.sync_all().expect("synced");
+        drop_cached(file.as_fd(), 0, 100_000).expect("a regular file");
+        drop_cached(file.as_fd(), 5, 0).expect("nothing to do");
+        let mut bytes = vec![0; 100_000];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 0).expect("readable");
+        assert!(bytes.iter().all(|byte| *byte == 7));
+        let pipe = std::io::pipe().expect("a pipe");
+        assert!(drop_cached(pipe.0.as_fd(), 0, 1).is_err());
+    }
+
+    #[test]
     fn what_was_just_written_is_cached_and_a_hole_is_not() {
         let path = std::env::temp_dir().join(format!("sys-page-cache-{}", std::process::id()));
         let mut file = std::fs::File::create_new(&path).expect("a file");

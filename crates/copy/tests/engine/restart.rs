@@ -14,11 +14,11 @@ use blockferry_block::{
     Extent, Result, Status, WriteFlags, ZeroFlags,
 };
 use blockferry_copy::{
-    Checkpoint, Control, CopyError, CopyOptions, Destination, Done, Event, Order, Report, SaveDone,
-    Side, Source, Warning, copy,
+    Checkpoint, CompareOptions, Comparison, Control, CopyError, CopyOptions, Destination,
+    DigestOptions, Done, Event, Order, Report, SaveDone, Side, Source, Warning, compare, copy,
 };
 
-use crate::{Recorder, pattern, pipe::Output};
+use crate::{Recorder, digest::naive_digest, pattern, pipe::Output};
 
 const MIB: usize = 1 << 20;
 const SIZE: usize = 24 * MIB + 777;
@@ -572,5 +572,76 @@ async fn a_checkpoint_that_does_not_fit_is_refused_before_anything_is_written() 
         let error = run(&from, &to, &options, &Recorder::default()).await;
         assert_eq!(error.expect_err("refused").side, Side::Plan);
         assert_eq!(to.server.requests.load(SeqCst), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_done_twice_counts_once_in_a_digest_and_is_verified() {
+    for (connections, options) in orders() {
+        let options = CopyOptions {
+            digest: Some(DigestOptions::default()),
+            verify: true,
+            ..options
+        };
+        let from = source(connections).restarting_at([20, 90, 200]).link();
+        // Some of these come while it is read back.
+        let to = target(connections)
+            .restarting_at([50, 300, 420, 500, 600])
+            .link();
+        let events = Recorder::default();
+        let report = run(&from, &to, &options, &events).await.expect("copied");
+        let image = from.bytes();
+        assert!(to.bytes() == image, "{connections} {options:?}");
+        let digest = report.digest.expect("wanted").to_string();
+        assert_eq!(digest, naive_digest(&image, DigestOptions::default()));
+        assert!(report.verified);
+        assert_eq!(events.progress().done, SIZE as u64);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flush_that_was_a_lie_is_found_out_when_the_server_restarts() {
+    let from = source(true).link();
+    let mut to = target(true);
+    to.lies = true;
+    // All is written by then, and some of it read back.
+    let to = to.restarting_at([420]).link();
+    let options = CopyOptions {
+        request_size: Some(64 << 10),
+        requests: Some(4),
+        verify: true,
+        ..CopyOptions::default()
+    };
+    let copied = run(&from, &to, &options, &Recorder::default()).await;
+    let error = copied.expect_err("it has forgotten everything");
+    assert_eq!(error.side, Side::Destination);
+    assert_eq!(error.error.kind(), ErrorKind::Mismatch);
+}
+
+#[tokio::test(start_paused = true)]
+async fn images_whose_servers_restart_are_compared_to_the_end() {
+    for connections in [false, true] {
+        let one = source(connections).restarting_at([5, 30, 31]).refusing(2);
+        let mut bytes = one.disks.lock().expect("not poisoned").0.clone();
+        bytes[SIZE - 1] ^= 1;
+        let other = Server::new(bytes, connections).restarting_at([3, 40]);
+        let (one, other) = (one.link(), other.link());
+        let events = Recorder::default();
+        let control = Control::new();
+        let options = CompareOptions::default();
+        let found = compare(one.clone(), other, &options, &control, &events).await;
+        let offset = SIZE as u64 - 1;
+        assert_eq!(
+            found.expect("connected again"),
+            Comparison::Differs { offset }
+        );
+        assert!(reconnections(&events) > 0);
+
+        let gone = source(connections).restarting_at([20]);
+        gone.gone.store(true, SeqCst);
+        let found = compare(one, gone.link(), &options, &control, &events).await;
+        let error = found.expect_err("gone for good");
+        assert_eq!(error.side, Side::Destination);
+        assert!(error.error.is_transient());
     }
 }
