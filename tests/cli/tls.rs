@@ -124,6 +124,7 @@ fn certificates_that_prove_nothing_are_refused_by_what_is_wrong_with_them() {
         (Flaw::Expired, "expired 3 days ago"),
         (Flaw::NotYetValid, "not valid yet"),
         (Flaw::SelfSigned, "self-signed"),
+        (Flaw::Authority, "is that of an authority"),
         (
             Flaw::OtherHost,
             "is for elsewhere.example, 192.0.2.1, not for \"localhost\"",

@@ -180,6 +180,9 @@ impl fmt::Display for CertificateProblem {
             CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
                 f.write_str("is not one for servers")
             }
+            other if format!("{other:?}").contains("CaUsedAsEndEntity") => f.write_str(
+                "is that of an authority: the server needs one of its own, signed by the authority",
+            ),
             other => write!(f, "is not good: {other}"),
         }
     }

@@ -26,6 +26,8 @@ pub(crate) enum Flaw {
     NotYetValid,
     SelfSigned,
     OtherHost,
+    /// It may sign others.
+    Authority,
 }
 
 impl Authority {
@@ -87,6 +89,9 @@ impl Authority {
             "server" => ExtendedKeyUsagePurpose::ServerAuth,
             _ => ExtendedKeyUsagePurpose::ClientAuth,
         }];
+        if flaw == Flaw::Authority {
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        }
         let now = OffsetDateTime::now_utc();
         let (from, to) = match flaw {
             Flaw::Expired => (-100, -3),

@@ -86,20 +86,20 @@ pub enum OptionsError {
     #[error(transparent)]
     Size(#[from] SizeError),
     /// The block size does not suit.
-    #[error("the block size of a digest is a power of two from 512 to 32M")]
+    #[error("the block size of a digest is a power of two from 4 to 32M")]
     BlockSize,
 }
 
 impl DigestOptions {
     /// The smallest blocks, in bytes.
-    const LEAST_BLOCK: u64 = 512;
+    const LEAST_BLOCK: u64 = 4;
     /// The largest blocks, in bytes.
     const LARGEST_BLOCK: u64 = 32 << 20;
 
     /// Blocks of `block_size` bytes, hashed by `algorithm`.
     ///
     /// # Errors
-    /// When the block size is no power of two from 512 to 32 MiB.
+    /// When the block size is no power of two from 4 bytes to 32 MiB.
     pub fn new(algorithm: Algorithm, block_size: u64) -> Result<Self, OptionsError> {
         let fits = (Self::LEAST_BLOCK..=Self::LARGEST_BLOCK).contains(&block_size);
         match u32::try_from(block_size) {
