@@ -227,7 +227,14 @@ mod tests {
 
     #[test]
     fn block_sizes_that_do_not_suit_are_refused() {
-        for text in ["md5/256", "md5/64M", "md5/65537", "sha1/0", "sha1/4G"] {
+        for text in [
+            "md5/2",
+            "md5/12",
+            "md5/64M",
+            "md5/65537",
+            "sha1/0",
+            "sha1/4G",
+        ] {
             assert_eq!(
                 text.parse::<DigestOptions>(),
                 Err(OptionsError::BlockSize),
