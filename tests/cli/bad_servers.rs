@@ -75,7 +75,10 @@ fn an_old_style_server_is_told_from_garbage() {
     greeting.extend(0x0000_4202_8186_1253_u64.to_be_bytes());
     greeting.extend([0; 136]);
     let server = Hostile::raw(dir.path(), move |stream| stream.write_all(&greeting));
-    copy_fails(dir.path(), &server.uri()).failure(1, &["oldstyle"]);
+    let named = server.uri().replace("///", "///disk");
+    copy_fails(dir.path(), &named).failure(1, &["oldstyle"]);
+    // All flags are missing, even the one that says that there are flags.
+    copy_fails(dir.path(), &server.uri()).failure(1, &["flags 0x0000"]);
     drop(server);
 
     let dir = room();
