@@ -291,15 +291,13 @@ impl From<EndpointError> for Failure {
 /// The error and its causes on one line. A cause whose text was said already is not repeated, and an
 /// error that says nothing but its kind leaves the word to its cause, which knows more.
 fn message(error: &Error) -> String {
-    let mut text = error.to_string();
+    let mut text = own_words(error);
     let mut cause = error.source();
-    if cause.is_some()
-        && let Some(context) = text.strip_suffix(error.kind().as_str())
-    {
-        text.truncate(context.trim_end_matches(": ").len());
-    }
     while let Some(next) = cause {
-        let said = without_number(next.to_string());
+        let said = match next.downcast_ref::<Error>() {
+            Some(inner) => without_endpoint(own_words(inner), error.endpoint()),
+            None => without_number(next.to_string()),
+        };
         if !text.contains(&said) {
             if !text.is_empty() {
                 text.push_str(": ");
@@ -309,6 +307,23 @@ fn message(error: &Error) -> String {
         cause = next.source();
     }
     text
+}
+
+/// What an error says itself: not its kind, where a cause follows.
+fn own_words(error: &Error) -> String {
+    let mut text = error.to_string();
+    if error.source().is_some()
+        && let Some(context) = text.strip_suffix(error.kind().as_str())
+    {
+        text.truncate(context.trim_end_matches(": ").len());
+    }
+    text
+}
+
+/// What a cause says, without the name of the endpoint that was told already.
+fn without_endpoint(text: String, told: Option<&str>) -> String {
+    let rest = told.and_then(|told| text.strip_prefix(told)?.strip_prefix(": "));
+    rest.map(str::to_owned).unwrap_or(text)
 }
 
 /// The text of a system error without its number.
@@ -414,6 +429,24 @@ mod tests {
         let repeated = Error::with_source(ErrorKind::Io, Error::new(ErrorKind::Io));
         assert_eq!(message(&repeated), "input/output error");
         assert_eq!(message(&Error::new(ErrorKind::NoSpace)), "no space left");
+    }
+
+    #[test]
+    fn an_endpoint_is_named_once() {
+        let why = Error::with_message(ErrorKind::Incompatible, "its size was 2 bytes and is 1 now");
+        let server = name("nbd://host/");
+        let cause = why.during(Operation::Open).on(&server);
+        let error = Error::with_message(ErrorKind::Incompatible, "it could not be opened again");
+        assert_eq!(
+            message(&error.because(cause).on(&server)),
+            "nbd://host/: it could not be opened again: open: its size was 2 bytes and is 1 now"
+        );
+        let cause = Error::from(io::Error::other("no route")).on(&name("nbd://other/"));
+        let error = Error::with_message(ErrorKind::Io, "broken").because(cause);
+        assert_eq!(
+            message(&error.on(&server)),
+            "nbd://host/: broken: nbd://other/: no route"
+        );
     }
 
     #[test]

@@ -239,11 +239,15 @@ impl Lanes {
     }
 
     /// The failure of a side that is down for good, after so many attempts, the last of which failed with
-    /// `error`.
+    /// `error`. Another copy may have more luck, unless something answered that is not what it was.
     pub(crate) fn given_up(&self, error: Error, attempts: u32) -> Error {
-        let kind = match error.is_transient() {
-            true => error.kind(),
-            false => ErrorKind::ConnectionLost,
+        let kind = match error.kind() {
+            kind @ (ErrorKind::Incompatible
+            | ErrorKind::NotPermitted
+            | ErrorKind::InvalidInput
+            | ErrorKind::Protocol) => kind,
+            kind if error.is_transient() => kind,
+            _ => ErrorKind::ConnectionLost,
         };
         let message = match attempts {
             1 => "the connection was lost and could not be opened again".to_owned(),

@@ -39,6 +39,8 @@ struct Server {
     refuse: AtomicUsize,
     /// Whether it is gone for good at the next restart.
     gone: AtomicBool,
+    /// What an attempt to connect gets then.
+    farewell: ErrorKind,
     /// Whether it says that it has flushed and has not.
     lies: bool,
     flushes: AtomicUsize,
@@ -67,6 +69,7 @@ impl Server {
             refusals: 0,
             refuse: AtomicUsize::new(0),
             gone: AtomicBool::new(false),
+            farewell: ErrorKind::Refused,
             lies: false,
             flushes: AtomicUsize::new(0),
             zero_extents: Vec::new(),
@@ -212,7 +215,7 @@ impl BlockDevice for Link {
     fn reopen(&self) -> BoxFuture<'_, Result<Arc<dyn BlockDevice>>> {
         Box::pin(async move {
             if self.server.gone.load(SeqCst) && self.server.era.load(SeqCst) > 0 {
-                return Err(Error::new(ErrorKind::Refused));
+                return Err(Error::new(self.server.farewell));
             }
             let refuse = self.server.refuse.load(SeqCst);
             if refuse > 0 {
@@ -404,6 +407,22 @@ async fn a_server_that_stays_away_ends_the_copy_after_so_many_attempts() {
                 assert!(error.to_string().contains("could not be opened again"));
             }
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_comes_back_as_another_ends_the_copy_at_once_and_for_good() {
+    for connections in [false, true] {
+        let mut from = source(connections).restarting_at([30]);
+        from.gone.store(true, SeqCst);
+        from.farewell = ErrorKind::Incompatible;
+        let (from, to) = (from.link(), target(connections).link());
+        let events = Recorder::default();
+        let copied = run(&from, &to, &CopyOptions::default(), &events).await;
+        let error = copied.expect_err("it is another one").error;
+        assert_eq!(error.kind(), ErrorKind::Incompatible);
+        assert!(!error.is_transient(), "{error}");
+        assert!(error.to_string().contains("could not be opened again"));
     }
 }
 
