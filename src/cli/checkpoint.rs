@@ -5,6 +5,7 @@
 //! or of an image that was changed since, is refused. It is replaced as a whole, and removed when the copy is.
 
 use std::{
+    error::Error as _,
     fs::{self, Metadata},
     io::{self, Write},
     os::unix::fs::{FileTypeExt, MetadataExt},
@@ -20,7 +21,7 @@ use crate::{
     endpoint::{DestinationFile, Endpoint, EndpointKind, printable},
 };
 
-use super::failure::Failure;
+use super::failure::{Failure, without_number};
 
 /// The version of the file's format.
 const VERSION: u32 = 1;
@@ -126,6 +127,32 @@ impl CheckpointFile {
         Ok((this, checkpoint))
     }
 
+    /// Refuses a checkpoint at the place of an image of the copy, before anything is opened.
+    pub(crate) fn check_place(
+        path: &Path,
+        source: &Endpoint,
+        destination: &Endpoint,
+    ) -> Result<(), Failure> {
+        let partial = match destination.kind() {
+            EndpointKind::File(path) => DestinationFile::partial_beside(path),
+            _ => None,
+        };
+        let file = |image: &Endpoint| match image.kind() {
+            EndpointKind::File(path) => Some(path.clone()),
+            _ => None,
+        };
+        let taken = [file(source), file(destination), partial];
+        match taken.iter().flatten().find(|taken| is_same(path, taken)) {
+            None => Ok(()),
+            Some(taken) => {
+                let taken = printable(taken.as_os_str());
+                let message =
+                    format!("--checkpoint needs a file of its own: {taken} is one of the copy");
+                Err(Failure::usage(message))
+            }
+        }
+    }
+
     /// The copy is whole: there is nothing to go on with.
     pub(crate) fn remove(self) -> io::Result<()> {
         match fs::remove_file(&self.path) {
@@ -191,6 +218,7 @@ impl CheckpointFile {
         }
         contents
             .done()
+            .filter(|done| self.copy.source.holds(done))
             .map(Some)
             .ok_or_else(|| self.refusal("what it says is done makes no sense"))
     }
@@ -221,7 +249,12 @@ impl CheckpointFile {
         write().map_err(|error: io::Error| {
             let name = Arc::from(self.name());
             let kind = ErrorKind::from(&error);
-            Error::with_message(kind, format!("the checkpoint cannot be written: {error}"))
+            // What the temporary file was called helps nobody.
+            let why = error
+                .source()
+                .map_or(error.to_string(), ToString::to_string);
+            let why = without_number(why);
+            Error::with_message(kind, format!("the checkpoint cannot be written: {why}"))
                 .during(Operation::Write)
                 .on(&name)
         })
@@ -322,6 +355,16 @@ impl Image {
         })
     }
 
+    /// Whether what is said to be done can be of this image.
+    fn holds(&self, done: &Done) -> bool {
+        let size = match self {
+            Self::File { version, .. } => version.map(|version| version.size),
+            Self::BlockDevice { size, .. } | Self::Named { size, .. } => Some(*size),
+        };
+        let end = done.ranges.iter().last().map(ByteRange::end);
+        size >= end || size.is_none()
+    }
+
     fn name(&self) -> &str {
         match self {
             Self::File { path, .. } | Self::BlockDevice { path, .. } => path,
@@ -355,6 +398,15 @@ impl Contents {
             data: self.data,
             zero: self.zero,
         })
+    }
+}
+
+/// Whether two paths lead to one file, or will.
+fn is_same(one: &Path, other: &Path) -> bool {
+    let found = fs::metadata(one).and_then(|one| Ok((one, fs::metadata(other)?)));
+    match found {
+        Ok((one, other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
+        Err(_) => std::path::absolute(one).ok() == std::path::absolute(other).ok(),
     }
 }
 
@@ -449,6 +501,10 @@ mod tests {
             (&valid.replace("8192", "20481"), "no sense"),
             (&valid.replace("16000", "18446744073709551615"), "no sense"),
             (&valid.replace("20480", "18446744073709551615"), "no sense"),
+            (
+                &valid.replace("8192", "1040384").replace("20480", "1052672"),
+                "no sense",
+            ),
         ] {
             fs::write(&checkpoint.path, text).expect("written");
             let refused = checkpoint.load().expect_err(text).to_string();

@@ -327,7 +327,7 @@ fn without_endpoint(text: String, told: Option<&str>) -> String {
 }
 
 /// The text of a system error without its number.
-fn without_number(mut text: String) -> String {
+pub(super) fn without_number(mut text: String) -> String {
     if text.ends_with(')')
         && let Some(start) = text.rfind(" (os error ")
     {

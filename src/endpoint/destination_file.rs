@@ -146,6 +146,14 @@ impl DestinationFile {
         }
     }
 
+    /// Where a partial file of a destination at `path` would be.
+    #[must_use]
+    pub fn partial_beside(path: &Path) -> Option<PathBuf> {
+        let mut name = path.file_name()?.to_owned();
+        name.push(SUFFIX);
+        Some(path.with_file_name(name))
+    }
+
     /// How much it can hold; `None` for a block device, and where the file system does not say.
     ///
     /// # Errors
@@ -245,9 +253,12 @@ impl DestinationFile {
                     Err(self.taken(&place.beside(&name)))
                 }
                 Err(error) => {
-                    let left = printable(place.beside(&name).as_os_str());
-                    let message =
-                        format!("the file cannot be given its name and is left as {left}");
+                    let left = place.beside(&name);
+                    let message = match left.try_exists() {
+                        Ok(false) => "the file cannot be given its name: somebody removed",
+                        _ => "the file cannot be given its name and is left as",
+                    };
+                    let message = format!("{message} {}", printable(left.as_os_str()));
                     Err(self.failed(&message, &error))
                 }
             },

@@ -237,3 +237,43 @@ fn a_checkpoint_needs_ends_that_keep_what_they_hold_and_a_place_to_be() {
     run(command.arg(&room.image).arg(&destination)).failure(1, &["/nonexistent/checkpoint"]);
     assert!(!destination.exists() && !room.path("copy.raw.partial").exists());
 }
+
+#[test]
+fn a_partial_file_that_somebody_removes_is_not_said_to_be_kept() {
+    for interrupted in [false, true] {
+        let room = Room::new();
+        let destination = room.path("copy.raw");
+        let mut command = room.copy(&room.image, &destination);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = child.spawn().expect("started");
+        wait_for(|| room.checkpoint.exists() && room.done() > 1 << 20);
+        fs::remove_file(room.path("copy.raw.partial")).expect("there");
+        if interrupted {
+            let pid = child.id().to_string();
+            let kill = Command::new("kill").args(["-s", "INT", &pid]).status();
+            assert!(kill.expect("kill runs").success());
+        }
+        let outcome = match (interrupted, finish(child)) {
+            (false, ended) => ended.failure(1, &["somebody removed", "copy.raw.partial"]),
+            (true, ended) => ended.failure(130, &["incomplete and not kept"]),
+        };
+        assert!(!outcome.stderr.contains("goes on from"));
+        // Nothing is in the way of the next attempt.
+        assert!(!room.checkpoint.exists());
+        run(&mut room.copy(&room.image, &destination)).success();
+        assert_same(&room.image, &destination);
+    }
+}
+
+#[test]
+fn a_checkpoint_that_would_be_an_image_of_the_copy_is_refused_before_anything_is_opened() {
+    let room = Room::new();
+    let (image, copy) = (room.image.as_path(), room.path("copy.raw"));
+    for checkpoint in [image, &copy, &room.path("copy.raw.partial")] {
+        let mut command = blockferry(["copy", "--checkpoint"]);
+        command.arg(checkpoint).arg(image).arg(&copy);
+        run(&mut command).failure(2, &["a file of its own"]);
+    }
+    assert_eq!(fs::metadata(image).expect("there").len(), 64 << 20);
+    assert!(!copy.exists() && !room.path("copy.raw.partial").exists());
+}

@@ -4,6 +4,7 @@ use std::{
     convert::Infallible,
     fs,
     future::Future,
+    path::Path,
     pin::pin,
     time::{Duration, Instant},
 };
@@ -61,6 +62,9 @@ async fn copy_image(job: &CopyJob, view: &View) -> Result<(Report, Duration), Fa
     let mut reload = signals
         .reload(job.rate.file.is_some())
         .map_err(|error| Failure::system("signals", &error))?;
+    if let Some(path) = &job.checkpoint {
+        CheckpointFile::check_place(path, &job.source, &job.destination)?;
+    }
     // The source first: nothing of the destination is touched unless there is something to copy.
     let mut source_options = options.clone();
     if !job.engine.extents {
@@ -101,6 +105,8 @@ async fn copy_image(job: &CopyJob, view: &View) -> Result<(Report, Duration), Fa
     if let Some(doubt) = doubt {
         view.warn(&doubt);
     }
+    let partial = file.as_ref().filter(|file| file.keeps_partial());
+    let partial = partial.and_then(DestinationFile::data_path);
     let mut engine = job.engine.clone();
     let checkpoint = match &job.checkpoint {
         Some(path) => {
@@ -191,6 +197,11 @@ async fn copy_image(job: &CopyJob, view: &View) -> Result<(Report, Duration), Fa
             })?;
             Ok(done)
         }
+        (Err(failure), Some(checkpoint)) if is_gone(partial.as_deref(), &job.destination) => {
+            // It would only be in the way: there is nothing to go on with.
+            let _ = checkpoint.remove();
+            Err(failure)
+        }
         (Err(failure), Some(checkpoint)) => Err(match checkpoint.keep() {
             Some(done) => failure.note(format!(
                 "{} of it are done: the same command goes on from {}",
@@ -272,12 +283,21 @@ fn incomplete(failure: Failure, file: Option<&DestinationFile>, destination: &En
         Some(file) if file.is_untouched() => failure,
         Some(file) if file.existed() => failure.note(format!("{destination} is incomplete")),
         Some(file) => match file.data_path().filter(|_| file.keeps_partial()) {
-            Some(partial) => {
+            Some(partial) if !is_gone(Some(&partial), destination) => {
                 let partial = printable(partial.as_os_str());
                 failure.note(format!("what was copied is kept as {partial}"))
             }
-            None => failure.note(format!("{destination} is incomplete and not kept")),
+            _ => failure.note(format!("{destination} is incomplete and not kept")),
         },
+    }
+}
+
+/// Whether somebody removed the partial file, and the copy has not its own name either.
+fn is_gone(partial: Option<&Path>, destination: &Endpoint) -> bool {
+    let missing = |path: &Path| path.try_exists().is_ok_and(|found| !found);
+    match (partial, destination.kind()) {
+        (Some(partial), EndpointKind::File(path)) => missing(partial) && missing(path),
+        _ => false,
     }
 }
 
