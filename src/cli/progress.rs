@@ -1,6 +1,7 @@
 //! What a copy shows while it runs: a bar on a terminal, a line a second in a log, JSON for programs.
 
 mod json;
+mod restraint;
 
 use std::{
     convert::Infallible,
@@ -24,6 +25,7 @@ use super::{
 };
 
 use json::Json;
+use restraint::Restraint;
 
 /// How often the bar is drawn at most, per second.
 const DRAWS: u8 = 10;
@@ -44,6 +46,7 @@ pub(crate) struct View {
     quiet: bool,
     /// What was not as it should be, for the report.
     warnings: Mutex<Vec<String>>,
+    restraint: Mutex<Restraint>,
 }
 
 /// The most warnings that are kept. A connection can be lost over and over.
@@ -77,6 +80,7 @@ impl View {
             shape,
             quiet,
             warnings: Mutex::default(),
+            restraint: Mutex::new(Restraint::new(Instant::now())),
         }
     }
 
@@ -94,6 +98,8 @@ impl View {
     }
 
     fn end(&self, end: End, failure: Option<&Failure>) {
+        let held_back = locked(&self.restraint).take_held_back();
+        self.say_held_back(held_back);
         match (&self.shape, end) {
             (Shape::Json(json), end) => tell(&locked(json).ended(end, failure, Instant::now())),
             (Shape::Bar(bar), _) => bar.finish_and_clear(),
@@ -128,9 +134,27 @@ impl View {
             warnings.push(warning.to_owned());
         }
         drop(warnings);
-        if !self.quiet {
+        if self.quiet {
+            return;
+        }
+        let admitted = locked(&self.restraint).admit(Instant::now());
+        if let Some(held_back) = admitted {
+            self.say_held_back(held_back);
             self.say(&format!("{}: warning: {warning}", program()));
         }
+    }
+
+    /// Tells how many warnings were not told.
+    fn say_held_back(&self, count: u64) {
+        let warnings = match count {
+            0 => return,
+            1 => "warning was",
+            _ => "warnings were",
+        };
+        self.say(&format!(
+            "{}: warning: {count} more {warnings} left out",
+            program()
+        ));
     }
 
     /// So many bytes were done by an earlier copy, which this one goes on with.
