@@ -47,7 +47,7 @@ impl Logged {
         Self::start(
             directory,
             &[filters, &["--filter=delay"]].concat(),
-            &["file", &file, "delay-read=20ms", "delay-write=20ms"],
+            &["file", &file, "delay-read=60ms", "delay-write=60ms"],
             parameters,
         )
     }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use tempfile::{TempDir, tempdir};
+use tempfile::{NamedTempFile, TempDir, tempdir};
 
 use crate::support::{
     Outcome, Peer, Proxy, assert_same, blockferry,
@@ -78,22 +78,49 @@ fn servers(dir: &Path, disk: &Path) -> Vec<(&'static str, Phoenix)> {
     ]
 }
 
-/// A copy that takes a second or so.
-fn start(options: &[&str], source: impl AsRef<Path>, destination: impl AsRef<Path>) -> Child {
-    let arguments = ["copy", "--rate=40M", "--progress=json"];
-    let mut command = blockferry(arguments.iter().chain(options));
-    command.arg(source.as_ref()).arg(destination.as_ref());
-    let command = command.stdout(Stdio::null()).stderr(Stdio::piped());
-    command.spawn().expect("the binary")
+/// A copy that takes a second or so and has begun.
+struct Copy {
+    child: Child,
+    log: NamedTempFile,
+}
+
+impl Copy {
+    fn start(options: &[&str], source: impl AsRef<Path>, destination: impl AsRef<Path>) -> Self {
+        let arguments = ["copy", "--rate=40M", "--progress=json"];
+        let mut command = blockferry(arguments.iter().chain(options));
+        command.arg(source.as_ref()).arg(destination.as_ref());
+        Self::of(&mut command)
+    }
+
+    fn of(command: &mut Command) -> Self {
+        let log = NamedTempFile::new().expect("a file");
+        let file = log.reopen().expect("a file");
+        let command = command.stdout(Stdio::piped()).stderr(file);
+        let child = command.spawn().expect("the binary");
+        let copy = Self { child, log };
+        // Both sides are open then: the first connection is not opened again.
+        until("the copy", || copy.told().contains("copying"));
+        copy
+    }
+
+    fn told(&self) -> String {
+        fs::read_to_string(self.log.path()).expect("a file")
+    }
+
+    fn finish(self) -> Outcome {
+        let outcome = finish(self.child);
+        let stderr = fs::read_to_string(self.log.path()).expect("a file");
+        Outcome { stderr, ..outcome }
+    }
 }
 
 /// Restarts `server` while the copy runs, and waits for the end of both.
-fn restart_during(copy: Child, server: &mut Phoenix) -> Outcome {
+fn restart_during(copy: Copy, server: &mut Phoenix) -> Outcome {
     for _ in 0..TIMES {
         thread::sleep(Duration::from_millis(250));
         server.restart();
     }
-    finish(copy)
+    copy.finish()
 }
 
 fn room() -> (TempDir, PathBuf) {
@@ -108,7 +135,7 @@ fn a_source_that_restarts_four_times_is_copied_whole() {
     let (dir, image) = room();
     for (name, mut server) in servers(dir.path(), &image) {
         let destination = dir.path().join(format!("{name}.raw"));
-        let copy = start(&[], server.uri(), &destination);
+        let copy = Copy::start(&[], server.uri(), &destination);
         let outcome = restart_during(copy, &mut server).success();
         assert_same(&image, &destination);
         let again = outcome.stderr.matches("connected again").count();
@@ -122,11 +149,11 @@ fn a_destination_that_restarts_four_times_gets_everything() {
     let disk = dir.path().join("disk.raw");
     fs::write(&disk, vec![0x55; SIZE]).expect("room");
     for (name, mut server) in servers(dir.path(), &disk) {
-        let copy = start(&["--in-order"], &image, server.uri());
+        let copy = Copy::start(&["--in-order"], &image, server.uri());
         restart_during(copy, &mut server).success();
         assert_same(&image, &disk);
         fs::write(&disk, vec![0xaa; SIZE]).expect("room");
-        let copy = start(&[], &image, server.uri());
+        let copy = Copy::start(&[], &image, server.uri());
         let outcome = restart_during(copy, &mut server).success();
         assert_same(&image, &disk);
         let words = "that were not flushed";
@@ -140,7 +167,7 @@ fn a_destination_that_forgets_everything_when_it_restarts_gets_it_again() {
     let (dir, image) = room();
     let place = dir.path().to_owned();
     let mut server = Phoenix::new(move || Peer::nbdkit(&place, &["memory", "48M"]));
-    let copy = start(&[], &image, server.uri());
+    let copy = Copy::start(&[], &image, server.uri());
     let outcome = restart_during(copy, &mut server).success();
     assert!(
         outcome.stderr.contains("writing"),
@@ -157,10 +184,8 @@ fn a_pipe_gets_every_byte_once_although_its_source_restarts() {
     let (dir, image) = room();
     for (name, mut server) in servers(dir.path(), &image) {
         let uri = server.uri();
-        let mut command = blockferry(["copy", "--rate=40M", "--quiet", &uri, "-"]);
-        let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let copy = command.spawn().expect("the binary");
-        let restarting = thread::spawn(move || finish(copy));
+        let copy = Copy::start(&["--quiet"], &uri, "-");
+        let restarting = thread::spawn(move || copy.finish());
         for _ in 0..2 {
             thread::sleep(Duration::from_millis(250));
             server.restart();
@@ -211,10 +236,10 @@ fn a_server_that_does_not_come_back_ends_the_copy_after_the_attempts() {
     let (dir, image) = room();
     for (name, mut server) in servers(dir.path(), &image) {
         let destination = dir.path().join(format!("{name}.raw"));
-        let copy = start(&["--retries=3"], server.uri(), &destination);
+        let copy = Copy::start(&["--retries=3"], server.uri(), &destination);
         thread::sleep(Duration::from_millis(300));
         drop(server.peer.take());
-        let outcome = finish(copy);
+        let outcome = copy.finish();
         let words = ["attempt 3 of 3", "could not be opened again in 3 attempts"];
         outcome.failure(75, &words);
         assert!(!destination.exists());
@@ -227,23 +252,17 @@ fn a_server_that_was_started_for_the_copy_is_not_waited_for_when_it_has_ended() 
     let destination = dir.path().join("copy.raw");
     let pid = dir.path().join("pid");
     let file = format!("file={}", image.display());
-    let mut command = blockferry(["copy", "--rate=10M", "[", "nbdkit", "-P"]);
+    let arguments = ["copy", "--progress=json", "--rate=10M", "[", "nbdkit", "-P"];
+    let mut command = blockferry(arguments);
     command
         .arg(&pid)
         .args(["file", &file, "]"])
         .arg(&destination);
-    let copy = command
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the binary");
-    until("the server", || {
-        fs::read(&pid).is_ok_and(|pid| !pid.is_empty())
-    });
-    thread::sleep(Duration::from_millis(300));
+    let copy = Copy::of(&mut command);
     let pid = fs::read_to_string(&pid).expect("a number");
     let kill = Command::new("kill").args(["-9", pid.trim()]).status();
     assert!(kill.expect("kill runs").success());
-    finish(copy).failure(75, &["is not started again", "signal 9", "nbdkit"]);
+    copy.finish()
+        .failure(75, &["is not started again", "signal 9", "nbdkit"]);
     assert!(!destination.exists());
 }
