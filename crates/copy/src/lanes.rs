@@ -38,6 +38,9 @@ pub(crate) struct Lanes {
     retries: u32,
     /// How many attempts were made since anything was achieved.
     attempts: u32,
+    /// The place that the last of these attempts is to fill. While the side is down the fate of the others
+    /// that are being opened counts for nothing, unless one succeeds.
+    attempt: Option<usize>,
     reconnections: u64,
 }
 
@@ -111,6 +114,7 @@ impl Lanes {
             lanes: vec![Lane::new(device, 0)],
             retries,
             attempts: 0,
+            attempt: None,
             reconnections: 0,
         }
     }
@@ -313,6 +317,7 @@ impl Lanes {
                 }
                 None
             }
+            Err(_) if self.attempt != Some(place) => None,
             Err(error) => {
                 let next = match can_heal(&error) {
                     true => self.try_again(place),
@@ -350,12 +355,10 @@ impl Lanes {
             pause,
             number: self.attempts,
         };
-        let opening = self.lanes.iter().any(|lane| lane.opening);
-        if !opening {
-            let lane = &mut self.lanes[place];
-            lane.opening = true;
-            self.opening.push(open(&lane.device, Some(place), pause));
-        }
+        let lane = &mut self.lanes[place];
+        lane.opening = true;
+        self.opening.push(open(&lane.device, Some(place), pause));
+        self.attempt = Some(place);
         next
     }
 

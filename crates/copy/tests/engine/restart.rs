@@ -18,6 +18,8 @@ use blockferry_copy::{
     DigestOptions, Done, Event, Order, Report, SaveDone, Side, Source, Warning, compare, copy,
 };
 
+use tokio::time::Instant;
+
 use crate::{Recorder, digest::naive_digest, pattern, pipe::Output};
 
 const MIB: usize = 1 << 20;
@@ -37,6 +39,9 @@ struct Server {
     /// How many attempts to connect are refused after a restart.
     refusals: usize,
     refuse: AtomicUsize,
+    /// How long it is away when it restarts, and when it is back.
+    away: Duration,
+    back: Mutex<Option<Instant>>,
     /// Whether it is gone for good at the next restart.
     gone: AtomicBool,
     /// What an attempt to connect gets then.
@@ -68,6 +73,8 @@ impl Server {
             era: AtomicU64::new(0),
             refusals: 0,
             refuse: AtomicUsize::new(0),
+            away: Duration::ZERO,
+            back: Mutex::default(),
             gone: AtomicBool::new(false),
             farewell: ErrorKind::Refused,
             lies: false,
@@ -99,6 +106,7 @@ impl Server {
         seen.copy_from_slice(durable);
         self.era.fetch_add(1, SeqCst);
         self.refuse.store(self.refusals, SeqCst);
+        *self.back.lock().expect("not poisoned") = Some(Instant::now() + self.away);
     }
 }
 
@@ -216,6 +224,10 @@ impl BlockDevice for Link {
         Box::pin(async move {
             if self.server.gone.load(SeqCst) && self.server.era.load(SeqCst) > 0 {
                 return Err(Error::new(self.server.farewell));
+            }
+            let back = *self.server.back.lock().expect("not poisoned");
+            if back.is_some_and(|back| Instant::now() < back) {
+                return Err(Error::new(ErrorKind::Refused));
             }
             let refuse = self.server.refuse.load(SeqCst);
             if refuse > 0 {
@@ -406,6 +418,37 @@ async fn a_server_that_stays_away_ends_the_copy_after_so_many_attempts() {
             if retries > 0 {
                 assert!(error.to_string().contains("could not be opened again"));
             }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_connections_wait_as_long_for_a_server_as_one() {
+    for connections in [1, 16] {
+        for side in [Side::Source, Side::Destination] {
+            let (mut from, mut to) = (source(true), target(true));
+            let server = match side {
+                Side::Source => &mut from,
+                _ => &mut to,
+            };
+            *server.restarts.get_mut().expect("not poisoned") = vec![200];
+            server.away = Duration::from_secs(22);
+            let (from, to) = (from.link(), to.link());
+            let options = CopyOptions {
+                connections,
+                requests: Some(4),
+                request_size: Some(64 << 10),
+                ..CopyOptions::default()
+            };
+            let events = Recorder::default();
+            let copied = run(&from, &to, &options, &events).await;
+            copied.expect("it was back before the attempts were used up");
+            assert!(to.bytes()[..SIZE] == from.bytes());
+            let attempts = events
+                .events()
+                .into_iter()
+                .filter(|event| matches!(event, Event::Warning(Warning::Reconnecting { .. })));
+            assert_eq!(attempts.count(), 8);
         }
     }
 }
