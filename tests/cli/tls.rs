@@ -115,6 +115,8 @@ fn a_server_that_wants_a_certificate_gets_it_or_says_so() {
         let parameter = format!("tls-certificates={}", stranger.display());
         let outcome = run(&mut blockferry(["info", &secure(&peer.uri(), &parameter)]));
         assert_ne!(outcome.code, 0, "{}", outcome.text());
+        let why = "this client's certificate";
+        assert!(outcome.stderr.contains(why), "{}", outcome.stderr);
     }
 }
 

@@ -69,6 +69,11 @@ fn or_certificate_missing(error: Error, stream: &BlockingStream) -> Error {
         let message = "the server closed the connection after it had asked for a client certificate; put client-cert.pem and client-key.pem into the directory that tls-certificates names";
         return Error::with_message(ErrorKind::NotPermitted, message);
     }
+    if error.kind() == ErrorKind::ConnectionLost && stream.has_shown_certificate() {
+        // It may have ended for another reason as well, so another attempt may do.
+        let message = "the server closed the connection after it was shown this client's certificate: it may not accept it";
+        return Error::with_message(ErrorKind::ConnectionLost, message).because(error);
+    }
     error
 }
 

@@ -128,6 +128,13 @@ impl BlockingStream {
         self.tls.as_ref().is_some_and(|tls| tls.owes_certificate())
     }
 
+    /// Whether the server has seen this side's certificate.
+    pub(crate) fn has_shown_certificate(&self) -> bool {
+        self.tls
+            .as_ref()
+            .is_some_and(|tls| tls.has_shown_certificate())
+    }
+
     pub(crate) fn receive(&mut self, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         let Some(mut session) = self.tls.take() else {
             self.arm()?;

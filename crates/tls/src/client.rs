@@ -89,10 +89,18 @@ impl ClientOptions {
             None => None,
         };
         let asked = Arc::new(AtomicBool::new(false));
+        let shown = Arc::new(AtomicBool::new(false));
         let mut config = match identity {
-            Some(identity) => builder
-                .with_client_auth_cert(identity.chain, identity.key)
-                .map_err(|error| bad_identity(&identity.path, &error))?,
+            Some(identity) => {
+                let mut config = builder
+                    .with_client_auth_cert(identity.chain, identity.key)
+                    .map_err(|error| bad_identity(&identity.path, &error))?;
+                config.client_auth_cert_resolver = Arc::new(RemembersShowing {
+                    identity: Arc::clone(&config.client_auth_cert_resolver),
+                    shown: Arc::clone(&shown),
+                });
+                config
+            }
             None => builder.with_client_cert_resolver(Arc::new(NothingToShow {
                 asked: Arc::clone(&asked),
             })),
@@ -109,6 +117,7 @@ impl ClientOptions {
             connection.map_err(Error::Setup)?,
             expected,
             asked,
+            shown,
         ))
     }
 }
@@ -174,6 +183,33 @@ fn bad_identity(path: &Path, error: &rustls::Error) -> Error {
         other => format!("this certificate and its key cannot be used: {other}"),
     };
     certificates::contents(path, problem)
+}
+
+/// A client with a certificate, which remembers whether it has shown it.
+#[derive(Debug)]
+struct RemembersShowing {
+    identity: Arc<dyn ResolvesClientCert>,
+    shown: Arc<AtomicBool>,
+}
+
+impl ResolvesClientCert for RemembersShowing {
+    fn resolve(
+        &self,
+        authorities: &[&[u8]],
+        schemes: &[SignatureScheme],
+    ) -> Option<Arc<CertifiedKey>> {
+        let key = self.identity.resolve(authorities, schemes);
+        self.shown.fetch_or(key.is_some(), Ordering::Relaxed);
+        key
+    }
+
+    fn only_raw_public_keys(&self) -> bool {
+        self.identity.only_raw_public_keys()
+    }
+
+    fn has_certs(&self) -> bool {
+        self.identity.has_certs()
+    }
 }
 
 /// A client without a certificate, which remembers whether it was asked for one.

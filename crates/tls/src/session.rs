@@ -61,6 +61,8 @@ pub struct Session {
     expected: Expected,
     /// The server asked for a certificate, and got none.
     asked: Arc<AtomicBool>,
+    /// The server asked for a certificate, and got one.
+    shown: Arc<AtomicBool>,
     /// Short slices on their way into one record.
     gather: Vec<u8>,
 }
@@ -92,6 +94,7 @@ impl Session {
         connection: UnbufferedClientConnection,
         expected: Expected,
         asked: Arc<AtomicBool>,
+        shown: Arc<AtomicBool>,
     ) -> Self {
         Self {
             connection,
@@ -102,6 +105,7 @@ impl Session {
             closed: false,
             expected,
             asked,
+            shown,
             gather: Vec::new(),
         }
     }
@@ -122,6 +126,13 @@ impl Session {
     #[must_use]
     pub fn owes_certificate(&self) -> bool {
         self.asked.load(Ordering::Relaxed)
+    }
+
+    /// Whether this side has shown the server its certificate. Under TLS 1.3 the server looks at it when this side
+    /// has done its part of the handshake already, and may not say what it thinks of it.
+    #[must_use]
+    pub fn has_shown_certificate(&self) -> bool {
+        self.shown.load(Ordering::Relaxed)
     }
 
     /// Where to put what arrives on the socket: 256 KiB and more, as long as everything that can be read is
