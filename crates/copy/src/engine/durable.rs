@@ -276,13 +276,20 @@ impl Engine<'_> {
         if self.output.is_down() || self.output.device().is_none() {
             return;
         }
+        // What was acknowledged since a flush began is not covered by it: that one ends first.
+        self.end_flushes().await;
         self.flush_all();
+        self.end_flushes().await;
+        self.save_all().await;
+    }
+
+    /// Waits for the flushes that are under way, and takes in those that end well.
+    async fn end_flushes(&mut self) {
         while let Some((lane, result)) = self.durable.flushing.next().await {
             if result.is_ok() {
                 self.durable(News::Flushed(lane, result));
             }
         }
-        self.save_all().await;
     }
 
     /// Notes what is done.

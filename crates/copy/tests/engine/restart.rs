@@ -49,6 +49,8 @@ struct Server {
     /// Whether it says that it has flushed and has not.
     lies: bool,
     flushes: AtomicUsize,
+    /// How long a flush takes, and how many end well.
+    flushing: (Duration, usize),
     zero_extents: Vec<ByteRange>,
 }
 
@@ -79,6 +81,7 @@ impl Server {
             farewell: ErrorKind::Refused,
             lies: false,
             flushes: AtomicUsize::new(0),
+            flushing: (Duration::ZERO, usize::MAX),
             zero_extents: Vec::new(),
         }
     }
@@ -176,11 +179,20 @@ impl BlockDevice for Link {
     fn flush(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             self.begin().await?;
-            self.server.flushes.fetch_add(1, SeqCst);
-            let mut disks = self.server.disks.lock().expect("not poisoned");
-            let (durable, seen) = &mut *disks;
+            let number = self.server.flushes.fetch_add(1, SeqCst);
+            // What comes while it is under way is not covered.
+            let covered = {
+                let disks = self.server.disks.lock().expect("not poisoned");
+                disks.1.clone()
+            };
+            let (pause, good) = self.server.flushing;
+            tokio::time::sleep(pause).await;
+            if number >= good {
+                return Err(Error::new(ErrorKind::Io));
+            }
             if !self.server.lies {
-                durable.copy_from_slice(seen);
+                let mut disks = self.server.disks.lock().expect("not poisoned");
+                disks.0.copy_from_slice(&covered);
             }
             Ok(())
         })
@@ -605,6 +617,36 @@ async fn a_copy_that_fails_notes_what_it_has_done() {
     for range in last.ranges.iter() {
         let part = range.start() as usize..range.end() as usize;
         assert!(bytes[part.clone()] == image[part]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_within_a_flush_notes_no_more_than_that_flush_covers() {
+    let from = source(false).restarting_at([200]);
+    from.gone.store(true, SeqCst);
+    let from = from.link();
+    // The first flush is under way when the source is gone; the next one fails.
+    let mut to = target(false);
+    to.flushing = (Duration::from_secs(60), 1);
+    let to = to.link();
+    let kept = Arc::new(Kept::default());
+    let options = CopyOptions {
+        request_size: Some(64 << 10),
+        requests: Some(1),
+        checkpoint: Some(Checkpoint {
+            done: Done::default(),
+            save: Arc::clone(&kept) as _,
+        }),
+        ..CopyOptions::default()
+    };
+    let error = run(&from, &to, &options, &Recorder::default()).await;
+    error.expect_err("the source is gone");
+    let last = kept.0.lock().expect("not poisoned").pop().expect("noted");
+    assert!(!last.ranges.is_empty());
+    let (image, durable) = (from.bytes(), to.bytes());
+    for range in last.ranges.iter() {
+        let part = range.start() as usize..range.end() as usize;
+        assert!(durable[part.clone()] == image[part], "{range:?}");
     }
 }
 
