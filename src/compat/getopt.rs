@@ -21,6 +21,21 @@ pub(super) struct Flag<T> {
     pub(super) means: T,
 }
 
+/// A row of a tool's table of options.
+pub(super) const fn flag<T: Copy>(
+    long: &'static str,
+    short: Option<u8>,
+    argument: Argument,
+    means: T,
+) -> Flag<T> {
+    Flag {
+        long,
+        short,
+        argument,
+        means,
+    }
+}
+
 /// Whether an option takes an argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Argument {

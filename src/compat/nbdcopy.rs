@@ -29,7 +29,7 @@ use crate::{
 };
 
 use super::{
-    getopt::{Argument, Arguments, Flag, long_options, short_options},
+    getopt::{Argument, Arguments, Flag, flag, long_options, short_options},
     refusal::{Refusal, end, misused},
     version,
 };
@@ -101,15 +101,6 @@ enum Opt {
     Threads,
     Verbose,
     Version,
-}
-
-const fn flag(long: &'static str, short: Option<u8>, argument: Argument, means: Opt) -> Flag<Opt> {
-    Flag {
-        long,
-        short,
-        argument,
-        means,
-    }
 }
 
 /// In the order in which `--long-options` lists them.

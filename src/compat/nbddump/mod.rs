@@ -23,7 +23,7 @@ use crate::{
 };
 
 use super::{
-    getopt::{Argument, Arguments, Flag, long_options},
+    getopt::{Argument, Arguments, Flag, flag, long_options},
     refusal::{Refusal, end, misused},
     server, version,
 };
@@ -65,15 +65,6 @@ enum Opt {
     Offset,
     ShortOptions,
     Version,
-}
-
-const fn flag(long: &'static str, short: Option<u8>, argument: Argument, means: Opt) -> Flag<Opt> {
-    Flag {
-        long,
-        short,
-        argument,
-        means,
-    }
 }
 
 /// In the order in which `--long-options` lists them.

@@ -13,7 +13,7 @@ use crate::{
 
 use super::{
     super::{
-        getopt::{Argument, Arguments, Flag, long_options, short_options},
+        getopt::{Argument, Arguments, Flag, flag, long_options, short_options},
         refusal::{Refusal, misused},
         server, version,
     },
@@ -77,50 +77,37 @@ enum Opt {
     Version,
 }
 
-const fn flag(long: &'static str, argument: Argument, means: Opt) -> Flag<Opt> {
-    Flag {
-        long,
-        short: match means {
-            Opt::List => Some(b'L'),
-            Opt::Version => Some(b'V'),
-            _ => None,
-        },
-        argument,
-        means,
-    }
-}
-
 /// In the order in which `--long-options` lists them.
 const FLAGS: &[Flag<Opt>] = {
     use Argument::{No, Optional, Required};
     &[
-        flag("help", No, Opt::Help),
-        flag("can", Required, Opt::Can),
-        flag("cannot", Required, Opt::Cannot),
-        flag("color", No, Opt::Colour),
-        flag("colors", No, Opt::Colour),
-        flag("colour", No, Opt::Colour),
-        flag("colours", No, Opt::Colour),
-        flag("no-color", No, Opt::NoColour),
-        flag("no-colors", No, Opt::NoColour),
-        flag("no-colour", No, Opt::NoColour),
-        flag("no-colours", No, Opt::NoColour),
-        flag("content", No, Opt::Content),
-        flag("no-content", No, Opt::NoContent),
-        flag("has", Required, Opt::Can),
-        flag("hasnt", Required, Opt::Cannot),
-        flag("is", Required, Opt::Can),
-        flag("isnt", Required, Opt::Cannot),
-        flag("json", No, Opt::Json),
-        flag("list", No, Opt::List),
-        flag("long-options", No, Opt::LongOptions),
-        flag("map", Optional, Opt::Map),
-        flag("short-options", No, Opt::ShortOptions),
-        flag("size", No, Opt::Size),
-        flag("total", No, Opt::Totals),
-        flag("totals", No, Opt::Totals),
-        flag("uri", No, Opt::Uri),
-        flag("version", No, Opt::Version),
+        flag("help", None, No, Opt::Help),
+        flag("can", None, Required, Opt::Can),
+        flag("cannot", None, Required, Opt::Cannot),
+        flag("color", None, No, Opt::Colour),
+        flag("colors", None, No, Opt::Colour),
+        flag("colour", None, No, Opt::Colour),
+        flag("colours", None, No, Opt::Colour),
+        flag("no-color", None, No, Opt::NoColour),
+        flag("no-colors", None, No, Opt::NoColour),
+        flag("no-colour", None, No, Opt::NoColour),
+        flag("no-colours", None, No, Opt::NoColour),
+        flag("content", None, No, Opt::Content),
+        flag("no-content", None, No, Opt::NoContent),
+        flag("has", None, Required, Opt::Can),
+        flag("hasnt", None, Required, Opt::Cannot),
+        flag("is", None, Required, Opt::Can),
+        flag("isnt", None, Required, Opt::Cannot),
+        flag("json", None, No, Opt::Json),
+        flag("list", Some(b'L'), No, Opt::List),
+        flag("long-options", None, No, Opt::LongOptions),
+        flag("map", None, Optional, Opt::Map),
+        flag("short-options", None, No, Opt::ShortOptions),
+        flag("size", None, No, Opt::Size),
+        flag("total", None, No, Opt::Totals),
+        flag("totals", None, No, Opt::Totals),
+        flag("uri", None, No, Opt::Uri),
+        flag("version", Some(b'V'), No, Opt::Version),
     ]
 };
 
