@@ -2,6 +2,7 @@
 //! nothing below has to look again.
 
 mod contents;
+mod serve;
 
 use std::{
     ffi::OsStr,
@@ -17,7 +18,7 @@ use crate::{
 };
 
 use super::{
-    args::{Common, CopyArgs, InfoArgs, MapArgs, ProgressStyle, ServeArgs, TimeoutArgs},
+    args::{Common, CopyArgs, InfoArgs, MapArgs, ProgressStyle, TimeoutArgs},
     failure::Failure,
     percent::PercentTo,
     rate::Rate,
@@ -25,6 +26,7 @@ use super::{
 
 use contents::digest_options;
 pub(crate) use contents::{ChecksumJob, CompareJob, DigestJob, DigestTo};
+pub(crate) use serve::{LogJob, Opening, Place, ServeJob, ServedSource, Stay, TlsJob, TlsMode};
 
 /// A resolved `copy`.
 #[derive(Debug)]
@@ -75,18 +77,6 @@ pub(crate) enum ReportStyle {
     Sentence,
     /// JSON on standard output.
     Json,
-}
-
-/// A resolved `serve`.
-#[derive(Debug)]
-pub(crate) struct ServeJob {
-    pub(crate) source: Endpoint,
-    pub(crate) unix: Vec<PathBuf>,
-    pub(crate) tcp: Vec<String>,
-    pub(crate) read_only: bool,
-    pub(crate) print_uri: bool,
-    pub(crate) quiet: bool,
-    pub(crate) verbose: bool,
 }
 
 /// A resolved `info`.
@@ -294,20 +284,6 @@ pub(crate) fn check_sides(
         }
         EndpointKind::Sample(_) => refuse("sample: can only be a source"),
         _ => Ok(()),
-    }
-}
-
-impl ServeJob {
-    pub(crate) fn resolve(args: ServeArgs, common: Common) -> Result<Self, Failure> {
-        Ok(Self {
-            source: seekable(&args.source)?,
-            unix: args.unix,
-            tcp: args.listen,
-            read_only: args.read_only,
-            print_uri: args.print_uri,
-            quiet: common.quiet,
-            verbose: common.verbose,
-        })
     }
 }
 

@@ -46,6 +46,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("blockferry-filter", &["blockferry-block", "blockferry-sys"]),
     ("blockferry-format", &["blockferry-block", "blockferry-sys"]),
+    ("blockferry-script", &["blockferry-block", "blockferry-sys"]),
     ("blockferry-copy", &["blockferry-block", "blockferry-sys"]),
     ("blockferry-relay", &["blockferry-sys"]),
     (
@@ -59,6 +60,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "blockferry-server",
             "blockferry-filter",
             "blockferry-format",
+            "blockferry-script",
             "blockferry-copy",
             "blockferry-relay",
         ],

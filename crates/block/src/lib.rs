@@ -18,6 +18,7 @@ mod blocking;
 mod buffer;
 mod device;
 mod error;
+mod exports;
 mod extent;
 mod fd_stream;
 mod file;
@@ -37,6 +38,9 @@ pub use blockferry_sys::FillStop;
 pub use buffer::{BUFFER_ALIGNMENT, Buffer, BufferPool};
 pub use device::{BlockDevice, BoxFuture, CopyFlags, FileRange, Mapping, WriteFlags, ZeroFlags};
 pub use error::{Error, ErrorKind, Operation, Result};
+pub use exports::{
+    ClientFacts, ExportEntry, Exports, OpenExport, SingleExport, Wish, Wishes, no_such_export,
+};
 pub use extent::{Context, Extent, Status, push_merged};
 pub use fd_stream::{FdSink, FdSource};
 pub use file::{Access, FileDevice};

@@ -1,11 +1,11 @@
 //! The handshake of one connection: carries out what the protocol's state machine asks for.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, time::Duration};
 
-use blockferry_block::{BlockDevice, Capabilities, DeviceInfo};
+use blockferry_block::{Capabilities, ClientFacts, DeviceInfo, ExportEntry, OpenExport};
 use blockferry_proto::{
-    BlockSizes, Negotiated, OptionErrorCode, OptionRefusal, ServedExport, ServerConfig,
-    ServerHandshake, ServerStep, TlsPolicy, TransmissionFlags,
+    BlockSizes, ListedExport, Negotiated, OptionErrorCode, OptionRefusal, ServedExport,
+    ServerConfig, ServerHandshake, ServerStep, TlsPolicy, TransmissionFlags,
 };
 use tokio::time::{Instant, timeout_at};
 
@@ -22,7 +22,7 @@ const DISCARD_BUFFER: usize = 4096;
 /// A client that is ready for requests, and the device that it chose.
 pub(crate) struct Settled {
     pub(crate) negotiated: Negotiated,
-    pub(crate) device: Arc<dyn BlockDevice>,
+    pub(crate) export: OpenExport,
 }
 
 /// Leads a client through the handshake. A device is opened when the client asks for it.
@@ -33,7 +33,11 @@ pub(crate) async fn negotiate(
 ) -> Result<Settled, Ending> {
     let options = &shared.options;
     let mut machine = ServerHandshake::new(config(options));
-    let mut opened: Option<(String, Arc<dyn BlockDevice>)> = None;
+    let mut opened: Option<(String, OpenExport)> = None;
+    let client = ClientFacts {
+        read_only: options.read_only,
+        tls: false,
+    };
     let mut clock = Clock::new(options.handshake_timeout);
     loop {
         match machine.step() {
@@ -46,15 +50,15 @@ pub(crate) async fn negotiate(
             ServerStep::Discard(length) => clock.limit(discard(stream, length)).await?,
             ServerStep::Open { name, .. } => {
                 let known = opened.take().filter(|(open, _)| *open == name);
-                let device = match known {
-                    Some((_, device)) => Ok(device),
-                    None => clock.pause(shared.exports.open(&name)).await,
+                let export = match known {
+                    Some((_, export)) => Ok(export),
+                    None => clock.pause(shared.exports.open(&name, client)).await,
                 };
-                let answer = match device {
-                    Ok(device) => {
-                        let export = served_export(device.info(), options);
-                        opened = Some((name, device));
-                        export
+                let answer = match export {
+                    Ok(export) => {
+                        let described = served_export(&export, options);
+                        opened = Some((name, export));
+                        described
                     }
                     Err(error) => {
                         shared.observe(&ServerEvent::OpenFailed {
@@ -68,13 +72,14 @@ pub(crate) async fn negotiate(
                 machine.export(answer);
             }
             ServerStep::List => {
-                let exports = clock.pause(shared.exports.list()).await;
+                let exports = clock.pause(shared.exports.list(client)).await;
+                let exports = exports.map(|list| list.into_iter().map(listed).collect());
                 machine.exports(exports.map_err(|error| errno::refusal(&error)));
             }
             ServerStep::Done(negotiated) => {
                 return match opened {
-                    Some((name, device)) if name == negotiated.export_name => {
-                        Ok(Settled { negotiated, device })
+                    Some((name, export)) if name == negotiated.export_name => {
+                        Ok(Settled { negotiated, export })
                     }
                     _ => Err(Ending::Refused),
                 };
@@ -95,16 +100,17 @@ fn config(options: &ServerOptions) -> ServerConfig {
 
 /// What a client is told of a device.
 fn served_export(
-    info: &DeviceInfo,
+    export: &OpenExport,
     options: &ServerOptions,
 ) -> Result<ServedExport, OptionRefusal> {
+    let info = export.device.info();
     let limits = info.limits;
     let preferred = limits.preferred.max(limits.minimum).max(512);
     let block_sizes = BlockSizes::new(limits.minimum, preferred, MAX_PAYLOAD)
         .map_err(|error| OptionRefusal::new(OptionErrorCode::Platform, error.to_string()))?;
     let contexts = info.contexts.iter().map(ToString::to_string);
     Ok(ServedExport {
-        canonical_name: None,
+        canonical_name: export.canonical_name.clone(),
         description: info.description.clone(),
         size: info.size,
         flags: transmission_flags(info, options.read_only),
@@ -134,6 +140,14 @@ fn transmission_flags(info: &DeviceInfo, read_only: bool) -> TransmissionFlags {
     flags.set(Flags::CAN_MULTI_CONN, info.can(Capabilities::MULTI_CONN));
     flags.set(Flags::SEND_CACHE, info.can(Capabilities::CACHE));
     flags
+}
+
+/// An export as the protocol lists it.
+fn listed(entry: ExportEntry) -> ListedExport {
+    ListedExport {
+        name: entry.name,
+        description: entry.description.unwrap_or_default(),
+    }
 }
 
 async fn discard(stream: &Stream, mut length: usize) -> io::Result<()> {

@@ -41,7 +41,6 @@
 mod buffers;
 mod connection;
 mod errno;
-mod exports;
 mod handshake;
 mod input;
 mod listener;
@@ -51,7 +50,7 @@ mod requests;
 mod server;
 mod stream;
 
-pub use exports::{Exports, SingleExport};
+pub use blockferry_block::{Exports, SingleExport};
 pub use listener::Listener;
 pub use options::{ConnectionId, Ending, ServerEvent, ServerOptions};
 pub use server::Server;

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use blockferry_block::BlockDevice;
+use blockferry_block::{BlockDevice, Exports};
 use tokio::{
     runtime::Builder,
     select,
@@ -23,7 +23,6 @@ use tokio::{
 use crate::{
     buffers::Buffers,
     connection::{self, Connection},
-    exports::Exports,
     handshake,
     listener::{Accepted, Listener, Listeners},
     options::{ConnectionId, Ending, ServerEvent, ServerOptions},
@@ -210,7 +209,7 @@ impl Shared {
             connection: id,
             negotiated: &settled.negotiated,
         });
-        let target = Target::new(settled.device, self.buffers.clone());
+        let target = Target::new(settled.export.device, self.buffers.clone());
         let connection = Connection::new(id, &stream, &target, self, &settled.negotiated);
         let connection::Outcome { ending, unflushed } = connection.run().await;
         // The client does not wait for what follows.

@@ -13,13 +13,13 @@ use blockferry_sys as sys;
 use crate::{
     block::{Access, ErrorKind, HumanSize},
     endpoint::{OpenDevice, open_device},
-    server::{Ending, Listener, Server, ServerEvent, ServerOptions, SingleExport},
+    server::{Ending, Listener, Server, ServerEvent, SingleExport},
 };
 
 use super::{
     super::{
         failure::Failure,
-        options::{ServeJob, Timeouts, open_options},
+        options::{Place, ServeJob, open_options},
         output::{print, tell},
         signals::Signals,
     },
@@ -31,7 +31,7 @@ const FAILURES_TOLD: u32 = 20;
 
 pub(crate) fn run(job: ServeJob) -> Result<(), Failure> {
     // Before anything else is opened: what we were handed has fixed numbers.
-    let activated = match job.unix.is_empty() && job.tcp.is_empty() {
+    let activated = match job.listen.is_empty() {
         true => activated_listeners()?,
         false => Vec::new(),
     };
@@ -44,16 +44,21 @@ pub(crate) fn run(job: ServeJob) -> Result<(), Failure> {
 async fn serve(job: ServeJob, activated: Vec<Listener>) -> Result<(), Failure> {
     let mut signals = Signals::listen().map_err(|error| Failure::system("signals", &error))?;
     let is_activated = !activated.is_empty();
-    let access = match job.read_only {
+    let [served] = &job.exports[..] else {
+        return Err(Failure::usage("one source is served"));
+    };
+    let source = &served.source;
+    let read_only = job.server.read_only;
+    let access = match read_only {
         true => Access::ReadOnly,
         false => Access::ReadWrite,
     };
-    let options = open_options(Timeouts::PATIENT);
+    let options = open_options(job.timeouts);
     let OpenDevice { device, connection } = tokio::select! {
-        opened = open_device(&job.source, access, &options) => opened.map_err(|error| {
+        opened = open_device(source, access, &options) => opened.map_err(|error| {
             let may_not_write = matches!(error.kind(), ErrorKind::NotPermitted | ErrorKind::ReadOnly);
             let failure = Failure::from(error);
-            if may_not_write && !job.read_only {
+            if may_not_write && !read_only {
                 return failure.hint("--read-only serves what cannot be written");
             }
             failure
@@ -65,22 +70,21 @@ async fn serve(job: ServeJob, activated: Vec<Listener>) -> Result<(), Failure> {
 
     // Removed at the end of this function, however it ends.
     let (listeners, _files) = listen(&job, activated).await?;
-    let server_options = ServerOptions {
-        read_only: job.read_only,
-        ..ServerOptions::default()
-    };
     let flush_failed = Arc::new(AtomicBool::new(false));
     let exports = Arc::new(SingleExport::new(device));
     let observer = observer(&job, Arc::clone(&flush_failed));
-    let server = Server::observed(exports, server_options, observer);
+    let server = Server::observed(exports, job.server.clone(), observer);
 
     let uris: Vec<_> = listeners.iter().filter_map(uri_of).collect();
-    let took_free_port = job.tcp.iter().any(|address| address.ends_with(":0"));
+    let took_free_port = job
+        .listen
+        .iter()
+        .any(|place| matches!(place, Place::Tcp(address) if address.ends_with(":0")));
     if job.print_uri || took_free_port {
         print(&(uris.join("\n") + "\n")).map_err(|error| super::standard_output(&error))?;
     }
     if !job.quiet && !is_activated {
-        let (source, size) = (&job.source, HumanSize(size));
+        let size = HumanSize(size);
         tell(&format!("serving {source} ({size}) at {}", uris.join(" ")));
     }
 
@@ -99,8 +103,7 @@ async fn serve(job: ServeJob, activated: Vec<Listener>) -> Result<(), Failure> {
     connection.close().await;
     if flush_failed.load(Ordering::Relaxed) {
         return Err(Failure::failed(format!(
-            "{}: what was written may not be durable",
-            job.source
+            "{source}: what was written may not be durable"
         )));
     }
     Ok(())
@@ -126,13 +129,18 @@ async fn listen(
 ) -> Result<(Vec<Listener>, Vec<SocketFile>), Failure> {
     let mut listeners = activated;
     let mut files = Vec::new();
-    for path in &job.unix {
-        let (listener, file) = bind_unix(path).await?;
-        listeners.push(listener.into());
-        files.push(file);
-    }
-    for address in &job.tcp {
-        listeners.push(bind_tcp(address)?.into());
+    for place in &job.listen {
+        match place {
+            Place::Unix(path) => {
+                let (listener, file) = bind_unix(path).await?;
+                listeners.push(listener.into());
+                files.push(file);
+            }
+            Place::Tcp(address) => listeners.push(bind_tcp(address)?.into()),
+            Place::PrivateUnix | Place::Vsock(_) | Place::Standard => {
+                return Err(Failure::usage("not a place to listen at"));
+            }
+        }
     }
     Ok((listeners, files))
 }

@@ -11,8 +11,8 @@ use std::{
     time::Duration,
 };
 
-use blockferry_block::{BlockDevice, BoxFuture, Result};
-use blockferry_proto::{ClientConfig, Command, CommandFlags, Errno, Goal, ListedExport};
+use blockferry_block::{BoxFuture, ClientFacts, ExportEntry, OpenExport, Result};
+use blockferry_proto::{ClientConfig, Command, CommandFlags, Errno, Goal};
 use blockferry_server::{Exports, Listener, Server, ServerOptions, SingleExport};
 
 use crate::{
@@ -156,13 +156,13 @@ fn a_server_that_was_shut_down_serves_no_more() {
 struct Counted(AtomicUsize);
 
 impl Exports for Counted {
-    fn list(&self) -> BoxFuture<'_, Result<Vec<ListedExport>>> {
+    fn list(&self, _: ClientFacts) -> BoxFuture<'_, Result<Vec<ExportEntry>>> {
         Box::pin(async { Ok(Vec::new()) })
     }
 
-    fn open<'a>(&'a self, _name: &'a str) -> BoxFuture<'a, Result<Arc<dyn BlockDevice>>> {
+    fn open<'a>(&'a self, _: &'a str, _: ClientFacts) -> BoxFuture<'a, Result<OpenExport>> {
         self.0.fetch_add(1, Ordering::Relaxed);
-        Box::pin(async { Ok(probe(4096) as Arc<dyn BlockDevice>) })
+        Box::pin(async { Ok(OpenExport::new(probe(4096))) })
     }
 }
 
