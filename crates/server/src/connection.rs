@@ -4,10 +4,12 @@ use std::{
     future::poll_fn,
     io,
     pin::{Pin, pin},
+    sync::Arc,
     task::{Context as TaskContext, Poll, ready},
+    time::{Duration, Instant},
 };
 
-use blockferry_block::{Buffer, ByteRange, Context};
+use blockferry_block::{Buffer, ByteRange, Context, Error, ErrorKind, Operation, Wish, Wishes};
 use blockferry_proto::{
     Command, CommandFlags, Errno, Negotiated, ReplyWriter, RequestEvent, RequestLimits,
     ServerRequest, ServerSession,
@@ -17,11 +19,13 @@ use tokio::time::sleep;
 
 use crate::{
     errno,
+    idle::Idle,
     input::Input,
     options::{ConnectionId, Ending, MAX_PAYLOAD, ServerEvent},
     replies::Replies,
     requests::{Answer, Target, Task, Work},
     server::Shared,
+    statistics::Counters,
     stream::Stream,
 };
 
@@ -51,6 +55,11 @@ pub(crate) struct Connection<'d> {
     /// Bytes of payload that running requests hold.
     running_bytes: u64,
     replies: Replies<'d>,
+    idle: Idle,
+    /// What requests are counted in, where they are.
+    counters: Option<Arc<Counters>>,
+    /// What the export may wish for.
+    wishes: Option<Arc<Wishes>>,
     /// Set when nothing more is received: how the connection will end.
     ending: Option<Ending>,
     /// Set when the server shuts down: what arrives now is refused.
@@ -90,11 +99,14 @@ struct Running<'d> {
     work: Work<'d>,
     /// Bytes of payload that it holds.
     bytes: u64,
+    /// When it was received, where that is measured.
+    began: Option<Instant>,
 }
 
 struct Finished {
     request: ServerRequest,
     bytes: u64,
+    began: Option<Instant>,
     result: blockferry_block::Result<Answer>,
 }
 
@@ -126,11 +138,26 @@ impl<'d> Connection<'d> {
             running: FuturesUnordered::new(),
             running_bytes: 0,
             replies: Replies::new(stream, target, writer),
+            idle: Idle::new(shared.options.idle_timeout),
+            counters: None,
+            wishes: None,
             ending: None,
             refusing: false,
             is_cut: false,
             unflushed: false,
         }
+    }
+
+    /// Counts the requests.
+    pub(crate) fn counted(mut self, counters: Option<Arc<Counters>>) -> Self {
+        self.counters = counters;
+        self
+    }
+
+    /// Heeds what the export wishes for.
+    pub(crate) fn heeding(mut self, wishes: Option<Arc<Wishes>>) -> Self {
+        self.wishes = wishes;
+        self
     }
 
     /// Serves the client until it is gone or the server shuts down.
@@ -145,6 +172,10 @@ impl<'d> Connection<'d> {
             }
             if self.refusing && !self.is_cut && grace.as_mut().poll(cx).is_ready() {
                 self.cut(Ending::ShutDown);
+            }
+            let busy = !self.running.is_empty();
+            if !self.is_cut && self.idle.poll_is_over(cx, busy) {
+                self.cut(Ending::Idle);
             }
             self.poll(cx)
         })
@@ -171,6 +202,7 @@ impl<'d> Connection<'d> {
             if !(collected || sent || received) {
                 return Poll::Pending;
             }
+            self.idle.moved();
         }
         cx.waker().wake_by_ref();
         Poll::Pending
@@ -196,13 +228,29 @@ impl<'d> Connection<'d> {
             match self.replies.poll_send(cx) {
                 Poll::Ready(Ok(())) => progress = true,
                 Poll::Ready(Err(error)) => {
+                    self.note_sent_files();
                     self.cut(Ending::from_io(error));
                     return true;
                 }
                 Poll::Pending => break,
             }
         }
+        self.note_sent_files();
         progress
+    }
+
+    /// Counts the reads that were answered from a file, and tells of those that failed.
+    fn note_sent_files(&mut self) {
+        for sent in self.replies.take_sent_files() {
+            let request = &sent.request;
+            if let Some(failure) = &sent.failure {
+                let error = Error::with_message(ErrorKind::Io, failure.clone())
+                    .during(Operation::Read)
+                    .at(request.offset, request.length);
+                self.tell_failure(request.command, &error);
+            }
+            self.note(request, sent.began, sent.failure.as_deref());
+        }
     }
 
     /// Receives requests and starts them while the bounds allow it.
@@ -276,6 +324,9 @@ impl<'d> Connection<'d> {
                 payload,
                 message,
             } => {
+                if let (Some(counters), Some(command)) = (&self.counters, request.command()) {
+                    counters.count(command, None, Duration::ZERO);
+                }
                 let answer = self.writer.error(&request, errno, message);
                 self.drop_payload(payload, answer, cx)
             }
@@ -373,8 +424,9 @@ impl<'d> Connection<'d> {
             self.unflushed = false;
         }
         let range = range_of(&request);
+        let began = self.shared.options.has_clock().then(Instant::now);
         if self.is_sent_from_file(&request, range) {
-            self.replies.push_file(request, range);
+            self.replies.push_file(request, range, began);
             return;
         }
         let bytes = self.payload_of(&request);
@@ -389,6 +441,7 @@ impl<'d> Connection<'d> {
             request: Some(request),
             work: self.target.start(task),
             bytes,
+            began,
         };
         match Pin::new(&mut running).poll(cx) {
             Poll::Ready(finished) => self.finish(finished),
@@ -403,21 +456,30 @@ impl<'d> Connection<'d> {
     fn is_sent_from_file(&self, request: &ServerRequest, range: ByteRange) -> bool {
         request.command == Command::Read
             && request.length >= FILE_READ
+            && self.shared.options.zero_copy
             && self.stream.takes_files()
             && self.target.is_cached_file(range)
     }
 
     fn finish(&mut self, finished: Finished) {
         let Finished {
-            request, result, ..
+            request,
+            result,
+            began,
+            ..
         } = finished;
         self.note_write(&request, result.is_ok());
         if self.is_cut {
             return;
         }
+        let wish = self.wishes.as_ref().and_then(|wishes| wishes.current());
+        if wish == Some(Wish::Drop) {
+            self.cut(Ending::Dismissed);
+            return;
+        }
         match result {
             Ok(Answer::Done) => self.replies.push_header(self.writer.done(&request)),
-            Ok(Answer::Data(buffer)) => self.push_data(&request, [buffer]),
+            Ok(Answer::Data(buffer)) => self.replies.push_read(&request, buffer),
             Ok(Answer::Pieces(pieces)) => self.push_data(&request, pieces),
             Ok(Answer::Extents(contexts)) => {
                 let count = contexts.len();
@@ -428,15 +490,54 @@ impl<'d> Connection<'d> {
                 }
             }
             Err(error) => {
-                self.shared.observe(&ServerEvent::RequestFailed {
-                    connection: self.id,
-                    command: request.command,
-                    error: &error,
-                });
+                self.tell_failure(request.command, &error);
+                let message = error.to_string();
+                self.note(&request, began, Some(&message));
                 let number = errno::errno(request.command, &error);
-                let answer = self.writer.error(&request, number, &error.to_string());
+                let answer = self.writer.error(&request, number, &message);
                 self.replies.push_bytes(answer, true);
+                self.heed(wish);
+                return;
             }
+        }
+        self.note(&request, began, None);
+        self.heed(wish);
+    }
+
+    /// Does what the export wished for beside its answer.
+    fn heed(&mut self, wish: Option<Wish>) {
+        if wish == Some(Wish::ShutDown) {
+            self.shared.shut_down();
+        }
+        if wish.is_some() && self.ending.is_none() {
+            self.ending = Some(Ending::Dismissed);
+        }
+    }
+
+    fn tell_failure(&self, command: Command, error: &Error) {
+        self.shared.observe(&ServerEvent::RequestFailed {
+            connection: self.id,
+            command,
+            error,
+        });
+    }
+
+    /// Counts a request that was answered, and tells of it, where that is wanted.
+    fn note(&self, request: &ServerRequest, began: Option<Instant>, failure: Option<&str>) {
+        let time = began.map_or(Duration::ZERO, |began| began.elapsed());
+        if let Some(counters) = &self.counters {
+            let bytes = failure.is_none().then_some(request.length);
+            counters.count(request.command, bytes, time);
+        }
+        if self.shared.options.tells_requests {
+            self.shared.observe(&ServerEvent::RequestDone {
+                connection: self.id,
+                command: request.command,
+                range: range_of(request),
+                flags: request.flags,
+                time,
+                failure,
+            });
         }
     }
 
@@ -531,6 +632,7 @@ impl Future for Running<'_> {
         Poll::Ready(Finished {
             request,
             bytes: self.bytes,
+            began: self.began,
             result,
         })
     }

@@ -34,6 +34,8 @@
 //! | `requests` | a request on a device |
 //! | `replies` | the output queue |
 //! | `errno` | errors on the wire |
+//! | `statistics` | counters and latencies |
+//! | `idle` | clients that keep silent |
 //! | `buffers` | payload, shared by all connections |
 
 #![forbid(unsafe_code)]
@@ -42,15 +44,18 @@ mod buffers;
 mod connection;
 mod errno;
 mod handshake;
+mod idle;
 mod input;
 mod listener;
 mod options;
 mod replies;
 mod requests;
 mod server;
+mod statistics;
 mod stream;
 
 pub use blockferry_block::{Exports, SingleExport};
 pub use listener::Listener;
 pub use options::{ConnectionId, Ending, ServerEvent, ServerOptions};
 pub use server::Server;
+pub use statistics::{CommandStatistics, ExportStatistics, LATENCY_BOUNDS, Statistics};

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     os::{
         fd::{AsFd, OwnedFd},
         unix::net::{UnixListener, UnixStream},
@@ -72,6 +72,48 @@ pub(crate) struct Accepted {
     pub(crate) peer: String,
 }
 
+impl Accepted {
+    /// A client at the other end of a socket that was connected by someone else.
+    ///
+    /// # Errors
+    /// `InvalidInput` when it is neither a unix nor a TCP socket.
+    pub(crate) fn connected(socket: OwnedFd) -> io::Result<Self> {
+        let unix = UnixStream::from(socket);
+        if unix.local_addr().is_ok() {
+            unix.set_nonblocking(true)?;
+            return Ok(Self::unix(unix));
+        }
+        let tcp = TcpStream::from(OwnedFd::from(unix));
+        let peer = tcp.peer_addr().map_err(|_| {
+            io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "neither a unix nor a TCP socket",
+            )
+        })?;
+        tcp.set_nonblocking(true)?;
+        Ok(Self::tcp(tcp, peer))
+    }
+
+    // A socket whose options cannot be set still works, only slower.
+
+    fn unix(socket: UnixStream) -> Self {
+        let _ = socket::set_buffer_sizes(socket.as_fd(), UNIX_BUFFER);
+        Self {
+            socket: Socket::Unix(socket),
+            peer: "unix".to_owned(),
+        }
+    }
+
+    fn tcp(socket: TcpStream, peer: SocketAddr) -> Self {
+        let _ = socket.set_nodelay(true);
+        let _ = socket::set_keepalive(socket.as_fd(), &KEEPALIVE);
+        Self {
+            socket: Socket::Tcp(socket),
+            peer: peer.to_string(),
+        }
+    }
+}
+
 /// A connected socket that does not block and belongs to no runtime yet.
 pub(crate) enum Socket {
     Tcp(TcpStream),
@@ -127,24 +169,13 @@ impl Accepting {
     }
 
     fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
-        // A socket whose options cannot be set still works, only slower.
         match self {
-            Self::Unix(listener) => listener.poll_accept(cx).map(|result| {
-                let stream = result?.0.into_std()?;
-                let _ = socket::set_buffer_sizes(stream.as_fd(), UNIX_BUFFER);
-                Ok(Accepted {
-                    socket: Socket::Unix(stream),
-                    peer: "unix".to_owned(),
-                })
-            }),
+            Self::Unix(listener) => listener
+                .poll_accept(cx)
+                .map(|result| Ok(Accepted::unix(result?.0.into_std()?))),
             Self::Tcp(listener) => listener.poll_accept(cx).map(|result| {
                 let (stream, address) = result?;
-                let _ = stream.set_nodelay(true);
-                let _ = socket::set_keepalive(stream.as_fd(), &KEEPALIVE);
-                Ok(Accepted {
-                    socket: Socket::Tcp(stream.into_std()?),
-                    peer: address.to_string(),
-                })
+                Ok(Accepted::tcp(stream.into_std()?, address))
             }),
         }
     }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use blockferry_block::Error;
-use blockferry_proto::{Command, Negotiated};
+use blockferry_block::{ByteRange, Error};
+use blockferry_proto::{Command, CommandFlags, Negotiated};
 
 /// How a server behaves. Everything that a client can make it hold is bounded here.
 #[derive(Clone, Debug)]
@@ -25,6 +25,18 @@ pub struct ServerOptions {
     pub structured: bool,
     /// Offers extended (64-bit) headers. Default: true.
     pub extended: bool,
+    /// How long a client may keep silent while nothing of it is in flight, or not take its answers, before
+    /// it is disconnected: so long at least, and half as long again at most. Default: for ever.
+    pub idle_timeout: Option<Duration>,
+    /// Answers long reads with the pages of a file where that is faster than copying them. Whoever changes
+    /// the file meanwhile changes what such a reader gets. Default: true.
+    pub zero_copy: bool,
+    /// Counts requests by export and command, and measures them. Default: false.
+    pub measured: bool,
+    /// Tells the observer of every request. Default: false.
+    pub tells_requests: bool,
+    /// Shuts down when the last client has gone, of some that used an export. Default: false.
+    pub once: bool,
     /// How long clients may take to hear the last answers when the server shuts down; after it
     /// their connections are cut. What a device is still doing is waited for. Default 5 s.
     pub shutdown_grace: Duration,
@@ -40,8 +52,20 @@ impl Default for ServerOptions {
             max_in_flight_bytes: 8 << 20,
             structured: true,
             extended: true,
+            idle_timeout: None,
+            zero_copy: true,
+            measured: false,
+            tells_requests: false,
+            once: false,
             shutdown_grace: Duration::from_secs(5),
         }
+    }
+}
+
+impl ServerOptions {
+    /// Whether somebody wants to know how long requests take.
+    pub(crate) fn has_clock(&self) -> bool {
+        self.measured || self.tells_requests
     }
 }
 
@@ -85,6 +109,21 @@ pub enum ServerEvent<'a> {
         /// Why it failed.
         error: &'a Error,
     },
+    /// A request was answered. Only where [`ServerOptions::tells_requests`] is set.
+    RequestDone {
+        /// The connection.
+        connection: ConnectionId,
+        /// What the client wanted.
+        command: Command,
+        /// Of which bytes: empty for a flush.
+        range: ByteRange,
+        /// How.
+        flags: CommandFlags,
+        /// From having received it until its answer was ready to be sent.
+        time: Duration,
+        /// Why it failed, if it did.
+        failure: Option<&'a str>,
+    },
     /// A connection is over.
     Closed {
         /// The connection.
@@ -108,6 +147,10 @@ pub enum Ending {
     Vanished,
     /// The handshake took too long.
     HandshakeTimedOut,
+    /// The client kept silent for too long.
+    Idle,
+    /// The export wanted the connection to end.
+    Dismissed,
     /// The client asked for what the server could not give, where the protocol leaves closing only.
     Refused,
     /// The client broke the protocol.

@@ -3,11 +3,15 @@
 use std::{
     collections::VecDeque,
     io::{self, IoSlice},
+    mem,
+    ops::Range,
+    sync::Arc,
     task::{Context, Poll, ready},
+    time::Instant,
 };
 
-use blockferry_block::{Buffer, ByteRange};
-use blockferry_proto::{Errno, ReplyHeader, ReplyWriter, ServerRequest};
+use blockferry_block::{Buffer, ByteRange, ZeroRun, zero_runs};
+use blockferry_proto::{CommandFlags, Errno, ReplyHeader, ReplyWriter, ServerRequest};
 
 use crate::{requests::Target, stream::Stream};
 
@@ -17,6 +21,10 @@ const SLICES: usize = 64;
 /// So many bytes are worth a system call: they are sent before the next request is looked at, while
 /// they are in the processor's cache.
 const SEND_AT: u64 = 256 << 10;
+
+/// Runs of so many zero bytes in what was read are sent as holes, which takes no payload. Each costs the
+/// client a chunk, so shorter ones are not worth it.
+const HOLE: usize = 16 << 10;
 
 /// Replies that wait to be sent, in order. A header and its payload, and several replies, leave
 /// together.
@@ -31,6 +39,16 @@ pub(crate) struct Replies<'d> {
     bytes: u64,
     replies: usize,
     files: usize,
+    /// Reads that were sent from a file, or failed so, since somebody asked.
+    sent_files: Vec<SentFile>,
+}
+
+/// A read whose reply was sent from a file.
+pub(crate) struct SentFile {
+    pub(crate) request: ServerRequest,
+    /// When it was received, where that is measured.
+    pub(crate) began: Option<Instant>,
+    pub(crate) failure: Option<String>,
 }
 
 struct Piece {
@@ -43,8 +61,17 @@ enum Content {
     Header(ReplyHeader),
     Bytes(Vec<u8>),
     Payload(Buffer),
-    /// What is left to send of a range of the device's file, as the answer to a read.
-    File(ServerRequest, ByteRange),
+    /// A part of a buffer of which other parts are sent, too.
+    Part(Arc<Buffer>, Range<usize>),
+    File(FileRead),
+}
+
+/// What is left to send of a range of the device's file, as the answer to a read.
+#[derive(Clone, Copy)]
+struct FileRead {
+    request: ServerRequest,
+    rest: ByteRange,
+    began: Option<Instant>,
 }
 
 impl<'d> Replies<'d> {
@@ -58,6 +85,7 @@ impl<'d> Replies<'d> {
             bytes: 0,
             replies: 0,
             files: 0,
+            sent_files: Vec::new(),
         }
     }
 
@@ -87,14 +115,65 @@ impl<'d> Replies<'d> {
         }
     }
 
+    /// The reply to a read that has its data. Where the client takes chunks, long runs of zeroes leave as
+    /// holes.
+    pub(crate) fn push_read(&mut self, request: &ServerRequest, data: Buffer) {
+        // The session lets no read of 4 GiB through.
+        let length = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
+        let may_cut = self.writer.mode().is_chunked()
+            && !request.flags.contains(CommandFlags::DF)
+            && data.len() >= HOLE;
+        let mut runs = Vec::new();
+        if may_cut {
+            runs.extend(zero_runs(&data, HOLE));
+        }
+        if !runs.iter().any(|run| run.is_zero) {
+            let header = self
+                .writer
+                .data(request, request.offset, length(data.len()), true);
+            self.push_data(header, [data]);
+            return;
+        }
+        let data = Arc::new(data);
+        let count = runs.len();
+        for (index, ZeroRun { range, is_zero }) in runs.into_iter().enumerate() {
+            let last = index + 1 == count;
+            let (offset, size) = (request.offset + range.start as u64, length(range.len()));
+            if is_zero {
+                let header = self.writer.hole(request, offset, size, last);
+                self.push(Content::Header(header), last);
+            } else {
+                let header = self.writer.data(request, offset, size, last);
+                self.push(Content::Header(header), false);
+                self.push(Content::Part(Arc::clone(&data), range), last);
+            }
+        }
+    }
+
     /// The reply to a read, sent from the device's file when its turn comes.
-    pub(crate) fn push_file(&mut self, request: ServerRequest, range: ByteRange) {
+    pub(crate) fn push_file(
+        &mut self,
+        request: ServerRequest,
+        range: ByteRange,
+        began: Option<Instant>,
+    ) {
         let length = u32::try_from(range.len()).unwrap_or(u32::MAX);
         // The end of the reply is said when all is sent: until then the file may fail.
         let last = !self.writer.mode().is_chunked();
         let header = self.writer.data(&request, range.start(), length, last);
         self.push(Content::Header(header), false);
-        self.push(Content::File(request, range), true);
+        let rest = range;
+        let read = FileRead {
+            request,
+            rest,
+            began,
+        };
+        self.push(Content::File(read), true);
+    }
+
+    /// The reads whose replies left a file since this was asked.
+    pub(crate) fn take_sent_files(&mut self) -> Vec<SentFile> {
+        mem::take(&mut self.sent_files)
     }
 
     /// How many replies are not sent completely.
@@ -124,11 +203,11 @@ impl<'d> Replies<'d> {
     /// Sends what there is room for. Ready when that was something; not to be called when empty.
     pub(crate) fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if let Some(Piece {
-            content: Content::File(request, range),
+            content: Content::File(read),
             ..
         }) = self.queue.front()
         {
-            return self.poll_send_file(cx, *request, *range);
+            return self.poll_send_file(cx, *read);
         }
         let mut slices = [IoSlice::new(&[]); SLICES];
         let mut count = 0;
@@ -144,50 +223,61 @@ impl<'d> Replies<'d> {
     }
 
     /// Sends from the file that the first piece is about.
-    fn poll_send_file(
-        &mut self,
-        cx: &mut Context<'_>,
-        request: ServerRequest,
-        range: ByteRange,
-    ) -> Poll<io::Result<()>> {
-        let sent = match self.target.file(range) {
+    fn poll_send_file(&mut self, cx: &mut Context<'_>, read: FileRead) -> Poll<io::Result<()>> {
+        let sent = match self.target.file(read.rest) {
             Some(file) => {
-                let length = usize::try_from(range.len()).unwrap_or(usize::MAX);
+                let length = usize::try_from(read.rest.len()).unwrap_or(usize::MAX);
                 match ready!(self.stream.poll_send_file(cx, file, length)) {
                     Err(error) if is_about_the_socket(&error) => return Poll::Ready(Err(error)),
-                    result => result.unwrap_or(0),
+                    result => result,
                 }
             }
-            None => 0,
+            None => Ok(0),
         };
-        if sent == 0 {
-            return Poll::Ready(self.give_up_file(request, range));
-        }
-        let (_, rest) = range.split_at(sent as u64);
+        let sent = match sent {
+            Ok(0) => return Poll::Ready(self.give_up_file(read, "it is shorter than it was")),
+            Ok(sent) => sent,
+            Err(error) => return Poll::Ready(self.give_up_file(read, &error.to_string())),
+        };
+        let (_, rest) = read.rest.split_at(sent as u64);
         if rest.is_empty() {
             self.pop();
             if self.writer.mode().is_chunked() {
-                self.push_front(Content::Header(self.writer.finish(&request)), true);
+                self.push_front(Content::Header(self.writer.finish(&read.request)), true);
             }
+            self.note_file(read, None);
         } else if let Some(piece) = self.queue.front_mut() {
-            piece.content = Content::File(request, rest);
+            piece.content = Content::File(FileRead { rest, ..read });
         }
         Poll::Ready(Ok(()))
     }
 
     /// The file failed after its data was announced: the announced length is filled up, and an error
     /// follows. A simple reply has no place for one: the connection has to end.
-    fn give_up_file(&mut self, request: ServerRequest, range: ByteRange) -> io::Result<()> {
+    fn give_up_file(&mut self, read: FileRead, why: &str) -> io::Result<()> {
+        let offset = read.rest.start();
+        let message = format!("the file failed at offset {offset}: {why}");
+        self.note_file(read, Some(message.clone()));
         if !self.writer.mode().is_chunked() {
-            return Err(io::Error::other("the file failed while it was sent"));
+            return Err(io::Error::other(message));
         }
         self.pop();
-        let message = format!("the file failed at offset {}", range.start());
-        let error = self.writer.error(&request, Errno::EIO, &message);
+        let error = self.writer.error(&read.request, Errno::EIO, &message);
         self.push_front(Content::Bytes(error), true);
-        let length = usize::try_from(range.len()).unwrap_or(usize::MAX);
+        let length = usize::try_from(read.rest.len()).unwrap_or(usize::MAX);
         self.push_front(Content::Payload(Buffer::zeroed(length)), false);
         Ok(())
+    }
+
+    fn note_file(&mut self, read: FileRead, failure: Option<String>) {
+        let FileRead { request, began, .. } = read;
+        if began.is_some() || failure.is_some() {
+            self.sent_files.push(SentFile {
+                request,
+                began,
+                failure,
+            });
+        }
     }
 
     fn push(&mut self, content: Content, last: bool) {
@@ -240,7 +330,8 @@ impl Piece {
             Content::Header(header) => Some(header.as_bytes()),
             Content::Bytes(bytes) => Some(bytes),
             Content::Payload(buffer) => Some(buffer),
-            Content::File(..) => None,
+            Content::Part(buffer, range) => Some(&buffer[range.clone()]),
+            Content::File(_) => None,
         }
     }
 }

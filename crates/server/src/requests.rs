@@ -87,8 +87,9 @@ impl Target {
         }
     }
 
-    pub(crate) fn device(&self) -> &Arc<dyn BlockDevice> {
-        &self.device
+    /// The device, which no request works on any more.
+    pub(crate) fn into_device(self) -> Arc<dyn BlockDevice> {
+        self.device
     }
 
     /// The file that `range` lies in, and where.

@@ -3,16 +3,17 @@
 use std::{
     future::poll_fn,
     io,
+    os::fd::OwnedFd,
     pin::pin,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
     },
     thread,
     time::Duration,
 };
 
-use blockferry_block::{BlockDevice, Exports};
+use blockferry_block::{BlockDevice, ClientFacts, Exports};
 use tokio::{
     runtime::Builder,
     select,
@@ -23,10 +24,11 @@ use tokio::{
 use crate::{
     buffers::Buffers,
     connection::{self, Connection},
-    handshake,
+    handshake::{self, Settled},
     listener::{Accepted, Listener, Listeners},
     options::{ConnectionId, Ending, ServerEvent, ServerOptions},
     requests::Target,
+    statistics::{Book, Statistics},
     stream::Stream,
 };
 
@@ -53,7 +55,9 @@ pub(crate) struct Shared {
     observer: Box<dyn Fn(&ServerEvent<'_>) + Send + Sync>,
     shutdown: watch::Sender<bool>,
     slots: Arc<Semaphore>,
-    connections: AtomicU64,
+    book: Book,
+    /// Connections that use an export.
+    using: AtomicUsize,
     /// Devices that were written by clients which are gone, and were not flushed.
     unflushed: Mutex<Vec<Weak<dyn BlockDevice>>>,
 }
@@ -81,7 +85,8 @@ impl Server {
                 observer: Box::new(observer),
                 shutdown: watch::Sender::new(false),
                 slots: Arc::new(Semaphore::new(slots)),
-                connections: AtomicU64::new(0),
+                book: Book::default(),
+                using: AtomicUsize::new(0),
                 unflushed: Mutex::default(),
             }),
         }
@@ -100,16 +105,46 @@ impl Server {
         let guard = ShutdownOnDrop(&self.shared);
         self.accept_all(listeners).await;
         drop(guard);
+        self.end().await;
+        Ok(())
+    }
+
+    /// Serves one client that is connected already, until it is gone or [`shutdown`](Self::shutdown) is
+    /// called: how inetd starts a server.
+    ///
+    /// # Errors
+    /// When `socket` is no socket that a client can be at the other end of, or has no thread to serve it.
+    pub async fn serve_connected(&self, socket: OwnedFd) -> io::Result<()> {
+        let accepted = Accepted::connected(socket)?;
+        // The semaphore is never closed.
+        let slots = Arc::clone(&self.shared.slots);
+        let slot = slots.acquire_owned().await.map_err(io::Error::other)?;
+        let guard = ShutdownOnDrop(&self.shared);
+        self.start(accepted, slot)?;
+        self.wait_for_connections().await;
+        drop(guard);
+        self.end().await;
+        Ok(())
+    }
+
+    /// What was done so far.
+    #[must_use]
+    pub fn statistics(&self) -> Statistics {
+        self.shared.book.read()
+    }
+
+    /// Lets the connections end, and makes durable what they wrote.
+    async fn end(&self) {
         self.wait_for_connections().await;
         self.shared.flush_all().await;
-        Ok(())
+        self.shared.exports.close().await;
     }
 
     /// Stops accepting, lets what is in flight finish, flushes what was written, and closes the
     /// connections; [`serve`](Self::serve) returns after that. What clients ask for from now on is
     /// refused with `ESHUTDOWN`.
     pub fn shutdown(&self) {
-        self.shared.shutdown.send_replace(true);
+        self.shared.shut_down();
     }
 
     async fn accept_all(&self, mut listeners: Listeners) {
@@ -140,7 +175,7 @@ impl Server {
 
     fn start(&self, accepted: Accepted, slot: OwnedSemaphorePermit) -> io::Result<()> {
         let shared = Arc::clone(&self.shared);
-        let id = shared.connections.fetch_add(1, Ordering::Relaxed) + 1;
+        let id = shared.book.connections.fetch_add(1, Ordering::Relaxed) + 1;
         thread::Builder::new()
             .name(format!("nbd-{id}"))
             .stack_size(STACK)
@@ -172,12 +207,18 @@ impl Shared {
         let _ = shutdown.wait_for(|stop| *stop).await;
     }
 
+    /// Tells the server to shut down.
+    pub(crate) fn shut_down(&self) {
+        self.shutdown.send_replace(true);
+    }
+
     /// Serves one connection to its end, on its own thread.
     fn run(&self, id: ConnectionId, accepted: Accepted) {
         self.observe(&ServerEvent::Connected {
             connection: id,
             peer: &accepted.peer,
         });
+        self.book.connected.fetch_add(1, Ordering::Relaxed);
         let runtime = Builder::new_current_thread()
             .enable_io()
             .enable_time()
@@ -186,6 +227,7 @@ impl Shared {
             Ok(runtime) => runtime.block_on(self.serve_connection(id, accepted)),
             Err(error) => Ending::Io(error),
         };
+        self.book.connected.fetch_sub(1, Ordering::Relaxed);
         self.observe(&ServerEvent::Closed {
             connection: id,
             ending: &ending,
@@ -193,59 +235,109 @@ impl Shared {
     }
 
     async fn serve_connection(&self, id: ConnectionId, accepted: Accepted) -> Ending {
-        let stream = match Stream::new(accepted.socket) {
-            Ok(stream) => stream,
-            Err(error) => return Ending::Io(error),
-        };
-        let settled = select! {
-            settled = handshake::negotiate(&stream, self, id) => settled,
-            () = self.shutting_down() => return Ending::ShutDown,
-        };
-        let settled = match settled {
+        let settled = match self.greet(id, accepted).await {
             Ok(settled) => settled,
-            Err(ending) => return ending,
+            Err(ending) => {
+                self.book.failed_connections.fetch_add(1, Ordering::Relaxed);
+                return ending;
+            }
         };
-        self.observe(&ServerEvent::Serving {
-            connection: id,
-            negotiated: &settled.negotiated,
-        });
-        let target = Target::new(settled.export.device, self.buffers.clone());
-        let connection = Connection::new(id, &stream, &target, self, &settled.negotiated);
-        let connection::Outcome { ending, unflushed } = connection.run().await;
-        // The client does not wait for what follows.
-        drop(stream);
-        if unflushed {
-            self.settle(target.device()).await;
+        self.using.fetch_add(1, Ordering::AcqRel);
+        let ending = self.serve_export(id, settled).await;
+        if let Ending::Misbehaved(_) = ending {
+            self.book.failed_connections.fetch_add(1, Ordering::Relaxed);
+        }
+        if self.using.fetch_sub(1, Ordering::AcqRel) == 1 && self.options.once {
+            self.shut_down();
         }
         ending
     }
 
-    /// Makes durable what a client wrote and did not flush: at once when the server shuts down, then
-    /// otherwise, if the device is still open.
-    async fn settle(&self, device: &Arc<dyn BlockDevice>) {
-        if *self.shutdown.borrow() {
-            self.flush(device).await;
-            return;
+    /// Leads a client to an export.
+    async fn greet(&self, id: ConnectionId, accepted: Accepted) -> Result<Greeted, Ending> {
+        let stream = Stream::new(accepted.socket).map_err(Ending::Io)?;
+        let client = ClientFacts {
+            read_only: self.options.read_only,
+            tls: false,
+        };
+        let settled = async {
+            if let Err(error) = self.exports.connecting(client).await {
+                self.observe(&ServerEvent::OpenFailed {
+                    connection: id,
+                    export: "",
+                    error: &error,
+                });
+                return Err(Ending::Refused);
+            }
+            handshake::negotiate(&stream, self, id).await
+        };
+        let settled = select! {
+            settled = settled => settled?,
+            () = self.shutting_down() => return Err(Ending::ShutDown),
+        };
+        Ok((stream, settled))
+    }
+
+    async fn serve_export(&self, id: ConnectionId, (stream, settled): Greeted) -> Ending {
+        let Settled { negotiated, export } = settled;
+        self.observe(&ServerEvent::Serving {
+            connection: id,
+            negotiated: &negotiated,
+        });
+        let name = export
+            .canonical_name
+            .as_ref()
+            .unwrap_or(&negotiated.export_name);
+        let counters = self.options.measured.then(|| self.book.open(name));
+        let target = Target::new(export.device, self.buffers.clone());
+        let connection = Connection::new(id, &stream, &target, self, &negotiated)
+            .counted(counters.clone())
+            .heeding(export.wishes);
+        let connection::Outcome { ending, unflushed } = connection.run().await;
+        if let Some(counters) = &counters {
+            self.book.close(name, counters);
         }
-        let mut list = self
-            .unflushed
+        // The client does not wait for what follows.
+        drop(stream);
+        self.release(target.into_device(), unflushed).await;
+        ending
+    }
+
+    /// Gives back a device, and sees to it that what its client wrote and did not flush becomes durable:
+    /// at once when the server shuts down or nobody else has the device open, otherwise before that.
+    async fn release(&self, device: Arc<dyn BlockDevice>, unflushed: bool) {
+        let is_known = |known: &Weak<dyn BlockDevice>| known.ptr_eq(&Arc::downgrade(&device));
+        {
+            let mut list = self.unflushed();
+            list.retain(|known| known.strong_count() > 0);
+            let place = list.iter().position(is_known);
+            if !unflushed && place.is_none() {
+                // Under the lock, so that of two connections that end together the last one is seen to be.
+                drop(device);
+                return;
+            }
+            if Arc::strong_count(&device) > 1 && !*self.shutdown.borrow() {
+                if place.is_none() {
+                    list.push(Arc::downgrade(&device));
+                }
+                drop(device);
+                return;
+            }
+            if let Some(place) = place {
+                list.swap_remove(place);
+            }
+        }
+        self.flush(&device).await;
+    }
+
+    fn unflushed(&self) -> MutexGuard<'_, Vec<Weak<dyn BlockDevice>>> {
+        self.unflushed
             .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        list.retain(|known| known.strong_count() > 0);
-        let device = Arc::downgrade(device);
-        if !list.iter().any(|known| known.ptr_eq(&device)) {
-            list.push(device);
-        }
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn flush_all(&self) {
-        let list = {
-            let mut list = self
-                .unflushed
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            std::mem::take(&mut *list)
-        };
+        let list = std::mem::take(&mut *self.unflushed());
         for device in list.iter().filter_map(Weak::upgrade) {
             self.flush(&device).await;
         }
@@ -258,10 +350,13 @@ impl Shared {
     }
 }
 
+/// A client that is ready for requests, and its stream.
+type Greeted = (Stream, Settled);
+
 struct ShutdownOnDrop<'s>(&'s Shared);
 
 impl Drop for ShutdownOnDrop<'_> {
     fn drop(&mut self) {
-        self.0.shutdown.send_replace(true);
+        self.0.shut_down();
     }
 }
