@@ -2,8 +2,8 @@
 
 use blockferry_proto::error::{Error, Misbehaviour, Misuse};
 use blockferry_proto::{
-    BlockSizes, ListedExport, Negotiated, OpenPurpose, OptionCode, OptionErrorCode, OptionRefusal,
-    ReplyMode, ServedExport, ServerConfig, ServerHandshake, ServerStep, TlsPolicy,
+    BlockSizes, HandshakeFlags, ListedExport, Negotiated, OpenPurpose, OptionCode, OptionErrorCode,
+    OptionRefusal, ReplyMode, ServedExport, ServerConfig, ServerHandshake, ServerStep, TlsPolicy,
     TransmissionFlags, limits,
 };
 
@@ -88,6 +88,7 @@ fn served(name: &str) -> Result<ServedExport, OptionRefusal> {
 }
 
 fn play(config: ServerConfig, client: &[u8]) -> Played {
+    let offered = config.flags;
     let mut handshake = ServerHandshake::new(config);
     let mut input = client;
     let mut sent = Vec::new();
@@ -139,7 +140,8 @@ fn play(config: ServerConfig, client: &[u8]) -> Played {
             ServerStep::Close => break End::Closed,
         }
     };
-    assert_eq!(&sent[..18], b"NBDMAGICIHAVEOPT\0\x03");
+    assert_eq!(&sent[..16], b"NBDMAGICIHAVEOPT");
+    assert_eq!(sent[16..18], offered.bits().to_be_bytes());
     let mut rest = &sent[18..];
     while rest.len() >= 20 && rest[..8] == 0x0003_e889_0455_65a9_u64.to_be_bytes() {
         let field = |at: usize| u32::from_be_bytes(rest[at..at + 4].try_into().unwrap());
@@ -423,6 +425,39 @@ fn modes_are_granted_as_configured_and_only_upwards() {
     };
     let played = play(config, &client(&[option(8, b""), option(11, b"")]));
     assert_eq!(played.kinds(), [(8, UNSUP), (11, UNSUP)]);
+}
+
+#[test]
+fn contexts_are_unknown_where_they_are_turned_off() {
+    for code in [9, 10] {
+        let config = ServerConfig {
+            meta_contexts: false,
+            ..ServerConfig::default()
+        };
+        let asked = [option(8, b""), contexts(code, "a", &["base:allocation"])];
+        let played = play(config, &client(&asked));
+        assert_eq!(played.kinds(), [(8, ACK), (code, UNSUP)]);
+        assert!(played.opened.is_empty());
+    }
+}
+
+#[test]
+fn flags_are_accepted_as_far_as_they_were_offered() {
+    for (offered, accepted) in [(0, 0_u32), (1, 1), (2, 2), (3, 1)] {
+        let config = || ServerConfig {
+            flags: HandshakeFlags::from_bits_truncate(offered),
+            ..ServerConfig::default()
+        };
+        let mut answer = accepted.to_be_bytes().to_vec();
+        answer.extend(option(1, b"a"));
+        let played = play(config(), &answer);
+        assert_eq!(played.begun().export_name, "a");
+        let mut answer = (!u32::from(offered) & 3).to_be_bytes().to_vec();
+        answer.extend(option(1, b"a"));
+        if offered != 3 {
+            assert_eq!(play(config(), &answer).end, End::Closed);
+        }
+    }
 }
 
 #[test]

@@ -17,6 +17,10 @@ use super::{
 pub(crate) struct ServeJob {
     /// What is served. The first one is the default export, whatever its name.
     pub(crate) exports: Vec<ServedSource>,
+    /// Whether the only source is every client's, whatever the name of the export that it asks for.
+    pub(crate) any_name: bool,
+    /// The export that the URIs name, those of [`run`](Self::run) too.
+    pub(crate) uri_export: String,
     /// Where it is served; nowhere means at the sockets of systemd socket activation.
     pub(crate) listen: Vec<Place>,
     /// How the server behaves: limits, what it offers, whether it is read-only.
@@ -33,6 +37,10 @@ pub(crate) struct ServeJob {
     pub(crate) background: bool,
     /// Whether it ends with the process that started it.
     pub(crate) exit_with_parent: bool,
+    /// Who it becomes when it listens.
+    pub(crate) identity: Identity,
+    /// Whether all of its memory stays in memory, so that it can hold the swap space of this machine.
+    pub(crate) lock_memory: bool,
     /// A file that gets a line of JSON for each connection and each failure.
     pub(crate) log: Option<LogJob>,
     /// `ADDR:PORT` where counters are told over HTTP.
@@ -118,6 +126,13 @@ pub(crate) enum Stay {
     Once,
 }
 
+/// A user and a group, by their numbers; as before where there is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) user: Option<u32>,
+    pub(crate) group: Option<u32>,
+}
+
 /// A log for programs.
 #[derive(Clone, Debug)]
 pub(crate) struct LogJob {
@@ -131,6 +146,8 @@ impl ServeJob {
     pub(crate) fn new(exports: Vec<ServedSource>) -> Self {
         Self {
             exports,
+            any_name: false,
+            uri_export: String::new(),
             listen: Vec::new(),
             server: ServerOptions::default(),
             tls: TlsJob::default(),
@@ -139,6 +156,8 @@ impl ServeJob {
             pidfile: None,
             background: false,
             exit_with_parent: false,
+            identity: Identity::default(),
+            lock_memory: false,
             log: None,
             metrics: None,
             connections: 4,

@@ -36,6 +36,11 @@ pub struct ServerConfig {
     pub structured: bool,
     /// Whether to grant extended headers.
     pub extended: bool,
+    /// Whether to know of metadata contexts, and with them of block status.
+    pub meta_contexts: bool,
+    /// What is offered at the start. Without `FIXED_NEWSTYLE` clients are told to ask for an export by
+    /// `NBD_OPT_EXPORT_NAME` and for nothing else.
+    pub flags: HandshakeFlags,
     /// Options that one client may send; one more is misbehaviour.
     pub max_options: u32,
 }
@@ -47,6 +52,8 @@ impl Default for ServerConfig {
             tls: TlsPolicy::Off,
             structured: true,
             extended: true,
+            meta_contexts: true,
+            flags: HandshakeFlags::all(),
             max_options: limits::OPTIONS,
         }
     }
@@ -168,7 +175,7 @@ enum Asked {
 impl ServerHandshake {
     /// A handshake on a new connection.
     pub fn new(config: ServerConfig) -> Self {
-        let flags = HandshakeFlags::FIXED_NEWSTYLE | HandshakeFlags::NO_ZEROES;
+        let flags = config.flags;
         Self {
             config,
             state: State::ClientFlags,
@@ -314,12 +321,12 @@ impl ServerHandshake {
         let bits = Reader::new(bytes).u32().unwrap_or(u32::MAX);
         let flags = u16::try_from(bits).ok().and_then(HandshakeFlags::from_bits);
         match flags {
-            Some(flags) => {
+            Some(flags) if self.config.flags.contains(flags) => {
                 self.flags = flags;
                 self.state = State::OptionHead;
             }
             // Section "Newstyle negotiation": close if the flags are not recognized.
-            None => self.state = State::Close,
+            _ => self.state = State::Close,
         }
     }
 
@@ -394,6 +401,11 @@ impl ServerHandshake {
                 "extended headers have been negotiated already",
             ),
             OptionCode::StructuredReply if !self.config.structured => {
+                (OptionErrorCode::Unsupported, "")
+            }
+            OptionCode::ListMetaContext | OptionCode::SetMetaContext
+                if !self.config.meta_contexts =>
+            {
                 (OptionErrorCode::Unsupported, "")
             }
             OptionCode::ListMetaContext | OptionCode::SetMetaContext if !self.mode.is_chunked() => {
