@@ -119,6 +119,7 @@ impl Wishes {
 pub struct SingleExport {
     device: Arc<dyn BlockDevice>,
     name: String,
+    any_name: bool,
 }
 
 impl SingleExport {
@@ -128,7 +129,15 @@ impl SingleExport {
         Self {
             device,
             name: String::new(),
+            any_name: false,
         }
+    }
+
+    /// The same, whatever name is asked for.
+    #[must_use]
+    pub fn under_any_name(mut self) -> Self {
+        self.any_name = true;
+        self
     }
 
     /// The same, under `name` too.
@@ -150,11 +159,12 @@ impl Exports for SingleExport {
 
     fn open<'a>(&'a self, name: &'a str, _: ClientFacts) -> BoxFuture<'a, Result<OpenExport>> {
         Box::pin(async move {
-            if !name.is_empty() && name != self.name {
+            let is_known = name.is_empty() || name == self.name;
+            if !is_known && !self.any_name {
                 return Err(no_such_export());
             }
             let mut open = OpenExport::new(Arc::clone(&self.device));
-            if name != self.name {
+            if name != self.name && is_known {
                 open.canonical_name = Some(self.name.clone());
             }
             Ok(open)
@@ -165,6 +175,25 @@ impl Exports for SingleExport {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn one_device_has_its_name_or_any() {
+        let device: Arc<dyn BlockDevice> = Arc::new(crate::NullDevice::new(1));
+        let named = || SingleExport::new(Arc::clone(&device)).named("disk");
+        let client = ClientFacts::default();
+        let open = named().open("", client).await.expect("the default");
+        assert_eq!(open.canonical_name.as_deref(), Some("disk"));
+        let open = named().open("disk", client).await.expect("its name");
+        assert_eq!(open.canonical_name, None);
+        let refused = named().open("other", client).await.map(|_| ());
+        assert_eq!(
+            refused.expect_err("no such name").kind(),
+            ErrorKind::NotFound
+        );
+        let any = named().under_any_name();
+        let open = any.open("other", client).await.expect("any name");
+        assert_eq!(open.canonical_name, None);
+    }
 
     #[test]
     fn the_greatest_wish_counts() {

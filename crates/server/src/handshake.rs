@@ -94,6 +94,8 @@ fn config(options: &ServerOptions) -> ServerConfig {
         tls: TlsPolicy::Off,
         structured: options.structured,
         extended: options.extended,
+        meta_contexts: options.meta_contexts,
+        flags: options.handshake_flags,
         ..ServerConfig::default()
     }
 }

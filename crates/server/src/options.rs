@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use blockferry_block::{ByteRange, Error};
-use blockferry_proto::{Command, CommandFlags, Negotiated};
+use blockferry_proto::{Command, CommandFlags, HandshakeFlags, Negotiated};
 
 /// How a server behaves. Everything that a client can make it hold is bounded here.
 #[derive(Clone, Debug)]
@@ -25,6 +25,10 @@ pub struct ServerOptions {
     pub structured: bool,
     /// Offers extended (64-bit) headers. Default: true.
     pub extended: bool,
+    /// Knows of metadata contexts, without which there is no block status. Default: true.
+    pub meta_contexts: bool,
+    /// What is offered at the start of the handshake. Fewer flags are for trying out clients. Default: all.
+    pub handshake_flags: HandshakeFlags,
     /// How long a client may keep silent while nothing of it is in flight, or not take its answers, before
     /// it is disconnected: so long at least, and half as long again at most. Default: for ever.
     pub idle_timeout: Option<Duration>,
@@ -52,6 +56,8 @@ impl Default for ServerOptions {
             max_in_flight_bytes: 8 << 20,
             structured: true,
             extended: true,
+            meta_contexts: true,
+            handshake_flags: HandshakeFlags::all(),
             idle_timeout: None,
             zero_copy: true,
             measured: false,

@@ -71,7 +71,11 @@ async fn serve(job: ServeJob, activated: Vec<Listener>) -> Result<(), Failure> {
     // Removed at the end of this function, however it ends.
     let (listeners, _files) = listen(&job, activated).await?;
     let flush_failed = Arc::new(AtomicBool::new(false));
-    let exports = Arc::new(SingleExport::new(device));
+    let mut exports = SingleExport::new(device);
+    if job.any_name {
+        exports = exports.under_any_name();
+    }
+    let exports = Arc::new(exports);
     let observer = observer(&job, Arc::clone(&flush_failed));
     let server = Server::observed(exports, job.server.clone(), observer);
 
