@@ -165,7 +165,10 @@ impl CopyJob {
         let destination = Endpoint::parse(&args.destination)?;
         check_sides(&source, &destination, args.json, terminals)?;
         let is_stream = |endpoint: &Endpoint| {
-            matches!(endpoint.kind(), EndpointKind::Standard | EndpointKind::Null)
+            matches!(
+                endpoint.kind(),
+                EndpointKind::Standard | EndpointKind::Null(_) | EndpointKind::Memory { .. }
+            )
         };
         if args.checkpoint.is_some() && (is_stream(&source) || is_stream(&destination)) {
             return Err(Failure::usage(
@@ -272,8 +275,7 @@ pub(crate) fn check_sides(
         EndpointKind::Standard if terminals.input => {
             return refuse("an image is not read from a terminal; redirect standard input");
         }
-        EndpointKind::Null => return refuse("null: can only be a destination"),
-        _ => {}
+        _ => check_readable(source)?,
     }
     match destination.kind() {
         EndpointKind::Standard if terminals.output => {
@@ -282,8 +284,30 @@ pub(crate) fn check_sides(
         EndpointKind::Standard if json => {
             refuse("--json writes to standard output, which is the destination")
         }
-        EndpointKind::Sample(_) => refuse("sample: can only be a source"),
+        kind if !kind.roles().destination => {
+            let (name, why) = (kind.source_kind().name, unreadable(destination));
+            let why = why.unwrap_or("can only be a source");
+            Err(Failure::usage(format!("{name}: {why}")))
+        }
         _ => Ok(()),
+    }
+}
+
+/// Refuses what holds no image that could be read.
+fn check_readable(source: &Endpoint) -> Result<(), Failure> {
+    let Some(why) = unreadable(source) else {
+        return Ok(());
+    };
+    let name = source.kind().source_kind().name;
+    Err(Failure::usage(format!("{name}: {why}")))
+}
+
+/// Why there is no image to read.
+fn unreadable(source: &Endpoint) -> Option<&'static str> {
+    match source.kind() {
+        _ if source.kind().roles().source => None,
+        EndpointKind::Null(None) => Some("can only be a destination"),
+        _ => Some("has several images, and works with serve only"),
     }
 }
 
@@ -324,7 +348,7 @@ impl MapJob {
 fn seekable(text: &OsStr) -> Result<Endpoint, Failure> {
     let endpoint = Endpoint::parse(text)?;
     match endpoint.kind() {
-        EndpointKind::Standard | EndpointKind::Null => Err(Failure::usage(format!(
+        EndpointKind::Standard | EndpointKind::Null(None) => Err(Failure::usage(format!(
             "{endpoint} is a stream and works with copy and checksum only"
         ))),
         _ => Ok(endpoint),

@@ -406,7 +406,7 @@ fn describe(job: &CopyJob, source: &Source, destination: &Destination) {
             let info = device.info();
             let grows = info.can(Capabilities::RESIZE);
             let size = match job.destination.kind() {
-                EndpointKind::Null => i64::MAX.unsigned_abs(),
+                EndpointKind::Null(_) => i64::MAX.unsigned_abs(),
                 _ if grows => source_size.unwrap_or(info.size),
                 _ => info.size,
             };
@@ -430,7 +430,7 @@ fn describe_side(side: &str, endpoint: &Endpoint, device: Option<(u64, u32)>) {
     let (kind, name) = match endpoint.kind() {
         EndpointKind::Command(command) => ("nbd_ops", printable(command.program())),
         EndpointKind::Nbd(_) => ("nbd_ops", endpoint.to_string()),
-        EndpointKind::Null => ("null_ops", endpoint.to_string()),
+        EndpointKind::Null(_) => ("null_ops", endpoint.to_string()),
         _ if device.is_none() => ("pipe_ops", endpoint.to_string()),
         EndpointKind::Sample(_) => ("sample_ops", endpoint.to_string()),
         _ => ("file_ops", endpoint.to_string()),

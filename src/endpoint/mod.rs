@@ -16,8 +16,11 @@
 mod child;
 mod command;
 mod destination_file;
+mod exports;
 mod open;
+mod parameters;
 mod parse;
+mod sources;
 mod space;
 
 use std::ffi::OsStr;
@@ -25,11 +28,14 @@ use std::ffi::OsStr;
 pub use child::ServerChild;
 pub use command::{ServerCommand, collapse_groups};
 pub use destination_file::DestinationFile;
+pub use exports::{OpenExports, open_exports};
 pub use open::{
     Connection, OpenDestination, OpenDevice, OpenOptions, OpenSource, is_same_image,
     open_destination, open_device, open_source,
 };
+pub use parameters::escape_commas;
 pub use parse::{Endpoint, EndpointError, EndpointKind};
+pub use sources::{Parameter, ParameterPlace, ParameterType, Roles, SOURCES, SourceKind};
 pub use space::Space;
 
 /// The text as it can be shown: what is no UTF-8 is replaced, control characters are escaped.

@@ -14,13 +14,16 @@ use std::{
 
 use crate::{
     block::{
-        Access, BlockDevice, ByteSink, ByteSource, Context, Error, ErrorKind, FdSink, FdSource,
-        FileDevice, NullDevice, Operation, Result, SampleDevice,
+        Access, BlockDevice, ByteSink, ByteSource, ClientFacts, Context, Error, ErrorKind, Exports,
+        FdSink, FdSource, FileDevice, MemoryDevice, NullDevice, Operation, Result, SampleDevice,
     },
     client::{Client, ConnectOptions, Gone},
     copy::{Destination, Source},
     proto::{NbdUri, Transport},
+    script::{Script, ScriptOptions},
 };
+
+use blockferry_sys as sys;
 
 use super::{DestinationFile, Endpoint, EndpointKind, ServerChild, ServerCommand};
 
@@ -66,6 +69,7 @@ pub struct Connection {
     // In this order: the client goes before the server does.
     client: Option<Client>,
     child: Option<ServerChild>,
+    script: Option<Script>,
     /// The regular file that a standard stream is, whose position its other users expect behind the image.
     standard: Option<File>,
 }
@@ -83,6 +87,9 @@ impl Connection {
     pub async fn close(mut self) {
         if let Some(client) = self.client.take() {
             let _ = tokio::time::timeout(GOODBYE, client.disconnect()).await;
+        }
+        if let Some(script) = self.script.take() {
+            script.close().await;
         }
         if let Some(file) = &mut self.standard {
             // Where the position cannot be changed nobody can depend on it.
@@ -149,8 +156,25 @@ pub async fn open_device(
         EndpointKind::File(path) => {
             Arc::new(FileDevice::open(path, access).map_err(opening(endpoint))?)
         }
+        EndpointKind::Null(Some(size)) => Arc::new(NullDevice::new(*size)),
+        EndpointKind::Memory { size } => Arc::new(MemoryDevice::new(*size)),
+        EndpointKind::Data(data) => Arc::new(data.open().map_err(opening(endpoint))?),
+        EndpointKind::Descriptor(number) => {
+            let file = File::from(
+                sys::duplicate_inherited(*number)
+                    .map_err(|error| opening(endpoint)(error.into()))?,
+            );
+            Arc::new(FileDevice::from_file(file, Arc::clone(endpoint.name()))?)
+        }
+        EndpointKind::Script(options) => return script(endpoint, options, access).await,
+        EndpointKind::Pattern { .. } | EndpointKind::Split(_) => {
+            return Err(refused(endpoint, "it cannot be opened"));
+        }
+        EndpointKind::Directory(_) => {
+            return Err(refused(endpoint, "it has images, and is none"));
+        }
         EndpointKind::Standard => return Err(refused(endpoint, "a stream has no offsets")),
-        EndpointKind::Null => return Err(refused(endpoint, "it holds no image")),
+        EndpointKind::Null(None) => return Err(refused(endpoint, "it holds no image")),
     };
     Ok(local(device))
 }
@@ -204,7 +228,10 @@ pub async fn open_destination(
     };
     match endpoint.kind() {
         EndpointKind::Sample(_) => Err(refused(endpoint, "it is generated and cannot be written")),
-        EndpointKind::Null => Ok(from_device(local(Arc::new(NullDevice::new(0))), None)),
+        EndpointKind::Null(size) => {
+            let device = NullDevice::new(size.unwrap_or(0));
+            Ok(from_device(local(Arc::new(device)), None))
+        }
         EndpointKind::Standard => match standard_output() {
             Some(device) => Ok(from_device(device, None)),
             None => {
@@ -356,6 +383,24 @@ impl ServerChild {
     }
 }
 
+/// The default export of a script.
+async fn script(
+    endpoint: &Endpoint,
+    options: &ScriptOptions,
+    access: Access,
+) -> Result<OpenDevice> {
+    let script = Script::start(options.clone()).await;
+    let script = script.map_err(opening(endpoint))?;
+    let client = ClientFacts {
+        read_only: access == Access::ReadOnly,
+        tls: false,
+    };
+    let export = script.open("", client).await.map_err(opening(endpoint))?;
+    let mut opened = local(export.device);
+    opened.connection.script = Some(script);
+    Ok(opened)
+}
+
 fn local(device: Arc<dyn BlockDevice>) -> OpenDevice {
     OpenDevice {
         device,
@@ -363,7 +408,7 @@ fn local(device: Arc<dyn BlockDevice>) -> OpenDevice {
     }
 }
 
-fn opening(endpoint: &Endpoint) -> impl FnOnce(Error) -> Error {
+pub(super) fn opening(endpoint: &Endpoint) -> impl FnOnce(Error) -> Error {
     |error| error.during(Operation::Open).on(endpoint.name())
 }
 

@@ -3,17 +3,19 @@
 use std::{
     ffi::{OsStr, OsString},
     fmt,
+    os::{fd::RawFd, unix::ffi::OsStrExt},
     path::PathBuf,
     str::FromStr,
     sync::Arc,
 };
 
 use crate::{
-    block::SampleOptions,
+    block::{DataOptions, SampleOptions},
     proto::{NbdUri, UriError, is_nbd_uri},
+    script::ScriptOptions,
 };
 
-use super::{ServerCommand, printable};
+use super::{ServerCommand, parameters::Values, printable, sources::SourceKind};
 
 /// A parsed endpoint: what the user wrote, and what it means. Nothing has been opened.
 #[derive(Clone, Debug)]
@@ -28,10 +30,30 @@ pub struct Endpoint {
 pub enum EndpointKind {
     /// `-`: standard input as a source, standard output as a destination.
     Standard,
-    /// `null:`: swallows what is written.
-    Null,
+    /// `null:`, `null:SIZE`: swallows what is written; with a size also a source of so many zeroes.
+    Null(Option<u64>),
+    /// `memory:SIZE`: a sparse disk in memory.
+    Memory {
+        /// Its size in bytes.
+        size: u64,
+    },
     /// `sample:...`: a generated image.
     Sample(SampleOptions),
+    /// `pattern:SIZE`: each 8 bytes hold their offset.
+    Pattern {
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// `data:...`: literal bytes.
+    Data(DataOptions),
+    /// `split:FILE,FILE...`: files joined.
+    Split(Vec<PathBuf>),
+    /// `dir:PATH`: the files of a directory as exports by name. Has no image of its own.
+    Directory(PathBuf),
+    /// `sh:SCRIPT...`, `eval:METHOD=SHELL...`: the answers come from a script.
+    Script(ScriptOptions),
+    /// `fd:N`: a file or block device that this process was started with.
+    Descriptor(RawFd),
     /// An NBD export.
     Nbd(NbdUri),
     /// `[ CMD ARGS... ]`: a server that is started for this endpoint.
@@ -69,7 +91,7 @@ pub enum EndpointError {
         /// Which rule.
         error: UriError,
     },
-    /// Options of `sample:` or `null:` that make no sense.
+    /// Parameters of `NAME:...` that make no sense.
     #[error("{name}: {message}")]
     Options {
         /// The whole text, printable.
@@ -92,37 +114,45 @@ impl Endpoint {
             return command.map(Self::from);
         }
         let name = printable(text);
-        let kind = match text.to_str() {
-            Some(text) => Self::parse_text(text, &name)?,
-            None => EndpointKind::File(PathBuf::from(text)),
+        let kind = match SourceKind::of_text(text.as_bytes()) {
+            Some((row, start)) => {
+                let rest = OsStr::from_bytes(&text.as_bytes()[start..]);
+                Self::parse_parameters(row, rest).map_err(|message| EndpointError::Options {
+                    name: name.clone(),
+                    message,
+                })?
+            }
+            None => match text.to_str() {
+                Some(text) => Self::parse_text(text, &name)?,
+                None => EndpointKind::File(PathBuf::from(text)),
+            },
         };
-        Ok(Self {
-            name: Arc::from(name),
+        Ok(Self::new(name, kind))
+    }
+
+    /// What `kind` is, under a name that messages give it: for what was not written as an endpoint.
+    #[must_use]
+    pub fn new(name: impl AsRef<str>, kind: EndpointKind) -> Self {
+        Self {
+            name: Arc::from(printable(OsStr::new(name.as_ref()))),
             kind,
-        })
+        }
+    }
+
+    fn parse_parameters(row: &SourceKind, text: &OsStr) -> Result<EndpointKind, String> {
+        let values = Values::read(row, text)?;
+        match row.build {
+            Some(build) => build(values, text),
+            None => Err("it has no parameters".to_owned()),
+        }
     }
 
     fn parse_text(text: &str, name: &str) -> Result<EndpointKind, EndpointError> {
-        let wrong = |message: String| EndpointError::Options {
-            name: name.to_owned(),
-            message,
-        };
         if text.is_empty() {
             return Err(EndpointError::Empty);
         }
         if text == "-" {
             return Ok(EndpointKind::Standard);
-        }
-        if let Some(options) = text.strip_prefix("null:") {
-            return match options {
-                "" => Ok(EndpointKind::Null),
-                _ => Err(wrong("'null:' takes no options".to_owned())),
-            };
-        }
-        if let Some(options) = text.strip_prefix("sample:") {
-            return SampleOptions::from_str(options)
-                .map(EndpointKind::Sample)
-                .map_err(|error| wrong(error.to_string()));
         }
         if is_nbd_uri(text) {
             return NbdUri::from_str(text)
@@ -218,6 +248,7 @@ mod tests {
     use std::os::unix::ffi::OsStringExt;
 
     use super::*;
+    use crate::{block::DataContents, script::Program};
 
     fn kind(text: &str) -> EndpointKind {
         Endpoint::from_str(text).expect("an endpoint").kind
@@ -232,7 +263,7 @@ mod tests {
     #[test]
     fn each_kind_is_told_by_its_text() {
         assert!(matches!(kind("-"), EndpointKind::Standard));
-        assert!(matches!(kind("null:"), EndpointKind::Null));
+        assert!(matches!(kind("null:"), EndpointKind::Null(None)));
         assert!(matches!(kind("sample:4G"), EndpointKind::Sample(_)));
         assert!(matches!(kind("nbd://localhost/x"), EndpointKind::Nbd(_)));
         assert!(matches!(
@@ -242,6 +273,106 @@ mod tests {
         assert!(matches!(kind("disk.raw"), EndpointKind::File(_)));
         assert!(matches!(kind("/dev/sda"), EndpointKind::File(_)));
         assert!(matches!(kind("nbd"), EndpointKind::File(_)));
+    }
+
+    #[test]
+    fn parameters_are_read_by_the_table() {
+        assert!(matches!(
+            kind("null:1M"),
+            EndpointKind::Null(Some(0x10_0000))
+        ));
+        assert!(matches!(
+            kind("memory:2K"),
+            EndpointKind::Memory { size: 2048 }
+        ));
+        assert!(matches!(
+            kind("memory:size=2K"),
+            EndpointKind::Memory { size: 2048 }
+        ));
+        assert!(matches!(
+            kind("pattern:512"),
+            EndpointKind::Pattern { size: 512 }
+        ));
+        assert!(matches!(kind("fd:3"), EndpointKind::Descriptor(3)));
+        assert!(
+            matches!(kind("dir:/a,,b"), EndpointKind::Directory(path) if path.as_os_str() == "/a,b")
+        );
+        assert!(
+            matches!(kind("file:null:,x"), EndpointKind::File(path) if path.as_os_str() == "null:,x")
+        );
+        let EndpointKind::Split(paths) = kind("split:a=1,b,,c") else {
+            panic!("not files joined");
+        };
+        assert_eq!(paths, [PathBuf::from("a=1"), PathBuf::from("b,c")]);
+        let EndpointKind::Sample(sample) = kind("sample:1M,data=7%,seed=3") else {
+            panic!("not a sample");
+        };
+        assert_eq!((sample.seed, sample.data_percent), (3, 7));
+        let EndpointKind::Data(data) = kind("data:1 2 $x,x=3,size=1K") else {
+            panic!("not data");
+        };
+        assert_eq!(data.contents, DataContents::Expression(b"1 2 $x".to_vec()));
+        assert_eq!(data.variables, [("x".to_owned(), b"3".to_vec())]);
+        assert_eq!(data.size, Some(1024));
+        let EndpointKind::Data(data) = kind("data:base64=MTIz") else {
+            panic!("not data");
+        };
+        assert_eq!(data.contents, DataContents::Bytes(b"123".to_vec()));
+    }
+
+    #[test]
+    fn a_script_gets_the_parameters_that_are_not_its_own() {
+        let EndpointKind::Script(script) = kind("sh:/x,a=1,script2=2,a=3") else {
+            panic!("no script");
+        };
+        assert!(matches!(&script.program, Program::File(path) if path.as_os_str() == "/x"));
+        let keys: Vec<_> = script
+            .parameters
+            .iter()
+            .map(|(key, _)| key.clone())
+            .collect();
+        assert_eq!(keys, ["a", "script2", "a"]);
+        let EndpointKind::Script(script) = kind("eval:get_size=echo 1,,2,pread=x=y,key=v") else {
+            panic!("no script");
+        };
+        let Program::Methods(methods) = script.program else {
+            panic!("no methods");
+        };
+        let method = |name: &str, shell: &str| (name.to_owned(), OsString::from(shell));
+        assert_eq!(
+            methods,
+            [method("get_size", "echo 1,2"), method("pread", "x=y")]
+        );
+        assert_eq!(script.parameters, [("key".into(), "v".into())]);
+    }
+
+    #[test]
+    fn mistakes_in_parameters_are_named() {
+        for (text, part) in [
+            ("memory:", "size is missing: write memory:SIZE"),
+            ("memory:1M,", "nothing between two commas"),
+            ("memory:1M,size=2M", "given twice"),
+            ("memory:9E", "larger than an image"),
+            ("memory:1M,seed=1", "no parameter \"seed\": it knows size"),
+            ("sample:1M,data=101", "percentage"),
+            ("sample:1M,seed=-1", "not a number"),
+            ("split:", "path is missing"),
+            ("split:a,,,b,", "nothing between"),
+            ("file:", "path is missing"),
+            ("dir:a,b", "no parameter"),
+            ("fd:x", "descriptor"),
+            ("fd:2147483648", "descriptor"),
+            ("data:size=1M", "one of data, raw and base64"),
+            ("data:1,raw=2", "one of data, raw and base64"),
+            ("data:base64=!", "base64"),
+            ("eval:key=1", "no method"),
+            ("eval:pread=1,pread=2", "given twice"),
+            ("eval:x", "no parameter"),
+        ] {
+            let error = error(text);
+            assert!(error.starts_with(&format!("{text}: ")), "{error}");
+            assert!(error.contains(part), "{error}");
+        }
     }
 
     #[test]

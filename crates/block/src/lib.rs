@@ -16,6 +16,7 @@
 
 mod blocking;
 mod buffer;
+mod data;
 mod device;
 mod error;
 mod exports;
@@ -36,6 +37,7 @@ mod zeroes;
 
 pub use blockferry_sys::FillStop;
 pub use buffer::{BUFFER_ALIGNMENT, Buffer, BufferPool};
+pub use data::{DataContents, DataError, DataOptions, decode_base64};
 pub use device::{BlockDevice, BoxFuture, CopyFlags, FileRange, Mapping, WriteFlags, ZeroFlags};
 pub use error::{Error, ErrorKind, Operation, Result};
 pub use exports::{

@@ -11,7 +11,7 @@ use crate::{
     endpoint::{Endpoint, EndpointKind},
 };
 
-use super::{Show, Terminals, Timeouts, seekable};
+use super::{Show, Terminals, Timeouts, check_readable, seekable};
 
 /// A resolved `compare`.
 #[derive(Debug)]
@@ -99,8 +99,7 @@ impl ChecksumJob {
                     "an image is not read from a terminal; redirect standard input",
                 ));
             }
-            EndpointKind::Null => return Err(Failure::usage("null: can only be a destination")),
-            _ => {}
+            _ => check_readable(&image)?,
         }
         let options = digest_options(args.algorithm, args.expect)?.unwrap_or_default();
         Ok(Self {
