@@ -1,6 +1,6 @@
 //! Every command and flag, defined once: parsing, `--help`, man pages and completions come from here.
 
-use std::{ffi::OsString, fmt, path::PathBuf, str::FromStr};
+use std::{ffi::OsString, fmt, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint};
 
@@ -237,30 +237,118 @@ pub(crate) enum ProgressStyle {
     Json,
 }
 
-/// Serve an image over NBD until a SIGINT or SIGTERM comes.
+/// Serve images over NBD until a SIGINT or SIGTERM comes.
 ///
-/// Then requests in flight are finished, everything is flushed, and the exit code is 0.
+/// Then requests in flight are finished, everything is flushed, and the exit code is 0; a second signal ends it
+/// at once.
 #[derive(Args, Debug)]
-#[command(after_help = "\
-Without --unix and --listen, the sockets of systemd socket activation are served.")]
+#[command(after_help = SERVED)]
 pub(crate) struct ServeArgs {
-    /// What to serve: a file, a block device, an NBD URI, [ CMD ARGS... ] or sample:SIZE.
-    #[arg(value_hint = ValueHint::AnyPath)]
-    pub(crate) source: OsString,
-    /// Listen on a Unix socket at PATH, which is removed at the end.
+    /// What to serve: an endpoint, see 'blockferry sources'. It is the default export.
+    #[arg(value_hint = ValueHint::AnyPath, required_unless_present = "export")]
+    pub(crate) source: Option<OsString>,
+    /// Serve SOURCE as the export NAME; several are possible. Without a source that has no name, the first one
+    /// is the default export, too.
+    #[arg(short, long, value_name = "NAME=SOURCE")]
+    pub(crate) export: Vec<OsString>,
+    /// What lists say of the source that has no name.
+    #[arg(long, value_name = "TEXT", requires = "source")]
+    pub(crate) description: Option<String>,
+
+    /// Listen on a Unix socket at PATH, which is removed at the end; '-' takes a private one.
     #[arg(short = 'U', long, value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub(crate) unix: Vec<PathBuf>,
-    /// Listen on a TCP address such as 127.0.0.1:10809 or [::1]:0; port 0 takes a free one and prints
-    /// the URI.
+    /// Listen on a TCP address such as 127.0.0.1:10809 or [::1]:0; an address left out is every one, IPv6 and
+    /// IPv4; port 0 takes a free one and prints the URI.
     #[arg(short, long, value_name = "ADDR:PORT")]
     pub(crate) listen: Vec<String>,
-    /// Refuse writes.
-    #[arg(short, long)]
-    pub(crate) read_only: bool,
+    /// Listen on a port of AF_VSOCK, for virtual machines of this host.
+    #[arg(long, value_name = "PORT")]
+    pub(crate) vsock: Vec<u32>,
     /// Print the URIs to standard output, one a line, once clients can connect.
     #[arg(long)]
     pub(crate) print_uri: bool,
+
+    /// Encrypt: off; on, for clients that ask for it; require, refusing all others.
+    #[arg(long, value_name = "MODE", default_value = "off")]
+    pub(crate) tls: TlsArg,
+    /// The directory with server-cert.pem, server-key.pem and ca-cert.pem.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) tls_certificates: Option<PathBuf>,
+    /// Refuse clients without a certificate that ca-cert.pem has signed.
+    #[arg(long)]
+    pub(crate) tls_verify_peer: bool,
+
+    /// Refuse writes.
+    #[arg(short, long)]
+    pub(crate) read_only: bool,
+    /// Copy what is read instead of sending the pages of a file: for files that others change meanwhile.
+    #[arg(long)]
+    pub(crate) no_zero_copy: bool,
+    /// Clients at a time; more of them wait to be accepted.
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) max_connections: u16,
+    /// Seconds that a client may take until it uses an export.
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse_seconds)]
+    pub(crate) handshake_timeout: Duration,
+    /// Disconnect clients that keep silent for so many seconds.
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    pub(crate) idle_timeout: Option<Duration>,
+
+    /// End when the last client has gone.
+    #[arg(long, overrides_with = "persistent")]
+    pub(crate) once: bool,
+    /// Go on when the last client has gone; the default.
+    #[arg(long, overrides_with = "once")]
+    pub(crate) persistent: bool,
+    /// Run CMD by the shell, with the variables uri, unixsocket, port, exportname and tls, and end with it and
+    /// its exit code. Without a place to listen at, a private Unix socket is taken.
+    #[arg(long, value_name = "CMD", conflicts_with = "daemon", value_hint = ValueHint::CommandString)]
+    pub(crate) run: Option<OsString>,
+    /// Go to the background once clients can connect.
+    #[arg(long, conflicts_with = "exit_with_parent")]
+    pub(crate) daemon: bool,
+    /// Write the process's number to FILE once clients can connect; it is removed at the end.
+    #[arg(short = 'P', long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) pidfile: Option<PathBuf>,
+    /// End when the process that started this one ends.
+    #[arg(long)]
+    pub(crate) exit_with_parent: bool,
+
+    /// Append a line of JSON to FILE for each connection and each failure.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) log: Option<PathBuf>,
+    /// A line for each request, too.
+    #[arg(long, requires = "log")]
+    pub(crate) log_requests: bool,
+    /// Tell connections, requests, bytes, latencies and errors to Prometheus at http://ADDR:PORT/metrics.
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) metrics: Option<String>,
+
+    /// Connections to a source that is an NBD server, from 1 to 64.
+    #[arg(short = 'C', long, value_name = "N", default_value_t = default_connections(),
+          value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) connections: u16,
+    /// How many attempts in a row to open a lost one again may fail before its clients hear of it.
+    #[arg(long, value_name = "N", default_value_t = CopyOptions::default().retries,
+          value_parser = clap::value_parser!(u32).range(..=1_000_000))]
+    pub(crate) retries: u32,
+    #[command(flatten)]
+    pub(crate) timeouts: TimeoutArgs,
 }
+
+/// Whether a server encrypts.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum TlsArg {
+    Off,
+    On,
+    Require,
+}
+
+const SERVED: &str = "\
+Without --unix, --listen, --vsock and --run, the sockets of systemd socket activation are served.
+
+'dir:PATH' serves the files of a directory as exports of their names.";
 
 /// Show what a server or a file offers: size, block sizes, abilities.
 #[derive(Args, Debug)]
@@ -404,6 +492,15 @@ fn parse_request_size(text: &str) -> Result<Size, String> {
         return Err("it must be a power of two from 4K to 32M".to_owned());
     }
     Ok(size)
+}
+
+/// More than 0 seconds, with a fraction or without.
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().ok();
+    seconds
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .filter(|duration| !duration.is_zero())
+        .ok_or_else(|| "it must be a number of seconds above 0".to_owned())
 }
 
 fn parse_queue_size(text: &str) -> Result<Size, String> {

@@ -43,7 +43,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
             let terminals = Terminals::of_this_process();
             commands::copy::run(CopyJob::resolve(&args, common, terminals)?)
         }
-        Command::Serve(args) => commands::serve::run(ServeJob::resolve(args, common)?),
+        Command::Serve(args) => return commands::serve::run(ServeJob::resolve(args, common)?),
         Command::Info(args) => commands::info::run(&InfoJob::resolve(&args)?),
         Command::Map(args) => commands::map::run(&MapJob::resolve(&args)?),
         Command::Compare(args) => {

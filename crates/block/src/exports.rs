@@ -33,6 +33,8 @@ pub struct OpenExport {
     pub device: Arc<dyn BlockDevice>,
     /// The export's name, where that is not the one that was asked for: the default's, for one.
     pub canonical_name: Option<String>,
+    /// What people are told of it, where that is not what the device says.
+    pub description: Option<String>,
     /// What the export may ask of its server later.
     pub wishes: Option<Arc<Wishes>>,
 }
@@ -44,6 +46,7 @@ impl OpenExport {
         Self {
             device,
             canonical_name: None,
+            description: None,
             wishes: None,
         }
     }

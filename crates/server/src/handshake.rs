@@ -113,7 +113,10 @@ fn served_export(
     let contexts = info.contexts.iter().map(ToString::to_string);
     Ok(ServedExport {
         canonical_name: export.canonical_name.clone(),
-        description: info.description.clone(),
+        description: export
+            .description
+            .clone()
+            .or_else(|| info.description.clone()),
         size: info.size,
         flags: transmission_flags(info, options.read_only),
         block_sizes: Some(block_sizes),

@@ -6,6 +6,7 @@
 compile_error!("blockferry runs on Linux only");
 
 mod aligned;
+mod background;
 mod block_device;
 mod file_copy;
 mod fs;
@@ -20,6 +21,7 @@ mod stream;
 mod usage;
 
 pub use aligned::{AlignedBytes, PAGE_ALIGNMENT};
+pub use background::{Background, Ready, end_with_parent, to_background};
 pub use block_device::{BlockDeviceFacts, discard_blocks, inspect_block_device, zero_blocks};
 pub use file_copy::{clone_range, copy_range, file_system_block, never_shares_blocks};
 pub use fs::{

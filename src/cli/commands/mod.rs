@@ -4,7 +4,6 @@ pub(crate) mod checksum;
 pub(crate) mod compare;
 pub(crate) mod copy;
 pub(crate) mod info;
-mod listen;
 pub(crate) mod map;
 pub(crate) mod serve;
 

@@ -1,16 +1,26 @@
 //! What `serve` is told, resolved: what is served, where, to whom, for how long.
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{
+    ffi::{OsStr, OsString},
+    os::unix::ffi::OsStrExt,
+    path::PathBuf,
+};
 
-use crate::{endpoint::Endpoint, server::ServerOptions};
+use crate::{
+    endpoint::{Endpoint, EndpointKind, printable},
+    server::ServerOptions,
+};
 
 use super::{
     super::{
-        args::{Common, ServeArgs},
+        args::{Common, ServeArgs, TlsArg},
         failure::Failure,
     },
-    Timeouts, seekable,
+    Timeouts,
 };
+
+/// The longest name of an export in bytes (NBD's section "Conventions" on strings).
+const LONGEST_NAME: usize = 4096;
 
 /// A resolved `serve`.
 #[derive(Debug)]
@@ -170,20 +180,192 @@ impl ServeJob {
     }
 
     pub(crate) fn resolve(args: ServeArgs, common: Common) -> Result<Self, Failure> {
-        let source = ServedSource {
-            name: None,
-            source: seekable(&args.source)?,
-            description: None,
-            open: Opening::OnDemand,
-        };
-        let unix = args.unix.into_iter().map(Place::Unix);
+        let mut exports = Vec::new();
+        if let Some(source) = &args.source {
+            exports.push(ServedSource {
+                name: None,
+                source: served(source)?,
+                description: args.description,
+                open: Opening::OnDemand,
+            });
+        }
+        for text in &args.export {
+            exports.push(named(text)?);
+        }
+        let mut job = Self::new(exports);
+        check_names(&job.exports)?;
+        let unix = args.unix.into_iter().map(|path| match path.as_os_str() {
+            path if path == "-" => Place::PrivateUnix,
+            _ => Place::Unix(path),
+        });
         let tcp = args.listen.into_iter().map(Place::Tcp);
-        let mut job = Self::new(vec![source]);
-        job.listen = unix.chain(tcp).collect();
-        job.server.read_only = args.read_only;
+        job.listen = unix
+            .chain(tcp)
+            .chain(args.vsock.into_iter().map(Place::Vsock))
+            .collect();
+        if job.listen.is_empty() && args.run.is_some() {
+            job.listen.push(Place::PrivateUnix);
+        }
+        job.uri_export = match &job.exports[..] {
+            [first, ..] => first.name.clone().unwrap_or_default(),
+            [] => String::new(),
+        };
+        job.server = ServerOptions {
+            read_only: args.read_only,
+            max_connections: args.max_connections.into(),
+            handshake_timeout: args.handshake_timeout,
+            idle_timeout: args.idle_timeout,
+            zero_copy: !args.no_zero_copy,
+            ..job.server
+        };
+        job.tls = TlsJob {
+            mode: match args.tls {
+                TlsArg::Off => TlsMode::Off,
+                TlsArg::On => TlsMode::On,
+                TlsArg::Require => TlsMode::Require,
+            },
+            certificates: args.tls_certificates,
+            verify_peer: args.tls_verify_peer,
+        };
+        job.stay = match args.once {
+            true => Stay::Once,
+            false => Stay::Persistent,
+        };
+        job.run = args.run;
+        job.pidfile = args.pidfile;
+        job.background = args.daemon;
+        job.exit_with_parent = args.exit_with_parent;
+        let requests = args.log_requests;
+        job.log = args.log.map(|path| LogJob { path, requests });
+        job.metrics = args.metrics;
+        job.connections = args.connections.into();
+        job.retries = args.retries;
+        job.timeouts = match args.timeouts.timeout {
+            Some(_) => Timeouts::resolve(args.timeouts),
+            None => Timeouts::PATIENT,
+        };
         job.print_uri = args.print_uri;
         job.quiet = common.quiet;
         job.verbose = common.verbose;
         Ok(job)
+    }
+}
+
+/// `NAME=SOURCE`.
+fn named(text: &OsStr) -> Result<ServedSource, Failure> {
+    let bytes = text.as_bytes();
+    let wrong = || {
+        let shown = printable(text);
+        Failure::usage(format!("--export {shown}: write NAME=SOURCE"))
+    };
+    let end = bytes
+        .iter()
+        .position(|byte| *byte == b'=')
+        .ok_or_else(wrong)?;
+    let name = std::str::from_utf8(&bytes[..end]).map_err(|_| wrong())?;
+    if name.len() > LONGEST_NAME {
+        return Err(Failure::usage(format!(
+            "--export: a name has {LONGEST_NAME} bytes at most"
+        )));
+    }
+    Ok(ServedSource {
+        name: Some(name.to_owned()),
+        source: served(OsStr::from_bytes(&bytes[end + 1..]))?,
+        description: None,
+        open: Opening::OnDemand,
+    })
+}
+
+/// One name is one export, and what brings names of its own stands alone.
+fn check_names(exports: &[ServedSource]) -> Result<(), Failure> {
+    for (index, one) in exports.iter().enumerate() {
+        let name = one.name.as_deref().unwrap_or_default();
+        let same = |other: &ServedSource| other.name.as_deref().unwrap_or_default() == name;
+        if exports[..index].iter().any(same) {
+            return Err(Failure::usage(format!("two exports are called {name:?}")));
+        }
+        if matches!(one.source.kind(), EndpointKind::Directory(_))
+            && (exports.len() > 1 || one.name.is_some())
+        {
+            let source = &one.source;
+            return Err(Failure::usage(format!(
+                "{source} has exports of its own, with names of their own: serve it alone"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// An endpoint that can be served.
+fn served(text: &OsStr) -> Result<Endpoint, Failure> {
+    let endpoint = Endpoint::parse(text)?;
+    match endpoint.kind() {
+        EndpointKind::Standard | EndpointKind::Null(None) => Err(Failure::usage(format!(
+            "{endpoint} is a stream, and cannot be served"
+        ))
+        .hint("a size makes it an image: null:1G")),
+        _ => Ok(endpoint),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::{
+        super::super::args::{Cli, Command},
+        *,
+    };
+
+    fn resolve(words: &[&str]) -> Result<ServeJob, String> {
+        let words = ["blockferry", "serve"].iter().chain(words);
+        let cli = Cli::try_parse_from(words).map_err(|error| error.to_string())?;
+        let Command::Serve(args) = cli.command else {
+            panic!("another command");
+        };
+        ServeJob::resolve(args, cli.common).map_err(|failure| failure.to_string())
+    }
+
+    #[test]
+    fn exports_have_names_and_the_first_is_in_the_uris() {
+        let job = resolve(&["-e", "a=memory:1M", "-e", "b=x=y.raw", "-U", "s"]).expect("a job");
+        let names: Vec<_> = job
+            .exports
+            .iter()
+            .map(|export| export.name.as_deref())
+            .collect();
+        assert_eq!(names, [Some("a"), Some("b")]);
+        assert_eq!(job.exports[1].source.to_string(), "x=y.raw");
+        assert_eq!(job.uri_export, "a");
+        let job = resolve(&["memory:1M", "-e", "a=memory:2M", "-U", "s"]).expect("a job");
+        assert_eq!(job.uri_export, "");
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_refused() {
+        assert!(resolve(&["-U", "s"]).is_err(), "nothing to serve");
+        let twice = resolve(&["-e", "a=memory:1M", "-e", "a=memory:1M"]);
+        assert!(
+            twice
+                .expect_err("twice")
+                .contains("two exports are called \"a\"")
+        );
+        assert!(
+            resolve(&["-e", "memory:1M"])
+                .expect_err("no name")
+                .contains("NAME=SOURCE")
+        );
+        let two = resolve(&["dir:/tmp", "-e", "a=memory:1M"]);
+        assert!(two.expect_err("two").contains("serve it alone"));
+        assert!(resolve(&["memory:1M", "--daemon", "--run", "true"]).is_err());
+        assert!(resolve(&["-"]).is_err() && resolve(&["null:"]).is_err());
+    }
+
+    #[test]
+    fn a_command_gets_a_private_socket_unless_there_is_a_place() {
+        let job = resolve(&["memory:1M", "--run", "true"]).expect("a job");
+        assert_eq!(job.listen, [Place::PrivateUnix]);
+        let job = resolve(&["memory:1M", "--run", "true", "--listen", ":0"]).expect("a job");
+        assert_eq!(job.listen, [Place::Tcp(":0".to_owned())]);
     }
 }

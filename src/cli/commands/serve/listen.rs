@@ -16,7 +16,7 @@ use crate::{
     server::Listener,
 };
 
-use super::super::failure::Failure;
+use crate::cli::failure::Failure;
 
 /// The file of a Unix socket that was made here; removed when this is dropped.
 #[derive(Debug)]
@@ -100,8 +100,15 @@ pub(crate) fn bind_tcp(address: &str) -> Result<TcpListener, Failure> {
     })
 }
 
-/// The URI at which this machine reaches a listener; `None` for a Unix socket without a name.
-pub(crate) fn uri_of(listener: &Listener) -> Option<String> {
+/// Listens on a port of AF_VSOCK.
+pub(crate) fn bind_vsock(port: u32) -> Result<Listener, Failure> {
+    Err(Failure::failed(format!(
+        "vsock port {port}: this system has no AF_VSOCK"
+    )))
+}
+
+/// The URI at which this machine reaches an export of a listener; `None` for a Unix socket without a name.
+pub(crate) fn uri_of(listener: &Listener, tls: bool, export: &str) -> Option<String> {
     let transport = match listener {
         Listener::Unix(listener) => {
             let address = listener.local_addr().ok()?;
@@ -112,9 +119,9 @@ pub(crate) fn uri_of(listener: &Listener) -> Option<String> {
     };
     let uri = NbdUri {
         transport,
-        tls: false,
+        tls,
         user: None,
-        export: String::new(),
+        export: export.to_owned(),
         parameters: Vec::new(),
     };
     Some(uri.to_string())
@@ -198,7 +205,7 @@ mod tests {
     fn uris_tell_how_to_connect() {
         let listener = bind_tcp("127.0.0.1:0").expect("bound");
         let port = listener.local_addr().expect("an address").port();
-        let uri = uri_of(&listener.into()).expect("a URI");
+        let uri = uri_of(&listener.into(), false, "").expect("a URI");
         assert_eq!(
             uri.parse::<NbdUri>().map(|uri| uri.transport),
             Ok(Transport::Tcp {

@@ -1,0 +1,251 @@
+//! What `serve` was told to serve, as the exports of a server.
+
+use std::sync::{Arc, Weak};
+
+use tokio::sync::Mutex;
+
+use crate::{
+    block::{
+        Access, BlockDevice, BoxFuture, ClientFacts, ErrorKind, ExportEntry, Exports, OpenExport,
+        Result, no_such_export,
+    },
+    cli::{
+        failure::Failure,
+        options::{Opening, ServeJob, ServedSource, open_options},
+    },
+    endpoint::{
+        Connection, Endpoint, EndpointKind, OpenExports, OpenOptions, open_device, open_exports,
+    },
+};
+
+/// The exports of a job, and what keeps them alive.
+pub(super) struct Catalog {
+    shelf: Arc<Shelf>,
+    connections: Vec<Connection>,
+    /// The size of the only image, where there is just one.
+    pub(super) size: Option<u64>,
+}
+
+/// The exports by name.
+struct Shelf {
+    /// The first one is the default.
+    entries: Vec<Entry>,
+    any_name: bool,
+}
+
+struct Entry {
+    name: String,
+    description: Option<String>,
+    exports: Arc<dyn Exports>,
+    /// Whether the names of its exports are its own.
+    has_names: bool,
+}
+
+impl Catalog {
+    /// Opens what is to be served, to see whether it can be.
+    pub(super) async fn open(job: &ServeJob) -> Result<Self, Failure> {
+        let mut catalog = Self {
+            shelf: Arc::new(Shelf {
+                entries: Vec::new(),
+                any_name: job.any_name,
+            }),
+            connections: Vec::new(),
+            size: None,
+        };
+        let mut entries = Vec::new();
+        for served in &job.exports {
+            match catalog.entry(job, served).await {
+                Ok(entry) => entries.push(entry),
+                Err(failure) => {
+                    for entry in entries {
+                        entry.exports.close().await;
+                    }
+                    catalog.close().await;
+                    return Err(failure);
+                }
+            }
+        }
+        if entries.len() > 1 {
+            catalog.size = None;
+        }
+        catalog.shelf = Arc::new(Shelf {
+            entries,
+            any_name: job.any_name,
+        });
+        Ok(catalog)
+    }
+
+    async fn entry(&mut self, job: &ServeJob, served: &ServedSource) -> Result<Entry, Failure> {
+        let read_only = job.server.read_only;
+        let access = match read_only {
+            true => Access::ReadOnly,
+            false => Access::ReadWrite,
+        };
+        let options = open_options(job.timeouts);
+        let explain = |error: crate::block::Error| {
+            let may_not_write =
+                matches!(error.kind(), ErrorKind::NotPermitted | ErrorKind::ReadOnly);
+            let failure = Failure::from(error);
+            match may_not_write && !read_only {
+                true => failure.hint("--read-only serves what cannot be written"),
+                false => failure,
+            }
+        };
+        let source = &served.source;
+        let is_cheap = matches!(
+            source.kind(),
+            EndpointKind::File(_) | EndpointKind::Split(_)
+        );
+        let exports: Arc<dyn Exports> = if is_cheap && served.open == Opening::OnDemand {
+            let on_demand = OnDemand {
+                endpoint: source.clone(),
+                access,
+                options,
+                current: Mutex::default(),
+            };
+            let device = on_demand.device().await.map_err(explain)?;
+            self.size = Some(device.info().size);
+            Arc::new(on_demand)
+        } else {
+            let opened = open_exports(source, access, &options).await;
+            let OpenExports {
+                exports,
+                connection,
+            } = opened.map_err(explain)?;
+            self.connections.push(connection);
+            if !has_names(source) {
+                let facts = ClientFacts::default();
+                self.size = exports
+                    .open("", facts)
+                    .await
+                    .ok()
+                    .map(|open| open.device.info().size);
+            }
+            exports
+        };
+        Ok(Entry {
+            name: served.name.clone().unwrap_or_default(),
+            description: served.description.clone(),
+            exports,
+            has_names: has_names(source) && job.exports.len() == 1,
+        })
+    }
+
+    pub(super) fn exports(&self) -> Arc<dyn Exports> {
+        Arc::clone(&self.shelf) as Arc<dyn Exports>
+    }
+
+    /// Says goodbye to what the exports came from; the server has closed them.
+    pub(super) async fn close(self) {
+        drop(self.shelf);
+        for connection in self.connections {
+            connection.close().await;
+        }
+    }
+}
+
+/// Whether a source has exports of its own, with names of its own.
+fn has_names(source: &Endpoint) -> bool {
+    matches!(
+        source.kind(),
+        EndpointKind::Script(_) | EndpointKind::Directory(_)
+    )
+}
+
+impl Shelf {
+    /// The entry for `name`, and whether the name is one of its own exports.
+    fn find(&self, name: &str) -> Option<&Entry> {
+        let first = self.entries.first()?;
+        if self.any_name || first.has_names {
+            return Some(first);
+        }
+        let mut named = self.entries.iter().filter(|entry| entry.name == name);
+        named.next().or(name.is_empty().then_some(first))
+    }
+}
+
+impl Exports for Shelf {
+    fn connecting(&self, client: ClientFacts) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            for entry in &self.entries {
+                entry.exports.connecting(client).await?;
+            }
+            Ok(())
+        })
+    }
+
+    fn list(&self, client: ClientFacts) -> BoxFuture<'_, Result<Vec<ExportEntry>>> {
+        Box::pin(async move {
+            let mut list = Vec::new();
+            for entry in &self.entries {
+                let own = entry.exports.list(client).await?;
+                if entry.has_names {
+                    list.extend(own);
+                    continue;
+                }
+                let own = own.into_iter().next().and_then(|own| own.description);
+                list.push(ExportEntry {
+                    name: entry.name.clone(),
+                    description: entry.description.clone().or(own),
+                });
+            }
+            Ok(list)
+        })
+    }
+
+    fn open<'a>(&'a self, name: &'a str, client: ClientFacts) -> BoxFuture<'a, Result<OpenExport>> {
+        Box::pin(async move {
+            let entry = self.find(name).ok_or_else(no_such_export)?;
+            if entry.has_names {
+                return entry.exports.open(name, client).await;
+            }
+            let mut open = entry.exports.open("", client).await?;
+            open.canonical_name =
+                (!self.any_name && name != entry.name).then(|| entry.name.clone());
+            if entry.description.is_some() {
+                open.description.clone_from(&entry.description);
+            }
+            Ok(open)
+        })
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            for entry in &self.entries {
+                entry.exports.close().await;
+            }
+        })
+    }
+}
+
+/// A source that is open while somebody uses it.
+struct OnDemand {
+    endpoint: Endpoint,
+    access: Access,
+    options: OpenOptions,
+    current: Mutex<Option<Weak<dyn BlockDevice>>>,
+}
+
+impl OnDemand {
+    /// The device that is open, or else a new one.
+    async fn device(&self) -> Result<Arc<dyn BlockDevice>> {
+        let mut current = self.current.lock().await;
+        if let Some(device) = current.as_ref().and_then(Weak::upgrade) {
+            return Ok(device);
+        }
+        // What is opened so has no connection to be kept.
+        let opened = open_device(&self.endpoint, self.access, &self.options).await?;
+        *current = Some(Arc::downgrade(&opened.device));
+        Ok(opened.device)
+    }
+}
+
+impl Exports for OnDemand {
+    fn list(&self, _: ClientFacts) -> BoxFuture<'_, Result<Vec<ExportEntry>>> {
+        Box::pin(async { Ok(vec![ExportEntry::default()]) })
+    }
+
+    fn open<'a>(&'a self, _: &'a str, _: ClientFacts) -> BoxFuture<'a, Result<OpenExport>> {
+        Box::pin(async { Ok(OpenExport::new(self.device().await?)) })
+    }
+}

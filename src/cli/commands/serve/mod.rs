@@ -1,0 +1,230 @@
+//! `blockferry serve`: images over NBD, until someone asks to stop, the last client has gone, or a command
+//! has ended.
+//!
+//! | file | has |
+//! |---|---|
+//! | `catalog` | sources become exports |
+//! | `places`, `listen` | where clients come in |
+//! | `observe` | what is told and logged |
+//! | `metrics` | what is counted, over HTTP |
+//! | `captive` | `--run` |
+//! | `pidfile` | `--pidfile` |
+
+mod captive;
+mod catalog;
+mod listen;
+mod metrics;
+mod observe;
+mod pidfile;
+mod places;
+
+use std::{future::pending, process::ExitCode, sync::Arc};
+
+use blockferry_sys::{self as sys, Background, Ready};
+use serde_json::json;
+
+use crate::{
+    block::HumanSize,
+    server::{Listener, Server},
+};
+
+use super::super::{
+    failure::Failure,
+    options::{Place, ServeJob, Stay, TlsMode},
+    output::{print, tell},
+    signals::Signals,
+};
+
+use catalog::Catalog;
+use observe::Observer;
+use pidfile::PidFile;
+use places::Places;
+
+/// Serves until the end, and says with which exit code.
+pub(crate) fn run(job: ServeJob) -> Result<ExitCode, Failure> {
+    // Before anything else is opened: what we were handed has fixed numbers, and is for this process.
+    let activated = match job.listen.is_empty() {
+        true => places::activated()?,
+        false => Vec::new(),
+    };
+    if job.tls.mode != TlsMode::Off {
+        return Err(Failure::usage("--tls: this server has no TLS"));
+    }
+    if job.exit_with_parent {
+        let parent_lives = sys::end_with_parent();
+        if !parent_lives.map_err(|error| Failure::system("--exit-with-parent", &error))? {
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
+    let mut ready = None;
+    if job.background {
+        let background = sys::to_background();
+        match background.map_err(|error| Failure::system("the background", &error))? {
+            Background::Before(code) => return Ok(ExitCode::from(code)),
+            Background::Behind(behind) => ready = Some(behind),
+        }
+    }
+    let runtime = super::runtime()?;
+    let result = runtime.block_on(serve(job, activated, ready));
+    runtime.shutdown_background();
+    result.map(ExitCode::from)
+}
+
+async fn serve(
+    job: ServeJob,
+    activated: Vec<Listener>,
+    ready: Option<Ready>,
+) -> Result<u8, Failure> {
+    let mut signals = Signals::listen().map_err(|error| Failure::system("signals", &error))?;
+    let is_activated = !activated.is_empty();
+    let observer = Arc::new(Observer::new(&job)?);
+    let catalog = tokio::select! {
+        catalog = Catalog::open(&job) => catalog?,
+        // Nobody has connected: there is nothing to finish.
+        _ = signals.next() => return Ok(0),
+    };
+    let server = {
+        let observer = Arc::clone(&observer);
+        let mut options = job.server.clone();
+        options.measured |= job.metrics.is_some();
+        options.tells_requests |= job.log.as_ref().is_some_and(|log| log.requests);
+        options.once |= job.stay == Stay::Once;
+        Server::observed(catalog.exports(), options, move |event| observer.see(event))
+    };
+    let served = Served {
+        job: &job,
+        server,
+        observer,
+        is_activated,
+        size: catalog.size,
+    };
+    let code = match served
+        .listen_and_serve(activated, ready, &mut signals)
+        .await
+    {
+        Ok(code) => code,
+        Err(failure) => {
+            catalog.exports().close().await;
+            catalog.close().await;
+            return Err(failure);
+        }
+    };
+    catalog.close().await;
+    served.observer.log("stopped", json!({ "exit_code": code }));
+    if served.observer.flush_failed() {
+        return Err(Failure::failed(format!(
+            "{}: what was written may not be durable",
+            job.exports
+                .iter()
+                .map(|export| export.source.to_string())
+                .collect::<Vec<_>>()
+                .join(", ")
+        )));
+    }
+    Ok(code)
+}
+
+/// A server whose exports are open.
+struct Served<'j> {
+    job: &'j ServeJob,
+    server: Server,
+    observer: Arc<Observer>,
+    is_activated: bool,
+    /// Of the only image.
+    size: Option<u64>,
+}
+
+impl Served<'_> {
+    async fn listen_and_serve(
+        &self,
+        activated: Vec<Listener>,
+        ready: Option<Ready>,
+        signals: &mut Signals,
+    ) -> Result<u8, Failure> {
+        let job = self.job;
+        // What they leave behind is removed at the end of this function, however it ends.
+        let mut places = Places::open(job, activated).await?;
+        let listeners = std::mem::take(&mut places.listeners);
+        if let Some(address) = &job.metrics {
+            let listener = metrics::bind(address).await?;
+            if let (true, Ok(address)) = (!job.quiet, listener.local_addr()) {
+                tell(&format!("metrics at http://{address}/metrics"));
+            }
+            tokio::spawn(metrics::answer_all(listener, self.server.clone()));
+        }
+        let _pidfile = job.pidfile.as_deref().map(PidFile::write).transpose()?;
+        self.announce(&places)?;
+        if let Some(ready) = ready {
+            let told = ready.tell();
+            told.map_err(|error| Failure::system("the background", &error))?;
+        }
+        let mut captive = match &job.run {
+            Some(command) => Some(captive::start(&places.variables(job), command)?),
+            None => None,
+        };
+        let ended = async {
+            match &mut captive {
+                Some(child) => child.wait().await,
+                None => pending().await,
+            }
+        };
+
+        let serving = async {
+            match places.connected.take() {
+                Some(socket) => self.server.serve_connected(socket).await,
+                None => self.server.serve(listeners).await,
+            }
+        };
+        let mut serving = std::pin::pin!(serving);
+        let mut code = 0;
+        let served = tokio::select! {
+            served = &mut serving => served,
+            status = ended => {
+                code = captive::exit_code(status.map_err(|error| Failure::system("--run", &error))?);
+                self.stop(&mut serving, signals).await?
+            }
+            _ = signals.next() => self.stop(&mut serving, signals).await?,
+        };
+        served.map_err(|error| Failure::system("cannot listen", &error))?;
+        Ok(code)
+    }
+
+    /// Shuts the server down, and waits for it unless it is asked again.
+    async fn stop<T>(
+        &self,
+        serving: &mut (impl Future<Output = T> + Unpin),
+        signals: &mut Signals,
+    ) -> Result<T, Failure> {
+        self.server.shutdown();
+        tokio::select! {
+            served = serving => Ok(served),
+            again = signals.next() => Err(Failure::interrupted(again)),
+        }
+    }
+
+    /// Says that clients can connect, and where.
+    fn announce(&self, places: &Places) -> Result<(), Failure> {
+        let (job, uris) = (self.job, &places.uris);
+        let took_free_port = job
+            .listen
+            .iter()
+            .any(|place| matches!(place, Place::Tcp(address) if address.ends_with(":0")));
+        let is_asked = job.print_uri || took_free_port && job.run.is_none();
+        if is_asked && !uris.is_empty() {
+            print(&(uris.join("\n") + "\n")).map_err(|error| super::standard_output(&error))?;
+        }
+        let details = json!({ "uris": uris, "pid": std::process::id() });
+        self.observer.log("listening", details);
+        if job.quiet || self.is_activated || job.run.is_some() || places.connected.is_some() {
+            return Ok(());
+        }
+        let what = match &job.exports[..] {
+            [only] => only.source.to_string(),
+            all => format!("{} exports", all.len()),
+        };
+        let size = self.size.map(|size| format!(" ({})", HumanSize(size)));
+        let size = size.unwrap_or_default();
+        tell(&format!("serving {what}{size} at {}", uris.join(" ")));
+        Ok(())
+    }
+}

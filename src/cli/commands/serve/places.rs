@@ -1,0 +1,148 @@
+//! Where a server is reached: the sockets that it listens on, and what others are told of them.
+
+use std::{io, os::fd::OwnedFd};
+
+use blockferry_sys as sys;
+use tempfile::TempDir;
+
+use crate::server::Listener;
+
+use super::{
+    super::super::{
+        failure::Failure,
+        options::{Place, ServeJob, TlsMode},
+    },
+    listen::{SocketFile, bind_tcp, bind_unix, uri_of},
+};
+
+/// The sockets of a server. What they leave in the file system is removed when this is dropped.
+#[derive(Default)]
+pub(super) struct Places {
+    /// To be taken by the server.
+    pub(super) listeners: Vec<Listener>,
+    /// The only client, when it is at the other end of standard input.
+    pub(super) connected: Option<OwnedFd>,
+    /// How clients name them.
+    pub(super) uris: Vec<String>,
+    /// The first TCP port.
+    pub(super) port: Option<u16>,
+    /// The first unix socket's path.
+    pub(super) unix_socket: Option<String>,
+    _files: Vec<SocketFile>,
+    _directory: Option<TempDir>,
+}
+
+impl Places {
+    /// Makes the sockets of a job; `activated` are those that this process was handed.
+    pub(super) async fn open(job: &ServeJob, activated: Vec<Listener>) -> Result<Self, Failure> {
+        let mut places = Self {
+            listeners: activated,
+            ..Self::default()
+        };
+        for place in &job.listen {
+            places.add(place).await?;
+        }
+        let tls = job.tls.mode != TlsMode::Off;
+        let uris = places.listeners.iter();
+        places.uris = uris
+            .filter_map(|listener| uri_of(listener, tls, &job.uri_export))
+            .collect();
+        for listener in &places.listeners {
+            match listener {
+                Listener::Tcp(listener) if places.port.is_none() => {
+                    places.port = listener.local_addr().ok().map(|address| address.port());
+                }
+                Listener::Unix(listener) if places.unix_socket.is_none() => {
+                    let address = listener.local_addr().ok();
+                    let path = address.as_ref().and_then(|address| address.as_pathname());
+                    let path = path.and_then(|path| std::path::absolute(path).ok());
+                    places.unix_socket = path.map(|path| path.to_string_lossy().into_owned());
+                }
+                _ => {}
+            }
+        }
+        Ok(places)
+    }
+
+    async fn add(&mut self, place: &Place) -> Result<(), Failure> {
+        match place {
+            Place::Unix(path) => {
+                let (listener, file) = bind_unix(path).await?;
+                self.listeners.push(listener.into());
+                self._files.push(file);
+            }
+            Place::PrivateUnix => {
+                let directory = tempfile::Builder::new().prefix("blockferry-").tempdir();
+                let directory = directory.map_err(|error| {
+                    Failure::system("cannot make a directory for the socket", &error)
+                })?;
+                let (listener, file) = bind_unix(&directory.path().join("socket")).await?;
+                self.listeners.push(listener.into());
+                self._files.push(file);
+                self._directory = Some(directory);
+            }
+            Place::Tcp(address) => self.listeners.push(bind_tcp(address)?.into()),
+            Place::Vsock(port) => self.listeners.push(super::listen::bind_vsock(*port)?),
+            Place::Standard => {
+                let socket = sys::duplicate_inherited(0)
+                    .map_err(|error| Failure::system("standard input", &error))?;
+                self.connected = Some(socket);
+            }
+        }
+        Ok(())
+    }
+
+    /// Shell variables that say where the server is, each on a line, as nbdkit's `--run` gives them to its
+    /// command.
+    pub(super) fn variables(&self, job: &ServeJob) -> String {
+        let uri = self.uris.first().map_or("", String::as_str);
+        let port = self.port.map(|port| port.to_string()).unwrap_or_default();
+        let socket = self.unix_socket.as_deref().unwrap_or_default();
+        let tls = match job.tls.mode {
+            TlsMode::Off => "",
+            TlsMode::On => "1",
+            TlsMode::Require => "2",
+        };
+        let variables = [
+            ("uri", uri),
+            ("nbd", uri),
+            ("port", &port),
+            ("unixsocket", socket),
+            ("exportname", &job.uri_export),
+            ("tls", tls),
+        ];
+        let lines = variables.map(|(name, value)| format!("{name}={}\n", quoted(value)));
+        lines.concat()
+    }
+}
+
+/// A word that a shell reads as `text`.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
+/// The sockets that this process was handed by systemd socket activation.
+pub(super) fn activated() -> Result<Vec<Listener>, Failure> {
+    let failed = |error: io::Error| Failure::system("socket activation", &error);
+    let sockets = sys::take_activated_sockets().map_err(failed)?;
+    if sockets.is_empty() {
+        return Err(Failure::usage("there is nowhere to listen")
+            .hint("give --unix PATH or --listen ADDR:PORT, or start it by socket activation"));
+    }
+    sockets
+        .into_iter()
+        .map(|socket| Listener::from_activation(socket).map_err(failed))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_is_quoted_for_the_shell() {
+        assert_eq!(quoted(""), "''");
+        assert_eq!(quoted("a b$(c)"), "'a b$(c)'");
+        assert_eq!(quoted("it's"), "'it'\\''s'");
+    }
+}
