@@ -49,6 +49,8 @@ pub enum ErrorKind {
     NoSpace,
     /// Memory ran out (`ENOMEM`).
     OutOfMemory,
+    /// The answer is longer than the request allows (`EOVERFLOW`).
+    Overflow,
     /// The device cannot do this at all (`ENOTSUP`).
     Unsupported,
     /// The peer broke the protocol.
@@ -219,6 +221,7 @@ impl ErrorKind {
             Self::OutOfBounds => "out of bounds",
             Self::NoSpace => "no space left",
             Self::OutOfMemory => "out of memory",
+            Self::Overflow => "the answer is too long",
             Self::Unsupported => "not supported",
             Self::Protocol => "the peer broke the protocol",
             Self::Incompatible => "incompatible peer",

@@ -35,11 +35,11 @@ pub use names::{
 };
 pub use page_cache::{drop_cached, is_cached};
 pub use path::open_location;
-pub use pipe::{FillStop, Pipe};
+pub use pipe::{FillStop, Pipe, set_pipe_capacity};
 pub use process::{
     FILE_SIZE_SIGNAL, duplicate_inherited, is_root, is_signal_ignored, kill_group, spawn_activated,
     take_activated_sockets, terminate_group,
 };
 pub use space::{file_size_limit, free_space, may_compress};
 pub use stream::{read_stream, write_stream};
-pub use usage::{Usage, Waited, await_exit, reap};
+pub use usage::{Usage, Waited, await_exit, exit_descriptor, reap};

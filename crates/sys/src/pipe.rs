@@ -26,6 +26,17 @@ pub struct Pipe {
     length: usize,
 }
 
+/// Lets the pipe that `end` is an end of hold `capacity` bytes (whole pages), and says how many it really
+/// does: the system may grant less than was asked for, or nothing more than there was.
+///
+/// # Errors
+/// When `end` is no end of a pipe.
+pub fn set_pipe_capacity(end: impl AsFd, capacity: usize) -> io::Result<usize> {
+    fcntl_setpipe_size(&end, capacity)
+        .or_else(|_| fcntl_getpipe_size(&end))
+        .map_err(io::Error::from)
+}
+
 /// Why no more bytes went into a pipe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FillStop {
@@ -48,10 +59,7 @@ impl Pipe {
     /// As `pipe2(2)`.
     pub fn new(capacity: usize) -> io::Result<Self> {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-        let capacity = match fcntl_setpipe_size(&writer, capacity) {
-            Ok(granted) => granted,
-            Err(_) => fcntl_getpipe_size(&writer)?,
-        };
+        let capacity = set_pipe_capacity(&writer, capacity)?;
         Ok(Self {
             reader,
             writer,

@@ -3,7 +3,7 @@
 use std::{
     io, mem,
     os::{
-        fd::{AsFd, BorrowedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::process::ExitStatusExt,
     },
     process::{Child, ExitStatus},
@@ -38,6 +38,14 @@ pub enum Waited {
     TimedOut,
 }
 
+/// A descriptor that becomes readable when `child` has ended, closed in programs that are started.
+///
+/// # Errors
+/// As `pidfd_open(2)`; `ESRCH` when the child was reaped before.
+pub fn exit_descriptor(child: &Child) -> io::Result<OwnedFd> {
+    Ok(pidfd_open(pid(child)?, PidfdFlags::empty())?)
+}
+
 /// Waits until `child` has ended, `interrupt` is readable, or `timeout` is over, whichever is first.
 /// It reaps nothing: the process id stays the child's own.
 ///
@@ -48,7 +56,7 @@ pub fn await_exit(
     interrupt: BorrowedFd<'_>,
     timeout: Duration,
 ) -> io::Result<Waited> {
-    let process = pidfd_open(pid(child)?, PidfdFlags::empty())?;
+    let process = exit_descriptor(child)?;
     let deadline = Instant::now() + timeout;
     loop {
         let mut watched = [
