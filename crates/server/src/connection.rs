@@ -493,7 +493,7 @@ impl<'d> Connection<'d> {
                 self.tell_failure(request.command, &error);
                 let message = error.to_string();
                 self.note(&request, began, Some(&message));
-                let number = errno::errno(request.command, &error);
+                let number = errno::errno(request.command, request.flags, &error);
                 let answer = self.writer.error(&request, number, &message);
                 self.replies.push_bytes(answer, true);
                 self.heed(wish);

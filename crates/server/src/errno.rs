@@ -1,10 +1,13 @@
 //! What a device's error is called on the wire.
 
 use blockferry_block::{Error, ErrorKind};
-use blockferry_proto::{Command, Errno, OptionErrorCode, OptionRefusal};
+use blockferry_proto::{Command, CommandFlags, Errno, OptionErrorCode, OptionRefusal};
 
-/// The error number of a reply to a failed `command` (section "Error values").
-pub(crate) fn errno(command: Command, error: &Error) -> Errno {
+/// The error number of a reply to a failed `command` with `flags` (section "Error values": two numbers are
+/// for clients that asked for them).
+pub(crate) fn errno(command: Command, flags: CommandFlags, error: &Error) -> Errno {
+    let is_fast = command == Command::WriteZeroes && flags.contains(CommandFlags::FAST_ZERO);
+    let is_whole = command == Command::Read && flags.contains(CommandFlags::DF);
     match error.kind() {
         ErrorKind::ReadOnly | ErrorKind::NotPermitted => Errno::EPERM,
         ErrorKind::OutOfMemory => Errno::ENOMEM,
@@ -12,7 +15,9 @@ pub(crate) fn errno(command: Command, error: &Error) -> Errno {
         ErrorKind::NoSpace => Errno::ENOSPC,
         ErrorKind::OutOfBounds if command.is_write() => Errno::ENOSPC,
         ErrorKind::OutOfBounds => Errno::EINVAL,
-        ErrorKind::Unsupported => Errno::ENOTSUP,
+        ErrorKind::Unsupported if is_fast => Errno::ENOTSUP,
+        ErrorKind::Overflow if is_whole => Errno::EOVERFLOW,
+        ErrorKind::Unsupported | ErrorKind::Overflow => Errno::EINVAL,
         ErrorKind::ShuttingDown => Errno::ESHUTDOWN,
         // The specification has no other: what failed says the message.
         _ => Errno::EIO,
