@@ -1,0 +1,4 @@
+//! Real scripts, run by the shell.
+
+mod requests;
+mod support;
