@@ -5,7 +5,7 @@ use std::{ffi::OsStr, fmt, path::PathBuf};
 
 use crate::{
     block::{DataContents, DataOptions, SampleOptions, decode_base64},
-    script::{Program, ScriptOptions},
+    script::{Program, ScriptOptions, is_method},
 };
 
 use super::{EndpointKind, parameters::Values, printable};
@@ -311,6 +311,7 @@ pub static SOURCES: &[SourceKind] = &[
                 program: Program::File(PathBuf::from(script)),
                 parameters: with_os_keys(values.into_others()),
                 name: format!("sh:{}", printable(text)),
+                timeout: None,
             }))
         }),
         ..NONE
@@ -380,44 +381,6 @@ const PATH: Parameter = Parameter {
     ..REQUIRED
 };
 
-/// The methods of a script, which `eval:` tells from parameters.
-const METHODS: &[&str] = &[
-    "after_fork",
-    "block_size",
-    "cache",
-    "can_cache",
-    "can_extents",
-    "can_fast_zero",
-    "can_flush",
-    "can_fua",
-    "can_multi_conn",
-    "can_trim",
-    "can_write",
-    "can_zero",
-    "close",
-    "config",
-    "config_complete",
-    "default_export",
-    "dump_plugin",
-    "export_description",
-    "extents",
-    "flush",
-    "get_ready",
-    "get_size",
-    "is_rotational",
-    "list_exports",
-    "load",
-    "missing",
-    "open",
-    "pread",
-    "preconnect",
-    "pwrite",
-    "thread_model",
-    "trim",
-    "unload",
-    "zero",
-];
-
 fn data(values: Values, _: &OsStr) -> Result<EndpointKind, String> {
     let bytes = |name| {
         values
@@ -447,9 +410,8 @@ fn data(values: Values, _: &OsStr) -> Result<EndpointKind, String> {
 
 fn eval(values: Values, text: &OsStr) -> Result<EndpointKind, String> {
     let given = values.into_others();
-    let (methods, parameters): (Vec<_>, Vec<_>) = given
-        .into_iter()
-        .partition(|(key, _)| METHODS.contains(&key.as_str()));
+    let (methods, parameters): (Vec<_>, Vec<_>) =
+        given.into_iter().partition(|(key, _)| is_method(key));
     for (index, (method, _)) in methods.iter().enumerate() {
         if methods[..index].iter().any(|(known, _)| known == method) {
             return Err(format!("{method} is given twice"));
@@ -462,6 +424,7 @@ fn eval(values: Values, text: &OsStr) -> Result<EndpointKind, String> {
         program: Program::Methods(methods),
         parameters: with_os_keys(parameters),
         name: format!("eval:{}", printable(text)),
+        timeout: None,
     }))
 }
 
