@@ -30,6 +30,7 @@ mod progress;
 mod rate;
 mod restarts;
 mod serve;
+mod serve_life;
 mod streams;
 mod timeouts;
 mod tls;

@@ -84,6 +84,7 @@ pub(crate) async fn negotiate(
                     _ => Err(Ending::Refused),
                 };
             }
+            ServerStep::Close if machine.was_aborted() => return Err(Ending::Disconnected),
             ServerStep::StartTls | ServerStep::Close => return Err(Ending::Refused),
         }
     }

@@ -237,6 +237,7 @@ impl Shared {
     async fn serve_connection(&self, id: ConnectionId, accepted: Accepted) -> Ending {
         let settled = match self.greet(id, accepted).await {
             Ok(settled) => settled,
+            Err(ending @ (Ending::Disconnected | Ending::ShutDown)) => return ending,
             Err(ending) => {
                 self.book.failed_connections.fetch_add(1, Ordering::Relaxed);
                 return ending;

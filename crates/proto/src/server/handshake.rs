@@ -146,6 +146,8 @@ pub struct ServerHandshake {
     mode: ReplyMode,
     /// Options received so far.
     options: u32,
+    /// Whether the client ended the handshake itself.
+    goodbye: bool,
     /// The contexts that were selected, and the export for which.
     selected: Option<(String, Vec<MetaContext>)>,
 }
@@ -184,6 +186,7 @@ impl ServerHandshake {
             tls: false,
             mode: ReplyMode::Simple,
             options: 0,
+            goodbye: false,
             selected: None,
         }
     }
@@ -219,6 +222,11 @@ impl ServerHandshake {
             }
             _ => ServerStep::Receive(self.wanted()),
         }
+    }
+
+    /// Whether it is the client's `NBD_OPT_ABORT` that the connection is to be closed for.
+    pub fn was_aborted(&self) -> bool {
+        self.goodbye
     }
 
     /// Takes the bytes that [`ServerStep::Receive`] asked for.
@@ -433,6 +441,7 @@ impl ServerHandshake {
             OptionCode::ExportName => self.on_export_name(payload),
             OptionCode::Abort => {
                 self.replies(option).ack();
+                self.goodbye = true;
                 self.state = State::Close;
             }
             OptionCode::List => self.state = State::List,
