@@ -18,6 +18,7 @@ mod getopt;
 mod nbdcopy;
 mod nbddump;
 mod nbdinfo;
+mod qemu_nbd;
 mod refusal;
 
 /// The version of libnbd whose tools are spoken for: what `--version` says.
@@ -45,6 +46,7 @@ pub(crate) enum Tool {
     Nbdcopy,
     Nbdinfo,
     Nbddump,
+    QemuNbd,
 }
 
 impl Tool {
@@ -54,6 +56,7 @@ impl Tool {
             "nbdcopy" => Some(Self::Nbdcopy),
             "nbdinfo" => Some(Self::Nbdinfo),
             "nbddump" => Some(Self::Nbddump),
+            "qemu-nbd" => Some(Self::QemuNbd),
             _ => None,
         }
     }
@@ -63,6 +66,7 @@ impl Tool {
             Self::Nbdcopy => "nbdcopy",
             Self::Nbdinfo => "nbdinfo",
             Self::Nbddump => "nbddump",
+            Self::QemuNbd => "qemu-nbd",
         }
     }
 
@@ -73,6 +77,7 @@ impl Tool {
             Self::Nbdcopy => nbdcopy::main(arguments),
             Self::Nbdinfo => nbdinfo::main(arguments),
             Self::Nbddump => nbddump::main(arguments),
+            Self::QemuNbd => qemu_nbd::main(arguments),
         }
     }
 }

@@ -119,16 +119,18 @@ fn served_export(
             .clone()
             .or_else(|| info.description.clone()),
         size: info.size,
-        flags: transmission_flags(info, options.read_only),
+        flags: transmission_flags(info, options),
         block_sizes: Some(block_sizes),
         contexts: contexts.collect(),
     })
 }
 
 /// What a client may do: what the device can, and what is made of that in [`requests`](crate::requests).
-fn transmission_flags(info: &DeviceInfo, read_only: bool) -> TransmissionFlags {
+fn transmission_flags(info: &DeviceInfo, options: &ServerOptions) -> TransmissionFlags {
     use TransmissionFlags as Flags;
-    let writable = !read_only && info.can(Capabilities::WRITE);
+    let writable = !options.read_only && info.can(Capabilities::WRITE);
+    // A second connection would wait for the end of the first one.
+    let several = options.max_connections > 1 && info.can(Capabilities::MULTI_CONN);
     let durable = info
         .capabilities
         .intersects(Capabilities::FLUSH | Capabilities::FUA);
@@ -143,7 +145,7 @@ fn transmission_flags(info: &DeviceInfo, read_only: bool) -> TransmissionFlags {
         Flags::SEND_FAST_ZERO,
         writable && info.can(Capabilities::FAST_ZERO),
     );
-    flags.set(Flags::CAN_MULTI_CONN, info.can(Capabilities::MULTI_CONN));
+    flags.set(Flags::CAN_MULTI_CONN, several);
     flags.set(Flags::SEND_CACHE, info.can(Capabilities::CACHE));
     flags
 }

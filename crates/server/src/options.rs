@@ -10,7 +10,8 @@ use blockferry_proto::{Command, CommandFlags, HandshakeFlags, Negotiated};
 pub struct ServerOptions {
     /// Refuses every change, whatever the devices can do. Default: false.
     pub read_only: bool,
-    /// Connections at a time; more of them wait in the listener's backlog. At least 1, default 100.
+    /// Connections at a time; more of them wait in the listener's backlog. At least 1, default 100. With 1
+    /// clients are not told that they may use several.
     pub max_connections: usize,
     /// How long a client may take from connecting to the end of the handshake, not counting the
     /// time that it takes to open a device. Default 10 s.
@@ -35,6 +36,9 @@ pub struct ServerOptions {
     /// Answers long reads with the pages of a file where that is faster than copying them. Whoever changes
     /// the file meanwhile changes what such a reader gets. Default: true.
     pub zero_copy: bool,
+    /// Lets clients give space back: trims reach the device, and zeroes may become holes. Otherwise a trim is
+    /// acknowledged and changes nothing, and zeroes stay allocated. Default: true.
+    pub discard: bool,
     /// Counts requests by export and command, and measures them. Default: false.
     pub measured: bool,
     /// Tells the observer of every request. Default: false.
@@ -60,6 +64,7 @@ impl Default for ServerOptions {
             handshake_flags: HandshakeFlags::all(),
             idle_timeout: None,
             zero_copy: true,
+            discard: true,
             measured: false,
             tells_requests: false,
             once: false,

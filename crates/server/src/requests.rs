@@ -37,6 +37,8 @@ pub(crate) struct Target {
     is_file: bool,
     /// Whether the system tells what is cached.
     knows_cached: AtomicBool,
+    /// Whether clients may give space back.
+    discard: bool,
 }
 
 /// What a client wants done, in terms of a device. The range was checked by the protocol's session.
@@ -84,7 +86,14 @@ impl Target {
             buffers,
             is_file,
             knows_cached: AtomicBool::new(true),
+            discard: true,
         }
+    }
+
+    /// The same, of whose space clients give back nothing unless `discard` lets them.
+    pub(crate) fn discarding(mut self, discard: bool) -> Self {
+        self.discard = discard;
+        self
     }
 
     /// The device, which no request works on any more.
@@ -202,6 +211,9 @@ impl Target {
     }
 
     async fn trim(&self, range: ByteRange, fua: bool) -> Result<Answer> {
+        if !self.discard {
+            return Ok(Answer::Done);
+        }
         self.device.trim(range, self.write_flags(fua)).await?;
         self.make_durable(fua).await
     }
@@ -211,7 +223,8 @@ impl Target {
         let fast = flags.contains(CommandFlags::FAST_ZERO);
         let mut zero = ZeroFlags::empty();
         zero.set(ZeroFlags::FUA, fua && self.has_fua());
-        zero.set(ZeroFlags::NO_HOLE, flags.contains(CommandFlags::NO_HOLE));
+        let allocated = !self.discard || flags.contains(CommandFlags::NO_HOLE);
+        zero.set(ZeroFlags::NO_HOLE, allocated);
         zero.set(ZeroFlags::FAST, fast);
         match self.device.zero(range, zero).await {
             Err(error) if error.kind() == ErrorKind::Unsupported && !fast => {

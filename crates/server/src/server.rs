@@ -290,7 +290,8 @@ impl Shared {
             .as_ref()
             .unwrap_or(&negotiated.export_name);
         let counters = self.options.measured.then(|| self.book.open(name));
-        let target = Target::new(export.device, self.buffers.clone());
+        let target =
+            Target::new(export.device, self.buffers.clone()).discarding(self.options.discard);
         let connection = Connection::new(id, &stream, &target, self, &negotiated)
             .counted(counters.clone())
             .heeding(export.wishes);

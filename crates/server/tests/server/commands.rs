@@ -68,6 +68,38 @@ fn zeroes_and_trims_reach_the_device_in_every_framing() {
 }
 
 #[test]
+fn space_that_is_not_to_be_given_back_stays_allocated() {
+    let device = probe(SIZE);
+    let host = Host::with(device.clone(), options(|options| options.discard = false));
+    let mut peer = host.connect();
+    let none = CommandFlags::empty();
+    peer.call(Command::Trim, none, (0, 4096), &[]).ok();
+    peer.call(Command::WriteZeroes, none, (4096, 4096), &[])
+        .ok();
+    let data = peer.read(0, 8192).ok();
+    assert_eq!(data[..4096], pattern(4096));
+    assert!(data[4096..].iter().all(|byte| *byte == 0));
+    let calls = device.calls();
+    assert!(!calls.iter().any(|call| call.starts_with("trim")));
+    let zero = calls.iter().find(|call| call.starts_with("zero"));
+    assert!(
+        zero.is_some_and(|call| call.contains("NO_HOLE")),
+        "{calls:?}"
+    );
+}
+
+#[test]
+fn a_server_of_one_connection_does_not_invite_to_a_second() {
+    let offers = |connections| {
+        let options = options(|options| options.max_connections = connections);
+        let host = Host::with(probe(SIZE), options);
+        let flags = host.connect().negotiated().export.flags;
+        flags.contains(TransmissionFlags::CAN_MULTI_CONN)
+    };
+    assert!(offers(2) && !offers(1));
+}
+
+#[test]
 fn the_export_offers_what_the_device_can_do() {
     use TransmissionFlags as Flags;
     let flags = |device: Probe| {

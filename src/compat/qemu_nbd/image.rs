@@ -1,0 +1,279 @@
+//! The image that is served: a file by its name, or what `--image-opts` says; and what format it seems to have.
+
+use std::{
+    ffi::OsStr,
+    fs::File,
+    os::unix::fs::{FileExt, FileTypeExt},
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    cli::failure::Failure,
+    endpoint::{Endpoint, EndpointKind, printable},
+};
+
+use super::keywords::Keywords;
+
+/// What is served.
+#[derive(Debug)]
+pub(super) struct Image {
+    pub(super) source: Endpoint,
+    /// The first byte that is served, and how many are; all up to the end without a number.
+    pub(super) offset: u64,
+    pub(super) size: Option<u64>,
+    pub(super) read_only: bool,
+}
+
+impl Image {
+    fn whole(source: Endpoint) -> Self {
+        Self {
+            source,
+            offset: 0,
+            size: None,
+            read_only: false,
+        }
+    }
+
+    /// The image `name`, in `format` where one is given.
+    pub(super) fn named(name: &OsStr, format: Option<&str>) -> Result<Self, Failure> {
+        let text = name.to_str().unwrap_or_default();
+        if text.starts_with("json:") {
+            return Err(Failure::usage(
+                "images in JSON are not supported; write --image-opts key=value,key=value",
+            ));
+        }
+        let source = seekable(name)?;
+        check_format(&source, format)?;
+        Ok(Self::whole(source))
+    }
+
+    /// The image that `--image-opts` describes.
+    pub(super) fn described(text: &str) -> Result<Self, Failure> {
+        let mut keywords = Keywords::parse(text, Some("driver"))?;
+        let driver = keywords.take("driver");
+        let (format, mut protocol) = match driver.as_deref() {
+            Some("file" | "host_device") => (Some("raw"), keywords),
+            format => {
+                let protocol = keywords.take_inner("file");
+                return Self::formatted(format, keywords, protocol);
+            }
+        };
+        let read_only = protocol.take_switch("read-only")?.unwrap_or(false);
+        let source = file(protocol)?;
+        check_format(&source, format)?;
+        Ok(Self {
+            read_only,
+            ..Self::whole(source)
+        })
+    }
+
+    /// An image of `format` in what `protocol` describes.
+    fn formatted(
+        format: Option<&str>,
+        mut keywords: Keywords,
+        mut protocol: Keywords,
+    ) -> Result<Self, Failure> {
+        if let Some(format) = format {
+            known_format(format)?;
+        }
+        let offset = keywords.take_bytes("offset")?.unwrap_or(0);
+        let size = keywords.take_bytes("size")?;
+        let read_only = keywords.take_switch("read-only")?.unwrap_or(false);
+        ignore_speed(&mut keywords)?;
+        keywords.end("--image-opts")?;
+        let driver = protocol.take("driver");
+        if !matches!(driver.as_deref(), None | Some("file" | "host_device")) {
+            let driver = printable(driver.unwrap_or_default().as_ref());
+            return Err(Failure::usage(format!(
+                "--image-opts: the driver '{driver}' is not supported for file; file is"
+            )));
+        }
+        let source = file(protocol)?;
+        check_format(&source, format)?;
+        Ok(Self {
+            source,
+            offset,
+            size,
+            read_only,
+        })
+    }
+}
+
+/// The file that the keywords of the driver `file` name.
+fn file(mut keywords: Keywords) -> Result<Endpoint, Failure> {
+    let path = keywords.take("filename").ok_or_else(|| {
+        Failure::usage("--image-opts: a file has no name: file.filename=PATH is missing")
+    })?;
+    ignore_speed(&mut keywords)?;
+    // Nothing here locks a file.
+    keywords.take("locking");
+    keywords.end("--image-opts")?;
+    Ok(Endpoint::from(PathBuf::from(path)))
+}
+
+/// Takes what changes nothing but how fast an image is.
+fn ignore_speed(keywords: &mut Keywords) -> Result<(), Failure> {
+    keywords.take("aio");
+    keywords.take("node-name");
+    keywords.take_switch("cache.direct")?;
+    keywords.take_switch("cache.no-flush")?;
+    Ok(())
+}
+
+/// An endpoint that can be read anywhere.
+fn seekable(name: &OsStr) -> Result<Endpoint, Failure> {
+    let endpoint = Endpoint::parse(name)?;
+    match endpoint.kind() {
+        // A hyphen is a file of that name to qemu-nbd.
+        EndpointKind::Standard => Ok(Endpoint::from(PathBuf::from("./-"))),
+        EndpointKind::Null(None) | EndpointKind::Directory(_) => {
+            Err(Failure::usage(format!("{endpoint} is no image")))
+        }
+        _ => Ok(endpoint),
+    }
+}
+
+/// Refuses a format that is not read yet, and an image that is in one while nobody said that its bytes are
+/// wanted.
+fn check_format(source: &Endpoint, format: Option<&str>) -> Result<(), Failure> {
+    match (format, source.kind()) {
+        (Some(format), _) => known_format(format),
+        (None, EndpointKind::File(path)) => match probe(path) {
+            None => Ok(()),
+            Some(format) => Err(Failure::usage(format!(
+                "{source}: {format} is not read yet; -f raw serves its bytes"
+            ))),
+        },
+        _ => Ok(()),
+    }
+}
+
+fn known_format(format: &str) -> Result<(), Failure> {
+    match format {
+        "raw" => Ok(()),
+        "bochs" | "cloop" | "dmg" | "luks" | "parallels" | "qcow" | "qcow2" | "qed" | "vdi"
+        | "vhdx" | "vmdk" | "vpc" | "vvfat" => Err(Failure::usage(format!(
+            "{format} is not read yet; -f raw serves the bytes of a file"
+        ))),
+        _ => {
+            let format = printable(format.as_ref());
+            Err(Failure::usage(format!("Unknown driver '{format}'")))
+        }
+    }
+}
+
+/// How images begin that are not just bytes: where, with what, and the format's name.
+const MAGICS: &[(u64, &[u8], &str)] = &[
+    (0, b"QFI\xfb\0\0\0\x01", "qcow"),
+    (0, b"QFI\xfb", "qcow2"),
+    (0, b"QED\0", "qed"),
+    (0, b"KDMV", "vmdk"),
+    (0, b"COWD", "vmdk"),
+    (0, b"# Disk DescriptorFile", "vmdk"),
+    (0, b"vhdxfile", "vhdx"),
+    (0, b"conectix", "vpc"),
+    (0x40, b"\x7f\x10\xda\xbe", "vdi"),
+    (0, b"LUKS\xba\xbe", "luks"),
+    (0, b"WithoutFreeSpace", "parallels"),
+    (0, b"WithouFreSpacExt", "parallels"),
+    (0, b"Bochs Virtual HD Image", "bochs"),
+];
+
+/// The format that the file at `path` seems to have; `None` for bytes. What cannot be read is found out when
+/// it is opened.
+fn probe(path: &Path) -> Option<&'static str> {
+    let metadata = path.metadata().ok()?;
+    let kind = metadata.file_type();
+    // Opening a pipe would wait for its other end.
+    if !kind.is_file() && !kind.is_block_device() {
+        return None;
+    }
+    let file = File::open(path).ok()?;
+    let begins = |(offset, magic, _): &&(u64, &[u8], &str)| {
+        let mut found = vec![0; magic.len()];
+        file.read_exact_at(&mut found, *offset).is_ok() && found == **magic
+    };
+    MAGICS.iter().find(begins).map(|(.., format)| *format)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(text: &str) -> String {
+        let failure = Image::described(text).expect_err("refused");
+        failure.to_string()
+    }
+
+    #[test]
+    fn image_options_name_a_file_and_a_part_of_it() {
+        let text = "driver=raw,offset=1M,size=2M,read-only=on,file.driver=file,file.filename=/x,,y";
+        let image = Image::described(text).expect("good");
+        assert_eq!((image.offset, image.size), (1 << 20, Some(2 << 20)));
+        assert!(image.read_only);
+        let EndpointKind::File(path) = image.source.kind() else {
+            panic!("{:?}", image.source);
+        };
+        assert_eq!(path, Path::new("/x,y"));
+        let image = Image::described("file,filename=/x,aio=native,cache.direct=on").expect("good");
+        assert_eq!((image.offset, image.size), (0, None));
+    }
+
+    #[test]
+    fn image_options_that_cannot_be_honoured_are_refused_by_name() {
+        for (text, named) in [
+            ("driver=raw", "file.filename"),
+            ("driver=qcow2,file.filename=x", "qcow2 is not read yet"),
+            ("driver=bogus,file.filename=x", "Unknown driver 'bogus'"),
+            ("driver=raw,file.driver=nbd,file.path=x", "'nbd'"),
+            ("driver=raw,file.filename=x,bogus=1", "'bogus'"),
+            ("driver=raw,file.filename=x,file.bogus=1", "'bogus'"),
+            ("{\"driver\":\"raw\"}", "JSON"),
+        ] {
+            let refused = refusal(text);
+            assert!(refused.contains(named), "{text}: {refused}");
+        }
+    }
+
+    #[test]
+    fn what_a_file_begins_with_tells_its_format() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("image");
+        for &(offset, magic, format) in MAGICS {
+            let mut bytes = vec![0; 512];
+            let start = usize::try_from(offset).expect("small");
+            bytes[start..start + magic.len()].copy_from_slice(magic);
+            std::fs::write(&path, bytes).expect("room");
+            let refused = Image::named(path.as_os_str(), None)
+                .expect_err(format)
+                .to_string();
+            assert!(
+                refused.contains(&format!("{format} is not read yet")),
+                "{refused}"
+            );
+            Image::named(path.as_os_str(), Some("raw")).expect("its bytes");
+        }
+        for bytes in [&b""[..], b"QFI", &[0; 4096]] {
+            std::fs::write(&path, bytes).expect("room");
+            Image::named(path.as_os_str(), None).expect("bytes");
+        }
+    }
+
+    #[test]
+    fn a_file_may_be_named_with_its_protocol() {
+        let path = |name: &str| match Image::named(name.as_ref(), None)
+            .expect("good")
+            .source
+            .kind()
+        {
+            EndpointKind::File(path) => path.clone(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(path("file:sample:4G"), Path::new("sample:4G"));
+        assert_eq!(path("-"), Path::new("./-"));
+        let uri = Image::named("nbd://host/x".as_ref(), None).expect("good");
+        assert!(matches!(uri.source.kind(), EndpointKind::Nbd(_)));
+        assert!(Image::named("json:{}".as_ref(), None).is_err());
+        assert!(Image::named("null:".as_ref(), None).is_err());
+    }
+}

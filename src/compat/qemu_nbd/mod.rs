@@ -1,0 +1,38 @@
+//! The command line of `qemu-nbd`: a server of one image, or with `--list` a client that lists exports.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `request` | the options, and what they ask for |
+//! | `keywords` | `key=value,key=value`, as `--object` and `--image-opts` take them |
+//! | `credentials` | `--object` and `--tls-creds` |
+//! | `image` | the image: its name or `--image-opts`, and what format it seems to have |
+//! | `list` | what `--list` prints |
+
+mod credentials;
+mod image;
+mod keywords;
+mod list;
+mod request;
+
+use std::{ffi::OsString, process::ExitCode};
+
+use crate::cli::{commands, failure::Failure, output::print};
+
+use super::refusal::end;
+use request::Request;
+
+/// Runs `qemu-nbd`. Its only exit code for failures is 1.
+pub(super) fn main(arguments: Vec<OsString>) -> ExitCode {
+    let text = match Request::parse(arguments) {
+        Ok(Request::Print(text)) => Ok(text),
+        Ok(Request::List(endpoint)) => list::list(&endpoint),
+        Ok(Request::Serve(job)) => commands::serve::run(*job).map(|()| String::new()),
+        Err(refusal) => return refusal.end(request::USAGE),
+    };
+    let done = text
+        .and_then(|text| print(&text).map_err(|error| Failure::system("standard output", &error)));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => end(failure),
+    }
+}
