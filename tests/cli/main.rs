@@ -19,6 +19,7 @@ mod dropin_nbdcopy_failures;
 mod dropin_nbdcopy_voice;
 mod dropin_nbddump;
 mod dropin_nbdinfo;
+mod dropin_qemu_nbd;
 mod examples;
 mod failing_requests;
 mod in_order;

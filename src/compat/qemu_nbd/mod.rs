@@ -23,16 +23,15 @@ use request::Request;
 
 /// Runs `qemu-nbd`. Its only exit code for failures is 1.
 pub(super) fn main(arguments: Vec<OsString>) -> ExitCode {
-    let text = match Request::parse(arguments) {
-        Ok(Request::Print(text)) => Ok(text),
-        Ok(Request::List(endpoint)) => list::list(&endpoint),
-        Ok(Request::Serve(job)) => commands::serve::run(*job).map(|()| String::new()),
+    let show = |text: String| {
+        print(&text).map_err(|error| Failure::system("standard output", &error))?;
+        Ok(ExitCode::SUCCESS)
+    };
+    let done = match Request::parse(arguments) {
+        Ok(Request::Print(text)) => show(text),
+        Ok(Request::List(endpoint)) => list::list(&endpoint).and_then(show),
+        Ok(Request::Serve(job)) => commands::serve::run(*job),
         Err(refusal) => return refusal.end(request::USAGE),
     };
-    let done = text
-        .and_then(|text| print(&text).map_err(|error| Failure::system("standard output", &error)));
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => end(failure),
-    }
+    done.unwrap_or_else(end)
 }
