@@ -120,7 +120,6 @@ fn what_an_export_is_and_can_agrees() {
                 is("size"),
                 is("is read-only"),
                 is("can write"),
-                is("can flush"),
                 is("can trim"),
                 is("can zero"),
                 is("can df"),
