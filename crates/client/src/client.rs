@@ -114,11 +114,30 @@ impl Client {
         let other = Self::connect(uri, options).await?;
         if self.is_alive() {
             // The same server answers.
-            other.handle.warm.store(true, Ordering::Relaxed);
+            other.skip_warm_up();
         }
         fit::check(self.info(), other.info())
             .map_err(|error| error.during(Operation::Open).on(&self.info().name))?;
         Ok(other)
+    }
+
+    /// Takes note that the server was warmed up through another connection.
+    pub(crate) fn skip_warm_up(&self) {
+        self.handle.warm.store(true, Ordering::Relaxed);
+    }
+
+    /// The connection's end, and why it came. Waiting for it does not keep the connection open.
+    pub(crate) fn closed(&self) -> impl Future<Output = Error> + Send + use<> {
+        let shared = Arc::clone(&self.handle.shared);
+        async move {
+            poll_fn(|context| shared.poll_closed(context)).await;
+            shared.end_reason()
+        }
+    }
+
+    /// Why the connection ended, once it has.
+    pub(crate) fn end_reason(&self) -> Error {
+        self.handle.shared.end_reason()
     }
 
     /// Whether the connection has not ended yet.

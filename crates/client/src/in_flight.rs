@@ -285,6 +285,14 @@ impl Shared {
         Poll::Pending
     }
 
+    /// Why the connection ended, once it has.
+    pub(crate) fn end_reason(&self) -> Error {
+        match &self.lock().ending {
+            Ending::Over(error) => error.clone(),
+            Ending::Open | Ending::Closing => disconnected(),
+        }
+    }
+
     /// The connection is over: every request in flight fails with `error`, and every later one. The
     /// payloads of `unsent`, and of what was not even taken to be sent, go back with their failures.
     pub(crate) fn end(&self, error: Error, unsent: VecDeque<Outgoing>) {

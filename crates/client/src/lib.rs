@@ -6,7 +6,8 @@
 //!   together, so that even one call keeps the server busy.
 //! - [`Client`]: asynchronous (tokio), cheap to clone, a [`BlockDevice`](blockferry_block::BlockDevice).
 //!   Requests are pipelined; dropping a future is safe.
-//! - [`Pool`]: several of those to one export as one device, which outlives the loss of some.
+//! - [`Pool`]: several of those to one export as one device, which outlives the loss of some, and where it is
+//!   told to that of all.
 //!
 //! All receive the payload where it belongs: one system call takes the rest of
 //! one payload, the next reply's header and the payload that will most probably follow it.
@@ -32,4 +33,4 @@ mod watchdog;
 
 pub use client::Client;
 pub use options::{ConnectOptions, Gone};
-pub use pool::Pool;
+pub use pool::{Pool, PoolEvent, PoolObserver, PoolOptions};

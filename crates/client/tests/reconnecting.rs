@@ -2,52 +2,12 @@
 
 mod support;
 
-use std::{
-    fs,
-    os::unix::{fs::symlink, net::UnixListener},
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{fs, os::unix::net::UnixListener, sync::Arc};
 
 use blockferry_block::{BlockDevice, Buffer, Error, ErrorKind};
 use blockferry_client::{Client, ConnectOptions, Gone};
-use blockferry_proto::{BlockSizes, NbdUri, Transport};
-use support::{Script, Server, byte_at};
-use tempfile::TempDir;
-
-/// A name for a server that can be given to another one.
-struct Place {
-    _room: TempDir,
-    link: PathBuf,
-}
-
-impl Place {
-    fn of(server: &Server) -> Self {
-        let room = tempfile::tempdir().expect("a directory");
-        let link = room.path().join("place.sock");
-        let place = Self { _room: room, link };
-        place.lead_to(&socket(server));
-        place
-    }
-
-    fn lead_to(&self, socket: &Path) {
-        let _ = fs::remove_file(&self.link);
-        symlink(socket, &self.link).expect("a link");
-    }
-
-    fn uri(&self) -> NbdUri {
-        format!("nbd+unix:///?socket={}", self.link.display())
-            .parse()
-            .expect("a good URI")
-    }
-}
-
-fn socket(server: &Server) -> PathBuf {
-    match server.uri().transport {
-        Transport::Unix { path } => path,
-        other => panic!("no socket: {other:?}"),
-    }
-}
+use blockferry_proto::{BlockSizes, NbdUri};
+use support::{Place, Script, Server, byte_at};
 
 /// The first connection dies in the middle of its first answer.
 fn mortal() -> Script {
@@ -112,7 +72,7 @@ async fn a_server_of_something_else_is_not_taken_for_the_same() {
         let (first, second) = (Server::start(before.clone()), Server::start(after));
         let place = Place::of(&first);
         let client = lost_connection(&place.uri(), &ConnectOptions::default()).await;
-        place.lead_to(&socket(&second));
+        place.lead_to(&second.socket);
         let error = reopen_fails(&client).await;
         assert_eq!(error.kind(), ErrorKind::Incompatible);
         assert!(!error.is_transient());
@@ -134,7 +94,7 @@ async fn a_server_that_is_away_is_told_from_one_that_has_gone() {
     assert_eq!(reopen_fails(&client).await.kind(), ErrorKind::Refused);
     fs::remove_file(&deserted).expect("it was there");
     assert_eq!(reopen_fails(&client).await.kind(), ErrorKind::NotFound);
-    place.lead_to(&socket(&server));
+    place.lead_to(&server.socket);
     client.reopen().await.expect("it is back");
 }
 

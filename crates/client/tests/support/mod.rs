@@ -2,9 +2,14 @@
 //! with errors, or dies.
 
 use std::{
+    fs,
     io::{self, Read, Write},
-    os::unix::net::{UnixListener, UnixStream},
-    path::PathBuf,
+    net::Shutdown,
+    os::unix::{
+        fs::symlink,
+        net::{UnixListener, UnixStream},
+    },
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
     thread,
     time::Duration,
@@ -47,6 +52,8 @@ pub(crate) struct Script {
     pub(crate) others: Others,
     /// Several connections are as good as one.
     pub(crate) multi_conn: bool,
+    /// There is a flush.
+    pub(crate) flush: bool,
     /// From this request on, counted from 0, nothing is answered any more; the connection stays.
     pub(crate) silent_from: Option<usize>,
     /// Which requests fail.
@@ -81,6 +88,7 @@ impl Default for Script {
             welcome: usize::MAX,
             others: Others::Refused,
             multi_conn: true,
+            flush: true,
             silent_from: None,
             fails: |_| None,
         }
@@ -90,11 +98,14 @@ impl Default for Script {
 /// The running server; its socket goes with the value.
 pub(crate) struct Server {
     _room: TempDir,
-    socket: PathBuf,
+    pub(crate) socket: PathBuf,
     #[allow(dead_code, reason = "not every test writes")]
     memory: Arc<Mutex<Vec<u8>>>,
     #[allow(dead_code, reason = "not every test counts")]
     requests: Arc<Mutex<Log>>,
+    /// A handle to each connection that there ever was.
+    #[allow(dead_code, reason = "not every test kills")]
+    streams: Arc<Mutex<Vec<UnixStream>>>,
 }
 
 /// Each request with the number of its connection.
@@ -102,16 +113,30 @@ type Log = Vec<(usize, ServerRequest)>;
 
 impl Server {
     pub(crate) fn start(script: Script) -> Self {
+        let memory = (0..script.size).map(byte_at).collect();
+        Self::of(script, Arc::new(Mutex::new(memory)))
+    }
+
+    /// Another server of the same memory.
+    #[allow(dead_code, reason = "not every test restarts")]
+    pub(crate) fn successor(&self, script: Script) -> Self {
+        Self::of(script, Arc::clone(&self.memory))
+    }
+
+    fn of(script: Script, memory: Arc<Mutex<Vec<u8>>>) -> Self {
         let room = tempfile::tempdir().expect("a directory");
         let socket = room.path().join("server.sock");
         let listener = UnixListener::bind(&socket).expect("a free name");
-        let memory = Arc::new(Mutex::new((0..script.size).map(byte_at).collect()));
         let requests = Arc::new(Mutex::new(Vec::new()));
         let (shared, log) = (Arc::clone(&memory), Arc::clone(&requests));
+        let streams = Arc::new(Mutex::new(Vec::new()));
+        let known = Arc::clone(&streams);
         thread::spawn(move || {
             let mut silent = Vec::new();
             for (connection, stream) in listener.incoming().enumerate() {
                 let stream = stream.expect("a connection");
+                let handle = stream.try_clone().expect("a descriptor");
+                known.lock().expect("not poisoned").push(handle);
                 if connection >= script.welcome {
                     match script.others {
                         Others::Refused => drop(stream),
@@ -139,9 +164,19 @@ impl Server {
             socket,
             memory,
             requests,
+            streams,
         }
     }
 
+    /// Ends every connection at once. It can still be connected to where its socket is known.
+    #[allow(dead_code, reason = "not every test kills")]
+    pub(crate) fn kill(&self) {
+        for stream in self.streams.lock().expect("not poisoned").drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    #[allow(dead_code, reason = "some tests go through a place")]
     pub(crate) fn uri(&self) -> NbdUri {
         format!("nbd+unix:///?socket={}", self.socket.display())
             .parse()
@@ -171,6 +206,40 @@ impl Server {
             .iter()
             .filter(|(_, request)| request.command == command);
         of_command.map(|(connection, _)| *connection).collect()
+    }
+}
+
+/// A name for a server that can be given to another one.
+#[allow(dead_code, reason = "not every test needs one")]
+pub(crate) struct Place {
+    _room: TempDir,
+    pub(crate) link: PathBuf,
+}
+
+#[allow(dead_code, reason = "not every test needs one")]
+impl Place {
+    pub(crate) fn of(server: &Server) -> Self {
+        let room = tempfile::tempdir().expect("a directory");
+        let link = room.path().join("place.sock");
+        let place = Self { _room: room, link };
+        place.lead_to(&server.socket);
+        place
+    }
+
+    pub(crate) fn lead_to(&self, socket: &Path) {
+        let _ = fs::remove_file(&self.link);
+        symlink(socket, &self.link).expect("a link");
+    }
+
+    /// Nobody is there any more.
+    pub(crate) fn clear(&self) {
+        fs::remove_file(&self.link).expect("it was there");
+    }
+
+    pub(crate) fn uri(&self) -> NbdUri {
+        format!("nbd+unix:///?socket={}", self.link.display())
+            .parse()
+            .expect("a good URI")
     }
 }
 
@@ -274,7 +343,7 @@ fn answer(
         };
         if script.dies_at == Some(*answered) {
             stream.write_all(&bytes[..script.last_words.min(bytes.len() - 1)])?;
-            stream.shutdown(std::net::Shutdown::Both)?;
+            stream.shutdown(Shutdown::Both)?;
             return Err(io::ErrorKind::Other.into());
         }
         for part in bytes.chunks(script.write_size) {
@@ -352,6 +421,7 @@ fn negotiate(stream: &mut UnixStream, script: &Script) -> io::Result<Negotiated>
     let mut flags =
         TransmissionFlags::all() - TransmissionFlags::READ_ONLY - TransmissionFlags::ROTATIONAL;
     flags.set(TransmissionFlags::CAN_MULTI_CONN, script.multi_conn);
+    flags.set(TransmissionFlags::SEND_FLUSH, script.flush);
     flags.set(TransmissionFlags::SEND_DF, script.knows_df);
     loop {
         match handshake.step() {

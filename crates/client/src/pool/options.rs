@@ -1,0 +1,82 @@
+//! How a pool behaves, and what it tells.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use blockferry_block::Error;
+
+/// How many connections a pool has, and what it does when they are lost. A number alone is that of the
+/// connections, with no reconnection.
+#[derive(Clone)]
+pub struct PoolOptions {
+    /// How many connections there may be, 1 to 256, where the server advertises
+    /// [`MULTI_CONN`](blockferry_block::Capabilities::MULTI_CONN); 1 otherwise. Default: 1.
+    pub connections: usize,
+    /// How many attempts in a row to open a lost connection again may fail. Default: 0, for no
+    /// reconnection.
+    pub retries: u32,
+    /// Told what happens to the connections. It must not block, and must not use the pool.
+    pub observer: Option<PoolObserver>,
+}
+
+/// Who is told what happens to a pool's connections.
+pub type PoolObserver = Arc<dyn Fn(&PoolEvent) + Send + Sync>;
+
+/// What happens to a pool's connections.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum PoolEvent {
+    /// A connection was lost.
+    Lost {
+        /// Why.
+        error: Error,
+        /// How many others live.
+        left: usize,
+    },
+    /// The server was lost with writes that it had acknowledged and nobody had flushed: the next flush
+    /// fails.
+    WritesLost,
+    /// No connection is left, and an attempt to open one has failed.
+    AttemptFailed {
+        /// Why.
+        error: Error,
+        /// Which attempt it was, counted from 1.
+        attempt: u32,
+        /// How long it takes until the next one.
+        pause: Duration,
+    },
+    /// The first connection after all were lost stands.
+    Reconnected {
+        /// How many attempts it took.
+        attempts: u32,
+    },
+    /// No connection could be opened. Requests fail until one can be: each tries once.
+    GaveUp {
+        /// What requests fail with.
+        error: Error,
+    },
+}
+
+impl Default for PoolOptions {
+    fn default() -> Self {
+        Self::from(1)
+    }
+}
+
+impl From<usize> for PoolOptions {
+    fn from(connections: usize) -> Self {
+        Self {
+            connections,
+            retries: 0,
+            observer: None,
+        }
+    }
+}
+
+impl fmt::Debug for PoolOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PoolOptions")
+            .field("connections", &self.connections)
+            .field("retries", &self.retries)
+            .finish_non_exhaustive()
+    }
+}
