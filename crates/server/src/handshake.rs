@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::{
     errno,
-    options::{ConnectionId, Ending, MAX_PAYLOAD, ServerEvent, ServerOptions},
+    options::{ConnectionId, Ending, MAX_PAYLOAD, ServerEvent, ServerOptions, TlsOptions},
     server::Shared,
     stream::Stream,
 };
@@ -34,7 +34,7 @@ pub(crate) async fn negotiate(
     let options = &shared.options;
     let mut machine = ServerHandshake::new(config(options));
     let mut opened: Option<(String, OpenExport)> = None;
-    let client = ClientFacts {
+    let mut client = ClientFacts {
         read_only: options.read_only,
         tls: false,
     };
@@ -84,15 +84,27 @@ pub(crate) async fn negotiate(
                     _ => Err(Ending::Refused),
                 };
             }
+            ServerStep::StartTls => {
+                let Some(TlsOptions { tls, .. }) = &options.tls else {
+                    return Err(Ending::Refused);
+                };
+                let session = tls.session().map_err(Ending::Tls)?;
+                // What a client sent behind its wish in the clear is still in the socket: it is nothing but
+                // the beginning of TLS, and wrong as that.
+                clock.limit(stream.secure(session)).await?;
+                machine.tls_ready();
+                client.tls = true;
+                opened = None;
+            }
             ServerStep::Close if machine.was_aborted() => return Err(Ending::Disconnected),
-            ServerStep::StartTls | ServerStep::Close => return Err(Ending::Refused),
+            ServerStep::Close => return Err(Ending::Refused),
         }
     }
 }
 
 fn config(options: &ServerOptions) -> ServerConfig {
     ServerConfig {
-        tls: TlsPolicy::Off,
+        tls: options.tls.as_ref().map_or(TlsPolicy::Off, |it| it.policy),
         structured: options.structured,
         extended: options.extended,
         meta_contexts: options.meta_contexts,

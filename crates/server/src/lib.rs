@@ -55,7 +55,8 @@ mod statistics;
 mod stream;
 
 pub use blockferry_block::{Exports, SingleExport};
+pub use blockferry_proto::TlsPolicy;
 pub use listener::Listener;
-pub use options::{ConnectionId, Ending, ServerEvent, ServerOptions};
+pub use options::{ConnectionId, Ending, ServerEvent, ServerOptions, TlsOptions};
 pub use server::Server;
 pub use statistics::{CommandStatistics, ExportStatistics, LATENCY_BOUNDS, Statistics};

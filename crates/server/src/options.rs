@@ -1,9 +1,10 @@
 //! What a server can be told, and what it tells while it runs.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use blockferry_block::{ByteRange, Error};
-use blockferry_proto::{Command, CommandFlags, HandshakeFlags, Negotiated};
+use blockferry_proto::{Command, CommandFlags, HandshakeFlags, Negotiated, TlsPolicy};
+use blockferry_tls::{self as tls, ServerTls};
 
 /// How a server behaves. Everything that a client can make it hold is bounded here.
 #[derive(Clone, Debug)]
@@ -48,6 +49,17 @@ pub struct ServerOptions {
     /// How long clients may take to hear the last answers when the server shuts down; after it
     /// their connections are cut. What a device is still doing is waited for. Default 5 s.
     pub shutdown_grace: Duration,
+    /// TLS, or none. What clients may take for its handshake is part of `handshake_timeout`. Default: none.
+    pub tls: Option<TlsOptions>,
+}
+
+/// TLS as a server offers it.
+#[derive(Clone, Debug)]
+pub struct TlsOptions {
+    /// Who gets it.
+    pub policy: TlsPolicy,
+    /// The certificates. A problem with them is found by [`ServerTls::check`]; without it, by the first client.
+    pub tls: Arc<ServerTls>,
 }
 
 impl Default for ServerOptions {
@@ -69,6 +81,7 @@ impl Default for ServerOptions {
             tells_requests: false,
             once: false,
             shutdown_grace: Duration::from_secs(5),
+            tls: None,
         }
     }
 }
@@ -166,6 +179,8 @@ pub enum Ending {
     Refused,
     /// The client broke the protocol.
     Misbehaved(blockferry_proto::Error),
+    /// TLS did not come about or broke: certificates, on one side or the other, or plaintext.
+    Tls(tls::Error),
     /// The socket failed.
     Io(std::io::Error),
     /// The server shut down.
@@ -179,6 +194,10 @@ impl Ending {
     /// What a failure of the socket says of the client.
     pub(crate) fn from_io(error: std::io::Error) -> Self {
         use std::io::ErrorKind;
+        let error = match error.downcast::<tls::Error>() {
+            Ok(error) => return Self::Tls(error),
+            Err(error) => error,
+        };
         match error.kind() {
             ErrorKind::UnexpectedEof | ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => {
                 Self::Vanished

@@ -17,16 +17,23 @@ use crate::{Error, Result};
 
 /// The names of the files in a directory.
 pub(crate) const AUTHORITIES: &str = "ca-cert.pem";
-const REVOKED: &str = "ca-crl.pem";
+pub(crate) const REVOKED: &str = "ca-crl.pem";
 const CLIENT_CERTIFICATE: &str = "client-cert.pem";
 const CLIENT_KEY: &str = "client-key.pem";
+pub(crate) const SERVER_CERTIFICATE: &str = "server-cert.pem";
+pub(crate) const SERVER_KEY: &str = "server-key.pem";
 
 /// A certificate chain, the own certificate first, and its key.
 pub(crate) struct Identity {
     pub(crate) chain: Vec<CertificateDer<'static>>,
     pub(crate) key: PrivateKeyDer<'static>,
-    /// Where it comes from, for messages.
-    pub(crate) path: PathBuf,
+    pub(crate) files: IdentityFiles,
+}
+
+/// Where a certificate and its key come from, for messages.
+pub(crate) struct IdentityFiles {
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
 }
 
 /// The authorities of a directory.
@@ -70,31 +77,62 @@ pub(crate) fn client_identity(directory: &Path) -> Result<Option<Identity>> {
     )
 }
 
+/// What a server of a directory shows.
+pub(crate) fn server_identity(directory: &Path) -> Result<Identity> {
+    let files = IdentityFiles {
+        certificate: directory.join(SERVER_CERTIFICATE),
+        key: directory.join(SERVER_KEY),
+    };
+    let (chain, secret) = (read(&files.certificate)?, read(&files.key)?);
+    files.parse(&chain, &secret)
+}
+
 fn identity(certificate: PathBuf, key: PathBuf) -> Result<Option<Identity>> {
     let half = |found, missing| Err(Error::Half { found, missing });
     match (read_if_there(&certificate)?, read_if_there(&key)?) {
         (None, None) => Ok(None),
         (Some(_), None) => half(certificate, key),
         (None, Some(_)) => half(key, certificate),
-        (Some(chain), Some(secret)) => {
-            let chain = all(&certificate, &chain, "certificate")?;
-            let key = PrivateKeyDer::from_pem_slice(&secret)
-                .map_err(|error| bad_pem(&key, &error, "private key"))?;
-            Ok(Some(Identity {
-                chain,
-                key,
-                path: certificate,
-            }))
-        }
+        (Some(chain), Some(secret)) => IdentityFiles { certificate, key }
+            .parse(&chain, &secret)
+            .map(Some),
+    }
+}
+
+impl IdentityFiles {
+    fn parse(self, chain: &[u8], secret: &[u8]) -> Result<Identity> {
+        let chain = all(&self.certificate, chain, "certificate")?;
+        let key = PrivateKeyDer::from_pem_slice(secret)
+            .map_err(|error| bad_pem(&self.key, &error, "private key"))?;
+        Ok(Identity {
+            chain,
+            key,
+            files: self,
+        })
+    }
+
+    /// What is wrong with a certificate and key that were read.
+    pub(crate) fn cannot_be_used(&self, error: &rustls::Error) -> Error {
+        let problem = match error {
+            rustls::Error::InconsistentKeys(_) => {
+                let key = self.key.file_name().unwrap_or_default().display();
+                format!("the key in {key} does not belong to this certificate")
+            }
+            other => format!("this certificate and its key cannot be used: {other}"),
+        };
+        contents(&self.certificate, problem)
     }
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
-    let bytes = fs::read(path).map_err(|source| Error::File {
+    all(path, &read(path)?, "certificate")
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).map_err(|source| Error::File {
         path: path.to_owned(),
         source,
-    })?;
-    all(path, &bytes, "certificate")
+    })
 }
 
 /// Everything of one kind in a file; at least one.

@@ -43,13 +43,14 @@ pub enum Certificates {
     FirstOf(Vec<PathBuf>),
 }
 
-/// Whether the server has to prove who it is.
+/// Whether the peer has to prove who it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Verification {
-    /// Its certificate is valid, signed by a trusted authority, and for the host.
+    /// Its certificate is valid and signed by a trusted authority; a server's is for the host.
     #[default]
     On,
-    /// Any certificate will do. Whoever can change what goes over the network can read and change everything.
+    /// Any certificate of a server will do: whoever can change what goes over the network can read and change
+    /// everything. A client need not have one.
     Off,
 }
 
@@ -94,7 +95,7 @@ impl ClientOptions {
             Some(identity) => {
                 let mut config = builder
                     .with_client_auth_cert(identity.chain, identity.key)
-                    .map_err(|error| bad_identity(&identity.path, &error))?;
+                    .map_err(|error| identity.files.cannot_be_used(&error))?;
                 config.client_auth_cert_resolver = Arc::new(RemembersShowing {
                     identity: Arc::clone(&config.client_auth_cert_resolver),
                     shown: Arc::clone(&shown),
@@ -109,11 +110,11 @@ impl ClientOptions {
         // the server proves each time who it is.
         config.resumption = Resumption::disabled();
         let connection = UnbufferedClientConnection::new(Arc::new(config), name);
-        let expected = Expected {
+        let expected = Expected::Server {
             name: self.hostname.clone(),
             trust,
         };
-        Ok(Session::new(
+        Ok(Session::client(
             connection.map_err(Error::Setup)?,
             expected,
             asked,
@@ -173,16 +174,6 @@ impl Trust {
             .build()
             .map_err(|error| Error::Setup(rustls::Error::General(error.to_string())))
     }
-}
-
-fn bad_identity(path: &Path, error: &rustls::Error) -> Error {
-    let problem = match error {
-        rustls::Error::InconsistentKeys(_) => {
-            "the key in client-key.pem does not belong to this certificate".to_owned()
-        }
-        other => format!("this certificate and its key cannot be used: {other}"),
-    };
-    certificates::contents(path, problem)
 }
 
 /// A client with a certificate, which remembers whether it has shown it.

@@ -45,15 +45,34 @@ pub enum Error {
         "{0:?} is no host name or address that a certificate could be for; say with tls-hostname=NAME which to expect"
     )]
     Hostname(String),
-    /// The server's certificate was looked at and refused.
+    /// The peer's certificate was looked at and refused.
     #[error("{0}")]
     Certificate(CertificateProblem),
-    /// The server ended the session and said why.
-    #[error("{}", alert_text(*.0))]
-    Alert(AlertDescription),
-    /// The server does not speak TLS, or not as it should.
-    #[error("the server does not answer in TLS: {0}")]
-    Protocol(rustls::Error),
+    /// A client showed no certificate and has to.
+    #[error("the client has no certificate to show")]
+    NoCertificate,
+    /// The peer ended the session and said why.
+    #[error("{}", alert_text(*.from, *.alert))]
+    Alert {
+        /// Who it was.
+        from: Role,
+        /// What it said.
+        alert: AlertDescription,
+    },
+    /// What a client sent first is no beginning of TLS.
+    #[error("the client sent plaintext where TLS was to begin")]
+    Plaintext,
+    /// The peer does not speak TLS, or not as it should.
+    #[error("{}: {source}", protocol_text(*.by))]
+    Protocol {
+        /// Who it was.
+        by: Role,
+        /// What is wrong with what it said.
+        source: rustls::Error,
+    },
+    /// A client went away in the middle of the handshake, when it had seen the server's certificate.
+    #[error("the client hung up in the TLS handshake: it may not trust this server's certificate")]
+    HungUp,
     /// The stream ended without TLS's own end: cut, by whomever.
     #[error("the connection was cut")]
     Cut,
@@ -65,19 +84,28 @@ pub enum Error {
     Setup(rustls::Error),
 }
 
+/// A side of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The one that connects.
+    Client,
+    /// The one that listens.
+    Server,
+}
+
 /// The stable kinds of failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// Files or options on this side are wrong.
     Configuration,
-    /// The server is not who it should be, or cannot prove it.
+    /// The peer is not who it should be, or cannot prove it.
     Untrusted,
-    /// The server does not want this client.
+    /// The peer does not want this side.
     Rejected,
     /// The two have no version or cipher in common.
     Incompatible,
-    /// The server broke the rules.
+    /// The peer broke the rules.
     Protocol,
     /// The connection has ended; another one may work.
     Lost,
@@ -94,41 +122,80 @@ impl Error {
             | Self::NoAuthorities
             | Self::Hostname(_)
             | Self::Setup(_) => ErrorKind::Configuration,
-            Self::Certificate(_) => ErrorKind::Untrusted,
-            Self::Alert(alert) if is_about_certificate(*alert) => ErrorKind::Rejected,
-            Self::Alert(AlertDescription::AccessDenied) => ErrorKind::Rejected,
-            Self::Alert(AlertDescription::UserCanceled) => ErrorKind::Lost,
-            Self::Alert(_) => ErrorKind::Incompatible,
-            Self::Protocol(rustls::Error::PeerIncompatible(_)) => ErrorKind::Incompatible,
-            Self::Protocol(_) => ErrorKind::Protocol,
-            Self::Cut | Self::Exhausted => ErrorKind::Lost,
+            Self::Certificate(_) | Self::NoCertificate => ErrorKind::Untrusted,
+            Self::Alert { alert, .. } if is_about_certificate(*alert) => ErrorKind::Rejected,
+            Self::Alert { alert, .. } => match alert {
+                AlertDescription::AccessDenied => ErrorKind::Rejected,
+                AlertDescription::UserCanceled => ErrorKind::Lost,
+                _ => ErrorKind::Incompatible,
+            },
+            Self::Protocol {
+                source: rustls::Error::PeerIncompatible(_),
+                ..
+            } => ErrorKind::Incompatible,
+            Self::Protocol { .. } | Self::Plaintext => ErrorKind::Protocol,
+            Self::Cut | Self::HungUp | Self::Exhausted => ErrorKind::Lost,
         }
     }
 
-    /// What rustls found wrong with the peer, which was to be as `expected`.
-    pub(crate) fn from_peer(error: rustls::Error, expected: &Expected) -> Self {
+    /// What rustls found wrong with the peer, which was to be as `expected`, and has been `answered` or not even
+    /// that.
+    pub(crate) fn from_peer(error: rustls::Error, expected: &Expected, answered: bool) -> Self {
+        let role = expected.role();
         match error {
             rustls::Error::InvalidCertificate(problem) => Self::Certificate(CertificateProblem {
                 problem,
                 expected: expected.clone(),
             }),
-            rustls::Error::AlertReceived(alert) => Self::Alert(alert),
+            rustls::Error::NoCertificatesPresented => Self::NoCertificate,
+            rustls::Error::AlertReceived(alert) => Self::Alert { from: role, alert },
             rustls::Error::EncryptError => Self::Exhausted,
-            other => Self::Protocol(other),
+            rustls::Error::InvalidMessage(_) if role == Role::Client && !answered => {
+                Self::Plaintext
+            }
+            source => Self::Protocol { by: role, source },
         }
     }
 }
 
-/// Who the server was to be.
+/// Who the peer was to be.
 #[derive(Clone, Debug)]
-pub(crate) struct Expected {
-    /// Its name, as the user knows it.
-    pub(crate) name: String,
-    /// Who vouches for it: a file, or the system.
-    pub(crate) trust: String,
+pub(crate) enum Expected {
+    Server {
+        /// Its name, as the user knows it.
+        name: String,
+        /// Who vouches for it: a file, or the system.
+        trust: String,
+    },
+    Client {
+        /// The file with those who vouch for it.
+        trust: String,
+    },
 }
 
-/// What is wrong with a server's certificate.
+impl Expected {
+    fn role(&self) -> Role {
+        match self {
+            Self::Server { .. } => Role::Server,
+            Self::Client { .. } => Role::Client,
+        }
+    }
+
+    fn trust(&self) -> &str {
+        match self {
+            Self::Server { trust, .. } | Self::Client { trust } => trust,
+        }
+    }
+
+    fn name(&self) -> &str {
+        match self {
+            Self::Server { name, .. } => name,
+            Self::Client { .. } => "this client",
+        }
+    }
+}
+
+/// What is wrong with a peer's certificate.
 #[derive(Clone, Debug)]
 pub struct CertificateProblem {
     problem: CertificateError,
@@ -137,33 +204,10 @@ pub struct CertificateProblem {
 
 impl fmt::Display for CertificateProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Expected { name, trust } = &self.expected;
-        f.write_str("the server's certificate ")?;
+        let (name, trust) = (self.expected.name(), self.expected.trust());
+        let role = self.expected.role();
+        write!(f, "the {role}'s certificate ")?;
         match &self.problem {
-            CertificateError::Expired => f.write_str("has expired"),
-            CertificateError::ExpiredContext { time, not_after } => {
-                let since = time.as_secs().saturating_sub(not_after.as_secs());
-                write!(f, "expired {} ago", Roughly(since))
-            }
-            CertificateError::NotValidYet => f.write_str("is not valid yet"),
-            CertificateError::NotValidYetContext { time, not_before } => {
-                let until = not_before.as_secs().saturating_sub(time.as_secs());
-                let until = Roughly(until);
-                write!(
-                    f,
-                    "is not valid yet, but in {until}: are both clocks right?"
-                )
-            }
-            CertificateError::UnknownIssuer => write!(
-                f,
-                "is self-signed, or signed by an authority that is not in {trust}"
-            ),
-            CertificateError::BadSignature => {
-                write!(
-                    f,
-                    "was not signed by the authority in {trust} that it names"
-                )
-            }
             CertificateError::NotValidForName => write!(f, "is not for {name:?}"),
             CertificateError::NotValidForNameContext { presented, .. } => {
                 let names: Vec<_> = presented.iter().map(|it| plain_name(it)).collect();
@@ -176,15 +220,56 @@ impl fmt::Display for CertificateProblem {
                     ", not for {name:?}; tls-hostname=NAME says which name to expect"
                 )
             }
-            CertificateError::Revoked => f.write_str("was revoked"),
-            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
-                f.write_str("is not one for servers")
-            }
-            other if format!("{other:?}").contains("CaUsedAsEndEntity") => f.write_str(
-                "is that of an authority: the server needs one of its own, signed by the authority",
+            CertificateError::UnknownIssuer => write!(
+                f,
+                "is self-signed, or signed by an authority that is not in {trust}"
             ),
-            other => write!(f, "is not good: {other}"),
+            CertificateError::BadSignature => {
+                write!(
+                    f,
+                    "was not signed by the authority in {trust} that it names"
+                )
+            }
+            CertificateError::Revoked => f.write_str("was revoked"),
+            other => f.write_str(&own_problem(other, role)),
         }
+    }
+}
+
+/// What is wrong with a certificate of `role` whoever has signed it, as the end of a sentence.
+pub(crate) fn own_problem(problem: &CertificateError, role: Role) -> String {
+    match problem {
+        CertificateError::Expired => "has expired".to_owned(),
+        CertificateError::ExpiredContext { time, not_after } => {
+            let since = time.as_secs().saturating_sub(not_after.as_secs());
+            format!("expired {} ago", Roughly(since))
+        }
+        CertificateError::NotValidYet => "is not valid yet".to_owned(),
+        CertificateError::NotValidYetContext { time, not_before } => {
+            let until = not_before.as_secs().saturating_sub(time.as_secs());
+            let until = Roughly(until);
+            let clocks = match role {
+                Role::Client => "is the clock right?",
+                Role::Server => "are both clocks right?",
+            };
+            format!("is not valid yet, but in {until}: {clocks}")
+        }
+        CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
+            format!("is not one for {role}s")
+        }
+        other if format!("{other:?}").contains("CaUsedAsEndEntity") => format!(
+            "is that of an authority: the {role} needs one of its own, signed by the authority"
+        ),
+        other => format!("is not good: {other}"),
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Client => "client",
+            Self::Server => "server",
+        })
     }
 }
 
@@ -233,7 +318,21 @@ fn is_about_certificate(alert: AlertDescription) -> bool {
     )
 }
 
-fn alert_text(alert: AlertDescription) -> String {
+fn protocol_text(by: Role) -> &'static str {
+    match by {
+        Role::Server => "the server does not answer in TLS",
+        Role::Client => "the client does not speak TLS as this server does",
+    }
+}
+
+fn alert_text(from: Role, alert: AlertDescription) -> String {
+    match from {
+        Role::Server => server_alert_text(alert),
+        Role::Client => client_alert_text(alert),
+    }
+}
+
+fn server_alert_text(alert: AlertDescription) -> String {
     use AlertDescription as Alert;
     match alert {
         Alert::CertificateRequired | Alert::NoCertificate => {
@@ -246,6 +345,25 @@ fn alert_text(alert: AlertDescription) -> String {
             "the server and this client have no way of TLS in common (alert {alert:?}); servers with pre-shared keys alone are not supported"
         ),
         _ => format!("the server ended the TLS session (alert {alert:?})"),
+    }
+}
+
+fn client_alert_text(alert: AlertDescription) -> String {
+    use AlertDescription as Alert;
+    match alert {
+        Alert::CertificateExpired => {
+            "the client says that this server's certificate has expired".to_owned()
+        }
+        Alert::CertificateRevoked => {
+            "the client says that this server's certificate was revoked".to_owned()
+        }
+        _ if is_about_certificate(alert) => {
+            format!("the client does not trust this server's certificate (alert {alert:?})")
+        }
+        Alert::HandshakeFailure | Alert::InsufficientSecurity | Alert::ProtocolVersion => {
+            format!("the client and this server have no way of TLS in common (alert {alert:?})")
+        }
+        _ => format!("the client ended the TLS session (alert {alert:?})"),
     }
 }
 

@@ -3,14 +3,21 @@
 //!
 //! - [`ClientOptions`] says which authorities are trusted, which name the server's certificate must be for, and
 //!   where this side's own certificate is. [`ClientOptions::session`] reads the files and makes a [`Session`].
+//! - [`ServerTls`] is the same for the other side: what a server shows, and whether its clients have to show
+//!   something themselves. [`ServerTls::session`] makes a [`Session`] for each new connection.
 //! - A [`Session`] turns bytes of a socket into plain bytes and back. Whoever owns the socket gives it what
 //!   arrived and sends what it has to say. One receive takes up to 256 KiB, one send as much, however many
 //!   records that is.
 //! - An [`Error`] names what failed, which file or which certificate, and what can be done.
 //!
-//! The names of the files in a directory of certificates: `ca-cert.pem` (the authorities), `client-cert.pem`
-//! and `client-key.pem` (what a client shows, both or neither), `ca-crl.pem` (what was revoked). Of them only
-//! the first must be there.
+//! The names of the files in a directory of certificates:
+//!
+//! | file | holds | must be there for |
+//! |---|---|---|
+//! | `ca-cert.pem` | the authorities that are trusted | a client, and a server that verifies its clients |
+//! | `ca-crl.pem` | what those have revoked | nobody |
+//! | `client-cert.pem`, `client-key.pem` | what a client shows | nobody, but neither without the other |
+//! | `server-cert.pem`, `server-key.pem` | what a server shows, its own certificate first | a server |
 //!
 //! There are no pre-shared keys: rustls knows them for resumed sessions only.
 
@@ -20,9 +27,11 @@ mod certificates;
 mod client;
 mod error;
 mod scatter;
+mod server;
 mod session;
 mod verifier;
 
 pub use client::{Certificates, ClientOptions, Verification};
-pub use error::{Error, ErrorKind, Result};
+pub use error::{Error, ErrorKind, Result, Role};
+pub use server::ServerTls;
 pub use session::{Handshake, Received, Session};

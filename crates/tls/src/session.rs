@@ -19,7 +19,8 @@ use std::{
 };
 
 use rustls::{
-    client::{ClientConnectionData, UnbufferedClientConnection},
+    client::UnbufferedClientConnection,
+    server::UnbufferedServerConnection,
     unbuffered::{
         ConnectionState, EncodeError, EncryptError, InsufficientSizeError, UnbufferedStatus,
         WriteTraffic,
@@ -50,19 +51,33 @@ const SHORT: usize = 4 << 10;
 /// It begins with [`handshake`](Self::handshake), again and again until it says [`Handshake::Done`]. Any error
 /// ends it; what [`outgoing`](Self::outgoing) still has then tells the peer why.
 pub struct Session {
-    connection: UnbufferedClientConnection,
+    side: Side,
     incoming: Incoming,
+    traffic: Traffic,
+    expected: Expected,
+    /// The server asked for a certificate, and got none.
+    asked: Arc<AtomicBool>,
+    /// The server asked for a certificate, and got one.
+    shown: Arc<AtomicBool>,
+}
+
+/// rustls, as one side or the other.
+enum Side {
+    Client(UnbufferedClientConnection),
+    Server(UnbufferedServerConnection),
+}
+
+/// What a session has to say, and what it has heard.
+#[derive(Default)]
+struct Traffic {
     outgoing: Outgoing,
     /// Plain bytes that were decrypted before anybody had room for them, and how many were taken since.
     early: Vec<u8>,
     taken: usize,
     /// The peer said that it sends no more.
     closed: bool,
-    expected: Expected,
-    /// The server asked for a certificate, and got none.
-    asked: Arc<AtomicBool>,
-    /// The server asked for a certificate, and got one.
-    shown: Arc<AtomicBool>,
+    /// The peer has said something that TLS has an answer to.
+    answered: bool,
     /// Short slices on their way into one record.
     gather: Vec<u8>,
 }
@@ -90,23 +105,31 @@ pub enum Received {
 }
 
 impl Session {
-    pub(crate) fn new(
+    pub(crate) fn client(
         connection: UnbufferedClientConnection,
         expected: Expected,
         asked: Arc<AtomicBool>,
         shown: Arc<AtomicBool>,
     ) -> Self {
         Self {
-            connection,
-            incoming: Incoming::new(),
-            outgoing: Outgoing::default(),
-            early: Vec::new(),
-            taken: 0,
-            closed: false,
-            expected,
             asked,
             shown,
-            gather: Vec::new(),
+            ..Self::new(Side::Client(connection), expected)
+        }
+    }
+
+    pub(crate) fn server(connection: UnbufferedServerConnection, expected: Expected) -> Self {
+        Self::new(Side::Server(connection), expected)
+    }
+
+    fn new(side: Side, expected: Expected) -> Self {
+        Self {
+            side,
+            incoming: Incoming::new(),
+            traffic: Traffic::default(),
+            expected,
+            asked: Arc::default(),
+            shown: Arc::default(),
         }
     }
 
@@ -152,16 +175,12 @@ impl Session {
     /// Whatever is wrong with the peer.
     pub fn read(&mut self, slices: &mut [IoSliceMut<'_>]) -> Result<Received> {
         let mut scatter = Scatter::new(slices);
-        self.taken += scatter.put(&self.early[self.taken..]);
-        if self.taken == self.early.len() {
-            self.early.clear();
-            self.taken = 0;
-            if !scatter.is_full() && !self.closed {
-                self.advance(Some(&mut scatter), Errand::None)?;
-            }
+        self.traffic.hand_over(&mut scatter);
+        if self.traffic.early.is_empty() && !scatter.is_full() && !self.traffic.closed {
+            self.advance(Some(&mut scatter), Errand::None)?;
         }
         match scatter.count() {
-            0 if self.closed => Ok(Received::Closed),
+            0 if self.traffic.closed => Ok(Received::Closed),
             0 => Ok(Received::Nothing),
             count => Ok(Received::Bytes(count)),
         }
@@ -185,15 +204,12 @@ impl Session {
     /// What is to be sent on the socket.
     #[must_use]
     pub fn outgoing(&self) -> &[u8] {
-        &self.outgoing.bytes[self.outgoing.start..self.outgoing.end]
+        self.traffic.outgoing.pending()
     }
 
     /// The first `count` bytes of [`outgoing`](Self::outgoing) have left.
     pub fn sent(&mut self, count: usize) {
-        self.outgoing.start = self.outgoing.end.min(self.outgoing.start + count);
-        if self.outgoing.start == self.outgoing.end {
-            (self.outgoing.start, self.outgoing.end) = (0, 0);
-        }
+        self.traffic.outgoing.sent(count);
     }
 
     /// Tells the peer that nothing more comes, in [`outgoing`](Self::outgoing).
@@ -210,89 +226,131 @@ impl Session {
         mut errand: Errand<'_, '_>,
     ) -> Result<Turn> {
         loop {
-            let pending = self.incoming.pending();
-            let UnbufferedStatus { mut discard, state } =
-                self.connection.process_tls_records(pending);
-            let state = match state {
-                Ok(state) => state,
-                Err(error) => {
-                    self.incoming.discard(discard);
-                    self.collect_alert();
-                    return Err(Error::from_peer(error, &self.expected));
-                }
-            };
-            let turn = match state {
-                ConnectionState::ReadTraffic(mut traffic) => {
-                    while let Some(record) = traffic.next_record() {
-                        let record =
-                            record.map_err(|error| Error::from_peer(error, &self.expected))?;
-                        discard += record.discard;
-                        let placed = scatter.as_mut().map_or(0, |it| it.put(record.payload));
-                        self.early.extend_from_slice(&record.payload[placed..]);
-                    }
-                    scatter
-                        .as_ref()
-                        .is_some_and(|scatter| scatter.is_full())
-                        .then_some(Turn::Full)
-                }
-                ConnectionState::EncodeTlsData(mut data) => {
-                    self.outgoing.append(|room| match data.encode(room) {
-                        Ok(count) => Ok(count),
-                        Err(EncodeError::InsufficientSize(needed)) => Err(Needs::Room(needed)),
-                        Err(EncodeError::AlreadyEncoded) => Ok(0),
-                    })?;
-                    None
-                }
-                // It is sent with whatever follows.
-                ConnectionState::TransmitTlsData(data) => {
-                    data.done();
-                    None
-                }
-                ConnectionState::PeerClosed => {
-                    self.closed = true;
-                    None
-                }
-                ConnectionState::WriteTraffic(mut traffic) => {
-                    match mem::replace(&mut errand, Errand::None) {
-                        Errand::None => {}
-                        Errand::Encrypt(load) => {
-                            load.encrypt(&mut traffic, &mut self.outgoing, &mut self.gather)?;
-                        }
-                        Errand::Close => self
-                            .outgoing
-                            .append(|room| traffic.queue_close_notify(room).map_err(Needs::from))?,
-                    }
-                    Some(Turn::CanWrite)
-                }
-                ConnectionState::BlockedHandshake => Some(Turn::NeedsMore),
-                _ => Some(Turn::Closed),
-            };
+            let (discard, turn) = self.step(scatter.as_deref_mut(), &mut errand);
             self.incoming.discard(discard);
-            if let Some(turn) = turn {
-                return Ok(turn);
+            match turn {
+                Ok(None) => {}
+                Ok(Some(turn)) => return Ok(turn),
+                Err(Failed::Here(error)) => return Err(error),
+                Err(Failed::Peer(error)) => {
+                    let answered = self.traffic.answered;
+                    self.collect_alert();
+                    return Err(Error::from_peer(error, &self.expected, answered));
+                }
             }
+        }
+    }
+
+    /// Carries out one thing that rustls says or wants; says also how much of what was received is done with.
+    fn step(
+        &mut self,
+        scatter: Option<&mut Scatter<'_, '_>>,
+        errand: &mut Errand<'_, '_>,
+    ) -> (usize, Result<Option<Turn>, Failed>) {
+        let pending = self.incoming.pending();
+        let traffic = &mut self.traffic;
+        match &mut self.side {
+            Side::Client(it) => traffic.obey(it.process_tls_records(pending), scatter, errand),
+            Side::Server(it) => traffic.obey(it.process_tls_records(pending), scatter, errand),
         }
     }
 
     /// After an error: what rustls wants to tell the peer about it.
     fn collect_alert(&mut self) {
-        let UnbufferedStatus { discard, state } =
-            self.connection.process_tls_records(self.incoming.pending());
-        if let Ok(ConnectionState::EncodeTlsData(mut data)) = state {
-            let _ = self.outgoing.append(|room| match data.encode(room) {
-                Ok(count) => Ok(count),
-                Err(EncodeError::InsufficientSize(needed)) => Err(Needs::Room(needed)),
-                Err(EncodeError::AlreadyEncoded) => Ok(0),
-            });
-        }
+        // It fails again with the same error when there is nothing to tell.
+        let (discard, _) = self.step(None, &mut Errand::None);
         self.incoming.discard(discard);
+    }
+}
+
+/// What failed.
+enum Failed {
+    /// Something that the peer did.
+    Peer(rustls::Error),
+    /// Something on this side.
+    Here(Error),
+}
+
+impl Traffic {
+    /// Lays down what waits for room.
+    fn hand_over(&mut self, scatter: &mut Scatter<'_, '_>) {
+        self.taken += scatter.put(&self.early[self.taken..]);
+        if self.taken == self.early.len() {
+            self.early.clear();
+            self.taken = 0;
+        }
+    }
+
+    /// Does what rustls wants, for a client as for a server. The first of the results is how many of the
+    /// received bytes are done with.
+    fn obey<Data>(
+        &mut self,
+        status: UnbufferedStatus<'_, '_, Data>,
+        mut scatter: Option<&mut Scatter<'_, '_>>,
+        errand: &mut Errand<'_, '_>,
+    ) -> (usize, Result<Option<Turn>, Failed>) {
+        let UnbufferedStatus { mut discard, state } = status;
+        let turn = match state {
+            Err(error) => Err(Failed::Peer(error)),
+            Ok(ConnectionState::ReadTraffic(mut traffic)) => {
+                let mut result = Ok(());
+                while let Some(record) = traffic.next_record() {
+                    match record {
+                        Ok(record) => {
+                            discard += record.discard;
+                            let placed = scatter.as_mut().map_or(0, |it| it.put(record.payload));
+                            self.early.extend_from_slice(&record.payload[placed..]);
+                        }
+                        Err(error) => {
+                            result = Err(Failed::Peer(error));
+                            break;
+                        }
+                    }
+                }
+                let is_full = scatter.is_some_and(|scatter| scatter.is_full());
+                result.map(|()| is_full.then_some(Turn::Full))
+            }
+            Ok(ConnectionState::EncodeTlsData(mut data)) => {
+                self.answered = true;
+                let encoded = self.outgoing.append(|room| match data.encode(room) {
+                    Ok(count) => Ok(count),
+                    Err(EncodeError::InsufficientSize(needed)) => Err(Needs::Room(needed)),
+                    Err(EncodeError::AlreadyEncoded) => Ok(0),
+                });
+                encoded.map(|()| None).map_err(Failed::Here)
+            }
+            // It is sent with whatever follows.
+            Ok(ConnectionState::TransmitTlsData(data)) => {
+                data.done();
+                Ok(None)
+            }
+            Ok(ConnectionState::PeerClosed) => {
+                self.closed = true;
+                Ok(None)
+            }
+            Ok(ConnectionState::WriteTraffic(mut traffic)) => {
+                let done = match mem::replace(errand, Errand::None) {
+                    Errand::None => Ok(()),
+                    Errand::Encrypt(load) => {
+                        load.encrypt(&mut traffic, &mut self.outgoing, &mut self.gather)
+                    }
+                    Errand::Close => self
+                        .outgoing
+                        .append(|room| traffic.queue_close_notify(room).map_err(Needs::from)),
+                };
+                done.map(|()| Some(Turn::CanWrite)).map_err(Failed::Here)
+            }
+            Ok(ConnectionState::BlockedHandshake) => Ok(Some(Turn::NeedsMore)),
+            Ok(_) => Ok(Some(Turn::Closed)),
+        };
+        (discard, turn)
     }
 }
 
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Session")
-            .field("peer", &self.expected.name)
+            .field("peer", &self.expected)
             .field("incoming", &(self.incoming.end - self.incoming.start))
             .field("outgoing", &self.outgoing().len())
             .finish_non_exhaustive()
@@ -371,6 +429,17 @@ impl From<EncryptError> for Needs {
 }
 
 impl Outgoing {
+    fn pending(&self) -> &[u8] {
+        &self.bytes[self.start..self.end]
+    }
+
+    fn sent(&mut self, count: usize) {
+        self.start = self.end.min(self.start + count);
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        }
+    }
+
     /// Gives `fill` room, and more where it needs it, and takes note of what it has put there.
     fn append(&mut self, mut fill: impl FnMut(&mut [u8]) -> Result<usize, Needs>) -> Result<()> {
         loop {
@@ -382,7 +451,10 @@ impl Outgoing {
                 Err(Needs::Room(needed)) => {
                     let usual = SEND + (SEND / RECORD + 2) * RECORD_OVERHEAD;
                     let length = self.end + needed.required_size;
-                    self.bytes.resize(length.max(usual), 0);
+                    // Fresh zeroes: what is never used of them takes no memory.
+                    let mut bytes = vec![0; length.max(usual)];
+                    bytes[..self.end].copy_from_slice(&self.bytes[..self.end]);
+                    self.bytes = bytes;
                 }
                 Err(Needs::NewKeys) => return Err(Error::Exhausted),
             }
@@ -406,9 +478,9 @@ struct Load<'a> {
 }
 
 impl Load<'_> {
-    fn encrypt(
+    fn encrypt<Data>(
         &mut self,
-        traffic: &mut WriteTraffic<'_, ClientConnectionData>,
+        traffic: &mut WriteTraffic<'_, Data>,
         outgoing: &mut Outgoing,
         gather: &mut Vec<u8>,
     ) -> Result<()> {
