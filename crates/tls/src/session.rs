@@ -78,6 +78,8 @@ struct Traffic {
     closed: bool,
     /// The peer has said something that TLS has an answer to.
     answered: bool,
+    /// An error has ended the session.
+    failed: bool,
     /// Short slices on their way into one record.
     gather: Vec<u8>,
 }
@@ -212,10 +214,12 @@ impl Session {
         self.traffic.outgoing.sent(count);
     }
 
-    /// Tells the peer that nothing more comes, in [`outgoing`](Self::outgoing).
+    /// Tells the peer that nothing more comes, in [`outgoing`](Self::outgoing). After an error it knows.
     pub fn close(&mut self) {
-        // What is wrong with the peer does not matter any more.
-        let _ = self.advance(None, Errand::Close);
+        if !self.traffic.failed {
+            // What is wrong with the peer does not matter any more.
+            let _ = self.advance(None, Errand::Close);
+        }
     }
 
     /// Takes what rustls says and wants until it can do no more without the outside: plain bytes go into
@@ -233,6 +237,7 @@ impl Session {
                 Ok(Some(turn)) => return Ok(turn),
                 Err(Failed::Here(error)) => return Err(error),
                 Err(Failed::Peer(error)) => {
+                    self.traffic.failed = true;
                     let answered = self.traffic.answered;
                     self.collect_alert();
                     return Err(Error::from_peer(error, &self.expected, answered));

@@ -7,3 +7,5 @@ mod hostile;
 mod lifecycle;
 mod peer;
 mod probe;
+mod secure;
+mod tls;

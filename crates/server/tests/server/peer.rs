@@ -135,7 +135,16 @@ pub(crate) fn wait_until(mut condition: impl FnMut() -> bool) {
     panic!("it did not happen");
 }
 
-fn shake(mut socket: UnixStream, config: ClientConfig) -> Result<(UnixStream, Outcome), String> {
+fn shake(socket: UnixStream, config: ClientConfig) -> Result<(UnixStream, Outcome), String> {
+    shake_on(socket, config, |_| panic!("TLS was not configured"))
+}
+
+/// The handshake on a socket that knows what to do when TLS is to begin.
+pub(crate) fn shake_on<S: Read + Write>(
+    mut socket: S,
+    config: ClientConfig,
+    mut start_tls: impl FnMut(&mut S) -> Result<(), String>,
+) -> Result<(S, Outcome), String> {
     let mut handshake = ClientHandshake::new(config).expect("a valid configuration");
     loop {
         match handshake.step() {
@@ -145,7 +154,10 @@ fn shake(mut socket: UnixStream, config: ClientConfig) -> Result<(UnixStream, Ou
                 socket.read_exact(&mut bytes).map_err(|e| e.to_string())?;
                 handshake.receive(&bytes).map_err(|e| e.to_string())?;
             }
-            Step::StartTls => panic!("TLS was not configured"),
+            Step::StartTls => {
+                start_tls(&mut socket)?;
+                handshake.tls_ready();
+            }
             Step::Done => {
                 let outcome = handshake.take_outcome().expect("an outcome");
                 return Ok((socket, outcome));
@@ -155,8 +167,8 @@ fn shake(mut socket: UnixStream, config: ClientConfig) -> Result<(UnixStream, Ou
 }
 
 /// A client in transmission.
-pub(crate) struct Peer {
-    pub(crate) socket: UnixStream,
+pub(crate) struct Peer<S = UnixStream> {
+    pub(crate) socket: S,
     pub(crate) session: ClientSession,
     partial: HashMap<Cookie, Reply>,
     order: Vec<Cookie>,
@@ -183,8 +195,8 @@ impl Reply {
     }
 }
 
-impl Peer {
-    pub(crate) fn new(socket: UnixStream, negotiated: &Negotiated) -> Self {
+impl<S: Read + Write> Peer<S> {
+    pub(crate) fn new(socket: S, negotiated: &Negotiated) -> Self {
         Self {
             socket,
             session: ClientSession::new(negotiated),
@@ -319,9 +331,8 @@ impl Peer {
                     offset,
                     length,
                 } => {
-                    let mut socket = &self.socket;
                     let part = part(&mut self.partial, cookie, offset, length);
-                    socket.read_exact(part).expect("data");
+                    self.socket.read_exact(part).expect("data");
                 }
                 ReplyEvent::Hole {
                     cookie,
