@@ -19,6 +19,7 @@ pub mod socket;
 mod space;
 mod stream;
 mod usage;
+pub mod vsock;
 
 pub use aligned::{AlignedBytes, PAGE_ALIGNMENT};
 pub use background::{Background, Ready, end_with_parent, to_background};

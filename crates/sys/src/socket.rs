@@ -1,16 +1,23 @@
-//! Stream sockets: vectored receive and send without signals, buffer sizes.
+//! Stream sockets: vectored receive and send without signals, buffer sizes, timeouts.
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddrV6, TcpListener},
     os::fd::{BorrowedFd, OwnedFd},
     path::Path,
     time::Duration,
 };
 
-use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
-    sendmsg, sockopt, sockopt::Timeout,
+use rustix::{
+    io::Errno,
+    net::{
+        AddressFamily, SendAncillaryBuffer, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+        sendmsg, sockopt, sockopt::Timeout,
+    },
 };
+
+/// Connections that may wait to be accepted; the kernel has a limit of its own.
+const BACKLOG: i32 = 4096;
 
 /// Receives into `slices`, in order, as much as is there. 0 means that the peer closed its side.
 ///
@@ -92,6 +99,53 @@ pub fn set_keepalive(socket: BorrowedFd<'_>, keepalive: &Keepalive) -> io::Resul
     Ok(())
 }
 
+/// Lets each blocking call wait so long at most, or for ever.
+///
+/// # Errors
+/// As `setsockopt(2)`; `InvalidInput` for no time at all.
+pub fn set_timeouts(socket: BorrowedFd<'_>, timeout: Option<Duration>) -> io::Result<()> {
+    sockopt::set_socket_timeout(socket, Timeout::Recv, timeout)?;
+    sockopt::set_socket_timeout(socket, Timeout::Send, timeout)?;
+    Ok(())
+}
+
+/// Says whether calls wait or are `WouldBlock`.
+///
+/// # Errors
+/// As `ioctl(2)`.
+pub fn set_nonblocking(socket: BorrowedFd<'_>, nonblocking: bool) -> io::Result<()> {
+    Ok(rustix::io::ioctl_fionbio(socket, nonblocking)?)
+}
+
+/// Listens on a TCP port of every address of this machine, IPv6 and IPv4; IPv4 alone where there is no
+/// IPv6. Port 0 takes a free one.
+///
+/// # Errors
+/// As `socket(2)`, `bind(2)` and `listen(2)`.
+pub fn listen_everywhere(port: u16) -> io::Result<TcpListener> {
+    match listen_on_both(port) {
+        Err(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL) => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))
+        }
+        other => Ok(other?),
+    }
+}
+
+fn listen_on_both(port: u16) -> Result<TcpListener, Errno> {
+    let socket = rustix::net::socket_with(
+        AddressFamily::INET6,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    sockopt::set_ipv6_v6only(&socket, false)?;
+    let address = SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0);
+    rustix::net::bind(&socket, &address)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket.into())
+}
+
 /// Connects to the unix socket at `path`. A server that does not accept connections as fast as they come is
 /// waited for `timeout` at most (`WouldBlock`); without a limit of its own, the system waits for ever.
 ///
@@ -108,4 +162,33 @@ pub fn connect_unix(path: &Path, timeout: Duration) -> io::Result<OwnedFd> {
     sockopt::set_socket_timeout(&socket, Timeout::Send, Some(timeout))?;
     rustix::io::retry_on_intr(|| rustix::net::connect(&socket, &address))?;
     Ok(socket)
+}
+
+#[cfg(test)]
+#[allow(clippy::print_stderr, reason = "what is skipped is said")]
+mod tests {
+    use std::net::{SocketAddr, TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn every_address_is_listened_on() {
+        let listener = listen_everywhere(0).expect("a listener");
+        let address = listener.local_addr().expect("an address");
+        let port = address.port();
+        let mut clients = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, port))];
+        if address.is_ipv6() {
+            clients.push((Ipv6Addr::LOCALHOST, port).into());
+        }
+        for client in clients {
+            match TcpStream::connect(client) {
+                Ok(_) => drop(listener.accept().expect("a client")),
+                // A machine may have IPv6, but no address of it.
+                Err(error) if client.is_ipv6() => eprintln!("skipped: {client}: {error}"),
+                Err(error) => panic!("{client}: {error}"),
+            }
+        }
+        let again = listen_everywhere(port).map(drop).expect_err("in use");
+        assert_eq!(again.kind(), io::ErrorKind::AddrInUse);
+    }
 }
