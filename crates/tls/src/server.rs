@@ -1,7 +1,7 @@
 //! What a server shows, and what it wants to see of its clients.
 
 use std::{
-    fmt, fs,
+    fmt, fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -27,7 +27,8 @@ use crate::{
 /// TLS as a server does it, with the certificates in a directory.
 ///
 /// The files are read when a session begins and they are not what they were: who renews a certificate, or
-/// revokes one, need not tell the server. TLS 1.2 and 1.3 are spoken; no session is resumed, so each
+/// revokes one, need not tell the server. Where they are not there any more, or wrong, no session begins; where
+/// the server may not read them any more, having given up the right to, it goes on with what it has read. TLS 1.2 and 1.3 are spoken; no session is resumed, so each
 /// connection's certificates are looked at.
 pub struct ServerTls {
     directory: PathBuf,
@@ -92,17 +93,23 @@ impl ServerTls {
         // What a panic has left behind is whole: it is put there as one.
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let stamps = FILES.map(|file| stamp(&self.directory.join(file)));
-        match &*loaded {
-            Some(known) if known.stamps == stamps => Ok(Arc::clone(&known.config)),
-            _ => {
-                *loaded = None;
-                let config = Arc::new(self.load()?);
+        if let Some(known) = &*loaded
+            && known.stamps == stamps
+        {
+            return Ok(Arc::clone(&known.config));
+        }
+        match (self.load(), &*loaded) {
+            (Ok(config), _) => {
+                let config = Arc::new(config);
                 *loaded = Some(Loaded {
                     config: Arc::clone(&config),
                     stamps,
                 });
                 Ok(config)
             }
+            // Who has given up the right to read them goes on with what was read before.
+            (Err(error), Some(known)) if is_denied(&error) => Ok(Arc::clone(&known.config)),
+            (Err(error), _) => Err(error),
         }
     }
 
@@ -146,6 +153,10 @@ impl fmt::Debug for ServerTls {
             .field("clients", &self.clients)
             .finish_non_exhaustive()
     }
+}
+
+fn is_denied(error: &Error) -> bool {
+    matches!(error, Error::File { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
 }
 
 fn stamp(path: &Path) -> Option<Stamp> {
