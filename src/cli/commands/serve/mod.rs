@@ -9,6 +9,7 @@
 //! | `metrics` | what is counted, over HTTP |
 //! | `captive` | `--run` |
 //! | `pidfile` | `--pidfile` |
+//! | `tls` | the certificates that are shown |
 
 mod captive;
 mod catalog;
@@ -17,6 +18,7 @@ mod metrics;
 mod observe;
 mod pidfile;
 mod places;
+mod tls;
 
 use std::{future::pending, process::ExitCode, sync::Arc};
 
@@ -30,7 +32,7 @@ use crate::{
 
 use super::super::{
     failure::Failure,
-    options::{Place, ServeJob, Stay, TlsMode},
+    options::{Place, ServeJob, Stay},
     output::{print, tell},
     signals::Signals,
 };
@@ -47,9 +49,8 @@ pub(crate) fn run(job: ServeJob) -> Result<ExitCode, Failure> {
         true => places::activated()?,
         false => Vec::new(),
     };
-    if job.tls.mode != TlsMode::Off {
-        return Err(Failure::usage("--tls: this server has no TLS"));
-    }
+    let mut job = job;
+    job.server.tls = tls::options(&job.tls)?;
     if job.exit_with_parent {
         let parent_lives = sys::end_with_parent();
         if !parent_lives.map_err(|error| Failure::system("--exit-with-parent", &error))? {

@@ -153,6 +153,7 @@ fn describe_ending(ending: &Ending) -> (Level, String) {
         Ending::Dismissed => (Level::Detail, "was dismissed by the export".to_owned()),
         Ending::Refused => (Level::Detail, "was refused".to_owned()),
         Ending::Misbehaved(error) => (Level::Request, format!("misbehaved: {error}")),
+        Ending::Tls(error) => (Level::Request, format!("no TLS: {error}")),
         Ending::Io(error) => (Level::Request, format!("failed: {error}")),
         Ending::ShutDown => (Level::Detail, "shut down".to_owned()),
         other => (Level::Detail, format!("{other:?}")),

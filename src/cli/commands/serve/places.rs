@@ -42,7 +42,8 @@ impl Places {
         for place in &job.listen {
             places.add(place).await?;
         }
-        let tls = job.tls.mode != TlsMode::Off;
+        // What only some clients want is not named to all.
+        let tls = job.tls.mode == TlsMode::Require;
         let uris = places.listeners.iter();
         places.uris = uris
             .filter_map(|listener| uri_of(listener, tls, &job.uri_export))
