@@ -26,7 +26,9 @@ use super::{
 
 use contents::digest_options;
 pub(crate) use contents::{ChecksumJob, CompareJob, DigestJob, DigestTo};
-pub(crate) use serve::{LogJob, Opening, Place, ServeJob, ServedSource, Stay, TlsJob, TlsMode};
+pub(crate) use serve::{
+    Identity, LogJob, Opening, Place, ServeJob, ServedSource, Stay, TlsJob, TlsMode,
+};
 
 /// A resolved `copy`.
 #[derive(Debug)]

@@ -18,6 +18,7 @@ mod getopt;
 mod nbdcopy;
 mod nbddump;
 mod nbdinfo;
+mod nbdkit;
 mod qemu_nbd;
 mod refusal;
 
@@ -46,6 +47,7 @@ pub(crate) enum Tool {
     Nbdcopy,
     Nbdinfo,
     Nbddump,
+    Nbdkit,
     QemuNbd,
 }
 
@@ -56,6 +58,7 @@ impl Tool {
             "nbdcopy" => Some(Self::Nbdcopy),
             "nbdinfo" => Some(Self::Nbdinfo),
             "nbddump" => Some(Self::Nbddump),
+            "nbdkit" => Some(Self::Nbdkit),
             "qemu-nbd" => Some(Self::QemuNbd),
             _ => None,
         }
@@ -66,6 +69,7 @@ impl Tool {
             Self::Nbdcopy => "nbdcopy",
             Self::Nbdinfo => "nbdinfo",
             Self::Nbddump => "nbddump",
+            Self::Nbdkit => "nbdkit",
             Self::QemuNbd => "qemu-nbd",
         }
     }
@@ -77,6 +81,7 @@ impl Tool {
             Self::Nbdcopy => nbdcopy::main(arguments),
             Self::Nbdinfo => nbdinfo::main(arguments),
             Self::Nbddump => nbddump::main(arguments),
+            Self::Nbdkit => nbdkit::main(arguments),
             Self::QemuNbd => qemu_nbd::main(arguments),
         }
     }

@@ -10,6 +10,7 @@ mod background;
 mod block_device;
 mod file_copy;
 mod fs;
+mod identity;
 mod names;
 mod page_cache;
 mod path;
@@ -30,6 +31,7 @@ pub use fs::{
     open_mode, read_at, read_cached_at, set_size, sync_all, sync_data, will_need, write_all_at,
     zero_range,
 };
+pub use identity::{become_identity, group_number, lock_memory, user_number};
 pub use names::{
     create_nameless, give_name, open_directory, open_or_create, rename_unless_taken,
     sync_directory, try_lock,

@@ -1,0 +1,251 @@
+//! The command line of `nbdkit`: options, the plugin's name, and its parameters. A plugin is one of our own
+//! sources under its name; the server is that of `blockferry serve`.
+
+use std::{ffi::OsString, process::ExitCode};
+
+use crate::{
+    cli::{
+        commands,
+        failure::Failure,
+        options::{ServeJob, Stay},
+        output::{print, tell},
+    },
+    endpoint::printable,
+};
+
+use super::{
+    getopt::{Arguments, long_options, short_options},
+    refusal::{Refusal, exit_code, misused},
+};
+
+mod filters;
+mod options;
+mod parameters;
+mod plugins;
+mod probe;
+mod service;
+mod values;
+
+use options::{Choices, FLAGS, Log, Opt};
+use parameters::Parameters;
+use plugins::Plugin;
+
+/// The version of nbdkit that is spoken for: what `--version` says, and what scripts decide by.
+const VERSION: &str = "1.42.0";
+
+/// Requests of a connection at a time, as nbdkit has threads for them.
+const THREADS: u32 = 16;
+
+const HELP: &str = "\
+Serves a disk to NBD clients.
+
+Usage: nbdkit [OPTIONS] PLUGIN [[KEY=]VALUE...]
+       nbdkit [OPTIONS] PLUGIN ... --run 'COMMAND ARGS...'
+       nbdkit PLUGIN --help | --version | --dump-plugin
+       nbdkit --dump-config
+
+Where:
+  -i, --ipaddr=ADDR           Listen at this address only (all)
+  -4, --ipv4-only, -6, --ipv6-only
+                              Only at addresses of this family
+  -p, --port=PORT             Listen at this port (10809); 0 takes a free one
+  -U, --unix=SOCKET           Listen at this unix socket; - is a private one
+      --vsock                 Listen at a port of AF_VSOCK
+  -s, --single                Serve standard input and output, and end with them
+      --keepalive             Notice clients that are gone (always)
+
+How:
+      --exit-with-parent      End with the process that started it
+  -f, --foreground            Do not go to the background
+  -P, --pidfile=FILE          Write the process's number to FILE once clients can connect
+      --print-uri             Print the URI
+      --run='COMMAND ARGS...' Run a command that finds the server in $uri, and end with it
+  -u, --user=USER, -g, --group=GROUP
+                              Become USER and GROUP once it listens
+      --log=stderr|syslog|null
+                              Where messages go
+      --swap                  Keep all memory in memory
+  -v, --verbose               Say who comes and goes
+  -D, --debug=NAME.FLAG=N     Understood, and without effect
+
+What:
+  -r, --readonly              Refuse writes
+  -e, --exportname=NAME       The export that $uri names
+  -t, --threads=N             Requests of a connection at a time
+      --timeout=TIME          How long a client may take to begin
+      --filter=FILTER         There are no filters
+      --mask-handshake=MASK   Offer only these flags in the handshake
+  -n, --newstyle              The newstyle protocol (always)
+      --no-mc, --no-meta-contexts
+                              Offer no metadata contexts
+      --no-sr, --no-structured-replies
+                              Offer no structured replies
+
+TLS:
+      --tls=off|on|require    Whether clients may, or must, use it
+      --tls-certificates=DIR  The directory with ca-cert.pem, server-cert.pem, server-key.pem
+      --tls-verify-peer       Demand a certificate from clients
+
+      --help                  Show this text, and that of a plugin
+  -V, --version               Show the version
+
+Not supported: -o, --old-style, --oldstyle, --selinux-label, --tls-psk.
+Other spellings: --export, --export-name, --group, --ip-addr, --new-style, --no-fork, --pid-file, --read-only,
+  --stdin.
+
+This is blockferry under the name of nbdkit; 'blockferry serve --help' shows what else it can do.
+";
+
+const USAGE: &str = "\
+usage: nbdkit [OPTIONS] PLUGIN [[KEY=]VALUE...]
+'nbdkit --help' explains the options";
+
+/// Runs `nbdkit`.
+pub(super) fn main(arguments: Vec<OsString>) -> ExitCode {
+    let done = match Request::parse(arguments, service::is_activated()) {
+        Ok(Request::Print(text)) => {
+            print(&text).map_err(|error| Failure::system("standard output", &error))
+        }
+        Ok(Request::Serve(job)) => commands::serve::run(*job),
+        Err(refusal) => {
+            let code = end(refusal.failure);
+            if refusal.usage {
+                tell(USAGE);
+            }
+            return code;
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => end(failure),
+    }
+}
+
+/// Tells the failure as nbdkit does.
+fn end(failure: Failure) -> ExitCode {
+    let code = exit_code(&failure);
+    if !failure.is_reader_gone() {
+        for line in failure.without_hint().to_string().lines() {
+            let message = line.strip_prefix("nbdkit: ").unwrap_or(line);
+            tell(&format!("nbdkit: error: {message}"));
+        }
+    }
+    ExitCode::from(code)
+}
+
+/// What a command line asks for.
+#[derive(Debug)]
+enum Request {
+    Serve(Box<ServeJob>),
+    Print(String),
+}
+
+impl Request {
+    /// Reads the command line; the first argument is the program's name.
+    fn parse(mut words: Vec<OsString>, activated: bool) -> Result<Self, Refusal> {
+        words.drain(..1);
+        let mut choices = Choices::default();
+        let mut arguments = Arguments::new(FLAGS, words);
+        while let Some((option, argument)) = arguments.next_option().map_err(misused)? {
+            match option {
+                Opt::DumpConfig => return Ok(Self::Print(probe::dump_config())),
+                Opt::LongOptions => return Ok(Self::Print(long_options(FLAGS))),
+                Opt::ShortOptions => return Ok(Self::Print(short_options(FLAGS))),
+                _ => choices.choose(option, argument.as_deref())?,
+            }
+        }
+        let mut operands = arguments.into_operands();
+        if operands.is_empty() {
+            return without_plugin(&choices);
+        }
+        let words = operands.split_off(1);
+        let plugin = Plugin::named(&printable(&operands[0]))?;
+        filters::check(&choices.filters)?;
+        if choices.help {
+            let (name, help) = (plugin.name, plugin.help);
+            return Ok(Self::Print(format!("{HELP}\nplugin: {name}\n{help}\n")));
+        }
+        if choices.version {
+            let name = plugin.name;
+            return Ok(Self::Print(format!("{}{name} {VERSION}\n", version())));
+        }
+        let listen = service::places(&choices, activated)?;
+        if choices.dump_plugin {
+            return Ok(Self::Print(probe::dump_plugin(plugin)));
+        }
+        let tls = service::tls(&choices)?;
+        let served = (plugin.build)(Parameters::read(&words, plugin.magic)?)?;
+
+        let mut job = ServeJob::new(vec![served.source]);
+        job.any_name = served.any_name;
+        job.retries = job.retries.max(served.retries);
+        job.server.read_only = choices.read_only || served.read_only;
+        job.tls = tls;
+        job.listen = listen;
+        choices.tell(&mut job, activated);
+        Ok(Self::Serve(Box::new(job)))
+    }
+}
+
+/// What is asked for where no plugin is named.
+fn without_plugin(choices: &Choices) -> Result<Request, Refusal> {
+    if choices.help {
+        return Ok(Request::Print(HELP.to_owned()));
+    }
+    if choices.version {
+        return Ok(Request::Print(version()));
+    }
+    Err(misused(match choices.dump_plugin {
+        true => "use 'nbdkit plugin --dump-plugin', or --dump-config to find out about the server",
+        false => "no plugins given on the command line",
+    }))
+}
+
+/// The name of a plugin or filter, also of one that is given as `/DIR/nbdkit-NAME-plugin.so`.
+fn module_name<'a>(given: &'a str, kind: &str) -> &'a str {
+    let file = given.rsplit('/').next().unwrap_or(given);
+    let name = file.strip_prefix("nbdkit-");
+    let name = name.and_then(|name| name.strip_suffix(&format!("-{kind}.so")));
+    name.unwrap_or(given)
+}
+
+fn version() -> String {
+    format!("nbdkit {VERSION}\n")
+}
+
+impl Choices {
+    /// Tells the job what does not depend on the plugin.
+    fn tell(self, job: &mut ServeJob, activated: bool) {
+        let server = &mut job.server;
+        let threads = match self.threads {
+            None => server.max_in_flight_requests,
+            Some(0) => THREADS as usize,
+            Some(number) => number as usize,
+        };
+        server.max_in_flight_requests = threads;
+        server.structured &= !self.no_structured_replies;
+        server.extended &= !self.no_structured_replies;
+        server.meta_contexts &= !self.no_meta_contexts;
+        if let Some(flags) = self.handshake_flags {
+            server.handshake_flags = flags;
+        }
+        if let Some(timeout) = self.timeout {
+            server.handshake_timeout = timeout;
+        }
+        job.stay = match self.single {
+            true => Stay::Once,
+            false => Stay::Persistent,
+        };
+        let captive = self.exit_with_parent || self.run.is_some() || self.single || activated;
+        job.background = !captive && !self.foreground;
+        job.exit_with_parent = self.exit_with_parent;
+        job.identity = self.identity;
+        job.lock_memory = self.swap;
+        job.pidfile = self.pidfile;
+        job.print_uri = self.print_uri;
+        job.run = self.run;
+        job.uri_export = self.export_name;
+        job.verbose = self.verbose;
+        job.quiet = self.log == Log::Nowhere;
+    }
+}
