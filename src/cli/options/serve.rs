@@ -61,6 +61,8 @@ pub(crate) struct ServeJob {
     pub(crate) retries: u32,
     /// How long that server is waited for.
     pub(crate) timeouts: Timeouts,
+    /// Whether people are told that clients can connect, and where.
+    pub(crate) greets: bool,
     /// Whether the URIs are printed.
     pub(crate) print_uri: bool,
     pub(crate) quiet: bool,
@@ -173,6 +175,7 @@ impl ServeJob {
             connections: 4,
             retries: 8,
             timeouts: Timeouts::PATIENT,
+            greets: true,
             print_uri: false,
             quiet: false,
             verbose: false,

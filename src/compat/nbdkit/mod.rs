@@ -104,7 +104,8 @@ usage: nbdkit [OPTIONS] PLUGIN [[KEY=]VALUE...]
 pub(super) fn main(arguments: Vec<OsString>) -> ExitCode {
     let done = match Request::parse(arguments, service::is_activated()) {
         Ok(Request::Print(text)) => {
-            print(&text).map_err(|error| Failure::system("standard output", &error))
+            let printed = print(&text).map(|()| ExitCode::SUCCESS);
+            printed.map_err(|error| Failure::system("standard output", &error))
         }
         Ok(Request::Serve(job)) => commands::serve::run(*job),
         Err(refusal) => {
@@ -115,10 +116,7 @@ pub(super) fn main(arguments: Vec<OsString>) -> ExitCode {
             return code;
         }
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => end(failure),
-    }
+    done.unwrap_or_else(end)
 }
 
 /// Tells the failure as nbdkit does.
@@ -246,6 +244,7 @@ impl Choices {
         job.run = self.run;
         job.uri_export = self.export_name;
         job.verbose = self.verbose;
+        job.greets = false;
         job.quiet = self.log == Log::Nowhere;
     }
 }

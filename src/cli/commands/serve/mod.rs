@@ -32,7 +32,7 @@ use crate::{
 
 use super::super::{
     failure::Failure,
-    options::{Place, ServeJob, Stay},
+    options::{Identity, Place, ServeJob, Stay},
     output::{print, tell},
     signals::Signals,
 };
@@ -64,6 +64,10 @@ pub(crate) fn run(job: ServeJob) -> Result<ExitCode, Failure> {
             Background::Before(code) => return Ok(ExitCode::from(code)),
             Background::Behind(behind) => ready = Some(behind),
         }
+    }
+    if job.lock_memory {
+        let locked = sys::lock_memory();
+        locked.map_err(|error| Failure::system("cannot lock the memory", &error))?;
     }
     let runtime = super::runtime()?;
     let result = runtime.block_on(serve(job, activated, ready));
@@ -154,6 +158,9 @@ impl Served<'_> {
             tokio::spawn(metrics::answer_all(listener, self.server.clone()));
         }
         let _pidfile = job.pidfile.as_deref().map(PidFile::write).transpose()?;
+        let Identity { user, group } = job.identity;
+        let became = sys::become_identity(user, group);
+        became.map_err(|error| Failure::system("cannot change the user or the group", &error))?;
         self.announce(&places)?;
         if let Some(ready) = ready {
             let told = ready.tell();
@@ -210,13 +217,15 @@ impl Served<'_> {
             .listen
             .iter()
             .any(|place| matches!(place, Place::Tcp(address) if address.ends_with(":0")));
-        let is_asked = job.print_uri || took_free_port && job.run.is_none();
+        let is_news = job.greets && took_free_port && job.run.is_none();
+        let is_asked = job.print_uri || is_news;
         if is_asked && !uris.is_empty() {
             print(&(uris.join("\n") + "\n")).map_err(|error| super::standard_output(&error))?;
         }
         let details = json!({ "uris": uris, "pid": std::process::id() });
         self.observer.log("listening", details);
-        if job.quiet || self.is_activated || job.run.is_some() || places.connected.is_some() {
+        let greets = job.greets && !job.quiet;
+        if !greets || self.is_activated || job.run.is_some() || places.connected.is_some() {
             return Ok(());
         }
         let what = match &job.exports[..] {

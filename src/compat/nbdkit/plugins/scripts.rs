@@ -94,7 +94,7 @@ fn sh(mut parameters: Parameters) -> Result<Served, Failure> {
         let name = printable(path.as_os_str());
         (Program::File(path), name)
     };
-    Ok(scripted(program, name, parameters.into_rest()))
+    Ok(scripted(program, &name, parameters.into_rest()))
 }
 
 fn eval(mut parameters: Parameters) -> Result<Served, Failure> {
@@ -114,18 +114,18 @@ fn eval(mut parameters: Parameters) -> Result<Served, Failure> {
         ));
     }
     let program = Program::Methods(methods);
-    Ok(scripted(program, "eval".to_owned(), parameters.into_rest()))
+    Ok(scripted(program, "eval", parameters.into_rest()))
 }
 
-fn scripted(program: Program, name: String, parameters: Vec<(String, OsString)>) -> Served {
+fn scripted(program: Program, name: &str, parameters: Vec<(String, OsString)>) -> Served {
     let parameters = parameters.into_iter();
     let parameters = parameters.map(|(key, value)| (OsString::from(key), value));
     let options = ScriptOptions {
         program,
         parameters: parameters.collect(),
-        name: name.clone(),
+        name: name.to_owned(),
     };
-    Served::disk(&name, EndpointKind::Script(options)).with_exports()
+    Served::disk(name, EndpointKind::Script(options)).with_exports()
 }
 
 fn standard_input() -> Result<Vec<u8>, Failure> {
