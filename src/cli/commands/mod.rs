@@ -15,7 +15,7 @@ use super::failure::Failure;
 
 /// The runtime of a command: on this thread, because servers that are started for an endpoint live as
 /// long as the thread that started them.
-fn runtime() -> Result<Runtime, Failure> {
+pub(crate) fn runtime() -> Result<Runtime, Failure> {
     Builder::new_current_thread()
         .enable_all()
         .build()

@@ -169,7 +169,7 @@ impl Request {
         }
         let listen = service::places(&choices, activated)?;
         if choices.dump_plugin {
-            return Ok(Self::Print(probe::dump_plugin(plugin)));
+            return Ok(Self::Print(probe::dump_plugin(plugin, &words)?));
         }
         let tls = service::tls(&choices)?;
         let served = (plugin.build)(Parameters::read(&words, plugin.magic)?)?;

@@ -25,6 +25,8 @@ pub(super) struct Plugin {
     pub(super) help: &'static str,
     /// Its methods, as `--dump-plugin` lists them.
     pub(super) methods: &'static [&'static str],
+    /// Whether it is a script that answers.
+    pub(super) scripted: bool,
     /// What `--dump-plugin` says beside that.
     pub(super) facts: &'static [&'static str],
     /// The source that its parameters describe.

@@ -25,6 +25,7 @@ pub(super) static MEMORY: Plugin = Plugin {
 allocator=sparse|malloc|zstd
                         Understood; memory is taken for what is written",
     methods: WRITING,
+    scripted: false,
     facts: &["mlock=no", "zstd=no"],
     build: |mut parameters| {
         allocator(&mut parameters)?;
@@ -39,6 +40,7 @@ pub(super) static NULL: Plugin = Plugin {
     magic: Some("size"),
     help: "[size=]<SIZE>           Size of the disk (0)",
     methods: WRITING,
+    scripted: false,
     facts: &[],
     build: |mut parameters| {
         let size = size(&mut parameters)?.unwrap_or(0);
@@ -52,6 +54,7 @@ pub(super) static ZERO: Plugin = Plugin {
     magic: None,
     help: "There are no parameters: the disk is empty.",
     methods: READING,
+    scripted: false,
     facts: &[],
     build: |parameters| {
         parameters.finish()?;
@@ -64,6 +67,7 @@ pub(super) static PATTERN: Plugin = Plugin {
     magic: Some("size"),
     help: "[size=]<SIZE>           Size of the disk (required)",
     methods: READING,
+    scripted: false,
     facts: &[],
     build: |mut parameters| {
         let size = required_size(&mut parameters)?;
@@ -82,6 +86,7 @@ percent=<PERCENT>       How much of it is data (10)
 runlength=<BYTES>       Understood; the length of runs is as the disk has it
 random-content=<BOOL>   Understood; the content is always random",
     methods: READING,
+    scripted: false,
     facts: &[],
     build: |mut parameters| {
         let size = required_size(&mut parameters)?;
@@ -121,6 +126,7 @@ size=<SIZE>             Size of the disk
 allocator=sparse|malloc|zstd
                         Understood; memory is taken for what is written",
     methods: WRITING,
+    scripted: false,
     facts: &["data_base64=yes", "mlock=no", "zstd=no"],
     build: data,
 };

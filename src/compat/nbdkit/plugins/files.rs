@@ -24,6 +24,7 @@ cache=default|none      Understood; the kernel decides what it keeps
 fadvise=normal|random|sequential
                         Understood; the kernel decides what it reads ahead",
     methods: WRITING,
+    scripted: false,
     facts: &[
         "file_blksszget=yes",
         "file_blkzeroout=yes",
@@ -38,6 +39,7 @@ pub(super) static SPLIT: Plugin = Plugin {
     magic: Some("file"),
     help: "[file=]<FILENAME>       A file; repeat it for each (required)",
     methods: WRITING,
+    scripted: false,
     facts: &[],
     build: |mut parameters| {
         let files = parameters.take_all("file").into_iter();

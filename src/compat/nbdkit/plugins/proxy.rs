@@ -31,6 +31,7 @@ tls-certificates=<DIR>  The directory with ca-cert.pem
 tls-verify=<BOOL>       Whether the server's certificate must be valid (true)
 tls-username=<NAME>     The user to authenticate as",
     methods: WRITING,
+    scripted: false,
     facts: &[
         "libnbd_tls=1",
         "libnbd_uri=1",

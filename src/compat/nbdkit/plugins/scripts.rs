@@ -8,8 +8,8 @@ use std::{
 
 use crate::{
     cli::failure::Failure,
-    endpoint::{EndpointKind, SCRIPT_METHODS, printable},
-    script::{Program, ScriptOptions},
+    endpoint::{EndpointKind, printable},
+    script::{METHODS, Program, ScriptOptions},
 };
 
 use super::{
@@ -27,19 +27,22 @@ pub(super) static SH: Plugin = Plugin {
 [script=]<FILENAME>     The script, or - for standard input (required)
 [other parameters are the script's]",
     methods: SCRIPTED,
+    scripted: true,
     facts: &["max_known_status=8"],
     build: sh,
 };
 
 pub(super) static EVAL: Plugin = Plugin {
     name: "eval",
-    magic: None,
+    // The script has its own, or refuses what has none.
+    magic: Some(""),
     help: "\
 get_size='SCRIPT'       The shell command for each method
 pread='SCRIPT'
 [etc]
 [other parameters are handed to config='SCRIPT']",
     methods: SCRIPTED,
+    scripted: true,
     facts: &["max_known_status=8"],
     build: eval,
 };
@@ -82,9 +85,11 @@ const SCRIPTED: &[&str] = &[
     "cache",
 ];
 
-fn sh(mut parameters: Parameters) -> Result<Served, Failure> {
-    let script = parameters.take_one("script")?;
+fn sh(parameters: Parameters) -> Result<Served, Failure> {
+    let mut rest = parameters.into_rest();
+    let script = rest.iter().position(|(key, _)| key == "script");
     let script = script.ok_or_else(|| Failure::usage("missing script parameter"))?;
+    let (_, script) = rest.remove(script);
     let (program, name) = if script == "-" {
         (Program::Inline(standard_input()?), "sh".to_owned())
     } else if script.as_bytes().contains(&b'\n') {
@@ -94,19 +99,19 @@ fn sh(mut parameters: Parameters) -> Result<Served, Failure> {
         let name = printable(path.as_os_str());
         (Program::File(path), name)
     };
-    Ok(scripted(program, &name, parameters.into_rest()))
+    Ok(scripted(program, &name, rest))
 }
 
 fn eval(mut parameters: Parameters) -> Result<Served, Failure> {
     let mut methods = Vec::new();
-    for method in SCRIPT_METHODS {
+    for method in METHODS {
         let mut scripts = parameters.take_all(method);
         if scripts.len() > 1 {
             return Err(Failure::usage(format!(
                 "method {method} defined more than once on the command line"
             )));
         }
-        methods.extend(scripts.pop().map(|script| ((*method).to_owned(), script)));
+        methods.extend(scripts.pop().map(|script| (method.to_owned(), script)));
     }
     if methods.is_empty() {
         return Err(Failure::usage(
@@ -120,11 +125,8 @@ fn eval(mut parameters: Parameters) -> Result<Served, Failure> {
 fn scripted(program: Program, name: &str, parameters: Vec<(String, OsString)>) -> Served {
     let parameters = parameters.into_iter();
     let parameters = parameters.map(|(key, value)| (OsString::from(key), value));
-    let options = ScriptOptions {
-        program,
-        parameters: parameters.collect(),
-        name: name.to_owned(),
-    };
+    let mut options = ScriptOptions::new(program, name);
+    options.parameters = parameters.collect();
     Served::disk(name, EndpointKind::Script(options)).with_exports()
 }
 
