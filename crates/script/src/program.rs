@@ -6,7 +6,10 @@ use std::{
     ffi::{OsStr, OsString},
     fs,
     io::{self, Read as _, Write as _},
-    os::unix::{ffi::OsStrExt as _, fs::OpenOptionsExt as _},
+    os::unix::{
+        ffi::OsStrExt as _,
+        fs::{OpenOptionsExt as _, PermissionsExt as _},
+    },
     path::{Path, PathBuf},
     process::Command,
     sync::{
@@ -116,6 +119,7 @@ impl Saved {
     pub(crate) fn new(program: Program) -> io::Result<Self> {
         let guard = tempfile::Builder::new()
             .prefix("blockferry-script-")
+            .permissions(fs::Permissions::from_mode(0o700))
             .tempdir()?;
         // A script may change its directory.
         let directory = fs::canonicalize(guard.path())?;
