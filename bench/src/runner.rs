@@ -39,8 +39,12 @@ pub(crate) struct Sample {
     pub(crate) peak_memory: u64,
     /// User and system time of all servers, their start included.
     pub(crate) server_cpu: Duration,
+    /// Of all servers at their peaks, in bytes.
+    pub(crate) server_memory: u64,
     /// What the command printed, if that is what is measured.
     pub(crate) rate: Option<f64>,
+    /// A latency in microseconds that it printed behind it.
+    pub(crate) latency: Option<f64>,
 }
 
 /// What became of a contender.

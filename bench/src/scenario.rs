@@ -63,6 +63,23 @@ pub(crate) enum Measure {
     Wall,
     /// The number that the command prints: GB/s (10^9 bytes).
     Rate,
+    /// The same in requests a second, and where it prints one behind it a latency in microseconds.
+    Iops,
+}
+
+impl Measure {
+    /// Whether it is the command that says it.
+    pub(crate) fn is_printed(self) -> bool {
+        self != Self::Wall
+    }
+
+    pub(crate) fn unit(self) -> &'static str {
+        match self {
+            Self::Wall => "wall s",
+            Self::Rate => "GB/s",
+            Self::Iops => "IOPS",
+        }
+    }
 }
 
 /// One size for a real run, and a small one for `--quick`.

@@ -50,10 +50,11 @@ impl Server {
         Ok(Self { running })
     }
 
-    /// Stops it and returns the processor time it took, from its start on.
-    pub(crate) fn stop(self, interrupt: &Interrupt) -> Result<Duration> {
+    /// Stops it and returns the processor time it took, from its start on, and the most memory, in bytes.
+    pub(crate) fn stop(self, interrupt: &Interrupt) -> Result<(Duration, u64)> {
         let ended = self.running.stop(interrupt)?;
-        Ok(ended.usage.user + ended.usage.system)
+        let time = ended.usage.user + ended.usage.system;
+        Ok((time, ended.usage.peak_memory))
     }
 }
 

@@ -18,7 +18,7 @@ use crate::{
     placeholder,
     process::{self, Ended, Running},
     runner::Sample,
-    scenario::{Contender, Format, Measure, Scenario, Stdout},
+    scenario::{Contender, Format, Scenario, Stdout},
     server::Server,
     tools::{self, Tools},
 };
@@ -68,13 +68,16 @@ impl Stage<'_> {
         let servers = self.set_up(contender)?;
         let mut command = Command::new(self.expand(&contender.command[0])?);
         let ended = self.perform(contender, &mut command)?;
-        let rate = match self.scenario.measure {
-            Measure::Wall => None,
-            Measure::Rate => Some(rate(&self.printed())?),
+        let (rate, latency) = match self.scenario.measure.is_printed() {
+            true => rate(&self.printed())?,
+            false => (None, None),
         };
         let mut server_cpu = Duration::ZERO;
+        let mut server_memory = 0;
         for server in servers {
-            server_cpu += server.stop(self.interrupt)?;
+            let (time, memory) = server.stop(self.interrupt)?;
+            server_cpu += time;
+            server_memory += memory;
         }
         Ok(Sample {
             wall: ended.wall,
@@ -82,7 +85,9 @@ impl Stage<'_> {
             system: ended.usage.system,
             peak_memory: ended.usage.peak_memory,
             server_cpu,
+            server_memory,
             rate,
+            latency,
         })
     }
 
@@ -135,9 +140,7 @@ impl Stage<'_> {
             command.arg(self.expand(argument)?);
         }
         command.stdout(match contender.stdout {
-            _ if self.scenario.measure == Measure::Rate => {
-                Stdio::from(File::create(self.printed())?)
-            }
+            _ if self.scenario.measure.is_printed() => Stdio::from(File::create(self.printed())?),
             Stdout::Null => Stdio::null(),
             Stdout::Pipe => Stdio::piped(),
         });
@@ -200,10 +203,16 @@ fn base_name(program: &str) -> String {
     )
 }
 
-/// The number that a program printed.
-fn rate(printed: &Path) -> Result<f64> {
+/// The rate that a program printed, and the latency behind it, if there is one.
+fn rate(printed: &Path) -> Result<(Option<f64>, Option<f64>)> {
     let text = fs::read_to_string(printed)?;
-    let text = text.trim();
-    let rate = text.parse::<f64>().ok().filter(|rate| rate.is_finite());
-    rate.with_context(|| format!("it printed `{text}`, which is no rate"))
+    let numbers = text.split_whitespace().map(|word| {
+        let number = word.parse::<f64>().ok().filter(|number| number.is_finite());
+        number.with_context(|| format!("it printed `{}`, which is no rate", text.trim()))
+    });
+    match numbers.collect::<Result<Vec<_>>>()?[..] {
+        [rate] => Ok((Some(rate), None)),
+        [rate, latency] => Ok((Some(rate), Some(latency))),
+        _ => bail!("it printed `{}`, which is no rate", text.trim()),
+    }
 }

@@ -16,6 +16,10 @@ pub(crate) struct Target {
     pub(crate) speed: Option<f64>,
     /// How many times less processor time than the rival: its seconds by ours.
     pub(crate) cpu: Option<f64>,
+    /// How many times less processor time in the servers than beside the rival.
+    pub(crate) server_cpu: Option<f64>,
+    /// How many times shorter than the rival's the latency is that the command prints behind its rate.
+    pub(crate) latency: Option<f64>,
 }
 
 /// The names of one rival or of several.
@@ -55,14 +59,18 @@ pub(crate) struct Bound {
     pub(crate) peak_memory: Option<Size>,
     /// The most system calls for each 256 KiB of the scenario's size, counted in a run of its own.
     pub(crate) system_calls: Option<f64>,
+    /// The most memory that all servers of any run may take at their peaks together.
+    pub(crate) server_memory: Option<Size>,
 }
 
 impl Target {
     pub(crate) fn check(&self) -> Result<()> {
         ensure!(!self.rival.0.is_empty(), "a target names no rival");
         ensure!(
-            self.speed.is_some() || self.cpu.is_some(),
-            "a target wants neither `speed` nor `cpu`"
+            [self.speed, self.cpu, self.server_cpu, self.latency]
+                .iter()
+                .any(Option::is_some),
+            "a target wants neither `speed` nor `cpu` nor `server_cpu` nor `latency`"
         );
         Ok(())
     }
@@ -71,8 +79,10 @@ impl Target {
 impl Bound {
     pub(crate) fn check(&self) -> Result<()> {
         ensure!(
-            self.peak_memory.is_some() || self.system_calls.is_some(),
-            "a bound limits neither `peak_memory` nor `system_calls`"
+            self.peak_memory.is_some()
+                || self.system_calls.is_some()
+                || self.server_memory.is_some(),
+            "a bound limits neither `peak_memory` nor `system_calls` nor `server_memory`"
         );
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, fmt::Write as _};
 use anyhow::{Result, ensure};
 
 use super::{Entry, Figures, Report, State, table::figure};
+use crate::scenario::Measure;
 
 /// What surrounds the table in the README.
 const BEGIN: &str = "<!-- the results: written by `cargo xtask bench --readme` -->\n";
@@ -23,7 +24,7 @@ pub(crate) fn markdown(reports: &[Report]) -> String {
             "" => &report.scenario,
             title => title,
         };
-        let mut first = [cell(title), state(ours)];
+        let mut first = [cell(title), state(ours, report.measure)];
         for rival in &report.contenders {
             if rival.name == ours.name {
                 continue;
@@ -33,7 +34,7 @@ pub(crate) fn markdown(reports: &[Report]) -> String {
                 text,
                 "| {what} | {figures} | {} | {} | {} |",
                 cell(&rival.name),
-                state(rival),
+                state(rival, report.measure),
                 rival.figures().map(ratio).unwrap_or_default()
             );
         }
@@ -78,17 +79,17 @@ fn footing(reports: &[Report]) -> String {
     )
 }
 
-fn state(entry: &Entry) -> String {
+fn state(entry: &Entry, measure: Measure) -> String {
     match &entry.state {
-        State::Measured(figures) => measured(figures),
+        State::Measured(figures) => measured(figures, measure),
         State::Missing { program } => format!("missing: {}", cell(program)),
         State::Failed { .. } => "failed".into(),
     }
 }
 
-fn measured(figures: &Figures) -> String {
+fn measured(figures: &Figures, measure: Measure) -> String {
     if let Some(rate) = &figures.rate {
-        return format!("{} GB/s", figure(rate.median));
+        return format!("{} {}", figure(rate.median), measure.unit());
     }
     format!(
         "{}, {}, {} MiB",

@@ -89,7 +89,12 @@ pub(crate) struct Figures {
     /// Of one run that was not timed, for each 256 KiB of the scenario's size.
     #[serde(default)]
     pub(crate) system_calls_per_256_kib: Option<f64>,
+    /// The most that all servers of any run took together.
+    #[serde(default)]
+    pub(crate) server_memory_bytes: u64,
     pub(crate) rate: Option<Summary>,
+    #[serde(default)]
+    pub(crate) latency_microseconds: Option<Summary>,
     /// How many times as fast as this one ours is, taken round by round. Nothing for ours itself.
     pub(crate) speed_of_ours: Option<Summary>,
     /// How many times less processor time than this one ours takes, taken round by round.
@@ -200,7 +205,9 @@ impl Figures {
             server_cpu_seconds: seconds(|sample| sample.server_cpu)
                 .filter(|summary| summary.maximum > 0.0),
             peak_memory_bytes: samples.iter().map(|sample| sample.peak_memory).max()?,
+            server_memory_bytes: samples.iter().map(|sample| sample.server_memory).max()?,
             rate: Summary::of(rates),
+            latency_microseconds: Summary::of(samples.iter().filter_map(|sample| sample.latency)),
             system_calls_per_256_kib: None,
             speed_of_ours: ours.and_then(|ours| speed_ratio(ours, samples)),
             cpu_of_ours: ours.and_then(|ours| cpu_ratio(ours, samples)),
@@ -234,6 +241,23 @@ fn speed_ratio(ours: &[Sample], theirs: &[Sample]) -> Option<Summary> {
 fn cpu_ratio(ours: &[Sample], theirs: &[Sample]) -> Option<Summary> {
     ratio(ours, theirs, |ours, theirs| {
         cpu(theirs).as_secs_f64() / cpu(ours).as_secs_f64()
+    })
+}
+
+/// How many times less processor time the servers took, round by round.
+fn server_cpu_ratio(ours: &[Sample], theirs: &[Sample]) -> Option<Summary> {
+    ratio(ours, theirs, |ours, theirs| {
+        theirs.server_cpu.as_secs_f64() / ours.server_cpu.as_secs_f64()
+    })
+}
+
+/// How many times shorter the latency was, round by round.
+fn latency_ratio(ours: &[Sample], theirs: &[Sample]) -> Option<Summary> {
+    ratio(ours, theirs, |ours, theirs| {
+        match (ours.latency, theirs.latency) {
+            (Some(ours), Some(theirs)) => theirs / ours,
+            _ => f64::NAN,
+        }
     })
 }
 
@@ -288,7 +312,9 @@ mod tests {
             system: Duration::ZERO,
             peak_memory: 1 << 20,
             server_cpu: Duration::ZERO,
+            server_memory: 0,
             rate: None,
+            latency: None,
         }
     }
 

@@ -74,7 +74,7 @@ pub(crate) fn svg(report: &Report) -> String {
 
     let unit = match report.measure {
         Measure::Wall => "wall seconds, less is better",
-        Measure::Rate => "GB/s, more is better",
+        measure => &format!("{}, more is better", measure.unit()),
     };
     let mut title = format!("{}: {unit}", report.scenario);
     if report.quick {

@@ -6,7 +6,7 @@ use super::{
     Entry, Report, State,
     verdict::{Limits, Verdict, Want},
 };
-use crate::{scenario::Measure, statistics::Summary};
+use crate::statistics::Summary;
 
 const HEADINGS: [&str; 7] = [
     "",
@@ -61,10 +61,7 @@ pub(super) fn subtitle(report: &Report) -> String {
 
 fn headings(report: &Report) -> Vec<String> {
     let mut headings = HEADINGS.map(str::to_owned);
-    headings[1] = match report.measure {
-        Measure::Wall => "wall s (min..max)".into(),
-        Measure::Rate => "GB/s (min..max)".into(),
-    };
+    headings[1] = format!("{} (min..max)", report.measure.unit());
     headings.into()
 }
 
@@ -138,6 +135,21 @@ fn target(verdict: &Verdict) -> String {
             shown(want)
         ));
     }
+    let rivals = verdict.rivals.join("'s, ");
+    if let Some(want) = &verdict.server_cpu {
+        let wanted = want.wanted;
+        parts.push(format!(
+            "{rivals}'s CPU time of the servers at least {wanted} times ours: {}",
+            shown(want)
+        ));
+    }
+    if let Some(want) = &verdict.latency {
+        let wanted = want.wanted;
+        parts.push(format!(
+            "{rivals}'s latency at least {wanted} times ours: {}",
+            shown(want)
+        ));
+    }
     if verdict.is_measured() && !verdict.unmeasured.is_empty() {
         parts.push(format!("not measured: {}", verdict.unmeasured.join(", ")));
     }
@@ -147,12 +159,17 @@ fn target(verdict: &Verdict) -> String {
 
 fn bound(limits: &Limits, report: &Report) -> String {
     let mut parts = Vec::new();
-    if let Some(limit) = &limits.peak_memory_bytes {
+    let memory = [
+        ("peak memory", &limits.peak_memory_bytes),
+        ("peak memory of the servers", &limits.server_memory_bytes),
+    ];
+    for (what, limit) in memory {
+        let Some(limit) = limit else { continue };
         let [at_most, got] = [Some(limit.at_most), limit.got].map(|bytes| {
             let mib = bytes.map(|bytes| bytes / f64::from(1 << 20));
             mib.map_or("nothing".into(), |mib| format!("{} MiB", mib.ceil()))
         });
-        parts.push(format!("peak memory at most {at_most}: {got}"));
+        parts.push(format!("{what} at most {at_most}: {got}"));
     }
     if let Some(limit) = &limits.system_calls_per_256_kib {
         let counted_by = match &report.system_calls_counted_by {

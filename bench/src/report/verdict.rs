@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Entry, cpu_ratio, speed_ratio};
+use super::{Entry, cpu_ratio, latency_ratio, server_cpu_ratio, speed_ratio};
 use crate::{
     runner::{Outcomes, Sample},
     scenario::Scenario,
@@ -20,6 +20,10 @@ pub(crate) struct Verdict {
     pub(crate) unmeasured: Vec<String>,
     pub(crate) speed: Option<Want>,
     pub(crate) cpu: Option<Want>,
+    #[serde(default)]
+    pub(crate) server_cpu: Option<Want>,
+    #[serde(default)]
+    pub(crate) latency: Option<Want>,
     pub(crate) reached: bool,
 }
 
@@ -39,6 +43,8 @@ pub(crate) struct Limits {
     pub(crate) of: String,
     pub(crate) peak_memory_bytes: Option<Limit>,
     pub(crate) system_calls_per_256_kib: Option<Limit>,
+    #[serde(default)]
+    pub(crate) server_memory_bytes: Option<Limit>,
     pub(crate) kept: bool,
 }
 
@@ -65,20 +71,26 @@ impl Verdict {
         let want = |wanted: Option<f64>, ratio| Some(Want::new(wanted?, &pairs, ratio));
         let speed = want(target.speed, speed_ratio);
         let cpu = want(target.cpu, cpu_ratio);
-        let reached = [&speed, &cpu].into_iter().flatten().all(Want::is_reached);
+        let server_cpu = want(target.server_cpu, server_cpu_ratio);
+        let latency = want(target.latency, latency_ratio);
+        let wants = [&speed, &cpu, &server_cpu, &latency];
+        let reached = wants.into_iter().flatten().all(Want::is_reached);
         Self {
             of,
             rivals: target.rival.names().to_vec(),
             unmeasured,
             speed,
             cpu,
+            server_cpu,
+            latency,
             reached,
         }
     }
 
     /// Whether every ratio was taken, of one rival at least.
     pub(crate) fn is_measured(&self) -> bool {
-        let wants = [&self.speed, &self.cpu].into_iter().flatten();
+        let wants = [&self.speed, &self.cpu, &self.server_cpu, &self.latency];
+        let wants = wants.into_iter().flatten();
         wants.into_iter().all(|want| want.got.is_some())
     }
 }
@@ -122,19 +134,36 @@ impl Limits {
             at_most,
             got: figures.and_then(|figures| figures.system_calls_per_256_kib),
         });
-        let limits = [&peak_memory_bytes, &system_calls_per_256_kib];
+        #[allow(
+            clippy::cast_precision_loss,
+            reason = "nobody has 2^53 bytes of memory"
+        )]
+        let server_memory_bytes = bound.server_memory.as_ref().map(|size| Limit {
+            at_most: size.bytes as f64,
+            got: figures.map(|figures| figures.server_memory_bytes as f64),
+        });
+        let limits = [
+            &peak_memory_bytes,
+            &system_calls_per_256_kib,
+            &server_memory_bytes,
+        ];
         let kept = limits.into_iter().flatten().all(Limit::is_kept);
         Self {
             of,
             peak_memory_bytes,
             system_calls_per_256_kib,
+            server_memory_bytes,
             kept,
         }
     }
 
     /// Whether every figure is there.
     pub(crate) fn is_measured(&self) -> bool {
-        let limits = [&self.peak_memory_bytes, &self.system_calls_per_256_kib];
+        let limits = [
+            &self.peak_memory_bytes,
+            &self.system_calls_per_256_kib,
+            &self.server_memory_bytes,
+        ];
         limits
             .into_iter()
             .flatten()
