@@ -2,7 +2,8 @@
 
 use std::{
     io::{self, Write},
-    sync::OnceLock,
+    os::unix::net::UnixDatagram,
+    sync::{Mutex, OnceLock, PoisonError},
 };
 
 static PROGRAM: OnceLock<&str> = OnceLock::new();
@@ -31,8 +32,44 @@ pub(crate) fn print(text: &str) -> io::Result<()> {
     }
 }
 
-/// Writes a line to standard error. Where that fails there is nobody to tell.
+/// Where messages go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Voice {
+    /// To standard error; the beginning of every program.
+    StandardError,
+    /// To the log of the system.
+    SystemLog,
+    /// To nobody.
+    Nobody,
+}
+
+static VOICE: Mutex<Voice> = Mutex::new(Voice::StandardError);
+
+/// Tells everything from now on to somebody else.
+pub(crate) fn speak_to(voice: Voice) {
+    *VOICE.lock().unwrap_or_else(PoisonError::into_inner) = voice;
+}
+
+/// Writes a line to standard error, or whoever else [is told](speak_to). Where that fails there is nobody to
+/// tell.
 pub(crate) fn tell(line: &str) {
+    match *VOICE.lock().unwrap_or_else(PoisonError::into_inner) {
+        Voice::StandardError => {}
+        Voice::SystemLog if log(line).is_ok() => return,
+        // A machine without such a log may still have a terminal.
+        Voice::SystemLog => {}
+        Voice::Nobody => return,
+    }
     let mut output = io::stderr().lock();
     let _ = output.write_all(format!("{line}\n").as_bytes());
+}
+
+/// Writes a line to the system's log, as an error of a daemon (RFC 3164, section 4.1: facility 3, severity 3).
+fn log(line: &str) -> io::Result<()> {
+    let (program, number) = (program(), std::process::id());
+    let line = line.strip_prefix(program).unwrap_or(line);
+    let line = line.strip_prefix(": ").unwrap_or(line);
+    let entry = format!("<27>{program}[{number}]: {line}");
+    UnixDatagram::unbound()?.send_to(entry.as_bytes(), "/dev/log")?;
+    Ok(())
 }

@@ -8,7 +8,7 @@ use crate::{
         commands,
         failure::Failure,
         options::{ServeJob, Stay},
-        output::{print, tell},
+        output::{Voice, print, speak_to, tell},
     },
     endpoint::printable,
 };
@@ -245,6 +245,10 @@ impl Choices {
         job.uri_export = self.export_name;
         job.verbose = self.verbose;
         job.greets = false;
-        job.quiet = self.log == Log::Nowhere;
+        match self.log {
+            Log::Usual | Log::Error => {}
+            Log::System => speak_to(Voice::SystemLog),
+            Log::Nowhere => speak_to(Voice::Nobody),
+        }
     }
 }

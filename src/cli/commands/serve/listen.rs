@@ -108,7 +108,7 @@ pub(crate) fn bind_vsock(port: u32) -> Result<Listener, Failure> {
 }
 
 /// The URI at which this machine reaches an export of a listener; `None` for a Unix socket without a name.
-pub(crate) fn uri_of(listener: &Listener, tls: bool, export: &str) -> Option<String> {
+pub(crate) fn uri_of(listener: &Listener, tls: bool, export: &str) -> Option<NbdUri> {
     let transport = match listener {
         Listener::Unix(listener) => {
             let address = listener.local_addr().ok()?;
@@ -117,14 +117,13 @@ pub(crate) fn uri_of(listener: &Listener, tls: bool, export: &str) -> Option<Str
         }
         Listener::Tcp(listener) => tcp_transport(listener.local_addr().ok()?),
     };
-    let uri = NbdUri {
+    Some(NbdUri {
         transport,
         tls,
         user: None,
         export: export.to_owned(),
         parameters: Vec::new(),
-    };
-    Some(uri.to_string())
+    })
 }
 
 fn tcp_transport(address: SocketAddr) -> Transport {
@@ -205,7 +204,9 @@ mod tests {
     fn uris_tell_how_to_connect() {
         let listener = bind_tcp("127.0.0.1:0").expect("bound");
         let port = listener.local_addr().expect("an address").port();
-        let uri = uri_of(&listener.into(), false, "").expect("a URI");
+        let uri = uri_of(&listener.into(), false, "")
+            .expect("a URI")
+            .to_string();
         assert_eq!(
             uri.parse::<NbdUri>().map(|uri| uri.transport),
             Ok(Transport::Tcp {

@@ -4,7 +4,7 @@
 //! | file | has |
 //! |---|---|
 //! | `catalog` | sources become exports |
-//! | `places`, `listen` | where clients come in |
+//! | `places`, `listen`, `standard` | where clients come in |
 //! | `observe` | what is told and logged |
 //! | `metrics` | what is counted, over HTTP |
 //! | `captive` | `--run` |
@@ -18,6 +18,7 @@ mod metrics;
 mod observe;
 mod pidfile;
 mod places;
+mod standard;
 mod tls;
 
 use std::{future::pending, process::ExitCode, sync::Arc};
@@ -33,7 +34,7 @@ use crate::{
 use super::super::{
     failure::Failure,
     options::{Identity, Place, ServeJob, Stay},
-    output::{print, tell},
+    output::{Voice, print, speak_to, tell},
     signals::Signals,
 };
 
@@ -165,6 +166,8 @@ impl Served<'_> {
         if let Some(ready) = ready {
             let told = ready.tell();
             told.map_err(|error| Failure::system("the background", &error))?;
+            // Standard error leads nowhere from here on.
+            speak_to(Voice::SystemLog);
         }
         let mut captive = match &job.run {
             Some(command) => Some(captive::start(&places.variables(job), command)?),

@@ -13,6 +13,7 @@ use super::{
         options::{Place, ServeJob, TlsMode},
     },
     listen::{SocketFile, bind_tcp, bind_unix, uri_of},
+    standard::{self, Bridge},
 };
 
 /// The sockets of a server. What they leave in the file system is removed when this is dropped.
@@ -28,6 +29,7 @@ pub(super) struct Places {
     pub(super) port: Option<u16>,
     /// The first unix socket's path.
     pub(super) unix_socket: Option<String>,
+    _bridge: Option<Bridge>,
     _files: Vec<SocketFile>,
     _directory: Option<TempDir>,
 }
@@ -44,10 +46,16 @@ impl Places {
         }
         // What only some clients want is not named to all.
         let tls = job.tls.mode == TlsMode::Require;
+        let certificates = certificates(job).filter(|_| tls);
         let uris = places.listeners.iter();
-        places.uris = uris
-            .filter_map(|listener| uri_of(listener, tls, &job.uri_export))
-            .collect();
+        let uris = uris.filter_map(|listener| {
+            let mut uri = uri_of(listener, tls, &job.uri_export)?;
+            let directory = certificates.clone();
+            let directory = directory.map(|directory| ("tls-certificates".to_owned(), directory));
+            uri.parameters.extend(directory);
+            Some(uri.to_string())
+        });
+        places.uris = uris.collect();
         for listener in &places.listeners {
             match listener {
                 Listener::Tcp(listener) if places.port.is_none() => {
@@ -85,9 +93,11 @@ impl Places {
             Place::Tcp(address) => self.listeners.push(bind_tcp(address)?.into()),
             Place::Vsock(port) => self.listeners.push(super::listen::bind_vsock(*port)?),
             Place::Standard => {
-                let socket = sys::duplicate_inherited(0)
-                    .map_err(|error| Failure::system("standard input", &error))?;
+                let connected = standard::connect();
+                let (socket, bridge) =
+                    connected.map_err(|error| Failure::system("standard input", &error))?;
                 self.connected = Some(socket);
+                self._bridge = bridge;
             }
         }
         Ok(())
@@ -104,6 +114,7 @@ impl Places {
             TlsMode::On => "1",
             TlsMode::Require => "2",
         };
+        let certificates = certificates(job).unwrap_or_default();
         let variables = [
             ("uri", uri),
             ("nbd", uri),
@@ -111,10 +122,18 @@ impl Places {
             ("unixsocket", socket),
             ("exportname", &job.uri_export),
             ("tls", tls),
+            ("tls_certificates", &certificates),
         ];
         let lines = variables.map(|(name, value)| format!("{name}={}\n", quoted(value)));
         lines.concat()
     }
+}
+
+/// The directory of the certificates, which clients on this machine need to know the authority.
+fn certificates(job: &ServeJob) -> Option<String> {
+    let directory = job.tls.certificates.as_deref()?;
+    let directory = std::path::absolute(directory).ok()?;
+    directory.to_str().map(str::to_owned)
 }
 
 /// A word that a shell reads as `text`.
