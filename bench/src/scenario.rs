@@ -328,7 +328,7 @@ impl Scenario {
                     Some(("example", _)) => true,
                     Some(_) => false,
                     None => match name {
-                        "blockferry" | "zero-scan" => true,
+                        "blockferry" | "zero-scan" | "idle-clients" => true,
                         "size" => self.size.is_some(),
                         "socket" => is_server,
                         "out" => !is_server,
