@@ -99,7 +99,7 @@ fn dial(transport: &Transport, deadline: Instant) -> Result<BlockingStream> {
     let stream = match transport {
         Transport::Tcp { host, port } => BlockingStream::tcp(host, *port, deadline),
         Transport::Unix { path } => BlockingStream::unix(path, deadline),
-        Transport::Vsock { .. } => return Err(unsupported("vsock sockets are")),
+        Transport::Vsock { cid, port } => BlockingStream::vsock(*cid, *port, deadline),
         Transport::Ssh { .. } => return Err(unsupported("SSH tunnels are")),
     };
     stream.map_err(errors::not_connected)

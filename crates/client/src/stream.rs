@@ -5,7 +5,7 @@ use std::{
     mem,
     net::{TcpStream as StdTcp, ToSocketAddrs},
     os::{
-        fd::{AsFd, BorrowedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream as StdUnix,
     },
     path::Path,
@@ -14,10 +14,13 @@ use std::{
 };
 
 use blockferry_block::{Capabilities, FillStop, PipeBuffer};
-use blockferry_sys::socket::{self, Keepalive};
+use blockferry_sys::{
+    socket::{self, Keepalive},
+    vsock,
+};
 use blockferry_tls::{self as tls, Handshake, Received, Session};
 use tokio::{
-    io::Interest,
+    io::{Interest, unix::AsyncFd},
     net::{TcpStream, UnixStream},
 };
 
@@ -48,6 +51,7 @@ pub(crate) struct BlockingStream {
 enum BlockingSocket {
     Tcp(StdTcp),
     Unix(StdUnix),
+    Vsock(OwnedFd),
 }
 
 impl BlockingStream {
@@ -77,6 +81,13 @@ impl BlockingStream {
         // A smaller buffer only costs speed.
         let _ = socket::set_buffer_sizes(stream.as_fd(), UNIX_BUFFER);
         Ok(Self::new(BlockingSocket::Unix(stream)))
+    }
+
+    /// Connects to a port of the machine that `cid` names.
+    pub(crate) fn vsock(cid: u32, port: u32, deadline: Instant) -> io::Result<Self> {
+        let address = vsock::Address { cid, port };
+        let socket = vsock::connect(address, remaining(deadline)?)?;
+        Ok(Self::new(BlockingSocket::Vsock(socket)))
     }
 
     fn new(socket: BlockingSocket) -> Self {
@@ -238,6 +249,10 @@ impl BlockingStream {
                 stream.set_nonblocking(true)?;
                 Socket::Unix(UnixStream::from_std(stream)?)
             }
+            BlockingSocket::Vsock(socket) => {
+                socket::set_nonblocking(socket.as_fd(), true)?;
+                Socket::Vsock(watched(socket)?)
+            }
         };
         Ok(Stream {
             socket,
@@ -249,16 +264,7 @@ impl BlockingStream {
 
 impl BlockingSocket {
     fn set_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
-        match self {
-            Self::Tcp(stream) => {
-                stream.set_read_timeout(timeout)?;
-                stream.set_write_timeout(timeout)
-            }
-            Self::Unix(stream) => {
-                stream.set_read_timeout(timeout)?;
-                stream.set_write_timeout(timeout)
-            }
-        }
+        socket::set_timeouts(self.as_fd(), timeout)
     }
 }
 
@@ -267,8 +273,18 @@ impl AsFd for BlockingSocket {
         match self {
             Self::Tcp(stream) => stream.as_fd(),
             Self::Unix(stream) => stream.as_fd(),
+            Self::Vsock(socket) => socket.as_fd(),
         }
     }
+}
+
+/// A socket for which tokio has no type, in the current runtime.
+#[allow(
+    deprecated,
+    reason = "a descriptor that is owned stays open and the same, which is all that is unsound about it otherwise"
+)]
+fn watched(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::new(socket)
 }
 
 /// More than any record or message of TLS may have has come, and none of it made sense.
@@ -301,6 +317,7 @@ impl Stream {
     pub(crate) fn splicing(&self) -> Capabilities {
         match self.socket {
             _ if self.tls.is_some() => Capabilities::empty(),
+            Socket::Vsock(_) => Capabilities::empty(),
             Socket::Tcp(_) => Capabilities::SPLICE_READ,
             Socket::Unix(_) => Capabilities::SPLICE_READ | Capabilities::SPLICE_WRITE,
         }
@@ -438,6 +455,7 @@ fn poll_flush(
 enum Socket {
     Tcp(TcpStream),
     Unix(UnixStream),
+    Vsock(AsyncFd<OwnedFd>),
 }
 
 impl Socket {
@@ -450,10 +468,7 @@ impl Socket {
     ) -> Poll<io::Result<usize>> {
         let room: usize = slices.iter().map(|slice| slice.len()).sum();
         loop {
-            match self {
-                Self::Tcp(stream) => ready!(stream.poll_read_ready(context))?,
-                Self::Unix(stream) => ready!(stream.poll_read_ready(context))?,
-            }
+            ready!(self.poll_read_ready(context))?;
             if let Some(result) = self.attempt(Interest::READABLE, room, || {
                 socket::receive(self.as_fd(), slices)
             }) {
@@ -470,10 +485,7 @@ impl Socket {
     ) -> Poll<io::Result<usize>> {
         let size: usize = slices.iter().map(|slice| slice.len()).sum();
         loop {
-            match self {
-                Self::Tcp(stream) => ready!(stream.poll_write_ready(context))?,
-                Self::Unix(stream) => ready!(stream.poll_write_ready(context))?,
-            }
+            ready!(self.poll_write_ready(context))?;
             if let Some(result) = self.attempt(Interest::WRITABLE, size, || {
                 socket::send(self.as_fd(), slices)
             }) {
@@ -491,10 +503,7 @@ impl Socket {
         length: usize,
     ) -> Poll<io::Result<(usize, FillStop)>> {
         loop {
-            match self {
-                Self::Tcp(stream) => ready!(stream.poll_read_ready(context))?,
-                Self::Unix(stream) => ready!(stream.poll_read_ready(context))?,
-            }
+            ready!(self.poll_read_ready(context))?;
             let mut filled = (0, FillStop::SourceEmpty);
             let call = || {
                 filled = pipe.fill_from(self, length)?;
@@ -520,13 +529,26 @@ impl Socket {
     ) -> Poll<io::Result<usize>> {
         let size = pipe.len();
         loop {
-            match self {
-                Self::Tcp(stream) => ready!(stream.poll_write_ready(context))?,
-                Self::Unix(stream) => ready!(stream.poll_write_ready(context))?,
-            }
+            ready!(self.poll_write_ready(context))?;
             if let Some(result) = self.attempt(Interest::WRITABLE, size, || pipe.drain_to(self)) {
                 return Poll::Ready(result);
             }
+        }
+    }
+
+    fn poll_read_ready(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(stream) => stream.poll_read_ready(context),
+            Self::Unix(stream) => stream.poll_read_ready(context),
+            Self::Vsock(socket) => socket.poll_read_ready(context).map_ok(drop),
+        }
+    }
+
+    fn poll_write_ready(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(stream) => stream.poll_write_ready(context),
+            Self::Unix(stream) => stream.poll_write_ready(context),
+            Self::Vsock(socket) => socket.poll_write_ready(context).map_ok(drop),
         }
     }
 
@@ -559,6 +581,7 @@ impl Socket {
         match self {
             Self::Tcp(stream) => stream.try_io(interest, call),
             Self::Unix(stream) => stream.try_io(interest, call),
+            Self::Vsock(socket) => socket.try_io(interest, |_| call()),
         }
     }
 }
@@ -568,6 +591,55 @@ impl AsFd for Socket {
         match self {
             Self::Tcp(stream) => stream.as_fd(),
             Self::Unix(stream) => stream.as_fd(),
+            Self::Vsock(socket) => socket.as_fd(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::poll_fn,
+        io::{Read, Write},
+        thread,
+    };
+
+    use super::*;
+
+    /// Whatever is behind the descriptor: the kernel of a test may have no way from a machine to itself over
+    /// AF_VSOCK.
+    #[test]
+    fn a_bare_descriptor_is_a_stream_like_any_other() {
+        let (ours, mut theirs) = StdUnix::pair().expect("a pair");
+        let echo = thread::spawn(move || {
+            let mut bytes = [0; 4];
+            for _ in 0..2 {
+                theirs.read_exact(&mut bytes)?;
+                theirs.write_all(&bytes)?;
+            }
+            io::Result::Ok(())
+        });
+        let mut stream = BlockingStream::new(BlockingSocket::Vsock(ours.into()));
+        let patience = Duration::from_secs(30);
+        stream.set_deadline(Instant::now() + patience);
+        let mut bytes = [0; 4];
+        assert_eq!(stream.send(&[IoSlice::new(b"ping")]).expect("sent"), 4);
+        let count = stream.receive(&mut [IoSliceMut::new(&mut bytes)]);
+        assert_eq!((count.expect("received"), &bytes), (4, b"ping"));
+        stream.set_timeout(Some(patience)).expect("an option");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()
+            .expect("a runtime");
+        runtime.block_on(async {
+            let mut stream = stream.into_async().expect("a stream");
+            assert_eq!(stream.splicing(), Capabilities::empty());
+            let sent = poll_fn(|cx| stream.poll_send(cx, &[IoSlice::new(b"pong")])).await;
+            assert_eq!(sent.expect("sent"), 4);
+            let received =
+                poll_fn(|cx| stream.poll_receive(cx, &mut [IoSliceMut::new(&mut bytes)])).await;
+            assert_eq!((received.expect("received"), &bytes), (4, b"pong"));
+        });
+        echo.join().expect("no panic").expect("no failure");
     }
 }

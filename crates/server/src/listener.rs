@@ -7,11 +7,15 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::net::{UnixListener, UnixStream},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
-use blockferry_sys::socket::{self, Keepalive};
+use blockferry_sys::{
+    socket::{self, Keepalive},
+    vsock,
+};
+use tokio::io::unix::AsyncFd;
 
 /// The buffers of a unix socket in bytes: several payloads, so that neither side waits for the other.
 const UNIX_BUFFER: usize = 1 << 20;
@@ -30,13 +34,34 @@ pub enum Listener {
     Unix(UnixListener),
     /// A TCP socket.
     Tcp(TcpListener),
+    /// A socket of AF_VSOCK, between virtual machines and their host.
+    Vsock(OwnedFd),
 }
 
 impl Listener {
+    /// Listens on a port of AF_VSOCK.
+    ///
+    /// # Errors
+    /// As `socket(2)` and `bind(2)`: `EAFNOSUPPORT` where the kernel has no such sockets.
+    pub fn bind_vsock(port: u32) -> io::Result<Self> {
+        vsock::listen(port).map(Self::Vsock)
+    }
+
+    /// The port of a listener of AF_VSOCK.
+    #[must_use]
+    pub fn vsock_port(&self) -> Option<u32> {
+        match self {
+            Self::Vsock(socket) => vsock::local_address(socket.as_fd())
+                .ok()
+                .map(|address| address.port),
+            _ => None,
+        }
+    }
+
     /// A listening socket that was handed to this process, by socket activation for one.
     ///
     /// # Errors
-    /// `InvalidInput` when it is neither a unix nor a TCP socket.
+    /// `InvalidInput` when it is neither a unix nor a TCP nor a vsock socket.
     pub fn from_activation(socket: OwnedFd) -> io::Result<Self> {
         let unix = UnixListener::from(socket);
         if unix.local_addr().is_ok() {
@@ -46,11 +71,19 @@ impl Listener {
         if tcp.local_addr().is_ok() {
             return Ok(Self::Tcp(tcp));
         }
-        Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "neither a unix nor a TCP socket",
-        ))
+        let socket = OwnedFd::from(tcp);
+        if vsock::local_address(socket.as_fd()).is_ok() {
+            return Ok(Self::Vsock(socket));
+        }
+        Err(no_such_socket())
     }
+}
+
+fn no_such_socket() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidInput,
+        "neither a unix nor a TCP nor a vsock socket",
+    )
 }
 
 impl From<UnixListener> for Listener {
@@ -76,7 +109,7 @@ impl Accepted {
     /// A client at the other end of a socket that was connected by someone else.
     ///
     /// # Errors
-    /// `InvalidInput` when it is neither a unix nor a TCP socket.
+    /// `InvalidInput` when it is neither a unix nor a TCP nor a vsock socket.
     pub(crate) fn connected(socket: OwnedFd) -> io::Result<Self> {
         let unix = UnixStream::from(socket);
         if unix.local_addr().is_ok() {
@@ -84,14 +117,14 @@ impl Accepted {
             return Ok(Self::unix(unix));
         }
         let tcp = TcpStream::from(OwnedFd::from(unix));
-        let peer = tcp.peer_addr().map_err(|_| {
-            io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "neither a unix nor a TCP socket",
-            )
-        })?;
-        tcp.set_nonblocking(true)?;
-        Ok(Self::tcp(tcp, peer))
+        if let Ok(peer) = tcp.peer_addr() {
+            tcp.set_nonblocking(true)?;
+            return Ok(Self::tcp(tcp, peer));
+        }
+        let socket = OwnedFd::from(tcp);
+        let peer = vsock::peer_address(socket.as_fd()).map_err(|_| no_such_socket())?;
+        socket::set_nonblocking(socket.as_fd(), true)?;
+        Ok(Self::vsock(socket, peer))
     }
 
     // A socket whose options cannot be set still works, only slower.
@@ -112,12 +145,20 @@ impl Accepted {
             peer: peer.to_string(),
         }
     }
+
+    fn vsock(socket: OwnedFd, vsock::Address { cid, port }: vsock::Address) -> Self {
+        Self {
+            socket: Socket::Vsock(socket),
+            peer: format!("vsock:{cid}:{port}"),
+        }
+    }
 }
 
 /// A connected socket that does not block and belongs to no runtime yet.
 pub(crate) enum Socket {
     Tcp(TcpStream),
     Unix(UnixStream),
+    Vsock(OwnedFd),
 }
 
 /// The listeners of a server, in its runtime.
@@ -130,6 +171,7 @@ pub(crate) struct Listeners {
 enum Accepting {
     Unix(tokio::net::UnixListener),
     Tcp(tokio::net::TcpListener),
+    Vsock(AsyncFd<OwnedFd>),
 }
 
 impl Listeners {
@@ -165,6 +207,10 @@ impl Accepting {
                 listener.set_nonblocking(true)?;
                 tokio::net::TcpListener::from_std(listener).map(Self::Tcp)
             }
+            Listener::Vsock(listener) => {
+                socket::set_nonblocking(listener.as_fd(), true)?;
+                watched(listener).map(Self::Vsock)
+            }
         }
     }
 
@@ -177,6 +223,22 @@ impl Accepting {
                 let (stream, address) = result?;
                 Ok(Accepted::tcp(stream.into_std()?, address))
             }),
+            Self::Vsock(listener) => loop {
+                let mut ready = ready!(listener.poll_read_ready(cx))?;
+                if let Ok(accepted) = ready.try_io(|listener| vsock::accept(listener.as_fd())) {
+                    let (socket, peer) = accepted?;
+                    return Poll::Ready(Ok(Accepted::vsock(socket, peer)));
+                }
+            },
         }
     }
+}
+
+/// A socket for which tokio has no type, in the current runtime.
+#[allow(
+    deprecated,
+    reason = "a descriptor that is owned stays open and the same, which is all that is unsound about it otherwise"
+)]
+pub(crate) fn watched(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::new(socket)
 }

@@ -9,3 +9,4 @@ mod peer;
 mod probe;
 mod secure;
 mod tls;
+mod vsock;
