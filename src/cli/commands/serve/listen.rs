@@ -10,6 +10,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use blockferry_sys::{socket, vsock};
+
 use crate::{
     endpoint::printable,
     proto::{NbdUri, Transport},
@@ -87,9 +89,16 @@ fn in_use(name: &str) -> Failure {
     Failure::failed(format!("{name}: another server listens there"))
 }
 
-/// Listens at `ADDR:PORT`.
+/// Listens at `ADDR:PORT`; without an address at every one of this machine, IPv6 and IPv4.
 pub(crate) fn bind_tcp(address: &str) -> Result<TcpListener, Failure> {
-    TcpListener::bind(address).map_err(|error| match error.kind() {
+    let listener = match address.strip_prefix(':') {
+        Some(port) => port
+            .parse()
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "no port number"))
+            .and_then(socket::listen_everywhere),
+        None => TcpListener::bind(address),
+    };
+    listener.map_err(|error| match error.kind() {
         io::ErrorKind::InvalidInput => {
             Failure::usage(format!("--listen {address}: {error}")).hint("write ADDR:PORT")
         }
@@ -102,9 +111,13 @@ pub(crate) fn bind_tcp(address: &str) -> Result<TcpListener, Failure> {
 
 /// Listens on a port of AF_VSOCK.
 pub(crate) fn bind_vsock(port: u32) -> Result<Listener, Failure> {
-    Err(Failure::failed(format!(
-        "vsock port {port}: this system has no AF_VSOCK"
-    )))
+    let name = format!("vsock port {port}");
+    Listener::bind_vsock(port).map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            Failure::failed(format!("{name}: another server listens there"))
+        }
+        _ => Failure::system(&name, &error),
+    })
 }
 
 /// The URI at which this machine reaches an export of a listener; `None` for a Unix socket without a name.
@@ -116,6 +129,10 @@ pub(crate) fn uri_of(listener: &Listener, tls: bool, export: &str) -> Option<Nbd
             Transport::Unix { path }
         }
         Listener::Tcp(listener) => tcp_transport(listener.local_addr().ok()?),
+        Listener::Vsock(_) => Transport::Vsock {
+            cid: vsock::LOCAL,
+            port: listener.vsock_port()?,
+        },
     };
     Some(NbdUri {
         transport,
@@ -218,6 +235,34 @@ mod tests {
 
     #[test]
     fn an_address_without_a_port_is_wrong_usage() {
-        assert_eq!(bind_tcp("localhost").expect_err("no port").code(), 2);
+        for address in ["localhost", ":", ":http", ":65536"] {
+            assert_eq!(
+                bind_tcp(address).expect_err("no port").code(),
+                2,
+                "{address}"
+            );
+        }
+    }
+
+    #[test]
+    fn no_address_is_every_address() {
+        let listener = bind_tcp(":0").expect("bound");
+        let port = listener.local_addr().expect("an address").port();
+        std::net::TcpStream::connect(("127.0.0.1", port)).expect("a connection");
+        let uri = uri_of(&listener.into(), true, "a b").expect("a URI");
+        assert_eq!(uri, format!("nbds://localhost:{port}/a%20b"));
+    }
+
+    #[test]
+    fn a_vsock_listener_is_reached_at_this_machine() {
+        // Any port that is free.
+        match bind_vsock(u32::MAX) {
+            Ok(listener) => {
+                let port = listener.vsock_port().expect("a port");
+                let uri = uri_of(&listener, false, "").expect("a URI");
+                assert_eq!(uri, format!("nbd+vsock://1:{port}/"));
+            }
+            Err(failure) => assert!(failure.to_string().contains("vsock port"), "{failure}"),
+        }
     }
 }
