@@ -250,7 +250,7 @@ mod tests {
         let port = listener.local_addr().expect("an address").port();
         std::net::TcpStream::connect(("127.0.0.1", port)).expect("a connection");
         let uri = uri_of(&listener.into(), true, "a b").expect("a URI");
-        assert_eq!(uri, format!("nbds://localhost:{port}/a%20b"));
+        assert_eq!(uri.to_string(), format!("nbds://localhost:{port}/a%20b"));
     }
 
     #[test]
@@ -260,7 +260,7 @@ mod tests {
             Ok(listener) => {
                 let port = listener.vsock_port().expect("a port");
                 let uri = uri_of(&listener, false, "").expect("a URI");
-                assert_eq!(uri, format!("nbd+vsock://1:{port}/"));
+                assert_eq!(uri.to_string(), format!("nbd+vsock://1:{port}/"));
             }
             Err(failure) => assert!(failure.to_string().contains("vsock port"), "{failure}"),
         }
