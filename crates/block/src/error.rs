@@ -150,6 +150,14 @@ impl Error {
         self
     }
 
+    /// The same error at another range: that of the device around the one that failed.
+    #[must_use]
+    pub(crate) fn moved_to(mut self, offset: u64, length: u64) -> Self {
+        self.0.offset = Some(offset);
+        self.0.length = Some(length);
+        self
+    }
+
     /// The same error, saying at which offset of the device. What was said before stays.
     #[must_use]
     pub fn at_offset(mut self, offset: u64) -> Self {

@@ -16,8 +16,9 @@
 
 mod blocking;
 mod buffer;
-mod data;
+pub mod data;
 mod device;
+mod directory;
 mod error;
 mod exports;
 mod extent;
@@ -26,11 +27,14 @@ mod file;
 mod info;
 mod memory;
 mod null;
+mod pattern;
 mod pipe;
 mod range;
 mod range_set;
 pub mod sample;
 mod size;
+mod slice;
+mod split;
 mod stream;
 pub mod testing;
 mod zeroes;
@@ -39,6 +43,7 @@ pub use blockferry_sys::FillStop;
 pub use buffer::{BUFFER_ALIGNMENT, Buffer, BufferPool};
 pub use data::{DataContents, DataError, DataOptions, decode_base64};
 pub use device::{BlockDevice, BoxFuture, CopyFlags, FileRange, Mapping, WriteFlags, ZeroFlags};
+pub use directory::DirectoryExports;
 pub use error::{Error, ErrorKind, Operation, Result};
 pub use exports::{
     ClientFacts, ExportEntry, Exports, OpenExport, SingleExport, Wish, Wishes, no_such_export,
@@ -49,10 +54,13 @@ pub use file::{Access, FileDevice};
 pub use info::{BlockLimits, Capabilities, DeviceInfo};
 pub use memory::MemoryDevice;
 pub use null::NullDevice;
+pub use pattern::PatternDevice;
 pub use pipe::{Payload, PipeBuffer, PipePool};
 pub use range::{ByteRange, RangeError};
 pub use range_set::RangeSet;
 pub use sample::{SampleDevice, SampleError, SampleOptions};
 pub use size::{HumanSize, SizeError, parse_size};
+pub use slice::SliceDevice;
+pub use split::SplitDevice;
 pub use stream::{ByteSink, ByteSource};
 pub use zeroes::{ZeroRun, is_zero, zero_runs};

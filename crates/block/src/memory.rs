@@ -53,12 +53,19 @@ impl MemoryDevice {
         }
     }
 
+    /// A device of `size` bytes whose maker writes its first contents.
+    pub(crate) fn holding(name: &str, size: u64) -> Self {
+        let mut device = Self::new(size);
+        device.info.name = name.into();
+        device.info.capabilities -= Capabilities::BORN_ZERO;
+        device
+    }
+
     /// A device that holds `bytes`. Pages of zeroes among them are holes.
     #[must_use]
     pub fn from_bytes(bytes: impl AsRef<[u8]>) -> Self {
         let bytes = bytes.as_ref();
-        let mut device = Self::new(bytes.len() as u64);
-        device.info.capabilities -= Capabilities::BORN_ZERO;
+        let device = Self::holding("memory:", bytes.len() as u64);
         let mut contents = device.contents_mut();
         for (index, piece) in (0..).zip(bytes.chunks(PAGE as usize)) {
             if !crate::is_zero(piece) {
@@ -105,7 +112,7 @@ impl MemoryDevice {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write_now(&self, range: ByteRange, data: &[u8]) -> Result<()> {
+    pub(crate) fn write_now(&self, range: ByteRange, data: &[u8]) -> Result<()> {
         let contents = self.contents_ref();
         self.info
             .check_within(contents.size, Operation::Write, range)?;

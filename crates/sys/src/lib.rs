@@ -7,6 +7,7 @@ compile_error!("blockferry runs on Linux only");
 
 mod aligned;
 mod background;
+mod beneath;
 mod block_device;
 mod file_copy;
 mod fs;
@@ -24,6 +25,7 @@ pub mod vsock;
 
 pub use aligned::{AlignedBytes, PAGE_ALIGNMENT};
 pub use background::{Background, Ready, end_with_parent, to_background};
+pub use beneath::{kind_beneath, list_directory, open_beneath};
 pub use block_device::{BlockDeviceFacts, discard_blocks, inspect_block_device, zero_blocks};
 pub use file_copy::{clone_range, copy_range, file_system_block, never_shares_blocks};
 pub use fs::{
