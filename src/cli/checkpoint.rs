@@ -60,6 +60,12 @@ enum Image {
         device: u64,
         size: u64,
     },
+    /// Files that are joined.
+    Joined {
+        endpoint: String,
+        size: u64,
+        files: Vec<Image>,
+    },
     /// An NBD export, a server that is started for it, a generated image.
     Named { endpoint: String, size: u64 },
 }
@@ -137,12 +143,14 @@ impl CheckpointFile {
             EndpointKind::File(path) => DestinationFile::partial_beside(path),
             _ => None,
         };
-        let file = |image: &Endpoint| match image.kind() {
-            EndpointKind::File(path) => Some(path.clone()),
-            _ => None,
+        let files = |image: &Endpoint| match image.kind() {
+            EndpointKind::File(path) => vec![path.clone()],
+            EndpointKind::Split(paths) => paths.clone(),
+            _ => Vec::new(),
         };
-        let taken = [file(source), file(destination), partial];
-        match taken.iter().flatten().find(|taken| is_same(path, taken)) {
+        let images = files(source).into_iter().chain(files(destination));
+        let taken: Vec<_> = images.chain(partial).collect();
+        match taken.iter().find(|taken| is_same(path, taken)) {
             None => Ok(()),
             Some(taken) => {
                 let taken = printable(taken.as_os_str());
@@ -273,15 +281,32 @@ impl SaveDone for CheckpointFile {
 
 impl Image {
     fn source(endpoint: &Endpoint, size: u64) -> io::Result<Self> {
-        let EndpointKind::File(path) = endpoint.kind() else {
-            return Ok(Self::named(endpoint, size));
+        let file = |path: &PathBuf| {
+            let metadata = fs::metadata(path)?;
+            let version = FileVersion {
+                size: metadata.len(),
+                modified: (metadata.mtime(), metadata.mtime_nsec()),
+            };
+            Self::of_file(path, &metadata, size, Some(version))
         };
-        let metadata = fs::metadata(path)?;
-        let version = FileVersion {
-            size: metadata.len(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-        };
-        Self::of_file(path, &metadata, size, Some(version))
+        match endpoint.kind() {
+            EndpointKind::File(path) => file(path),
+            EndpointKind::Split(paths) => Self::joined(endpoint, size, paths, file),
+            _ => Ok(Self::named(endpoint, size)),
+        }
+    }
+
+    fn joined(
+        endpoint: &Endpoint,
+        size: u64,
+        paths: &[PathBuf],
+        file: impl Fn(&PathBuf) -> io::Result<Self>,
+    ) -> io::Result<Self> {
+        Ok(Self::Joined {
+            endpoint: endpoint.to_string(),
+            size,
+            files: paths.iter().map(file).collect::<io::Result<_>>()?,
+        })
     }
 
     fn destination(
@@ -290,7 +315,12 @@ impl Image {
         file: Option<&DestinationFile>,
     ) -> io::Result<Self> {
         let Some(file) = file else {
-            return Ok(Self::named(endpoint, size));
+            return match endpoint.kind() {
+                EndpointKind::Split(paths) => Self::joined(endpoint, size, paths, |path| {
+                    Self::of_file(path, &fs::metadata(path)?, size, None)
+                }),
+                _ => Ok(Self::named(endpoint, size)),
+            };
         };
         // The inode stays when the file gets its own name.
         let data = file.data_path().unwrap_or_else(|| file.path().to_owned());
@@ -347,6 +377,11 @@ impl Image {
             ) if one != other => {
                 format!("{name} was changed since")
             }
+            (Self::Joined { files: one, .. }, Self::Joined { files: other, .. }) => {
+                let mut files = one.iter().zip(other);
+                let differing = files.find_map(|(one, other)| one.difference(other));
+                differing.unwrap_or_else(|| format!("{name} has other files"))
+            }
             (
                 Self::Named { size: one, .. } | Self::BlockDevice { size: one, .. },
                 Self::Named { size: other, .. } | Self::BlockDevice { size: other, .. },
@@ -359,7 +394,9 @@ impl Image {
     fn holds(&self, done: &Done) -> bool {
         let size = match self {
             Self::File { version, .. } => version.map(|version| version.size),
-            Self::BlockDevice { size, .. } | Self::Named { size, .. } => Some(*size),
+            Self::BlockDevice { size, .. }
+            | Self::Named { size, .. }
+            | Self::Joined { size, .. } => Some(*size),
         };
         let end = done.ranges.iter().last().map(ByteRange::end);
         size >= end || size.is_none()
@@ -368,7 +405,7 @@ impl Image {
     fn name(&self) -> &str {
         match self {
             Self::File { path, .. } | Self::BlockDevice { path, .. } => path,
-            Self::Named { endpoint, .. } => endpoint,
+            Self::Named { endpoint, .. } | Self::Joined { endpoint, .. } => endpoint,
         }
     }
 }

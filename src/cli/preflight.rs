@@ -112,8 +112,9 @@ impl Needed {
 /// Whether an image without holes surely has none. A block device has none, whatever it holds.
 fn knows_its_holes(source: &Endpoint) -> bool {
     match source.kind() {
-        EndpointKind::Sample(_) => true,
+        EndpointKind::Sample(_) | EndpointKind::Pattern { .. } | EndpointKind::Data(_) => true,
         EndpointKind::File(path) => path.is_file(),
+        EndpointKind::Split(paths) => paths.iter().all(|path| path.is_file()),
         _ => false,
     }
 }

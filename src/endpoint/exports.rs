@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    block::{Access, Exports, Result, SingleExport},
+    block::{Access, DirectoryExports, Exports, Result, SingleExport},
     script::Script,
 };
 
@@ -34,6 +34,10 @@ pub async fn open_exports(
         EndpointKind::Script(script) => {
             let script = Script::start(script.clone()).await;
             Arc::new(script.map_err(opening(endpoint))?)
+        }
+        EndpointKind::Directory(path) => {
+            let directory = DirectoryExports::open(path, access);
+            Arc::new(directory.map_err(opening(endpoint))?)
         }
         _ => {
             let OpenDevice { device, connection } = open_device(endpoint, access, options).await?;

@@ -4,7 +4,7 @@ use std::{
     fs::{self, File, Metadata},
     io::{self, Seek, SeekFrom},
     os::{
-        fd::AsFd,
+        fd::{AsFd, OwnedFd},
         unix::fs::{FileTypeExt, MetadataExt},
     },
     path::{Path, PathBuf},
@@ -15,7 +15,8 @@ use std::{
 use crate::{
     block::{
         Access, BlockDevice, ByteSink, ByteSource, ClientFacts, Context, Error, ErrorKind, Exports,
-        FdSink, FdSource, FileDevice, MemoryDevice, NullDevice, Operation, Result, SampleDevice,
+        FdSink, FdSource, FileDevice, MemoryDevice, NullDevice, Operation, PatternDevice, Result,
+        SampleDevice, SliceDevice, SplitDevice,
     },
     client::{Client, ConnectOptions, Gone},
     copy::{Destination, Source},
@@ -158,7 +159,28 @@ pub async fn open_device(
         }
         EndpointKind::Null(Some(size)) => Arc::new(NullDevice::new(*size)),
         EndpointKind::Memory { size } => Arc::new(MemoryDevice::new(*size)),
-        EndpointKind::Data(data) => Arc::new(data.open().map_err(opening(endpoint))?),
+        EndpointKind::Pattern { size } => Arc::new(PatternDevice::new(*size)),
+        EndpointKind::Data(data) => {
+            // It may read files and run scripts first.
+            let data = data.clone();
+            Arc::new(away(endpoint, move || data.open()).await?)
+        }
+        EndpointKind::Split(paths) => {
+            let parts = paths.iter().map(|path| {
+                let part = FileDevice::open(path, access)?;
+                Ok(Arc::new(part) as Arc<dyn BlockDevice>)
+            });
+            let parts = parts.collect::<Result<_>>();
+            let joined = parts.and_then(SplitDevice::new);
+            Arc::new(joined.map_err(opening(endpoint))?)
+        }
+        EndpointKind::Part { of, offset, length } => {
+            let OpenDevice { device, connection } =
+                Box::pin(open_device(of, access, options)).await?;
+            let part = SliceDevice::new(device, *offset, *length);
+            let device = Arc::new(part.map_err(opening(endpoint))?);
+            return Ok(OpenDevice { device, connection });
+        }
         EndpointKind::Descriptor(number) => {
             let file = File::from(
                 sys::duplicate_inherited(*number)
@@ -167,11 +189,8 @@ pub async fn open_device(
             Arc::new(FileDevice::from_file(file, Arc::clone(endpoint.name()))?)
         }
         EndpointKind::Script(options) => return script(endpoint, options, access).await,
-        EndpointKind::Pattern { .. } | EndpointKind::Split(_) => {
-            return Err(refused(endpoint, "it cannot be opened"));
-        }
         EndpointKind::Directory(_) => {
-            return Err(refused(endpoint, "it has images, and is none"));
+            return Err(refused(endpoint, "it has several images"));
         }
         EndpointKind::Standard => return Err(refused(endpoint, "a stream has no offsets")),
         EndpointKind::Null(None) => return Err(refused(endpoint, "it holds no image")),
@@ -227,7 +246,7 @@ pub async fn open_destination(
         file,
     };
     match endpoint.kind() {
-        EndpointKind::Sample(_) => Err(refused(endpoint, "it is generated and cannot be written")),
+        kind if !kind.roles().destination => Err(refused(endpoint, "it cannot be written")),
         EndpointKind::Null(size) => {
             let device = NullDevice::new(size.unwrap_or(0));
             Ok(from_device(local(Arc::new(device)), None))
@@ -310,10 +329,18 @@ async fn source_stream(endpoint: &Endpoint) -> Result<Option<Box<dyn ByteSource>
 /// Opens a named pipe, which can take until somebody opens its other end, away from this thread.
 async fn open_waiting(options: fs::OpenOptions, path: &Path, endpoint: &Endpoint) -> Result<File> {
     let path = path.to_owned();
-    let opened = tokio::task::spawn_blocking(move || options.open(path)).await;
-    opened
+    away(endpoint, move || Ok(options.open(path)?)).await
+}
+
+/// Runs what may take long away from this thread.
+async fn away<T: Send + 'static>(
+    endpoint: &Endpoint,
+    call: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let called = tokio::task::spawn_blocking(call).await;
+    called
         .map_err(|error| Error::with_source(ErrorKind::Io, error))
-        .and_then(|file| Ok(file?))
+        .and_then(|result| result)
         .map_err(opening(endpoint))
 }
 
@@ -426,16 +453,15 @@ fn is_stream(path: &Path) -> bool {
     })
 }
 
-/// Whether both endpoints certainly are one image: the same file, device or export.
+/// Whether both endpoints certainly are one image: the same export, or a file or device in common.
 #[must_use]
 pub fn is_same_image(one: &Endpoint, other: &Endpoint) -> bool {
     if let (EndpointKind::Nbd(one), EndpointKind::Nbd(other)) = (one.kind(), other.kind()) {
         return one == other;
     }
-    match (identity(one, io::stdin()), identity(other, io::stdout())) {
-        (Some(one), Some(other)) => one == other,
-        _ => false,
-    }
+    let others = identities(other, io::stdout());
+    let one = identities(one, io::stdin());
+    one.iter().any(|file| others.contains(file))
 }
 
 /// What tells a regular file or a block device from all others.
@@ -445,15 +471,26 @@ enum Identity {
     Device(u64),
 }
 
-fn identity(endpoint: &Endpoint, standard: impl AsFd) -> Option<Identity> {
-    let metadata: Metadata = match endpoint.kind() {
-        EndpointKind::File(path) => fs::metadata(path).ok()?,
+/// The files that an image consists of, as far as they can be told.
+fn identities(endpoint: &Endpoint, standard: impl AsFd) -> Vec<Identity> {
+    let of_fd = |fd: OwnedFd| File::from(fd).metadata().ok();
+    let metadata: Vec<Option<Metadata>> = match endpoint.kind() {
+        EndpointKind::File(path) => vec![fs::metadata(path).ok()],
+        EndpointKind::Split(paths) => paths.iter().map(|path| fs::metadata(path).ok()).collect(),
+        EndpointKind::Part { of, .. } => return identities(of, standard),
         EndpointKind::Standard => {
-            let fd = standard.as_fd().try_clone_to_owned().ok()?;
-            File::from(fd).metadata().ok()?
+            vec![standard.as_fd().try_clone_to_owned().ok().and_then(of_fd)]
         }
-        _ => return None,
+        EndpointKind::Descriptor(number) => {
+            vec![sys::duplicate_inherited(*number).ok().and_then(of_fd)]
+        }
+        _ => Vec::new(),
     };
+    let metadata = metadata.iter().flatten();
+    metadata.filter_map(identity).collect()
+}
+
+fn identity(metadata: &Metadata) -> Option<Identity> {
     if metadata.file_type().is_block_device() {
         Some(Identity::Device(metadata.rdev()))
     } else if metadata.is_file() {
@@ -484,6 +521,13 @@ mod tests {
         let other = directory.path().join("other");
         fs::write(&other, "").expect("written");
         assert!(is_same_image(&file(one.clone()), &file(link)));
+        let joined = EndpointKind::Split(vec![one.clone(), other.clone()]);
+        let joined = Endpoint::new("joined", joined);
+        assert!(is_same_image(&joined, &joined.clone()));
+        assert!(is_same_image(&joined, &file(other.clone())));
+        assert!(is_same_image(&file(one.clone()), &joined));
+        let memory: Endpoint = "memory:1M".parse().expect("an endpoint");
+        assert!(!is_same_image(&memory, &memory.clone()));
         assert!(!is_same_image(&file(one.clone()), &file(other)));
         assert!(!is_same_image(
             &file(one),

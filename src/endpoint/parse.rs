@@ -54,6 +54,15 @@ pub enum EndpointKind {
     Script(ScriptOptions),
     /// `fd:N`: a file or block device that this process was started with.
     Descriptor(RawFd),
+    /// A part of another image. Has no text of its own.
+    Part {
+        /// The whole.
+        of: Box<Endpoint>,
+        /// Where in the whole it begins, in bytes.
+        offset: u64,
+        /// How many bytes it has; `None`: up to the end of the whole.
+        length: Option<u64>,
+    },
     /// An NBD export.
     Nbd(NbdUri),
     /// `[ CMD ARGS... ]`: a server that is started for this endpoint.

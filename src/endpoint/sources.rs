@@ -484,6 +484,7 @@ impl EndpointKind {
             Self::Nbd(_) => "nbd",
             Self::Command(_) => "command",
             Self::File(_) => "file",
+            Self::Part { of, .. } => return of.kind().source_kind(),
         };
         SourceKind::named(name).unwrap_or(&NONE)
     }
@@ -499,6 +500,7 @@ impl EndpointKind {
                 served: false,
                 ..roles
             },
+            Self::Part { of, .. } => of.kind().roles(),
             _ => roles,
         }
     }

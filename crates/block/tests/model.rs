@@ -5,7 +5,7 @@
 use std::{fs, path::Path, sync::Arc};
 
 use blockferry_block::{
-    Access, BlockDevice, Buffer, FileDevice, MemoryDevice, SampleDevice, WriteFlags,
+    Access, BlockDevice, Buffer, FileDevice, MemoryDevice, PatternDevice, SampleDevice, WriteFlags,
     testing::{FaultyDevice, check_device},
 };
 
@@ -78,6 +78,13 @@ async fn a_sample_agrees_with_itself() {
     for seed in 0..4 {
         let options = format!("500001,seed={seed}").parse().expect("a sample");
         check_device(&SampleDevice::new(options), seed, STEPS).await;
+    }
+}
+
+#[tokio::test]
+async fn a_pattern_agrees_with_itself() {
+    for seed in 0..4 {
+        check_device(&PatternDevice::new(SIZE), seed, STEPS).await;
     }
 }
 

@@ -341,3 +341,43 @@ impl Parts {
         value.checked()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_that_a_little_data_touches_count_too() {
+        let mut unit = Parts::default();
+        unit.put(0, Value::byte(1)).expect("room");
+        unit.extend_to(1 << 20).expect("room");
+        let unit = unit.into_value().expect("a value");
+        for (count, fits) in [(16, true), (17, false), (1 << 40, false)] {
+            let value = unit.clone().repeated(count).expect("a value");
+            let device = MemoryDevice::new(value.size());
+            let laid_out = value.lay_out(&device, 1 << 20);
+            let expected = if fits {
+                Ok(())
+            } else {
+                Err(DataError::TooMuch)
+            };
+            assert_eq!(laid_out, expected, "{count}");
+            assert!(device.allocated() <= (1 << 20) + (64 << 10));
+        }
+    }
+
+    #[test]
+    fn what_repeats_a_little_is_laid_out_as_a_whole() {
+        let value = Value::bytes(vec![1, 2, 3]).repeated(1 << 40);
+        let value = value.and_then(|value| value.slice(1, Some(200_001)));
+        let value = value.expect("a value");
+        let device = MemoryDevice::new(value.size());
+        value.lay_out(&device, 1 << 20).expect("it fits");
+        let bytes = device.contents();
+        assert!(
+            (1..)
+                .zip(&bytes)
+                .all(|(at, byte)| u64::from(*byte) == at % 3 + 1)
+        );
+    }
+}
