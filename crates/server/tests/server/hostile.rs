@@ -18,7 +18,7 @@ use crate::{
 const SIZE: usize = 1 << 20;
 
 /// A client of the default export with simple replies: its requests are written by hand.
-fn simple(host: &Host) -> Peer {
+pub(crate) fn simple(host: &Host) -> Peer {
     host.connect_with(ClientConfig {
         structured: false,
         extended: false,
@@ -27,7 +27,7 @@ fn simple(host: &Host) -> Peer {
 }
 
 /// A compact request header.
-fn header(command: u16, flags: u16, cookie: u64, offset: u64, length: u32) -> Vec<u8> {
+pub(crate) fn header(command: u16, flags: u16, cookie: u64, offset: u64, length: u32) -> Vec<u8> {
     let mut bytes = wire::REQUEST_MAGIC.to_be_bytes().to_vec();
     bytes.extend(flags.to_be_bytes());
     bytes.extend(command.to_be_bytes());
@@ -38,7 +38,7 @@ fn header(command: u16, flags: u16, cookie: u64, offset: u64, length: u32) -> Ve
 }
 
 /// The error number of the next simple reply, which must be to `cookie`.
-fn simple_reply(socket: &mut UnixStream, cookie: u64) -> u32 {
+pub(crate) fn simple_reply(socket: &mut UnixStream, cookie: u64) -> u32 {
     let mut reply = [0; 16];
     socket.read_exact(&mut reply).expect("a reply");
     assert_eq!(reply[..4], wire::SIMPLE_REPLY_MAGIC.to_be_bytes());
@@ -46,7 +46,7 @@ fn simple_reply(socket: &mut UnixStream, cookie: u64) -> u32 {
     u32::from_be_bytes([reply[4], reply[5], reply[6], reply[7]])
 }
 
-fn is_closed(socket: &mut UnixStream) -> bool {
+pub(crate) fn is_closed(socket: &mut UnixStream) -> bool {
     let mut rest = Vec::new();
     // What the server had said already does not matter.
     match socket.read_to_end(&mut rest) {
@@ -55,7 +55,7 @@ fn is_closed(socket: &mut UnixStream) -> bool {
     }
 }
 
-fn still_serves(host: &Host) {
+pub(crate) fn still_serves(host: &Host) {
     assert_eq!(host.connect().read(0, 100).ok(), pattern(100));
 }
 

@@ -3,10 +3,12 @@
 mod commands;
 mod concurrency;
 mod devices;
+mod excess;
 mod hostile;
 mod lifecycle;
 mod peer;
 mod probe;
 mod secure;
 mod tls;
+mod vanishing;
 mod vsock;
