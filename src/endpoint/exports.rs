@@ -3,13 +3,17 @@
 use std::sync::Arc;
 
 use crate::{
-    block::{Access, DirectoryExports, Exports, Result, SingleExport},
+    block::{
+        Access, BlockDevice, BoxFuture, ClientFacts, DirectoryExports, ExportEntry, Exports,
+        OpenExport, Result, SingleExport, no_such_export,
+    },
+    client::Pool,
     script::Script,
 };
 
 use super::{
     Connection, Endpoint, EndpointKind, OpenDevice, OpenOptions,
-    open::{open_device, opening},
+    open::{open_device, open_pool, opening},
 };
 
 /// The opened exports of an endpoint.
@@ -21,7 +25,8 @@ pub struct OpenExports {
 }
 
 /// Opens an endpoint to serve it: a script or a directory has exports of its own, everything else is the
-/// default export. Their owner [closes](Exports::close) them before the connection.
+/// default export. An NBD server has as many connections as `options` say, which are opened again when they
+/// are lost. Their owner [closes](Exports::close) them before the connection.
 ///
 /// # Errors
 /// As [`open_device`].
@@ -30,6 +35,12 @@ pub async fn open_exports(
     access: Access,
     options: &OpenOptions,
 ) -> Result<OpenExports> {
+    if let Some((pool, connection)) = open_pool(endpoint, options).await? {
+        return Ok(OpenExports {
+            exports: Arc::new(Proxy(pool)),
+            connection,
+        });
+    }
     let exports: Arc<dyn Exports> = match endpoint.kind() {
         EndpointKind::Script(script) => {
             let script = Script::start(script.clone()).await;
@@ -51,4 +62,27 @@ pub async fn open_exports(
         exports,
         connection: Connection::default(),
     })
+}
+
+/// Another server. Each client gets a handle of its own to the connections, so that each is told of writes that
+/// were lost.
+struct Proxy(Pool);
+
+impl Exports for Proxy {
+    fn list(&self, _: ClientFacts) -> BoxFuture<'_, Result<Vec<ExportEntry>>> {
+        let entry = ExportEntry {
+            name: String::new(),
+            description: self.0.info().description.clone(),
+        };
+        Box::pin(async move { Ok(vec![entry]) })
+    }
+
+    fn open<'a>(&'a self, name: &'a str, _: ClientFacts) -> BoxFuture<'a, Result<OpenExport>> {
+        Box::pin(async move {
+            match name {
+                "" => Ok(OpenExport::new(Arc::new(self.0.clone()))),
+                _ => Err(no_such_export()),
+            }
+        })
+    }
 }

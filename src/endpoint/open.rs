@@ -18,7 +18,7 @@ use crate::{
         FdSink, FdSource, FileDevice, MemoryDevice, NullDevice, Operation, PatternDevice, Result,
         SampleDevice, SliceDevice, SplitDevice,
     },
-    client::{Client, ConnectOptions, Gone},
+    client::{Client, ConnectOptions, Gone, Pool, PoolObserver, PoolOptions},
     copy::{Destination, Source},
     proto::{NbdUri, Transport},
     script::{Script, ScriptOptions},
@@ -37,6 +37,15 @@ pub struct OpenOptions {
     pub own_program: Option<PathBuf>,
     /// The metadata contexts that an NBD server is asked for; `base:allocation` unless set.
     pub contexts: Vec<Context>,
+    /// Whether an NBD server is asked for all others that it has as well.
+    pub all_contexts: bool,
+    /// How many connections [`open_exports`](super::open_exports) opens to an NBD server that has several;
+    /// 1 unless set.
+    pub connections: usize,
+    /// How many attempts in a row to open those again when they were lost may fail there; 0 unless set.
+    pub retries: u32,
+    /// Told what happens to them.
+    pub pool_observer: Option<PoolObserver>,
     /// How long connecting and negotiating may take together; 30 seconds unless set.
     pub connect_timeout: Duration,
     /// How long an NBD server that owes an answer may move no byte; for ever unless set.
@@ -53,6 +62,10 @@ impl Default for OpenOptions {
         Self {
             own_program: None,
             contexts: vec![Context::Allocation],
+            all_contexts: false,
+            connections: 1,
+            retries: 0,
+            pool_observer: None,
             connect_timeout: Duration::from_secs(30),
             request_timeout: None,
             flush_timeout: None,
@@ -69,6 +82,7 @@ const GOODBYE: Duration = Duration::from_secs(2);
 pub struct Connection {
     // In this order: the client goes before the server does.
     client: Option<Client>,
+    pool: Option<Pool>,
     child: Option<ServerChild>,
     script: Option<Script>,
     /// The regular file that a standard stream is, whose position its other users expect behind the image.
@@ -89,6 +103,9 @@ impl Connection {
         if let Some(client) = self.client.take() {
             let _ = tokio::time::timeout(GOODBYE, client.disconnect()).await;
         }
+        if let Some(pool) = self.pool.take() {
+            let _ = tokio::time::timeout(GOODBYE, pool.disconnect()).await;
+        }
         if let Some(script) = self.script.take() {
             script.close().await;
         }
@@ -101,7 +118,7 @@ impl Connection {
 
     /// Goes without a goodbye, after a failure; a server that was started for us is stopped.
     pub async fn abandon(mut self) {
-        drop(self.client.take());
+        drop((self.client.take(), self.pool.take()));
         if let Some(mut child) = self.child.take() {
             child.stop().await;
         }
@@ -350,16 +367,7 @@ async fn connect(
     gone: Option<Gone>,
     options: &OpenOptions,
 ) -> Result<OpenDevice> {
-    let settings = ConnectOptions {
-        name: Some(Arc::clone(name)),
-        gone,
-        contexts: options.contexts.clone(),
-        connect_timeout: options.connect_timeout,
-        request_timeout: options.request_timeout,
-        flush_timeout: options.flush_timeout,
-        ..ConnectOptions::default()
-    };
-    let client = Client::connect(uri, &settings).await?;
+    let client = Client::connect(uri, &connecting(name, gone, options)).await?;
     Ok(OpenDevice {
         device: Arc::new(client.clone()),
         connection: Connection {
@@ -367,6 +375,53 @@ async fn connect(
             ..Connection::default()
         },
     })
+}
+
+fn connecting(name: &Arc<str>, gone: Option<Gone>, options: &OpenOptions) -> ConnectOptions {
+    ConnectOptions {
+        name: Some(Arc::clone(name)),
+        gone,
+        contexts: options.contexts.clone(),
+        all_contexts: options.all_contexts,
+        connect_timeout: options.connect_timeout,
+        request_timeout: options.request_timeout,
+        flush_timeout: options.flush_timeout,
+        ..ConnectOptions::default()
+    }
+}
+
+/// Opens a pool of connections to what `endpoint` is: an NBD server, which may be lost and found again, or a
+/// command, which is gone when it is gone. `None` for everything else.
+pub(super) async fn open_pool(
+    endpoint: &Endpoint,
+    options: &OpenOptions,
+) -> Result<Option<(Pool, Connection)>> {
+    let pooling = |retries| PoolOptions {
+        connections: options.connections,
+        retries,
+        observer: options.pool_observer.clone(),
+    };
+    let (pool, child) = match endpoint.kind() {
+        EndpointKind::Nbd(uri) => {
+            let connecting = connecting(endpoint.name(), None, options);
+            let pool = Pool::connect(uri, &connecting, pooling(options.retries)).await?;
+            (pool, None)
+        }
+        EndpointKind::Command(command) => {
+            let mut child = ServerChild::start(command, options)?;
+            let connecting = connecting(child.name(), Some(child.gone()), options);
+            let pool = Pool::connect(&child.uri(), &connecting, pooling(0)).await;
+            let pool = pool.map_err(|error| child.explain(error))?;
+            (pool, Some(child))
+        }
+        _ => return Ok(None),
+    };
+    let connection = Connection {
+        pool: Some(pool.clone()),
+        child,
+        ..Connection::default()
+    };
+    Ok(Some((pool, connection)))
 }
 
 async fn start(command: &ServerCommand, options: &OpenOptions) -> Result<OpenDevice> {

@@ -16,6 +16,8 @@ pub struct ConnectOptions {
     pub extended: bool,
     /// The meta contexts to ask for. Default: `base:allocation`.
     pub contexts: Vec<Context>,
+    /// Ask for all that the server lists for the export beside those: up to 64. Default: false.
+    pub all_contexts: bool,
     /// How long connecting and negotiating may take together. Default: 30 seconds.
     pub connect_timeout: Duration,
     /// How long the server may neither send nor take a byte while requests are in flight. Then the connection
@@ -39,6 +41,7 @@ impl Default for ConnectOptions {
             structured: true,
             extended: true,
             contexts: vec![Context::Allocation],
+            all_contexts: false,
             connect_timeout: Duration::from_secs(30),
             request_timeout: None,
             flush_timeout: None,
@@ -84,6 +87,7 @@ impl ConnectOptions {
             goal,
             tls: if uri.tls { Tls::Require } else { Tls::Off },
             contexts: self.contexts.iter().map(ToString::to_string).collect(),
+            all_contexts: self.all_contexts,
             structured: self.structured,
             extended: self.extended,
         }

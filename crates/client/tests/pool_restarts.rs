@@ -14,7 +14,7 @@ use blockferry_block::{
     BlockDevice, Buffer, ByteRange, Capabilities, Context, Error, ErrorKind, Payload, PipePool,
     WriteFlags, ZeroFlags,
 };
-use blockferry_client::{ConnectOptions, Pool, PoolEvent, PoolOptions};
+use blockferry_client::{ConnectOptions, Pool, PoolEvent, PoolObserver, PoolOptions};
 use blockferry_proto::{Command, Errno};
 use support::{Place, Script, Server, byte_at};
 use tokio::runtime::Builder;
@@ -44,7 +44,7 @@ impl Diary {
         PoolOptions {
             connections,
             retries,
-            observer: Some(Arc::new(move |event| {
+            observer: Some(PoolObserver::new(move |event| {
                 let entry = match event {
                     PoolEvent::Lost { left, .. } => format!("lost, {left} left"),
                     PoolEvent::WritesLost => "writes lost".to_owned(),

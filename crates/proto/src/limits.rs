@@ -18,6 +18,10 @@ pub const INFO_REPLIES: usize = 64;
 /// Metadata contexts that one `NBD_OPT_SET_META_CONTEXT` can select; one bit each in a `u64`.
 pub const CONTEXTS: usize = 64;
 
+/// Bytes in the names of contexts that a client selects because the server lists them: servers take no
+/// options of any length.
+pub const SELECTED_CONTEXTS: usize = 32 << 10;
+
 /// Metadata contexts that one `NBD_OPT_LIST_META_CONTEXT` can name.
 pub const LISTED_CONTEXTS: usize = 4096;
 

@@ -239,6 +239,73 @@ fn contexts_of_a_failed_selection_are_forgotten() {
     assert!(negotiated.contexts.is_empty());
 }
 
+/// What a client that wants all contexts gets of a server that lists `listed`.
+fn all_contexts(listed: &[String]) -> Played {
+    let mut script = Script::fixed().reply(11, ACK, b"");
+    for name in listed {
+        script = script.context(9, 0, name);
+    }
+    script = script.reply(9, ACK, b"").context(10, 7, "base:allocation");
+    if listed.len() > 1 {
+        script = script.context(10, 9, &listed[1]);
+    }
+    let script = script.reply(10, ACK, b"").export(7).reply(7, ACK, b"");
+    script.play(ClientConfig {
+        all_contexts: true,
+        ..config()
+    })
+}
+
+#[test]
+fn all_contexts_are_those_that_the_server_lists() {
+    let played = all_contexts(&[
+        "base:allocation".to_owned(),
+        "qemu:dirty-bitmap:b".to_owned(),
+    ]);
+    assert_eq!(options(&played), [11, 9, 10, 7]);
+    let Ok(Some(Outcome::Transmit(negotiated))) = played.result else {
+        panic!("{:?}", played.result);
+    };
+    let contexts = negotiated.contexts.iter();
+    let contexts = contexts.map(|context| (context.id, &*context.name));
+    assert!(contexts.eq([(7, "base:allocation"), (9, "qemu:dirty-bitmap:b")]));
+}
+
+#[test]
+fn a_server_that_lists_contexts_without_end_is_asked_for_as_many_as_can_be_selected() {
+    for (count, length) in [(4000, 100), (40, 4000)] {
+        let names = (0..count).map(|number| format!("x:{number:0length$}"));
+        let listed: Vec<_> = names.collect();
+        let mut base = vec!["base:allocation".to_owned()];
+        base.extend(listed);
+        let played = all_contexts(&base);
+        assert_eq!(options(&played), [11, 9, 10, 7]);
+        let asked = &played.sent[3];
+        assert!(asked.len() < 64 << 10, "{} bytes", asked.len());
+        assert!(matches!(played.result, Ok(Some(Outcome::Transmit(_)))));
+    }
+}
+
+#[test]
+fn without_a_list_the_usual_contexts_are_selected() {
+    let script = Script::fixed()
+        .reply(11, ACK, b"")
+        .reply(9, UNSUP, b"")
+        .context(10, 7, "base:allocation")
+        .reply(10, ACK, b"")
+        .export(7)
+        .reply(7, ACK, b"");
+    let played = script.play(ClientConfig {
+        all_contexts: true,
+        ..config()
+    });
+    assert_eq!(options(&played), [11, 9, 10, 7]);
+    let Ok(Some(Outcome::Transmit(negotiated))) = played.result else {
+        panic!("{:?}", played.result);
+    };
+    assert_eq!(negotiated.contexts[0].name, "base:allocation");
+}
+
 #[test]
 fn without_go_the_export_is_opened_by_name() {
     let mut by_name = 4096_u64.to_be_bytes().to_vec();

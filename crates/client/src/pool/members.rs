@@ -400,7 +400,7 @@ impl Inner {
 
     pub(super) fn tell(&self, event: impl FnOnce() -> PoolEvent) {
         if let Some(observer) = &self.observer {
-            observer(&event());
+            observer.see(&event());
         }
     }
 

@@ -6,7 +6,7 @@ use blockferry_block::Error;
 
 /// How many connections a pool has, and what it does when they are lost. A number alone is that of the
 /// connections, with no reconnection.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct PoolOptions {
     /// How many connections there may be, 1 to 256, where the server advertises
     /// [`MULTI_CONN`](blockferry_block::Capabilities::MULTI_CONN); 1 otherwise. Default: 1.
@@ -14,12 +14,30 @@ pub struct PoolOptions {
     /// How many attempts in a row to open a lost connection again may fail. Default: 0, for no
     /// reconnection.
     pub retries: u32,
-    /// Told what happens to the connections. It must not block, and must not use the pool.
+    /// Told what happens to the connections.
     pub observer: Option<PoolObserver>,
 }
 
-/// Who is told what happens to a pool's connections.
-pub type PoolObserver = Arc<dyn Fn(&PoolEvent) + Send + Sync>;
+/// Is told what happens to a pool's connections.
+#[derive(Clone)]
+pub struct PoolObserver(Arc<dyn Fn(&PoolEvent) + Send + Sync>);
+
+impl PoolObserver {
+    /// `see` must not block, and must not use the pool. It is called on whichever thread meets the event.
+    pub fn new(see: impl Fn(&PoolEvent) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(see))
+    }
+
+    pub(super) fn see(&self, event: &PoolEvent) {
+        (self.0)(event);
+    }
+}
+
+impl fmt::Debug for PoolObserver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PoolObserver").finish_non_exhaustive()
+    }
+}
 
 /// What happens to a pool's connections.
 #[derive(Clone, Debug)]
@@ -69,14 +87,5 @@ impl From<usize> for PoolOptions {
             retries: 0,
             observer: None,
         }
-    }
-}
-
-impl fmt::Debug for PoolOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PoolOptions")
-            .field("connections", &self.connections)
-            .field("retries", &self.retries)
-            .finish_non_exhaustive()
     }
 }

@@ -4,7 +4,7 @@
 //! ```text
 //! oldstyle greeting -> transmission
 //! greeting -> [STARTTLS] -> [EXTENDED_HEADERS] -refused-> [STRUCTURED_REPLY]
-//!   Transmit: [SET_META_CONTEXT] -> GO -unsupported-> EXPORT_NAME
+//!   Transmit: [LIST_META_CONTEXT] -> [SET_META_CONTEXT] -> GO -unsupported-> EXPORT_NAME
 //!   Info:     INFO -> [LIST_META_CONTEXT] -> ABORT
 //!   List:     LIST -> (INFO -> [LIST_META_CONTEXT]) for each export -> ABORT
 //! ```
@@ -58,6 +58,9 @@ pub struct ClientConfig {
     /// The metadata contexts to select, at most 64, each at most 4096 bytes. Those that the server
     /// does not have are missing from [`Negotiated::contexts`].
     pub contexts: Vec<String>,
+    /// Whether to select, beside those, all that the server lists for the export, up to 64 in all and
+    /// 32 KiB of names.
+    pub all_contexts: bool,
     /// Whether to ask for structured replies.
     pub structured: bool,
     /// Whether to ask for extended headers.
@@ -72,6 +75,7 @@ impl Default for ClientConfig {
             goal: Goal::Transmit,
             tls: Tls::Off,
             contexts: vec!["base:allocation".to_owned()],
+            all_contexts: false,
             structured: true,
             extended: true,
         }
@@ -364,6 +368,10 @@ impl ClientHandshake {
                     self.ask_for_available_contexts();
                 }
             }
+            OptionCode::ListMetaContext if self.config.goal == Goal::Transmit => {
+                self.choose_listed();
+                self.ask_for_contexts();
+            }
             OptionCode::ListMetaContext => self.export_described()?,
             OptionCode::ExportName | OptionCode::Abort | OptionCode::Other(_) => {}
         }
@@ -387,6 +395,10 @@ impl ClientHandshake {
             (OptionCode::SetMetaContext, _) => {
                 self.contexts.clear();
                 self.ask_for_info(OptionCode::Go);
+            }
+            (OptionCode::ListMetaContext, _) if self.config.goal == Goal::Transmit => {
+                self.contexts.clear();
+                self.ask_for_contexts();
             }
             (OptionCode::ListMetaContext, _) => {
                 self.contexts.clear();
@@ -475,12 +487,43 @@ impl ClientHandshake {
         match self.config.goal {
             Goal::List => self.ask(OptionCode::List, &[]),
             Goal::Info => self.ask_for_info(OptionCode::Info),
-            Goal::Transmit if self.mode.is_chunked() && !self.config.contexts.is_empty() => {
-                let payload = options::context_request(&self.config.export, &self.config.contexts);
-                self.ask(OptionCode::SetMetaContext, &payload);
+            Goal::Transmit if self.mode.is_chunked() && self.config.all_contexts => {
+                self.ask_for_list_of_contexts();
             }
-            Goal::Transmit => self.ask_for_info(OptionCode::Go),
+            Goal::Transmit => self.ask_for_contexts(),
         }
+    }
+
+    fn ask_for_contexts(&mut self) {
+        if self.mode.is_chunked() && !self.config.contexts.is_empty() {
+            let payload = options::context_request(&self.config.export, &self.config.contexts);
+            self.ask(OptionCode::SetMetaContext, &payload);
+        } else {
+            self.ask_for_info(OptionCode::Go);
+        }
+    }
+
+    /// Wants the contexts that the server has listed, as far as they can be selected.
+    fn choose_listed(&mut self) {
+        let mut room = limits::SELECTED_CONTEXTS;
+        for listed in std::mem::take(&mut self.contexts) {
+            let wanted = &mut self.config.contexts;
+            if wanted.contains(&listed.name) {
+                continue;
+            }
+            if wanted.len() >= limits::CONTEXTS || listed.name.len() > room {
+                break;
+            }
+            room -= listed.name.len();
+            wanted.push(listed.name);
+        }
+    }
+
+    fn ask_for_list_of_contexts(&mut self) {
+        self.contexts.clear();
+        // No query at all stands for every context.
+        let payload = options::context_request(self.export(), &[]);
+        self.ask(OptionCode::ListMetaContext, &payload);
     }
 
     fn ask_for_info(&mut self, option: OptionCode) {
@@ -492,9 +535,7 @@ impl ClientHandshake {
     fn ask_for_available_contexts(&mut self) {
         self.contexts.clear();
         if self.mode.is_chunked() {
-            // No query at all stands for every context.
-            let payload = options::context_request(self.export(), &[]);
-            self.ask(OptionCode::ListMetaContext, &payload);
+            self.ask_for_list_of_contexts();
         } else if let Some(info) = self.described.take() {
             self.export_settled(info);
         }

@@ -38,6 +38,7 @@ impl Case {
             } else {
                 Vec::new()
             },
+            all_contexts: false,
             structured: self.client_structured,
             extended: self.client_extended,
         }

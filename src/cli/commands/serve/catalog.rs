@@ -13,10 +13,13 @@ use crate::{
         failure::Failure,
         options::{Opening, ServeJob, ServedSource, open_options},
     },
+    client::PoolObserver,
     endpoint::{
         Connection, Endpoint, EndpointKind, OpenExports, OpenOptions, open_device, open_exports,
     },
 };
+
+use super::observe::Observer;
 
 /// The exports of a job, and what keeps them alive.
 pub(super) struct Catalog {
@@ -43,7 +46,7 @@ struct Entry {
 
 impl Catalog {
     /// Opens what is to be served, to see whether it can be.
-    pub(super) async fn open(job: &ServeJob) -> Result<Self, Failure> {
+    pub(super) async fn open(job: &ServeJob, observer: &Arc<Observer>) -> Result<Self, Failure> {
         let mut catalog = Self {
             shelf: Arc::new(Shelf {
                 entries: Vec::new(),
@@ -54,7 +57,7 @@ impl Catalog {
         };
         let mut entries = Vec::new();
         for served in &job.exports {
-            match catalog.entry(job, served).await {
+            match catalog.entry(job, served, observer).await {
                 Ok(entry) => entries.push(entry),
                 Err(failure) => {
                     for entry in entries {
@@ -75,13 +78,24 @@ impl Catalog {
         Ok(catalog)
     }
 
-    async fn entry(&mut self, job: &ServeJob, served: &ServedSource) -> Result<Entry, Failure> {
+    async fn entry(
+        &mut self,
+        job: &ServeJob,
+        served: &ServedSource,
+        observer: &Arc<Observer>,
+    ) -> Result<Entry, Failure> {
         let read_only = job.server.read_only;
         let access = match read_only {
             true => Access::ReadOnly,
             false => Access::ReadWrite,
         };
-        let options = open_options(job.timeouts);
+        let mut options = open_options(job.timeouts);
+        (options.connections, options.retries) = (job.connections, job.retries);
+        options.all_contexts = true;
+        let (observer, name) = (Arc::clone(observer), served.source.to_string());
+        options.pool_observer = Some(PoolObserver::new(move |event| {
+            observer.see_upstream(&name, event);
+        }));
         let explain = |error: crate::block::Error| {
             let may_not_write =
                 matches!(error.kind(), ErrorKind::NotPermitted | ErrorKind::ReadOnly);

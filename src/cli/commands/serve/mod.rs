@@ -85,7 +85,7 @@ async fn serve(
     let is_activated = !activated.is_empty();
     let observer = Arc::new(Observer::new(&job)?);
     let catalog = tokio::select! {
-        catalog = Catalog::open(&job) => catalog?,
+        catalog = Catalog::open(&job, &observer) => catalog?,
         // Nobody has connected: there is nothing to finish.
         _ = signals.next() => return Ok(0),
     };

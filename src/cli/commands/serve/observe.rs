@@ -15,6 +15,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
     block::Error,
+    client::PoolEvent,
     proto::{CommandFlags, ReplyMode},
     server::{Ending, ServerEvent},
 };
@@ -66,10 +67,24 @@ impl Observer {
         {
             log.write(entry);
         }
-        let Some((level, line)) = describe(event) else {
-            return;
-        };
+        if let Some((level, line)) = describe(event) {
+            self.tell(level, line);
+        }
+    }
+
+    /// Tells and logs what happened to the connections to a server that is served on.
+    pub(super) fn see_upstream(&self, source: &str, event: &PoolEvent) {
+        if let Some((level, line, entry)) = describe_upstream(source, event) {
+            if let Some(log) = &self.log {
+                log.write(entry);
+            }
+            self.tell(level, line);
+        }
+    }
+
+    fn tell(&self, level: Level, line: String) {
         let due = match level {
+            Level::News => !self.quiet,
             Level::Trouble => !self.quiet,
             Level::Request => {
                 let few = || self.told.fetch_add(1, Ordering::Relaxed) < FAILURES_TOLD;
@@ -77,8 +92,10 @@ impl Observer {
             }
             Level::Detail => self.verbose,
         };
-        if due {
-            tell(&Failure::failed(line).to_string());
+        match level {
+            _ if !due => {}
+            Level::News => tell(&line),
+            _ => tell(&Failure::failed(line).to_string()),
         }
     }
 
@@ -92,7 +109,10 @@ impl Observer {
     }
 }
 
+#[derive(Clone, Copy)]
 enum Level {
+    /// Good news: told unless quiet.
+    News,
     /// Always told unless quiet.
     Trouble,
     /// A failed request: told unless there are too many.
@@ -140,6 +160,51 @@ fn describe(event: &ServerEvent<'_>) -> Option<(Level, String)> {
             format!("a client could not be accepted: {error}"),
         ),
         ServerEvent::FlushFailed(error) => (Level::Trouble, format!("flush: {error}")),
+        _ => return None,
+    })
+}
+
+/// What happened to the connections to `source`: for people and for programs.
+fn describe_upstream(source: &str, event: &PoolEvent) -> Option<(Level, String, Value)> {
+    let entry = |name: &str| json!({ "event": name, "source": source });
+    Some(match event {
+        PoolEvent::Lost { error, left } => {
+            let (level, rest) = match left {
+                0 => (Level::Trouble, String::new()),
+                left => (Level::Detail, format!(" ({left} connections left)")),
+            };
+            let mut entry = with_error(entry("upstream-lost"), error);
+            merge(&mut entry, json!({ "left": left }));
+            (level, format!("{error}{rest}"), entry)
+        }
+        PoolEvent::WritesLost => (
+            Level::Trouble,
+            format!(
+                "{source}: the server was lost with writes that were not flushed: clients are told when they flush"
+            ),
+            entry("upstream-writes-lost"),
+        ),
+        PoolEvent::AttemptFailed {
+            error,
+            attempt,
+            pause,
+        } => {
+            let seconds = pause.as_secs_f64();
+            let mut entry = with_error(entry("upstream-attempt-failed"), error);
+            merge(&mut entry, json!({ "attempt": attempt }));
+            let line = format!("{error} (attempt {attempt}; the next in {seconds} s)");
+            (Level::Detail, line, entry)
+        }
+        PoolEvent::Reconnected { attempts } => {
+            let mut entry = entry("upstream-reconnected");
+            merge(&mut entry, json!({ "attempts": attempts }));
+            (Level::News, format!("{source}: connected again"), entry)
+        }
+        PoolEvent::GaveUp { error } => (
+            Level::Trouble,
+            format!("{error}; requests fail until it can be"),
+            with_error(entry("upstream-gave-up"), error),
+        ),
         _ => return None,
     })
 }
