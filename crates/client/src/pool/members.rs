@@ -258,10 +258,11 @@ impl Inner {
             state.owe(slot.member.proof.load(Ordering::Acquire));
         }
         let lost_writes = state.settle();
-        let left = state.live();
-        if left == 0 {
+        if state.live() == 0 {
             state.failure = Some(error.clone());
         }
+        // Those whose end was not noticed yet have their own events.
+        let left = state.slots.len();
         drop(state);
         slot.member.client.close();
         self.tell(|| PoolEvent::Lost {

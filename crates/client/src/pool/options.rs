@@ -47,7 +47,7 @@ pub enum PoolEvent {
     Lost {
         /// Why.
         error: Error,
-        /// How many others live.
+        /// How many others are left, as far as is known.
         left: usize,
     },
     /// The server was lost with writes that it had acknowledged and nobody had flushed: the next flush
