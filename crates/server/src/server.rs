@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use blockferry_block::{BlockDevice, ClientFacts, Exports};
+use blockferry_block::{BlockDevice, Capabilities, ClientFacts, Exports};
 use tokio::{
     runtime::Builder,
     select,
@@ -346,6 +346,10 @@ impl Shared {
     }
 
     async fn flush(&self, device: &Arc<dyn BlockDevice>) {
+        // What cannot be made durable was never promised to be.
+        if !device.info().can(Capabilities::FLUSH) {
+            return;
+        }
         if let Err(error) = device.flush().await {
             self.observe(&ServerEvent::FlushFailed(&error));
         }
