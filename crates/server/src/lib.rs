@@ -30,7 +30,7 @@
 //! | `server` | accepting, threads, shutdown |
 //! | `listener`, `stream` | the sockets |
 //! | `handshake` | option haggling, what an export offers |
-//! | `connection`, `input` | the loop: requests in, replies out |
+//! | `connection`, `input` | the loop: requests in, replies out; `connection/receiving` is its first half |
 //! | `requests` | a request on a device |
 //! | `replies` | the output queue |
 //! | `errno` | errors on the wire |
