@@ -32,6 +32,7 @@ mod rate;
 mod restarts;
 mod serve;
 mod serve_life;
+mod serve_tls;
 mod streams;
 mod timeouts;
 mod tls;

@@ -24,6 +24,11 @@ const MARK: &str = "server-cert.pem";
 /// TLS as a job wants it, with certificates that will do.
 pub(super) fn options(job: &TlsJob) -> Result<Option<TlsOptions>, Failure> {
     let policy = match job.mode {
+        // Whoever says one of these believes that there is TLS.
+        TlsMode::Off if job.verify_peer => return Err(needs_tls("--tls-verify-peer")),
+        TlsMode::Off if job.certificates.is_some() => {
+            return Err(needs_tls("--tls-certificates"));
+        }
         TlsMode::Off => return Ok(None),
         TlsMode::On => TlsPolicy::Offer,
         TlsMode::Require => TlsPolicy::Require,
@@ -40,6 +45,11 @@ pub(super) fn options(job: &TlsJob) -> Result<Option<TlsOptions>, Failure> {
     tls.check().map_err(|error| refused(&error, clients))?;
     let tls = Arc::new(tls);
     Ok(Some(TlsOptions { policy, tls }))
+}
+
+fn needs_tls(option: &str) -> Failure {
+    let failure = Failure::usage(format!("{option} without --tls"));
+    failure.hint("--tls require refuses clients without TLS, --tls on takes both")
 }
 
 /// The certificates are read again when they change, wherever the server has gone to meanwhile.
@@ -124,10 +134,22 @@ mod tests {
         };
         let failure = options(&job).expect_err("nothing there");
         assert!(failure.to_string().contains(MARK), "{failure}");
-        let off = TlsJob {
-            mode: TlsMode::Off,
-            ..job
-        };
+    }
+
+    #[test]
+    fn what_makes_no_sense_without_tls_is_refused() {
+        let off = TlsJob::default();
         assert!(options(&off).expect("nothing is needed").is_none());
+        let verifying = TlsJob {
+            verify_peer: true,
+            ..off.clone()
+        };
+        let certified = TlsJob {
+            certificates: Some("/certificates".into()),
+            ..off
+        };
+        for job in [verifying, certified] {
+            assert_eq!(options(&job).expect_err("no TLS").code(), 2);
+        }
     }
 }
