@@ -19,6 +19,8 @@ mod dropin_nbdcopy_failures;
 mod dropin_nbdcopy_voice;
 mod dropin_nbddump;
 mod dropin_nbdinfo;
+mod dropin_nbdkit;
+mod dropin_nbdkit_plugins;
 mod dropin_qemu_nbd;
 mod examples;
 mod failing_requests;
