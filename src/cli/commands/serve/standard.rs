@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io,
+    io::{self, Read, Write},
     os::{
         fd::OwnedFd,
         unix::{fs::FileTypeExt, net::UnixStream},
@@ -13,6 +13,9 @@ use std::{
 };
 
 use blockferry_sys as sys;
+
+/// Bytes that are carried at a time.
+const CARRIED: usize = 256 << 10;
 
 /// How long a client may take to read the last answers from its pipe.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -41,17 +44,31 @@ impl Bridge {
         thread::Builder::new()
             .name("input".to_owned())
             .spawn(move || {
-                let _ = io::copy(&mut input, &mut to_server);
+                let _ = carry(&mut input, &mut to_server);
                 let _ = to_server.shutdown(std::net::Shutdown::Write);
             })?;
         let (tell, done) = mpsc::channel();
         thread::Builder::new()
             .name("output".to_owned())
             .spawn(move || {
-                let _ = io::copy(&mut from_server, &mut output);
+                let _ = carry(&mut from_server, &mut output);
                 drop(tell);
             })?;
         Ok(Self { done })
+    }
+}
+
+/// Moves bytes as they come until there are no more. `io::copy` would splice them, and a reader of the socket was
+/// seen not to be woken for what was spliced into it.
+fn carry(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+    let mut buffer = vec![0; CARRIED];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(count) => to.write_all(&buffer[..count])?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 
@@ -64,8 +81,6 @@ impl Drop for Bridge {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, Write};
-
     use super::*;
 
     #[test]
