@@ -113,7 +113,7 @@ impl Stream {
 
     /// Sends the start of `slices`, as much as there is room for.
     ///
-    /// After it was `Pending`, the next call must be with slices that begin with the same bytes: some of them may
+    /// The next call must be with slices that begin with the bytes that were not sent: under TLS some of them may
     /// have been encrypted, and count as sent when they have left.
     pub(crate) fn poll_send(
         &self,
@@ -125,9 +125,23 @@ impl Stream {
             return self.wire.poll_send(cx, slices);
         };
         loop {
-            ready!(self.wire.poll_flush(cx, session))?;
-            if *leaving > 0 {
-                return Poll::Ready(Ok(std::mem::take(leaving)));
+            let before = session.outgoing().len();
+            match self.wire.poll_flush(cx, session)? {
+                Poll::Ready(()) if *leaving > 0 => {
+                    return Poll::Ready(Ok(std::mem::take(leaving)));
+                }
+                Poll::Ready(()) => {}
+                // A part of them has left. Which one is nobody's business, but that they move is; the last one
+                // counts when nothing is left.
+                Poll::Pending => {
+                    let moved = before - session.outgoing().len();
+                    let counted = moved.min(leaving.saturating_sub(1));
+                    *leaving -= counted;
+                    return match counted {
+                        0 => Poll::Pending,
+                        _ => Poll::Ready(Ok(counted)),
+                    };
+                }
             }
             *leaving = session.write(slices, 0).map_err(io::Error::other)?;
             if *leaving == 0 {
