@@ -9,26 +9,13 @@ use crate::{
     copy::{CopyOptions, DigestOptions, ExpectedDigest},
 };
 
+use super::endpoint_help::{Reader, endpoints};
+
 /// The definition of the command line, for what is generated from it.
 #[must_use]
 pub fn command() -> clap::Command {
     Cli::command()
 }
-
-const ENDPOINTS: &str = "\
-Endpoints:
-  -                          Standard input or output
-  FILE                       A raw image, a block device, or a named pipe
-  nbd://HOST[:PORT]/EXPORT   An NBD export over TCP; quote URIs, the shell knows '?' and '&'
-  nbd+unix:///EXPORT?socket=PATH
-                             An NBD export over a Unix socket
-  nbds://..., nbds+unix://...
-                             The same through TLS; '&tls-certificates=DIR' names the directory that
-                             has ca-cert.pem, and client-cert.pem with client-key.pem if needed
-  [ CMD ARGS... ]            A server started for this endpoint (nbdkit, qemu-nbd, or 'serve')
-  sample:SIZE[,seed=N][,data=PERCENT]
-                             As a source, a generated image
-  null:                      As a destination, nothing: data is thrown away";
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -38,15 +25,7 @@ Exit codes:
   75   Failed, but trying again may help: a lost connection, a time-out
   130  Interrupted (SIGINT); 143: asked to end (SIGTERM)";
 
-const COMPARE_HELP: &str = "\
-Endpoints:
-  FILE                       A raw image or a block device
-  nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH
-                             An NBD export
-  [ CMD ARGS... ]            A server started for this endpoint
-  sample:SIZE[,seed=N][,data=PERCENT]
-                             A generated image
-
+const COMPARE_EXIT_CODES: &str = "\
 Exit codes:
   0    The images are identical
   1    They differ
@@ -121,6 +100,7 @@ pub(crate) enum Command {
     Map(MapArgs),
     Compare(CompareArgs),
     Checksum(ChecksumArgs),
+    Sources(SourcesArgs),
     Completions(CompletionsArgs),
     #[command(hide = true)]
     Man(ManArgs),
@@ -131,7 +111,7 @@ pub(crate) enum Command {
 /// Holes and zeroes stay thin where the destination allows it. A new destination file appears when it is
 /// whole; one that is there is written in place.
 #[derive(Args, Debug)]
-#[command(after_help = ENDPOINTS)]
+#[command(after_help = endpoints(Reader::Copies))]
 pub(crate) struct CopyArgs {
     /// What to copy: an endpoint, see below.
     #[arg(value_hint = ValueHint::AnyPath)]
@@ -352,7 +332,7 @@ Without --unix, --listen, --vsock and --run, the sockets of systemd socket activ
 
 /// Show what a server or a file offers: size, block sizes, abilities.
 #[derive(Args, Debug)]
-#[command(after_help = ENDPOINTS)]
+#[command(after_help = endpoints(Reader::Copies))]
 pub(crate) struct InfoArgs {
     /// What to look at: an endpoint, see below.
     #[arg(value_hint = ValueHint::AnyPath)]
@@ -369,7 +349,7 @@ pub(crate) struct InfoArgs {
 
 /// Show where an image has data, holes and zeroes: offset, length, type and its meaning.
 #[derive(Args, Debug)]
-#[command(after_help = ENDPOINTS)]
+#[command(after_help = endpoints(Reader::Copies))]
 pub(crate) struct MapArgs {
     /// What to map: an endpoint, see below.
     #[arg(value_hint = ValueHint::AnyPath)]
@@ -392,7 +372,7 @@ pub(crate) struct MapArgs {
 /// What both sides know to be zero is not read. Images of different sizes are identical when the longer
 /// one goes on with zeroes.
 #[derive(Args, Debug)]
-#[command(after_help = COMPARE_HELP)]
+#[command(after_help = endpoints(Reader::Reads) + "\n\n" + COMPARE_EXIT_CODES)]
 pub(crate) struct CompareArgs {
     /// The one image: an endpoint, see below.
     #[arg(value_name = "A", value_hint = ValueHint::AnyPath)]
@@ -415,7 +395,7 @@ pub(crate) struct CompareArgs {
 ///
 /// It depends on the contents alone, not on holes, formats or servers; what is known to be zero is not read.
 #[derive(Args, Debug)]
-#[command(after_help = ENDPOINTS)]
+#[command(after_help = endpoints(Reader::Copies))]
 pub(crate) struct ChecksumArgs {
     /// What to read: an endpoint, see below.
     #[arg(value_hint = ValueHint::AnyPath)]
@@ -430,6 +410,14 @@ pub(crate) struct ChecksumArgs {
     pub(crate) expect: Option<ExpectedDigest>,
     #[command(flatten)]
     pub(crate) reading: ReadingArgs,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Explain everything that can stand for an image, with its parameters.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct SourcesArgs {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,

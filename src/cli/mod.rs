@@ -7,6 +7,7 @@
 //! | `run` | from an argument list to an exit code |
 //! | `checkpoint` | the file that says what is done of a copy |
 //! | `commands/` | one file per command |
+//! | `endpoint_help` | what the help says of endpoints, from their table |
 //! | `preflight` | whether there is room, before a copy begins |
 //! | `progress`, `percent`, `report` | what a copy shows while it runs and when it is done |
 //! | `rate` | how fast a copy may be, as a file says it while it runs |
@@ -18,6 +19,7 @@
 pub(crate) mod args;
 pub(crate) mod checkpoint;
 pub(crate) mod commands;
+mod endpoint_help;
 pub(crate) mod failure;
 pub(crate) mod options;
 pub(crate) mod output;

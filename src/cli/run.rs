@@ -56,6 +56,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
             let terminals = Terminals::of_this_process();
             commands::checksum::run(ChecksumJob::resolve(&args, common, terminals)?)
         }
+        Command::Sources(args) => commands::sources::run(args.json),
         Command::Completions(args) => {
             let mut script = Vec::new();
             clap_complete::generate(args.shell, &mut Cli::command(), "blockferry", &mut script);
@@ -116,6 +117,7 @@ mod tests {
             Some("map"),
             Some("compare"),
             Some("checksum"),
+            Some("sources"),
         ] {
             let page = man_page(command).expect("a page");
             let page = String::from_utf8(page).expect("text");

@@ -175,12 +175,15 @@ pub async fn open_device(
             Arc::new(FileDevice::open(path, access).map_err(opening(endpoint))?)
         }
         EndpointKind::Null(Some(size)) => Arc::new(NullDevice::new(*size)),
-        EndpointKind::Memory { size } => Arc::new(MemoryDevice::new(*size)),
+        EndpointKind::Memory { size } => {
+            Arc::new(MemoryDevice::new(*size).named(Arc::clone(endpoint.name())))
+        }
         EndpointKind::Pattern { size } => Arc::new(PatternDevice::new(*size)),
         EndpointKind::Data(data) => {
             // It may read files and run scripts first.
             let data = data.clone();
-            Arc::new(away(endpoint, move || data.open()).await?)
+            let device = away(endpoint, move || data.open()).await?;
+            Arc::new(device.named(Arc::clone(endpoint.name())))
         }
         EndpointKind::Split(paths) => {
             let parts = paths.iter().map(|path| {
@@ -189,7 +192,8 @@ pub async fn open_device(
             });
             let parts = parts.collect::<Result<_>>();
             let joined = parts.and_then(SplitDevice::new);
-            Arc::new(joined.map_err(opening(endpoint))?)
+            let joined = joined.map_err(opening(endpoint))?;
+            Arc::new(joined.named(Arc::clone(endpoint.name())))
         }
         EndpointKind::Part { of, offset, length } => {
             let OpenDevice { device, connection } =

@@ -181,7 +181,7 @@ fn check(parameter: &Parameter, value: &OsStr) -> Result<(), String> {
                 )),
             }
         }
-        ParameterType::Descriptor if !number.is_some_and(|n| i32::try_from(n).is_ok()) => Err(
+        ParameterType::Descriptor if number.is_none_or(|n| i32::try_from(n).is_err()) => Err(
             format!("{name}={shown:?} is not the number of a descriptor"),
         ),
         ParameterType::Path if value.is_empty() => Err(format!("{name} is empty")),
@@ -212,7 +212,7 @@ mod tests {
 
     fn cut(text: &str) -> Vec<String> {
         let pieces = pieces(OsStr::new(text));
-        let pieces = pieces.into_iter().map(|piece| piece.into_string());
+        let pieces = pieces.into_iter().map(OsString::into_string);
         pieces.collect::<Result<_, _>>().expect("text")
     }
 

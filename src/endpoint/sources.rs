@@ -29,8 +29,11 @@ pub struct SourceKind {
     /// Whether one key may come several times among the others.
     pub(super) others_repeat: bool,
     /// What the text behind the colon means; `None` for what is not written `NAME:...`.
-    pub(super) build: Option<fn(Values, &OsStr) -> Result<EndpointKind, String>>,
+    pub(super) build: Option<Build>,
 }
+
+/// Makes an endpoint of its parameters and of the text that they stand in.
+type Build = fn(Values, &OsStr) -> Result<EndpointKind, String>;
 
 /// What a kind of source is good for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -244,12 +247,9 @@ pub static SOURCES: &[SourceKind] = &[
     SourceKind {
         name: "pattern",
         syntax: "pattern:SIZE",
-        help: "A disk of which each 8 bytes hold their offset, big-endian; writes must agree with it",
+        help: "A disk of which each 8 bytes hold their offset, big-endian",
         parameters: &[SIZE],
-        roles: Roles {
-            destination: true,
-            ..READ_ONLY
-        },
+        roles: READ_ONLY,
         build: Some(|values, _| {
             let size = values.size("size").ok_or("size is missing")?;
             Ok(EndpointKind::Pattern { size })

@@ -35,6 +35,7 @@ mod restarts;
 mod serve;
 mod serve_life;
 mod serve_tls;
+mod sources;
 mod streams;
 mod timeouts;
 mod tls;

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
 use crate::{
@@ -53,10 +53,16 @@ impl MemoryDevice {
         }
     }
 
+    /// The same device, called `name` in messages.
+    #[must_use]
+    pub fn named(mut self, name: impl Into<Arc<str>>) -> Self {
+        self.info.name = name.into();
+        self
+    }
+
     /// A device of `size` bytes whose maker writes its first contents.
     pub(crate) fn holding(name: &str, size: u64) -> Self {
-        let mut device = Self::new(size);
-        device.info.name = name.into();
+        let mut device = Self::new(size).named(name);
         device.info.capabilities -= Capabilities::BORN_ZERO;
         device
     }

@@ -91,6 +91,13 @@ impl SplitDevice {
         Ok(Self { info, parts })
     }
 
+    /// The same device, called `name` in messages.
+    #[must_use]
+    pub fn named(mut self, name: impl Into<Arc<str>>) -> Self {
+        self.info.name = name.into();
+        self
+    }
+
     /// What each part has of `range`, in order.
     fn shares(&self, range: ByteRange) -> impl Iterator<Item = Share<'_>> {
         let first = self

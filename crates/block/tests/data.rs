@@ -24,7 +24,7 @@ fn bytes(text: &str) -> Vec<u8> {
 }
 
 fn message(opened: Result<MemoryDevice>) -> String {
-    let error = opened.err().expect("refused");
+    let error = opened.expect_err("refused");
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
     error.to_string()
 }

@@ -6,6 +6,7 @@ pub(crate) mod copy;
 pub(crate) mod info;
 pub(crate) mod map;
 pub(crate) mod serve;
+pub(crate) mod sources;
 
 use std::io;
 

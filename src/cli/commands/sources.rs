@@ -1,0 +1,117 @@
+//! `blockferry sources`: everything that can stand for an image, with its parameters.
+
+use serde::Serialize;
+
+use crate::endpoint::{Parameter, ParameterPlace, SOURCES, SourceKind};
+
+use super::super::{endpoint_help::wrapped, failure::Failure, output::print};
+
+/// How long a line may be, in characters.
+const WIDTH: usize = 96;
+
+pub(crate) fn run(json: bool) -> Result<(), Failure> {
+    let text = match json {
+        true => as_json().map_err(|error| Failure::failed(error.to_string()))?,
+        false => as_text(),
+    };
+    print(&text).map_err(|error| super::standard_output(&error))
+}
+
+fn as_text() -> String {
+    let rows: Vec<_> = SOURCES.iter().map(row_text).collect();
+    let note = "A comma inside a parameter is written ',,'.\n";
+    rows.join("\n") + "\n" + note
+}
+
+fn row_text(row: &SourceKind) -> String {
+    let mut text = format!("{}\n", row.syntax);
+    push_lines(&mut text, 4, row.help);
+    let roles = [
+        (row.roles.source, "a source of copies"),
+        (row.roles.destination, "a destination of copies"),
+        (row.roles.served, "served"),
+    ];
+    let roles: Vec<_> = roles
+        .iter()
+        .filter_map(|(is, role)| is.then_some(*role))
+        .collect();
+    push_lines(&mut text, 4, &format!("Can be {}", roles.join(", ")));
+    for parameter in row.parameters {
+        let Parameter { name, kind, .. } = parameter;
+        let mut line = format!("{name} ({kind}): {}", parameter.help);
+        match parameter.default {
+            _ if parameter.required => line.push_str("; required"),
+            Some(default) => line.push_str(&format!("; {default} without it")),
+            None => {}
+        }
+        push_lines(&mut text, 6, &line);
+    }
+    if let Some(others) = row.others {
+        push_lines(&mut text, 6, &format!("KEY=VALUE: {others}"));
+    }
+    text
+}
+
+fn push_lines(text: &mut String, indent: usize, words: &str) {
+    for line in wrapped(words, WIDTH - indent) {
+        text.push_str(&format!("{:indent$}{line}\n", ""));
+    }
+}
+
+/// A row for programs.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Row {
+    name: &'static str,
+    syntax: &'static str,
+    help: &'static str,
+    source: bool,
+    destination: bool,
+    served: bool,
+    parameters: Vec<RowParameter>,
+    /// What other `KEY=VALUE` is for, where others are taken.
+    others: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct RowParameter {
+    name: &'static str,
+    #[serde(rename = "type")]
+    kind: String,
+    place: &'static str,
+    required: bool,
+    default: Option<&'static str>,
+    help: &'static str,
+}
+
+fn as_json() -> serde_json::Result<String> {
+    let rows = SOURCES.iter().map(|row| Row {
+        name: row.name,
+        syntax: row.syntax,
+        help: row.help,
+        source: row.roles.source,
+        destination: row.roles.destination,
+        served: row.roles.served,
+        parameters: row.parameters.iter().map(parameter).collect(),
+        others: row.others,
+    });
+    let rows: Vec<_> = rows.collect();
+    Ok(serde_json::to_string_pretty(&rows)? + "\n")
+}
+
+fn parameter(parameter: &Parameter) -> RowParameter {
+    RowParameter {
+        name: parameter.name,
+        kind: parameter.kind.to_string(),
+        place: match parameter.place {
+            ParameterPlace::First => "first",
+            ParameterPlace::Named => "named",
+            ParameterPlace::Each => "each",
+            ParameterPlace::Whole => "whole",
+        },
+        required: parameter.required,
+        default: parameter.default,
+        help: parameter.help,
+    }
+}
