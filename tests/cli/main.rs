@@ -34,6 +34,7 @@ mod rate;
 mod restarts;
 mod serve;
 mod serve_life;
+mod serve_proxy;
 mod serve_tls;
 mod sources;
 mod streams;

@@ -14,6 +14,7 @@ use tempfile::{NamedTempFile, TempDir, tempdir};
 use crate::support::{
     Outcome, Peer, Proxy, assert_same, blockferry,
     images::random_bytes,
+    phoenix::{Phoenix, phoenixes},
     proxy::Fate,
     random_image,
     run::{finish, run, until},
@@ -23,60 +24,6 @@ const SIZE: usize = 48 << 20;
 
 /// How often a server restarts.
 const TIMES: usize = 4;
-
-/// A server that can be killed and started again in the same place.
-struct Phoenix {
-    peer: Option<Peer>,
-    start: Box<dyn Fn() -> Peer>,
-}
-
-impl Phoenix {
-    fn new(start: impl Fn() -> Peer + 'static) -> Self {
-        Self {
-            peer: Some(start()),
-            start: Box::new(start),
-        }
-    }
-
-    fn uri(&self) -> String {
-        self.peer().uri()
-    }
-
-    fn peer(&self) -> &Peer {
-        self.peer.as_ref().expect("it runs")
-    }
-
-    /// Kills it without a warning, and starts it again a moment later.
-    fn restart(&mut self) {
-        let socket = self.peer().socket().to_owned();
-        drop(self.peer.take());
-        let _ = fs::remove_file(&socket);
-        thread::sleep(Duration::from_millis(150));
-        self.peer = Some((self.start)());
-    }
-}
-
-fn servers(dir: &Path, disk: &Path) -> Vec<(&'static str, Phoenix)> {
-    let owned = || (dir.to_owned(), disk.to_owned());
-    let (nbdkit, qemu, own) = (owned(), owned(), owned());
-    vec![
-        (
-            "nbdkit",
-            Phoenix::new(move || {
-                let file = format!("file={}", nbdkit.1.display());
-                Peer::nbdkit(&nbdkit.0, &["file", &file])
-            }),
-        ),
-        (
-            "qemu-nbd",
-            Phoenix::new(move || Peer::qemu_nbd(&qemu.0, "raw", &qemu.1, &[])),
-        ),
-        (
-            "blockferry",
-            Phoenix::new(move || Peer::blockferry(&own.0, &own.1)),
-        ),
-    ]
-}
 
 /// A copy that takes a second or so and has begun.
 struct Copy {
@@ -133,7 +80,7 @@ fn room() -> (TempDir, PathBuf) {
 #[test]
 fn a_source_that_restarts_four_times_is_copied_whole() {
     let (dir, image) = room();
-    for (name, mut server) in servers(dir.path(), &image) {
+    for (name, mut server) in phoenixes(dir.path(), &image) {
         let destination = dir.path().join(format!("{name}.raw"));
         let copy = Copy::start(&[], server.uri(), &destination);
         let outcome = restart_during(copy, &mut server).success();
@@ -148,7 +95,7 @@ fn a_destination_that_restarts_four_times_gets_everything() {
     let (dir, image) = room();
     let disk = dir.path().join("disk.raw");
     fs::write(&disk, vec![0x55; SIZE]).expect("room");
-    for (name, mut server) in servers(dir.path(), &disk) {
+    for (name, mut server) in phoenixes(dir.path(), &disk) {
         let copy = Copy::start(&["--in-order"], &image, server.uri());
         restart_during(copy, &mut server).success();
         assert_same(&image, &disk);
@@ -182,7 +129,7 @@ fn a_destination_that_forgets_everything_when_it_restarts_gets_it_again() {
 #[test]
 fn a_pipe_gets_every_byte_once_although_its_source_restarts() {
     let (dir, image) = room();
-    for (name, mut server) in servers(dir.path(), &image) {
+    for (name, mut server) in phoenixes(dir.path(), &image) {
         let uri = server.uri();
         let copy = Copy::start(&["--quiet"], &uri, "-");
         let restarting = thread::spawn(move || copy.finish());
@@ -234,11 +181,11 @@ fn a_network_that_breaks_again_and_again_costs_only_time() {
 #[test]
 fn a_server_that_does_not_come_back_ends_the_copy_after_the_attempts() {
     let (dir, image) = room();
-    for (name, mut server) in servers(dir.path(), &image) {
+    for (name, mut server) in phoenixes(dir.path(), &image) {
         let destination = dir.path().join(format!("{name}.raw"));
         let copy = Copy::start(&["--retries=3"], server.uri(), &destination);
         thread::sleep(Duration::from_millis(300));
-        drop(server.peer.take());
+        server.stop();
         let outcome = copy.finish();
         let words = ["attempt 3 of 3", "could not be opened again in 3 attempts"];
         outcome.failure(75, &words);

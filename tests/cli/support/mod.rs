@@ -6,6 +6,7 @@ pub(crate) mod dropin;
 pub(crate) mod hostile;
 pub(crate) mod images;
 pub(crate) mod peers;
+pub(crate) mod phoenix;
 pub(crate) mod proxy;
 pub(crate) mod realm;
 pub(crate) mod run;

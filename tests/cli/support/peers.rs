@@ -97,6 +97,11 @@ impl Peer {
         }
     }
 
+    /// Sends it `signal` (as `kill` names it).
+    pub(crate) fn signal(&self, signal: &str) {
+        super::run::signal(&self.child, signal);
+    }
+
     /// Ends it at once.
     pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();
