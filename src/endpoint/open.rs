@@ -97,6 +97,13 @@ impl Connection {
         Some(format!("the command {} {end}", child.name()))
     }
 
+    /// Opens no connection any more in the place of one that was lost, so that no request waits for it.
+    pub fn stop_waiting(&self) {
+        if let Some(pool) = &self.pool {
+            pool.stop_waiting();
+        }
+    }
+
     /// Says goodbye to the server, and stops it if it was started for us. A server that does not
     /// listen any more is not waited for.
     pub async fn close(mut self) {

@@ -292,6 +292,24 @@ fn a_server_that_is_gone_fails_requests_and_not_the_proxy() {
 }
 
 #[test]
+fn a_proxy_that_is_to_stop_waits_for_no_server() {
+    let (dir, disk) = room();
+    let place = dir.path().to_owned();
+    let mut server = Phoenix::new(move || Peer::qemu_nbd(&place, "raw", &disk, &[]));
+    // A quarter of an hour, to whom it does not matter.
+    let front = Front::start(dir.path(), &[&server.uri()], &["--retries=100"]);
+    let mut client = front.client();
+    server.stop();
+    let waiting = thread::spawn(move || read(&mut client));
+    until("the loss", || {
+        front.told().contains("closed the connection")
+    });
+    let (code, told) = front.stop();
+    assert_eq!(code, 0, "{told}");
+    assert!(waiting.join().expect("no panic").is_err());
+}
+
+#[test]
 fn a_server_that_comes_back_with_another_size_is_refused() {
     let (dir, disk) = room();
     let (place, image) = (dir.path().to_owned(), disk.clone());
@@ -418,11 +436,9 @@ fn several_clients_may_share_one_connection() {
         "multi-conn-mode=disable",
     ];
     let server = Peer::nbdkit(dir.path(), &single);
-    assert!(
-        !front_client(&server.uri())
-            .info()
-            .can(Capabilities::MULTI_CONN)
-    );
+    let direct = Client::connect(&server.uri()).expect("nbdkit answers");
+    assert!(!direct.info().can(Capabilities::MULTI_CONN));
+    drop(direct);
     let front = Front::start(dir.path(), &[&server.uri()], &[]);
     let (mut one, mut other) = (front.client(), front.client());
     assert!(one.info().can(Capabilities::MULTI_CONN));
@@ -432,10 +448,6 @@ fn several_clients_may_share_one_connection() {
     other.read(0, &mut seen).expect("a read");
     assert_eq!(seen, [7; 512]);
     other.flush().expect("a flush of both");
-}
-
-fn front_client(uri: &str) -> Client {
-    Client::connect(uri).expect("it answers")
 }
 
 #[test]

@@ -494,6 +494,24 @@ async fn one_connection_to_a_server_without_multi_conn_can_still_be_shared() {
     );
 }
 
+#[tokio::test]
+async fn whoever_is_about_to_end_waits_for_no_server() {
+    let server = Server::start(small());
+    let place = Place::of(&server);
+    let diary = Diary::default();
+    let pool = connect(&place, diary.options(2, 1000)).await;
+    place.clear();
+    server.kill();
+    let ending = async {
+        until(|| diary.has("attempt 2")).await;
+        pool.stop_waiting();
+    };
+    let (read, ()) = tokio::join!(read_at(&pool, 0), ending);
+    assert!(read.expect_err("nobody is there").is_transient());
+    assert!(read_at(&pool, 0).await.is_err());
+    pool.disconnect().await;
+}
+
 /// Runs `work` on a thread that has a runtime of its own, as each client of a server has.
 fn on_a_thread<F: Future<Output = ()>>(
     work: impl FnOnce() -> F + Send + 'static,

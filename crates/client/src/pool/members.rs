@@ -59,6 +59,8 @@ pub(super) struct State {
     pub(super) failure: Option<Error>,
     /// How often it was given up to connect again.
     pub(super) failures: u64,
+    /// No connection is opened any more.
+    pub(super) is_ending: bool,
     /// A request waits for a connection.
     pub(super) demand: bool,
     /// The server wants no more connections than there are.
@@ -165,6 +167,7 @@ impl Inner {
                 phase: Phase::Up,
                 failure: None,
                 failures: 0,
+                is_ending: false,
                 demand: false,
                 enough: false,
                 replacements: 0,
@@ -217,7 +220,7 @@ impl Inner {
                     return Ok(busy);
                 }
                 let since = *failures.get_or_insert(state.failures);
-                if !self.reconnects() || state.failures > since {
+                if !self.reconnects() || state.is_ending || state.failures > since {
                     return Err(state.failure.clone().unwrap_or_else(disconnected));
                 }
                 state.demand = true;
@@ -383,6 +386,13 @@ impl Inner {
     /// One more connection to the same export.
     pub(super) async fn another(&self) -> Result<Client> {
         self.blueprint.connect().await
+    }
+
+    /// Opens no connection any more, and lets no request wait for one.
+    pub(super) fn stop_waiting(&self) {
+        self.state().is_ending = true;
+        self.news.notify_waiters();
+        self.work.notify_one();
     }
 
     /// Lets no request in any more; these are the connections to be closed.

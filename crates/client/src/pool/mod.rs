@@ -100,6 +100,12 @@ impl Pool {
         self.inner.live()
     }
 
+    /// Opens no connection any more, through any clone. Requests go on as long as there are some; those that
+    /// have none, or lose it, fail and wait for nothing. For whoever is about to end.
+    pub fn stop_waiting(&self) {
+        self.inner.stop_waiting();
+    }
+
     /// Finishes what is in flight, says goodbye on every connection, and waits until they are closed.
     /// Requests made afterwards, through any clone, fail.
     pub async fn disconnect(&self) {

@@ -107,7 +107,7 @@ impl Inner {
     fn next_step(&self) -> Step {
         let mut state = self.state();
         let live = state.live();
-        if state.phase == Phase::Closed {
+        if state.phase == Phase::Closed || state.is_ending {
             return Step::Over;
         }
         if live > 0 {

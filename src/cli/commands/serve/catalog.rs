@@ -149,6 +149,11 @@ impl Catalog {
         Arc::clone(&self.shelf) as Arc<dyn Exports>
     }
 
+    /// Lets no request wait for a server that is away.
+    pub(super) fn stop_waiting(&self) {
+        self.connections.iter().for_each(Connection::stop_waiting);
+    }
+
     /// Says goodbye to what the exports came from; the server has closed them.
     pub(super) async fn close(self) {
         drop(self.shelf);

@@ -100,9 +100,9 @@ async fn serve(
     let served = Served {
         job: &job,
         server,
-        observer,
+        observer: Arc::clone(&observer),
         is_activated,
-        size: catalog.size,
+        catalog: &catalog,
     };
     let code = match served
         .listen_and_serve(activated, ready, &mut signals)
@@ -116,8 +116,8 @@ async fn serve(
         }
     };
     catalog.close().await;
-    served.observer.log("stopped", json!({ "exit_code": code }));
-    if served.observer.flush_failed() {
+    observer.log("stopped", json!({ "exit_code": code }));
+    if observer.flush_failed() {
         return Err(Failure::failed(format!(
             "{}: what was written may not be durable",
             job.exports
@@ -136,8 +136,7 @@ struct Served<'j> {
     server: Server,
     observer: Arc<Observer>,
     is_activated: bool,
-    /// Of the only image.
-    size: Option<u64>,
+    catalog: &'j Catalog,
 }
 
 impl Served<'_> {
@@ -207,6 +206,7 @@ impl Served<'_> {
         signals: &mut Signals,
     ) -> Result<T, Failure> {
         self.server.shutdown();
+        self.catalog.stop_waiting();
         tokio::select! {
             served = serving => Ok(served),
             again = signals.next() => Err(Failure::interrupted(again)),
@@ -235,7 +235,10 @@ impl Served<'_> {
             [only] => only.source.to_string(),
             all => format!("{} exports", all.len()),
         };
-        let size = self.size.map(|size| format!(" ({})", HumanSize(size)));
+        let size = self
+            .catalog
+            .size
+            .map(|size| format!(" ({})", HumanSize(size)));
         let size = size.unwrap_or_default();
         tell(&format!("serving {what}{size} at {}", uris.join(" ")));
         Ok(())
