@@ -3,15 +3,22 @@
 //! | text | what it is |
 //! |---|---|
 //! | `-` | standard input or output |
-//! | `null:` | as a destination, a place that forgets everything |
+//! | `null:[SIZE]` | a place that forgets everything; with a size also a disk of zeroes |
+//! | `memory:SIZE` | a disk in memory |
 //! | `sample:SIZE[,seed=N,data=N]` | as a source, a generated disk image |
+//! | `pattern:SIZE` | as a source, a disk whose bytes hold their offsets |
+//! | `data:DATA` | a disk in memory of bytes that are written out |
+//! | `split:FILE,FILE...` | files joined |
+//! | `dir:PATH` | the files of a directory, as exports to serve |
+//! | `sh:SCRIPT`, `eval:METHOD=SHELL...` | a disk whose answers come from a script |
+//! | `fd:N` | a file that this process was started with |
 //! | `nbd://HOST[:PORT]/[EXPORT]`, `nbd+unix://...` | an NBD export |
 //! | `nbds://...`, `nbds+unix://...` | the same through TLS |
 //! | `[ CMD ARGS... ]` | a server that is started for us (socket activation) |
-//! | anything else | a file or a block device |
+//! | `file:PATH`, anything else | a file or a block device |
 //!
-//! [`Endpoint`] is the parsed text and has touched nothing yet; [`open_source`], [`open_destination`]
-//! and [`open_device`] do.
+//! [`SOURCES`] is the table of all of them, with their parameters. [`Endpoint`] is the parsed text and has
+//! touched nothing yet; [`open_source`], [`open_destination`], [`open_device`] and [`open_exports`] do.
 
 mod child;
 mod command;

@@ -66,6 +66,12 @@ fn fuzz_targets() -> Result<()> {
         return Ok(());
     }
     // A check needs no sanitizer, so it works on the stable toolchain too.
-    let mut check = program::cargo(["check", "--manifest-path", MANIFEST, "--bins"]);
+    let mut check = program::cargo([
+        "check",
+        "--manifest-path",
+        MANIFEST,
+        "--bins",
+        "--all-features",
+    ]);
     program::run(check.env("RUSTFLAGS", "--cfg fuzzing -D warnings"))
 }

@@ -7,9 +7,10 @@
 //!
 //! ```text
 //!             BlockDevice
-//!   ┌────────┬────┴────┬────────┐
-//!  file    memory    null    sample        (here)
-//!  nbd     formats   filters               (crates above)
+//!   ┌────────┬────┴────┬────────┬─────────┐
+//!  file    memory    null    sample    pattern     (here)
+//!  slice   split                                   (here: parts of devices, and devices joined)
+//!  nbd     scripts   formats filters               (crates above)
 //! ```
 
 #![forbid(unsafe_code)]
