@@ -4,6 +4,7 @@
 
 mod support;
 
+mod bad_clients;
 mod bad_destinations;
 mod bad_servers;
 mod checkpoint;
