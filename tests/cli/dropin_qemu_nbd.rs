@@ -12,8 +12,11 @@ use tempfile::{TempDir, tempdir};
 
 use crate::support::{
     Outcome, allocated, assert_same,
+    certificates::Flaw,
     dropin::{BOTH, Who, words},
-    random_image, run,
+    random_image,
+    realm::{Realm, secure},
+    run,
     run::{signal, tool, until, wait},
     sparse_image,
 };
@@ -143,6 +146,83 @@ fn an_export_has_the_name_and_the_description_that_it_was_given() {
             "6291456\n"
         );
         assert_eq!(served.info("--size", "another").code, 1);
+    }
+}
+
+#[test]
+fn a_part_of_an_image_is_served_alone() {
+    for arguments in [
+        "-t -f raw -o 3145728 IMAGE",
+        "-t -f raw --offset=0x300000 IMAGE",
+        "-t --image-opts driver=raw,offset=3M,file.driver=file,file.filename=IMAGE",
+        "-t --image-opts driver=raw,offset=3M,size=1M,file.filename=IMAGE",
+        "-t -o 1M --image-opts driver=raw,offset=2M,file.filename=IMAGE",
+    ] {
+        let arguments = arguments.replace("-o 1M", "-o 1048576");
+        let [theirs, ours] = BOTH.map(|who| {
+            let served = Served::start(who, &arguments);
+            let (copy, new) = (served.path("copy"), served.path("new"));
+            tool("nbdcopy", &[&served.uri(""), copy.to_str().expect("UTF-8")]);
+            let before = fs::read(&copy).expect("there");
+            random_image(&new, before.len());
+            tool("nbdcopy", &[new.to_str().expect("UTF-8"), &served.uri("")]);
+            (before, fs::read(served.path("image")).expect("there"))
+        });
+        assert_eq!(ours.0.len(), theirs.0.len(), "{arguments}");
+        assert!(ours == theirs, "{arguments}");
+    }
+}
+
+#[test]
+fn tls_is_demanded_where_credentials_are_given() {
+    let realm = Realm::new();
+    let image = realm.image();
+    let server = realm.server(Flaw::None);
+    let (trust, member) = (realm.trust(), realm.member());
+    for who in BOTH {
+        for (verify, stranger_may) in [("yes", false), ("no", true)] {
+            let socket = realm.path("tls.sock");
+            let object = format!(
+                "tls-creds-x509,id=tls0,endpoint=server,verify-peer={verify},dir={}",
+                server.display()
+            );
+            let child = who
+                .tool("qemu-nbd", ["-t", "-f", "raw", "--object", &object])
+                .args(["--tls-creds", "tls0", "-k"])
+                .arg(&socket)
+                .arg(&image)
+                .stderr(Stdio::null())
+                .spawn()
+                .expect("a program");
+            let _served = Served {
+                child,
+                dir: tempdir().expect("a directory"),
+            };
+            until("the server", || UnixStream::connect(&socket).is_ok());
+            let plain = format!("nbd+unix:///?socket={}", socket.display());
+            let size = |uri: &str| {
+                let outcome = run(Command::new("nbdinfo").args(["--size", uri]));
+                (outcome.code == 0).then(|| outcome.text().trim().to_owned())
+            };
+            let known = Some((24 << 20).to_string());
+            assert_eq!(size(&plain), None, "{who:?}");
+            assert_eq!(size(&secure(&plain, &member)), known, "{who:?} {verify}");
+            let stranger = size(&secure(&plain, &trust));
+            assert_eq!(stranger, known.filter(|_| stranger_may), "{who:?} {verify}");
+            // Both as clients of this server.
+            let directory = member.replace("tls-certificates=", "");
+            let lists = BOTH.map(|who| {
+                let object = format!("tls-creds-x509,id=c,endpoint=client,dir={directory}");
+                let mut list =
+                    who.tool("qemu-nbd", ["-L", "--object", &object, "--tls-creds", "c"]);
+                let list = list
+                    .args(["--tls-hostname", "localhost", "-k"])
+                    .arg(&socket);
+                run(list).success().text().to_owned()
+            });
+            assert_eq!(lists[1], lists[0]);
+            drop(fs::remove_file(&socket));
+        }
     }
 }
 
@@ -465,7 +545,6 @@ fn what_would_change_what_is_served_and_is_not_there_is_refused_by_name() {
         ("--cache=directsync", "--cache=directsync"),
         ("--detect-zeroes=on", "--detect-zeroes=on"),
         ("--selinux-label=x", "--selinux-label"),
-        ("-o 512", "--offset"),
     ] {
         let arguments = format!("-f raw {arguments} {}", image.display());
         run_as(Who::Ours, &arguments).failure(1, &["qemu-nbd: ", named, "not supported"]);

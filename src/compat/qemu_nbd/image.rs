@@ -18,9 +18,6 @@ use super::keywords::Keywords;
 #[derive(Debug)]
 pub(super) struct Image {
     pub(super) source: Endpoint,
-    /// The first byte that is served, and how many are; all up to the end without a number.
-    pub(super) offset: u64,
-    pub(super) size: Option<u64>,
     pub(super) read_only: bool,
 }
 
@@ -28,8 +25,6 @@ impl Image {
     fn whole(source: Endpoint) -> Self {
         Self {
             source,
-            offset: 0,
-            size: None,
             read_only: false,
         }
     }
@@ -90,13 +85,19 @@ impl Image {
         }
         let source = file(protocol)?;
         check_format(&source, format)?;
-        Ok(Self {
-            source,
-            offset,
-            size,
-            read_only,
-        })
+        let source = part(source, offset, size);
+        Ok(Self { source, read_only })
     }
+}
+
+/// What `whole` has from `offset` on: `length` bytes, or all.
+pub(super) fn part(whole: Endpoint, offset: u64, length: Option<u64>) -> Endpoint {
+    if offset == 0 && length.is_none() {
+        return whole;
+    }
+    let name = whole.to_string();
+    let of = Box::new(whole);
+    Endpoint::new(name, EndpointKind::Part { of, offset, length })
 }
 
 /// The file that the keywords of the driver `file` name.
@@ -209,14 +210,14 @@ mod tests {
     fn image_options_name_a_file_and_a_part_of_it() {
         let text = "driver=raw,offset=1M,size=2M,read-only=on,file.driver=file,file.filename=/x,,y";
         let image = Image::described(text).expect("good");
-        assert_eq!((image.offset, image.size), (1 << 20, Some(2 << 20)));
         assert!(image.read_only);
-        let EndpointKind::File(path) = image.source.kind() else {
+        let EndpointKind::Part { of, offset, length } = image.source.kind() else {
             panic!("{:?}", image.source);
         };
-        assert_eq!(path, Path::new("/x,y"));
+        assert_eq!((*offset, *length), (1 << 20, Some(2 << 20)));
+        assert!(matches!(of.kind(), EndpointKind::File(path) if path == Path::new("/x,y")));
         let image = Image::described("file,filename=/x,aio=native,cache.direct=on").expect("good");
-        assert_eq!((image.offset, image.size), (0, None));
+        assert!(matches!(image.source.kind(), EndpointKind::File(_)));
     }
 
     #[test]

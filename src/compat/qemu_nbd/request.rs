@@ -22,7 +22,7 @@ use super::{
         refusal::{Refusal, misused},
     },
     credentials::{Objects, Side},
-    image::Image,
+    image::{Image, part},
 };
 
 /// The version of QEMU whose tool is spoken for.
@@ -411,7 +411,7 @@ impl Choices {
     }
 
     fn image(&self, operand: &OsStr) -> Result<Image, Failure> {
-        let image = match (self.image_opts, &self.format) {
+        let mut image = match (self.image_opts, &self.format) {
             (true, Some(_)) => Err(Failure::usage("--image-opts and -f are mutually exclusive")),
             (true, None) => Image::described(&text("image-opts", operand)?),
             (false, format) => Image::named(operand, format.as_deref()),
@@ -422,9 +422,7 @@ impl Choices {
                 image.source
             ));
         }
-        if self.offset != 0 || image.offset != 0 || image.size.is_some() {
-            return Err(unsupported("--offset", "serve the whole image"));
-        }
+        image.source = part(image.source, self.offset, None);
         Ok(image)
     }
 
