@@ -151,12 +151,14 @@ impl<'d> Connection<'d> {
         let mut shutdown = pin!(shared.shutting_down());
         // The time starts to run with the first poll.
         let mut grace = pin!(async { sleep(shared.options.shutdown_grace).await });
+        let mut is_over = false;
         let ending = poll_fn(|cx| {
             if !self.refusing && shutdown.as_mut().poll(cx).is_ready() {
                 self.refusing = true;
             }
-            if self.refusing && !self.is_cut && grace.as_mut().poll(cx).is_ready() {
-                self.cut(Ending::ShutDown);
+            if self.refusing && !is_over && grace.as_mut().poll(cx).is_ready() {
+                is_over = true;
+                self.abandon();
             }
             let busy = !self.running.is_empty();
             if !self.is_cut && self.idle.poll_is_over(cx, busy) {
@@ -412,6 +414,18 @@ impl<'d> Connection<'d> {
         self.replies.clear();
         self.incoming = Incoming::Header;
         self.ending = Some(ending);
+    }
+
+    /// Gives up the client, and what the device has not finished for it: it may never do so.
+    fn abandon(&mut self) {
+        if !self.is_cut {
+            self.cut(Ending::ShutDown);
+        }
+        let changes = |request: &ServerRequest| request.command.is_write();
+        let mut running = self.running.iter();
+        self.unflushed |= running.any(|running| running.request.as_ref().is_some_and(changes));
+        self.running.clear();
+        self.running_bytes = 0;
     }
 
     fn is_quiet(&self) -> bool {

@@ -27,10 +27,10 @@ pub(crate) fn errno(command: Command, flags: CommandFlags, error: &Error) -> Err
 /// What a client is told whose export could not be opened.
 pub(crate) fn refusal(error: &Error) -> OptionRefusal {
     let code = match error.kind() {
-        ErrorKind::NotFound => OptionErrorCode::Unknown,
         ErrorKind::NotPermitted | ErrorKind::Refused => OptionErrorCode::Policy,
         ErrorKind::ShuttingDown => OptionErrorCode::Shutdown,
-        _ => OptionErrorCode::Platform,
+        // Whatever the reason: "the requested export is not available".
+        _ => OptionErrorCode::Unknown,
     };
     OptionRefusal::new(code, error.to_string())
 }
