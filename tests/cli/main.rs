@@ -36,6 +36,7 @@ mod restarts;
 mod serve;
 mod serve_life;
 mod serve_proxy;
+mod serve_script;
 mod serve_tls;
 mod sources;
 mod streams;
