@@ -178,6 +178,7 @@ pub async fn open_device(
         EndpointKind::Nbd(uri) => return connect(uri, endpoint.name(), None, options).await,
         EndpointKind::Command(command) => return start(command, options).await,
         EndpointKind::Sample(sample) => Arc::new(SampleDevice::new(*sample)),
+        EndpointKind::CheckingSample(sample) => Arc::new(SampleDevice::new(*sample).checking()),
         EndpointKind::File(path) => {
             Arc::new(FileDevice::open(path, access).map_err(opening(endpoint))?)
         }

@@ -39,6 +39,8 @@ pub enum EndpointKind {
     },
     /// `sample:...`: a generated image.
     Sample(SampleOptions),
+    /// A generated image that takes writes of what it holds already. It cannot be written as text.
+    CheckingSample(SampleOptions),
     /// `pattern:SIZE`: each 8 bytes hold their offset.
     Pattern {
         /// Its size in bytes.

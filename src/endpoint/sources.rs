@@ -472,7 +472,7 @@ impl EndpointKind {
             Self::Standard => "-",
             Self::Null(_) => "null",
             Self::Memory { .. } => "memory",
-            Self::Sample(_) => "sample",
+            Self::Sample(_) | Self::CheckingSample(_) => "sample",
             Self::Pattern { .. } => "pattern",
             Self::Data(_) => "data",
             Self::Split(_) => "split",

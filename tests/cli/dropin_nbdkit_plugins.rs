@@ -346,6 +346,18 @@ fn a_sparse_random_disk_is_the_same_for_the_same_seed() {
 }
 
 #[test]
+fn a_sparse_random_disk_is_copied_onto_itself_and_takes_nothing_else() {
+    for who in BOTH {
+        let copy = "nbdcopy \"$uri\" \"$uri\"";
+        captive(who, &["sparse-random", "64M", "percent=50"], copy).success();
+        let other = "qemu-io -f raw -c 'write -P 0x55 0 64k' \"$uri\" 2>&1";
+        let outcome = captive(who, &["sparse-random", "1M"], other);
+        assert_eq!(outcome.code, 1, "{who:?}");
+        assert!(outcome.text().contains("Input/output error"), "{who:?}");
+    }
+}
+
+#[test]
 fn qemu_reads_and_compares_what_is_served() {
     let room = Room::new();
     let image = room.path("image");

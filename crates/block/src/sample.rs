@@ -44,8 +44,8 @@
 use std::{fmt, str::FromStr};
 
 use crate::{
-    BlockDevice, BoxFuture, Buffer, ByteRange, Capabilities, Context, DeviceInfo, Extent, Mapping,
-    Operation, Result, SizeError, Status,
+    BlockDevice, BoxFuture, Buffer, ByteRange, Capabilities, Context, DeviceInfo, Error, ErrorKind,
+    Extent, Mapping, Operation, Result, SizeError, Status, WriteFlags, ZeroFlags,
     device::{check_allocation, request_range},
     parse_size, push_merged,
 };
@@ -54,6 +54,9 @@ const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 const LAYOUT: u64 = 0x6c61_796f_7574;
 const REGION: u64 = 16 << 20;
 const PAGE: u64 = 4096;
+
+/// Bytes of a write that are checked at a time, a multiple of the page.
+const CHECKED: usize = 64 << 10;
 
 /// The most extents of one answer.
 const MOST_EXTENTS: usize = 4096;
@@ -127,6 +130,50 @@ impl SampleDevice {
             },
         }
     }
+}
+
+impl SampleDevice {
+    /// The same, which takes writes of what it holds already. Others fail: so a copy of a sample onto itself
+    /// is checked while it is made.
+    #[must_use]
+    pub fn checking(mut self) -> Self {
+        self.info.capabilities |= Capabilities::WRITE
+            | Capabilities::FLUSH
+            | Capabilities::FUA
+            | Capabilities::TRIM
+            | Capabilities::ZERO;
+        self
+    }
+
+    /// Fails unless the sample holds `data` from the start of `range` on.
+    fn check_data(&self, range: ByteRange, mut data: &[u8]) -> Result<()> {
+        let mut held = vec![0; data.len().min(CHECKED)];
+        for piece in range.pieces(CHECKED as u64) {
+            let (part, rest) = data.split_at(piece.len() as usize);
+            let held = &mut held[..part.len()];
+            self.layout.fill(piece, held);
+            if part != held {
+                return Err(differs(Operation::Write, piece));
+            }
+            data = rest;
+        }
+        Ok(())
+    }
+
+    /// Fails unless `range` is a hole.
+    fn check_hole(&self, operation: Operation, range: ByteRange) -> Result<()> {
+        let mut pieces = self.layout.pieces(range);
+        match pieces.find(|piece| piece.is_data) {
+            Some(piece) => Err(differs(operation, piece.range)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn differs(operation: Operation, range: ByteRange) -> Error {
+    Error::with_message(ErrorKind::Io, "this is not what the sample holds there")
+        .during(operation)
+        .at(range.start(), range.len())
 }
 
 impl Layout {
@@ -225,6 +272,29 @@ impl BlockDevice for SampleDevice {
             self.info.check(Operation::Read, range)?;
             self.layout.fill(range, &mut buffer);
             Ok(buffer)
+        })
+    }
+
+    fn write(&self, offset: u64, data: Buffer, _: WriteFlags) -> BoxFuture<'_, Result<Buffer>> {
+        Box::pin(async move {
+            let range = request_range(Operation::Write, offset, &data)?;
+            self.info.check(Operation::Write, range)?;
+            self.check_data(range, &data)?;
+            Ok(data)
+        })
+    }
+
+    fn zero(&self, range: ByteRange, _: ZeroFlags) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.info.check(Operation::Zero, range)?;
+            self.check_hole(Operation::Zero, range)
+        })
+    }
+
+    fn trim(&self, range: ByteRange, _: WriteFlags) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.info.check(Operation::Trim, range)?;
+            self.check_hole(Operation::Trim, range)
         })
     }
 

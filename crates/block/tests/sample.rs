@@ -2,7 +2,7 @@
 
 use blockferry_block::{
     BlockDevice, Buffer, ByteRange, Context, ErrorKind, Extent, Mapping, SampleDevice, SampleError,
-    SampleOptions, Status, WriteFlags, is_zero,
+    SampleOptions, Status, WriteFlags, ZeroFlags, is_zero,
 };
 use proptest::prelude::*;
 
@@ -214,4 +214,38 @@ proptest! {
         }
         prop_assert!(extents.next().is_none());
     }
+}
+
+#[tokio::test]
+async fn a_checking_sample_takes_what_it_holds_and_nothing_else() {
+    let text = "4M,seed=5,data=50";
+    let plain = sample(text);
+    let device = sample(text).checking();
+    let extents = all_extents(&device).await;
+    let hole = extents.iter().find(|extent| extent.status != Status::DATA);
+    let hole = hole.expect("a hole").range;
+    let data = extents.iter().find(|extent| extent.status == Status::DATA);
+    let data = data.expect("data").range;
+    for (offset, length) in [(0, 4 << 20), (1, 100_000), (data.start() + 7, 4096)] {
+        let held = read(&plain, offset, length).await;
+        let written = device.write(offset, held, WriteFlags::empty()).await;
+        assert_eq!(written.expect("what it holds").len(), length);
+        let mut other = read(&plain, offset, length).await;
+        other[length - 1] ^= 1;
+        let refused = device.write(offset, other, WriteFlags::empty()).await;
+        assert_eq!(refused.expect_err("something else").kind(), ErrorKind::Io);
+    }
+    let (zero, none) = (ZeroFlags::empty(), WriteFlags::empty());
+    device.zero(hole, zero).await.expect("zeroes already");
+    device.trim(hole, none).await.expect("zeroes already");
+    device.flush().await.expect("nothing to do");
+    let across = ByteRange::between(0, 4 << 20);
+    for refused in [
+        device.zero(across, zero).await,
+        device.trim(data, none).await,
+    ] {
+        assert_eq!(refused.expect_err("data").kind(), ErrorKind::Io);
+    }
+    let refused = plain.zero(hole, zero).await.expect_err("read-only");
+    assert_eq!(refused.kind(), ErrorKind::ReadOnly);
 }

@@ -190,13 +190,13 @@ mod tests {
 
     #[test]
     fn a_sparse_random_disk_is_a_sample_of_a_tenth_data() {
-        let EndpointKind::Sample(options) = kind(&["sparse-random", "1G", "seed=7"]) else {
+        let EndpointKind::CheckingSample(options) = kind(&["sparse-random", "1G", "seed=7"]) else {
             panic!("no sample")
         };
         assert_eq!((options.size, options.seed), (1 << 30, 7));
         assert_eq!(options.data_percent, 10);
         let words = ["sparse-random", "1G", "percent=50", "runlength=1M"];
-        let EndpointKind::Sample(options) = kind(&words) else {
+        let EndpointKind::CheckingSample(options) = kind(&words) else {
             panic!("no sample")
         };
         assert_eq!(options.data_percent, 50);

@@ -85,7 +85,7 @@ seed=<SEED>             Which disk it is among all of that size
 percent=<PERCENT>       How much of it is data (10)
 runlength=<BYTES>       Understood; the length of runs is as the disk has it
 random-content=<BOOL>   Understood; the content is always random",
-    methods: READING,
+    methods: WRITING,
     scripted: false,
     facts: &[],
     build: |mut parameters| {
@@ -110,7 +110,8 @@ random-content=<BOOL>   Understood; the content is always random",
             seed,
             data_percent,
         };
-        Ok(Served::disk("sparse-random", EndpointKind::Sample(options)))
+        let kind = EndpointKind::CheckingSample(options);
+        Ok(Served::disk("sparse-random", kind))
     },
 };
 
