@@ -252,6 +252,21 @@ fn another_server_is_passed_on() {
     }
 }
 
+#[test]
+fn another_server_need_not_be_there_before_the_first_client() {
+    for who in BOTH {
+        let room = Room::new();
+        let later = room.text("later");
+        let socket = format!("socket={later}");
+        let command = format!(
+            "nbdinfo --size \"$uri\" 2>/dev/null; nbdkit -f -U {later} memory 1M & \
+             while ! test -S {later}; do sleep 0.01; done; nbdinfo --size \"$uri\"; kill $!"
+        );
+        let outcome = captive(who, &["nbd", &socket], &command).success();
+        assert_eq!(outcome.text(), "1048576\n", "{who:?}");
+    }
+}
+
 const SCRIPT: &str = "#!/bin/sh
 case \"$1\" in
   config) test \"$2\" = file && ln -sf \"$3\" $tmpdir/file ;;

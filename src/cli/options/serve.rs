@@ -90,6 +90,8 @@ pub(crate) enum Opening {
     OnDemand,
     /// At the start, for good.
     AtStart,
+    /// When the first client comes, for good.
+    FirstUse,
 }
 
 /// Where a server listens.

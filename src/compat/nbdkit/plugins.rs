@@ -114,6 +114,12 @@ impl Served {
         self
     }
 
+    /// The same, open from the first client on.
+    fn on_first_use(mut self) -> Self {
+        self.source.open = Opening::FirstUse;
+        self
+    }
+
     /// The same with exports of its own.
     fn with_exports(mut self) -> Self {
         self.any_name = false;

@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-use super::observe::Observer;
+use super::{late::Late, observe::Observer};
 
 /// The exports of a job, and what keeps them alive.
 pub(super) struct Catalog {
@@ -120,6 +120,8 @@ impl Catalog {
             let device = on_demand.device().await.map_err(explain)?;
             self.size = Some(device.info().size);
             Arc::new(on_demand)
+        } else if served.open == Opening::FirstUse {
+            Arc::new(Late::new(source.clone(), access, options))
         } else {
             let opened = open_exports(source, access, &options).await;
             let OpenExports {

@@ -3,7 +3,7 @@
 //!
 //! | file | has |
 //! |---|---|
-//! | `catalog` | sources become exports |
+//! | `catalog`, `late` | sources become exports |
 //! | `places`, `listen`, `standard` | where clients come in |
 //! | `observe` | what is told and logged |
 //! | `metrics` | what is counted, over HTTP |
@@ -13,6 +13,7 @@
 
 mod captive;
 mod catalog;
+mod late;
 mod listen;
 mod metrics;
 mod observe;

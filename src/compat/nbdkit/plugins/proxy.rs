@@ -137,7 +137,7 @@ fn served(uri: NbdUri, retries: u32, shared: bool) -> Served {
     served.retries = retries;
     match shared {
         true => served,
-        false => served.on_demand(),
+        false => served.on_first_use(),
     }
 }
 
