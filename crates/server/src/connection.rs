@@ -15,7 +15,7 @@ use blockferry_proto::{
     Command, CommandFlags, Negotiated, ReplyWriter, RequestLimits, ServerRequest, ServerSession,
 };
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use tokio::time::sleep;
+use tokio::time::{Sleep, sleep};
 
 use self::receiving::Incoming;
 use crate::{
@@ -151,20 +151,28 @@ impl<'d> Connection<'d> {
         let mut shutdown = pin!(shared.shutting_down());
         // The time starts to run with the first poll.
         let mut grace = pin!(async { sleep(shared.options.shutdown_grace).await });
-        let mut is_over = false;
+        let mut patience: Option<Pin<Box<Sleep>>> = None;
         let ending = poll_fn(|cx| {
             if !self.refusing && shutdown.as_mut().poll(cx).is_ready() {
                 self.refusing = true;
             }
-            if self.refusing && !is_over && grace.as_mut().poll(cx).is_ready() {
-                is_over = true;
-                self.abandon();
+            if self.refusing && !self.is_cut && grace.as_mut().poll(cx).is_ready() {
+                self.cut(Ending::ShutDown);
             }
             let busy = !self.running.is_empty();
             if !self.is_cut && self.idle.poll_is_over(cx, busy) {
                 self.cut(Ending::Idle);
             }
-            self.poll(cx)
+            let polled = self.poll(cx);
+            if polled.is_pending() && self.is_deserted() {
+                let patience =
+                    patience.get_or_insert_with(|| Box::pin(sleep(shared.options.device_patience)));
+                if patience.as_mut().poll(cx).is_ready() {
+                    self.abandon();
+                    return self.poll(cx);
+                }
+            }
+            polled
         })
         .await;
         Outcome {
@@ -416,11 +424,14 @@ impl<'d> Connection<'d> {
         self.ending = Some(ending);
     }
 
-    /// Gives up the client, and what the device has not finished for it: it may never do so.
+    /// Whether the device works for nobody any more.
+    fn is_deserted(&self) -> bool {
+        let is_gone = self.is_cut || matches!(self.ending, Some(Ending::Vanished));
+        is_gone && !self.running.is_empty()
+    }
+
+    /// Gives up what the device has not finished: it may never do so.
     fn abandon(&mut self) {
-        if !self.is_cut {
-            self.cut(Ending::ShutDown);
-        }
         let changes = |request: &ServerRequest| request.command.is_write();
         let mut running = self.running.iter();
         self.unflushed |= running.any(|running| running.request.as_ref().is_some_and(changes));

@@ -47,8 +47,10 @@ pub struct ServerOptions {
     /// Shuts down when the last client has gone, of some that used an export. Default: false.
     pub once: bool,
     /// How long clients may take to hear the last answers when the server shuts down; after it
-    /// their connections are cut. What a device is still doing is waited for. Default 5 s.
+    /// their connections are cut. Default 5 s.
     pub shutdown_grace: Duration,
+    /// How long what a device is still doing is waited for when its client is gone, or was cut. Default 15 s.
+    pub device_patience: Duration,
     /// TLS, or none. What clients may take for its handshake is part of `handshake_timeout`. Default: none.
     pub tls: Option<TlsOptions>,
 }
@@ -81,6 +83,7 @@ impl Default for ServerOptions {
             tells_requests: false,
             once: false,
             shutdown_grace: Duration::from_secs(5),
+            device_patience: Duration::from_secs(15),
             tls: None,
         }
     }

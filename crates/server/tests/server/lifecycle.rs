@@ -133,6 +133,32 @@ fn clients_that_neither_read_nor_hang_up_do_not_hold_the_shutdown() {
 }
 
 #[test]
+fn what_a_device_never_finishes_holds_neither_a_place_nor_the_shutdown() {
+    let options = options(|options| {
+        options.max_connections = 1;
+        options.shutdown_grace = Duration::from_millis(100);
+        options.device_patience = Duration::from_millis(100);
+    });
+    let device = probe(SIZE);
+    let host = Host::with(device.clone(), options);
+    device.hold_from(0);
+    // One that goes while the device works for it.
+    let mut gone = host.connect();
+    gone.submit(Command::Read, CommandFlags::empty(), (0, 512), &[]);
+    wait_until(|| device.calls().len() == 1);
+    drop(gone);
+    // There is one place only.
+    let mut next = host.connect();
+    next.submit(Command::Write, CommandFlags::empty(), (0, 512), &[1; 512]);
+    wait_until(|| device.calls().len() == 2);
+    host.server.shutdown();
+    // The flush of what may have been written is held as well, so let it go.
+    next.expect_end();
+    device.hold_from(u64::MAX);
+    host.join();
+}
+
+#[test]
 fn a_server_that_was_shut_down_serves_no_more() {
     let device = probe(SIZE);
     let server = Server::new(
