@@ -11,7 +11,7 @@ use std::{
     os::{fd::OwnedFd, unix::net::UnixStream},
     sync::{Arc, mpsc},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use blockferry_block::MemoryDevice;
@@ -29,10 +29,13 @@ struct Host {
     socket: UnixStream,
     device: Arc<MemoryDevice>,
     over: mpsc::Receiver<()>,
+    /// Threads of this process before it was there.
+    threads: usize,
 }
 
 impl Host {
     fn new(options: ServerOptions) -> Self {
+        let threads = threads();
         let (client, server_end) = UnixStream::pair().expect("two sockets");
         for set in [UnixStream::set_read_timeout, UnixStream::set_write_timeout] {
             set(&client, Some(PATIENCE)).expect("an option");
@@ -55,6 +58,7 @@ impl Host {
             socket: client,
             device,
             over,
+            threads,
         }
     }
 
@@ -62,8 +66,20 @@ impl Host {
     fn end(self) -> Arc<MemoryDevice> {
         drop(self.socket);
         self.over.recv_timeout(PATIENCE).expect("an end");
+        // What a thread that is about to end still holds looks like a leak.
+        let deadline = Instant::now() + PATIENCE;
+        while threads() > self.threads {
+            assert!(Instant::now() < deadline, "a thread stays behind");
+            thread::yield_now();
+        }
         self.device
     }
+}
+
+/// How many threads this process has.
+fn threads() -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task");
+    tasks.map_or(0, Iterator::count)
 }
 
 fn byte_at(offset: usize) -> u8 {
