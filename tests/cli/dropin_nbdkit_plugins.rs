@@ -159,6 +159,18 @@ fn data_is_described_in_the_same_language() {
 }
 
 #[test]
+fn data_lies_in_pages_of_the_same_size() {
+    for data in [
+        "1",
+        "1 @0x100000 1",
+        "@32768 1 @131072 1 @294912 1",
+        "1 @1073741823 1 @4294967295 1 @4294967296 1",
+    ] {
+        assert_alike(&["data", data], MAP);
+    }
+}
+
+#[test]
 fn a_file_is_served_read_and_written() {
     let room = Room::new();
     let image = room.path("image");

@@ -12,10 +12,10 @@ use crate::{
     push_merged,
 };
 
-/// The unit that memory is taken in.
-const PAGE: u64 = 64 << 10;
+/// The unit that memory is taken in: that of nbdkit's memory disks, whose extents look the same.
+const PAGE: u64 = 32 << 10;
 
-/// A device whose contents live in memory, in pages of 64 KiB that exist from their first write on.
+/// A device whose contents live in memory, in pages of 32 KiB that exist from their first write on.
 ///
 /// Pages that were never written, or were zeroed or trimmed as a whole, take no memory and are holes
 /// in [`extents`](BlockDevice::extents). Its size is fixed unless it is made [`growable`](Self::growable).

@@ -352,7 +352,7 @@ mod tests {
         unit.put(0, Value::byte(1)).expect("room");
         unit.extend_to(1 << 20).expect("room");
         let unit = unit.into_value().expect("a value");
-        for (count, fits) in [(16, true), (17, false), (1 << 40, false)] {
+        for (count, fits) in [(32, true), (33, false), (1 << 40, false)] {
             let value = unit.clone().repeated(count).expect("a value");
             let device = MemoryDevice::new(value.size());
             let laid_out = value.lay_out(&device, 1 << 20);
@@ -362,7 +362,7 @@ mod tests {
                 Err(DataError::TooMuch)
             };
             assert_eq!(laid_out, expected, "{count}");
-            assert!(device.allocated() <= (1 << 20) + (64 << 10));
+            assert!(device.allocated() <= (1 << 20) + (32 << 10));
         }
     }
 
