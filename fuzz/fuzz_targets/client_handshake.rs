@@ -28,6 +28,7 @@ fuzz_target!(|data: &[u8]| {
         contexts: vec!["base:allocation".to_owned(), "a:b".to_owned()],
         structured: choice & 16 == 0,
         extended: choice & 32 == 0,
+        all_contexts: choice & 128 != 0,
     };
     let mut handshake = ClientHandshake::new(config).expect("the names are fine");
     let mut secured = false;

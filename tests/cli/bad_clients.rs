@@ -342,6 +342,27 @@ fn a_second_signal_does_not_wait_for_a_source_that_hangs() {
 }
 
 #[test]
+fn a_second_signal_ends_what_a_script_has_started_too() {
+    let dir = tempdir().expect("a directory");
+    let (begun, pid) = (dir.path().join("begun"), dir.path().join("pid"));
+    // The shell waits for a process of its own, which knows nothing of us.
+    let (begun, written) = (begun.display(), pid.display());
+    let read = format!(": >> {begun}; sleep 1000 & echo $! > {written}; wait");
+    let script = format!("eval:get_size=echo 1M,pread={read}");
+    let mut server = Server::in_directory(dir, &[&script]);
+    let _waiting = server.reading();
+    let started = || std::fs::read_to_string(&pid).is_ok_and(|text| text.ends_with('\n'));
+    until("the script to begin", started);
+    signal(&server.child, "TERM");
+    thread::sleep(Duration::from_millis(100));
+    signal(&server.child, "TERM");
+    assert_eq!(server.outcome().code, 143);
+    let pid = std::fs::read_to_string(&pid).expect("a number");
+    let fds = format!("/proc/{}/fd", pid.trim());
+    until("its process to go", || std::fs::read_dir(&fds).is_err());
+}
+
+#[test]
 fn a_client_that_never_hangs_up_does_not_hold_the_end() {
     let server = Server::start(&["memory:8M"]);
     let mut silent = server.connect();

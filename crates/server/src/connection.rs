@@ -149,6 +149,8 @@ impl<'d> Connection<'d> {
     pub(crate) async fn run(mut self) -> Outcome {
         let shared = self.shared;
         let mut shutdown = pin!(shared.shutting_down());
+        let mut abort = pin!(shared.aborting());
+        let mut is_aborted = false;
         // The time starts to run with the first poll.
         let mut grace = pin!(async { sleep(shared.options.shutdown_grace).await });
         let mut patience: Option<Pin<Box<Sleep>>> = None;
@@ -158,6 +160,11 @@ impl<'d> Connection<'d> {
             }
             if self.refusing && !self.is_cut && grace.as_mut().poll(cx).is_ready() {
                 self.cut(Ending::ShutDown);
+            }
+            if self.refusing && !is_aborted && abort.as_mut().poll(cx).is_ready() {
+                is_aborted = true;
+                self.cut(Ending::ShutDown);
+                self.abandon();
             }
             let busy = !self.running.is_empty();
             if !self.is_cut && self.idle.poll_is_over(cx, busy) {

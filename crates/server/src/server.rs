@@ -47,13 +47,23 @@ pub struct Server {
     shared: Arc<Shared>,
 }
 
+/// How far a server is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    Serving,
+    /// What is in flight is finished.
+    Ending,
+    /// Nothing is.
+    Aborting,
+}
+
 /// What all connections of a server have in common.
 pub(crate) struct Shared {
     pub(crate) exports: Arc<dyn Exports>,
     pub(crate) options: ServerOptions,
     pub(crate) buffers: Buffers,
     observer: Box<dyn Fn(&ServerEvent<'_>) + Send + Sync>,
-    shutdown: watch::Sender<bool>,
+    phase: watch::Sender<Phase>,
     slots: Arc<Semaphore>,
     book: Book,
     /// Connections that use an export.
@@ -83,7 +93,7 @@ impl Server {
                 options,
                 buffers: Buffers::new(),
                 observer: Box::new(observer),
-                shutdown: watch::Sender::new(false),
+                phase: watch::Sender::new(Phase::Serving),
                 slots: Arc::new(Semaphore::new(slots)),
                 book: Book::default(),
                 using: AtomicUsize::new(0),
@@ -125,6 +135,11 @@ impl Server {
         drop(guard);
         self.end().await;
         Ok(())
+    }
+
+    /// Shuts down at once: connections are cut, and what devices are doing for them is given up.
+    pub fn abort(&self) {
+        self.shared.phase.send_replace(Phase::Aborting);
     }
 
     /// What was done so far.
@@ -202,14 +217,27 @@ impl Shared {
 
     /// Resolves when the server was told to shut down.
     pub(crate) async fn shutting_down(&self) {
-        let mut shutdown = self.shutdown.subscribe();
+        self.reached(Phase::Ending).await;
+    }
+
+    /// Resolves when the server was told to shut down at once.
+    pub(crate) async fn aborting(&self) {
+        self.reached(Phase::Aborting).await;
+    }
+
+    async fn reached(&self, phase: Phase) {
+        let mut current = self.phase.subscribe();
         // The sender lives in `self`: this fails never.
-        let _ = shutdown.wait_for(|stop| *stop).await;
+        let _ = current.wait_for(|current| *current >= phase).await;
     }
 
     /// Tells the server to shut down.
     pub(crate) fn shut_down(&self) {
-        self.shutdown.send_replace(true);
+        self.phase.send_if_modified(|phase| {
+            let begins = *phase == Phase::Serving;
+            *phase = (*phase).max(Phase::Ending);
+            begins
+        });
     }
 
     /// Serves one connection to its end, on its own thread.
@@ -318,7 +346,7 @@ impl Shared {
                 drop(device);
                 return;
             }
-            if Arc::strong_count(&device) > 1 && !*self.shutdown.borrow() {
+            if Arc::strong_count(&device) > 1 && *self.phase.borrow() == Phase::Serving {
                 if place.is_none() {
                     list.push(Arc::downgrade(&device));
                 }

@@ -159,6 +159,29 @@ fn what_a_device_never_finishes_holds_neither_a_place_nor_the_shutdown() {
 }
 
 #[test]
+fn a_server_that_is_aborted_waits_for_nobody() {
+    let hour = Duration::from_secs(3600);
+    let options = options(|options| {
+        options.shutdown_grace = hour;
+        options.device_patience = hour;
+    });
+    let device = probe(SIZE);
+    let host = Host::with(device.clone(), options);
+    device.hold_from(0);
+    let mut peer = host.connect();
+    peer.submit(Command::Read, CommandFlags::empty(), (0, 512), &[]);
+    wait_until(|| !device.calls().is_empty());
+    let unfinished = host.raw();
+    host.server.shutdown();
+    host.server.abort();
+    // A shutdown that is asked for later does not make it wait again.
+    host.server.shutdown();
+    peer.expect_end();
+    host.join();
+    drop(unfinished);
+}
+
+#[test]
 fn a_server_that_was_shut_down_serves_no_more() {
     let device = probe(SIZE);
     let server = Server::new(

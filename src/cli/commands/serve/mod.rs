@@ -22,7 +22,7 @@ mod places;
 mod standard;
 mod tls;
 
-use std::{future::pending, process::ExitCode, sync::Arc};
+use std::{future::pending, process::ExitCode, sync::Arc, time::Duration};
 
 use blockferry_sys::{self as sys, Background, Ready};
 use serde_json::json;
@@ -43,6 +43,12 @@ use catalog::Catalog;
 use observe::Observer;
 use pidfile::PidFile;
 use places::Places;
+
+/// How long sources may take to be closed after a failure.
+const PARTING: Duration = Duration::from_secs(2);
+
+/// How long connections may take to let go of their devices when the server is asked to end at once.
+const FAREWELL: Duration = Duration::from_millis(500);
 
 /// Serves until the end, and says with which exit code.
 pub(crate) fn run(job: ServeJob) -> Result<ExitCode, Failure> {
@@ -111,8 +117,12 @@ async fn serve(
     {
         Ok(code) => code,
         Err(failure) => {
-            catalog.exports().close().await;
-            catalog.close().await;
+            let closing = async {
+                catalog.exports().close().await;
+                catalog.close().await;
+            };
+            // Nobody waits long for something that has failed, or was asked twice to end.
+            let _ = tokio::time::timeout(PARTING, closing).await;
             return Err(failure);
         }
     };
@@ -209,8 +219,13 @@ impl Served<'_> {
         self.server.shutdown();
         self.catalog.stop_waiting();
         tokio::select! {
-            served = serving => Ok(served),
-            again = signals.next() => Err(Failure::interrupted(again)),
+            served = &mut *serving => Ok(served),
+            again = signals.next() => {
+                self.server.abort();
+                // Nothing is finished any more, but what was started for the sources is ended.
+                let _ = tokio::time::timeout(FAREWELL, serving).await;
+                Err(Failure::interrupted(again))
+            }
         }
     }
 

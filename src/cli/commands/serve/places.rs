@@ -1,6 +1,10 @@
 //! Where a server is reached: the sockets that it listens on, and what others are told of them.
 
-use std::{io, os::fd::OwnedFd};
+use std::{
+    fs::Permissions,
+    io,
+    os::{fd::OwnedFd, unix::fs::PermissionsExt},
+};
 
 use blockferry_sys as sys;
 use tempfile::TempDir;
@@ -81,7 +85,10 @@ impl Places {
                 self._files.push(file);
             }
             Place::PrivateUnix => {
-                let directory = tempfile::Builder::new().prefix("blockferry-").tempdir();
+                let directory = tempfile::Builder::new()
+                    .prefix("blockferry-")
+                    .permissions(Permissions::from_mode(0o700))
+                    .tempdir();
                 let directory = directory.map_err(|error| {
                     Failure::system("cannot make a directory for the socket", &error)
                 })?;
