@@ -22,7 +22,11 @@ fuzz_target!(|input: (u32, u32, &[u8])| {
             next = extent.range.end();
         }
         assert!(next > range.start());
-        assert!(extents.windows(2).all(|pair| pair[0].status != pair[1].status));
+        assert!(
+            extents
+                .windows(2)
+                .all(|pair| pair[0].status != pair[1].status)
+        );
     }
     if let Ok(list) = answers::exports(text) {
         assert!(list.len() <= MOST_EXPORTS);

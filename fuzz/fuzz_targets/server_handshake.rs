@@ -22,6 +22,8 @@ fuzz_target!(|data: &[u8]| {
         structured: choice & 4 == 0,
         extended: choice & 8 == 0,
         max_options: 50,
+        meta_contexts: choice & 16 == 0,
+        ..ServerConfig::default()
     });
     let mut secured = false;
     loop {
