@@ -63,8 +63,8 @@ pub(crate) struct Common {
 /// How long servers are waited for: of every command that opens endpoints.
 #[derive(Args, Clone, Copy, Debug, Default)]
 pub(crate) struct TimeoutArgs {
-    /// Give up on an NBD server that owes an answer and has not moved a byte for so long; 0: never. Without
-    /// it 300, and a flush may take as long as it takes.
+    /// Give up on an NBD server that owes an answer and has not moved a byte for so long, and on a script's
+    /// call; 0: never. Without it 300 ('serve': never), and a flush or a script may take as long as it takes.
     #[arg(long, value_name = "SECONDS")]
     pub(crate) timeout: Option<u32>,
 }

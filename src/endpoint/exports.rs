@@ -8,12 +8,11 @@ use crate::{
         OpenExport, Result, SingleExport, no_such_export,
     },
     client::Pool,
-    script::Script,
 };
 
 use super::{
     Connection, Endpoint, EndpointKind, OpenDevice, OpenOptions,
-    open::{open_device, open_pool, opening},
+    open::{open_device, open_pool, opening, start_script},
 };
 
 /// The opened exports of an endpoint.
@@ -42,10 +41,7 @@ pub async fn open_exports(
         });
     }
     let exports: Arc<dyn Exports> = match endpoint.kind() {
-        EndpointKind::Script(script) => {
-            let script = Script::start(script.clone()).await;
-            Arc::new(script.map_err(opening(endpoint))?)
-        }
+        EndpointKind::Script(script) => Arc::new(start_script(endpoint, script, options).await?),
         EndpointKind::Directory(path) => {
             let directory = DirectoryExports::open(path, access);
             Arc::new(directory.map_err(opening(endpoint))?)

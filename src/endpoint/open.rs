@@ -50,7 +50,7 @@ pub struct OpenOptions {
     pub connect_timeout: Duration,
     /// How long an NBD server that owes an answer may move no byte; for ever unless set.
     pub request_timeout: Option<Duration>,
-    /// The same while only a flush is in flight; for ever unless set.
+    /// The same while only a flush is in flight, and how long a call of a script may take; for ever unless set.
     pub flush_timeout: Option<Duration>,
     /// A destination file that is not whole is kept as `NAME.partial`, and gone on with where one is
     /// found; nor is a file emptied that was there before. For copies that are resumed.
@@ -217,7 +217,7 @@ pub async fn open_device(
             );
             Arc::new(FileDevice::from_file(file, Arc::clone(endpoint.name()))?)
         }
-        EndpointKind::Script(options) => return script(endpoint, options, access).await,
+        EndpointKind::Script(it) => return script(endpoint, it, access, options).await,
         EndpointKind::Directory(_) => {
             return Err(refused(endpoint, "it has several images"));
         }
@@ -477,14 +477,25 @@ impl ServerChild {
     }
 }
 
+/// Loads a script, each call of which may take as long as a flush: it may be one.
+pub(super) async fn start_script(
+    endpoint: &Endpoint,
+    script: &ScriptOptions,
+    options: &OpenOptions,
+) -> Result<Script> {
+    let mut script = script.clone();
+    script.timeout = script.timeout.or(options.flush_timeout);
+    Script::start(script).await.map_err(opening(endpoint))
+}
+
 /// The default export of a script.
 async fn script(
     endpoint: &Endpoint,
-    options: &ScriptOptions,
+    script: &ScriptOptions,
     access: Access,
+    options: &OpenOptions,
 ) -> Result<OpenDevice> {
-    let script = Script::start(options.clone()).await;
-    let script = script.map_err(opening(endpoint))?;
+    let script = start_script(endpoint, script, options).await?;
     let client = ClientFacts {
         read_only: access == Access::ReadOnly,
         tls: false,

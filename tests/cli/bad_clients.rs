@@ -342,6 +342,25 @@ fn a_second_signal_does_not_wait_for_a_source_that_hangs() {
 }
 
 #[test]
+fn a_script_that_hangs_is_given_up_after_the_timeout() {
+    let script = "eval:get_size=echo 1M,pread=sleep 1000";
+    let server = Server::start(&[script, "--timeout", "1"]);
+    let uri = format!("nbd+unix:///?socket={}", server.socket().display());
+    let outcome = run(&mut blockferry(["copy", "--retries=0", &uri, "null:"]));
+    assert_ne!(outcome.code, 0);
+    assert!(outcome.stderr.contains("pread"), "{}", outcome.stderr);
+}
+
+#[test]
+fn a_script_may_end_the_server_where_nothing_is_open() {
+    // 4: all is well, and the server is to shut down.
+    let mut server = Server::start(&["eval:get_size=echo 1M,list_exports=exit 4"]);
+    let uri = format!("nbd+unix:///?socket={}", server.socket().display());
+    run(&mut blockferry(["info", "--list", &uri]));
+    assert_eq!(server.outcome().code, 0);
+}
+
+#[test]
 fn a_second_signal_ends_what_a_script_has_started_too() {
     let dir = tempdir().expect("a directory");
     let (begun, pid) = (dir.path().join("begun"), dir.path().join("pid"));

@@ -72,6 +72,11 @@ pub trait Exports: Send + Sync {
     /// connections must not depend on it. The name comes from a client: it is no path.
     fn open<'a>(&'a self, name: &'a str, client: ClientFacts) -> BoxFuture<'a, Result<OpenExport>>;
 
+    /// What was wished for where no export was open: in a list, or by an export that did not open.
+    fn wish(&self) -> Option<Wish> {
+        None
+    }
+
     /// The server has ended, and no connection is left.
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {})

@@ -140,13 +140,6 @@ impl Script {
         self.magic_key.as_deref()
     }
 
-    /// What the script asked for where no export was open. [`Wish::ShutDown`] is all that makes sense there,
-    /// and the exports that are opened later have it too.
-    #[must_use]
-    pub fn wishes(&self) -> &Arc<Wishes> {
-        &self.runner.wishes
-    }
-
     /// Waits for the turn of a call that belongs to no handle.
     async fn turn(&self) -> Result<Option<SemaphorePermit<'_>>> {
         match &self.turns {
@@ -288,6 +281,10 @@ impl Exports for Script {
 
     fn open<'a>(&'a self, name: &'a str, client: ClientFacts) -> BoxFuture<'a, Result<OpenExport>> {
         Box::pin(async move { self.opened(name, client).await.map_err(opening) })
+    }
+
+    fn wish(&self) -> Option<Wish> {
+        self.runner.wishes.current()
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use blockferry_block::{BlockDevice, Capabilities, ClientFacts, Exports};
+use blockferry_block::{BlockDevice, Capabilities, ClientFacts, Exports, Wish};
 use tokio::{
     runtime::Builder,
     select,
@@ -263,7 +263,11 @@ impl Shared {
     }
 
     async fn serve_connection(&self, id: ConnectionId, accepted: Accepted) -> Ending {
-        let settled = match self.greet(id, accepted).await {
+        let greeted = self.greet(id, accepted).await;
+        if self.exports.wish() == Some(Wish::ShutDown) {
+            self.shut_down();
+        }
+        let settled = match greeted {
             Ok(settled) => settled,
             Err(ending @ (Ending::Disconnected | Ending::ShutDown)) => return ending,
             Err(ending) => {

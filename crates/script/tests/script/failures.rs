@@ -98,7 +98,7 @@ async fn codes_that_ask_for_more_are_wishes() {
             assert_eq!(error.kind(), ErrorKind::ShuttingDown);
             assert!(error.to_string().contains("words"), "{error}");
         }
-        assert_eq!(script.wishes().current(), None);
+        assert_eq!(script.wish(), None);
     }
 }
 
@@ -108,7 +108,7 @@ async fn a_wish_to_shut_down_before_anything_is_open_reaches_those_who_open_late
     let script = room.start().await;
     let client = blockferry_block::ClientFacts::default();
     script.connecting(client).await.expect("a connection");
-    assert_eq!(script.wishes().current(), Some(Wish::ShutDown));
+    assert_eq!(script.wish(), Some(Wish::ShutDown));
     let export = open(&script, "").await.expect("an export");
     let wishes = export.wishes.expect("a place for wishes");
     assert_eq!(wishes.current(), Some(Wish::ShutDown));

@@ -7,7 +7,7 @@ use tokio::sync::Mutex;
 use crate::{
     block::{
         Access, BlockDevice, BoxFuture, ClientFacts, ErrorKind, ExportEntry, Exports, OpenExport,
-        Result, no_such_export,
+        Result, Wish, no_such_export,
     },
     cli::{
         failure::Failure,
@@ -174,7 +174,7 @@ fn has_names(source: &Endpoint) -> bool {
 }
 
 impl Shelf {
-    /// The entry for `name`, and whether the name is one of its own exports.
+    /// The entry that has an export of this name, or may have.
     fn find(&self, name: &str) -> Option<&Entry> {
         let first = self.entries.first()?;
         if self.any_name || first.has_names {
@@ -228,6 +228,13 @@ impl Exports for Shelf {
             }
             Ok(open)
         })
+    }
+
+    fn wish(&self) -> Option<Wish> {
+        self.entries
+            .iter()
+            .filter_map(|entry| entry.exports.wish())
+            .max()
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
