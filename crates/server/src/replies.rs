@@ -37,6 +37,8 @@ pub(crate) struct Replies<'d> {
     sent: usize,
     /// What is not sent yet and held in memory.
     bytes: u64,
+    /// What is held in memory beside it, because other parts of the same buffer are not sent yet.
+    idle_bytes: u64,
     replies: usize,
     files: usize,
     /// Reads that were sent from a file, or failed so, since somebody asked.
@@ -61,9 +63,15 @@ enum Content {
     Header(ReplyHeader),
     Bytes(Vec<u8>),
     Payload(Buffer),
-    /// A part of a buffer of which other parts are sent, too.
-    Part(Arc<Buffer>, Range<usize>),
+    Part(Arc<CutRead>, Range<usize>),
     File(FileRead),
+}
+
+/// The data of a read of which only parts are sent.
+struct CutRead {
+    data: Buffer,
+    /// Bytes that are not sent.
+    holes: u64,
 }
 
 /// What is left to send of a range of the device's file, as the answer to a read.
@@ -83,6 +91,7 @@ impl<'d> Replies<'d> {
             queue: VecDeque::new(),
             sent: 0,
             bytes: 0,
+            idle_bytes: 0,
             replies: 0,
             files: 0,
             sent_files: Vec::new(),
@@ -134,8 +143,12 @@ impl<'d> Replies<'d> {
             self.push_data(header, [data]);
             return;
         }
-        let data = Arc::new(data);
+        let zero = runs.iter().filter(|run| run.is_zero);
+        let holes = zero.map(|run| run.range.len() as u64).sum();
         let count = runs.len();
+        let is_kept = runs.iter().any(|run| !run.is_zero);
+        self.idle_bytes += if is_kept { holes } else { 0 };
+        let data = Arc::new(CutRead { data, holes });
         for (index, ZeroRun { range, is_zero }) in runs.into_iter().enumerate() {
             let last = index + 1 == count;
             let (offset, size) = (request.offset + range.start as u64, length(range.len()));
@@ -183,7 +196,7 @@ impl<'d> Replies<'d> {
 
     /// How many bytes are held in memory.
     pub(crate) fn bytes(&self) -> u64 {
-        self.bytes
+        self.bytes + self.idle_bytes
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -305,6 +318,11 @@ impl<'d> Replies<'d> {
         if let Some(piece) = self.queue.pop_front() {
             self.replies -= usize::from(piece.last);
             self.files -= usize::from(piece.bytes().is_none());
+            if let Content::Part(read, _) = &piece.content
+                && Arc::strong_count(read) == 1
+            {
+                self.idle_bytes -= read.holes;
+            }
             self.sent = 0;
         }
     }
@@ -330,7 +348,7 @@ impl Piece {
             Content::Header(header) => Some(header.as_bytes()),
             Content::Bytes(bytes) => Some(bytes),
             Content::Payload(buffer) => Some(buffer),
-            Content::Part(buffer, range) => Some(&buffer[range.clone()]),
+            Content::Part(read, range) => Some(&read.data[range.clone()]),
             Content::File(_) => None,
         }
     }
@@ -342,4 +360,56 @@ fn is_about_the_socket(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, io::Read, os::unix::net::UnixStream, thread};
+
+    use blockferry_block::NullDevice;
+    use blockferry_proto::{Command, ContextSelection, ReplyMode};
+
+    use super::*;
+    use crate::{buffers::Buffers, listener::Socket};
+
+    #[tokio::test]
+    async fn a_buffer_that_is_sent_in_part_counts_as_a_whole_until_it_is_gone() {
+        const LENGTH: usize = 1 << 20;
+        let (ours, mut theirs) = UnixStream::pair().expect("a pair");
+        ours.set_nonblocking(true).expect("an option");
+        let stream = Stream::new(Socket::Unix(ours)).expect("a stream");
+        let device = Arc::new(NullDevice::new(1 << 30));
+        let target = Target::new(device, Buffers::new());
+        let writer = ReplyWriter::new(ReplyMode::Structured);
+        let mut replies = Replies::new(&stream, &target, writer);
+        let request = ServerRequest {
+            cookie: 1,
+            command: Command::Read,
+            flags: CommandFlags::empty(),
+            offset: 0,
+            length: LENGTH as u64,
+            contexts: ContextSelection::default(),
+        };
+        let mut data = Buffer::zeroed(LENGTH);
+        (data[0], data[LENGTH / 2]) = (1, 1);
+        replies.push_read(&request, data);
+        assert!(replies.bytes() >= LENGTH as u64, "{}", replies.bytes());
+        replies.push_read(&request, Buffer::zeroed(LENGTH));
+        let all = replies.bytes();
+        assert!(
+            all < LENGTH as u64 + 4096,
+            "nothing but a hole is held: {all}"
+        );
+        let reader = thread::spawn(move || {
+            let mut sent = Vec::new();
+            theirs.read_to_end(&mut sent).map(|_| sent.len())
+        });
+        while !replies.is_empty() {
+            poll_fn(|cx| replies.poll_send(cx)).await.expect("sent");
+        }
+        assert_eq!(replies.bytes(), 0);
+        drop(stream);
+        let sent = reader.join().expect("no panic").expect("received");
+        assert!(sent < 2 * HOLE + 4096, "{sent}");
+    }
 }
