@@ -25,13 +25,12 @@ mod command;
 mod destination_file;
 mod exports;
 mod open;
-mod parameters;
 mod parse;
 mod sources;
 mod space;
 
-use std::ffi::OsStr;
-
+pub(crate) use crate::block::printable;
+pub use crate::block::{Parameter, ParameterPlace, ParameterType, escape_commas};
 pub use child::ServerChild;
 pub use command::{ServerCommand, collapse_groups};
 pub use destination_file::DestinationFile;
@@ -40,20 +39,6 @@ pub use open::{
     Connection, OpenDestination, OpenDevice, OpenOptions, OpenSource, is_same_image,
     open_destination, open_device, open_source,
 };
-pub use parameters::escape_commas;
 pub use parse::{Endpoint, EndpointError, EndpointKind};
-pub use sources::{Parameter, ParameterPlace, ParameterType, Roles, SOURCES, SourceKind};
+pub use sources::{Roles, SOURCES, SourceKind};
 pub use space::Space;
-
-/// The text as it can be shown: what is no UTF-8 is replaced, control characters are escaped.
-pub(crate) fn printable(text: &OsStr) -> String {
-    let mut shown = String::with_capacity(text.len());
-    for c in text.to_string_lossy().chars() {
-        if c.is_control() {
-            shown.extend(c.escape_default());
-        } else {
-            shown.push(c);
-        }
-    }
-    shown
-}

@@ -10,12 +10,12 @@ use std::{
 };
 
 use crate::{
-    block::{DataOptions, SampleOptions},
+    block::{DataOptions, SampleOptions, Values},
     proto::{NbdUri, UriError, is_nbd_uri},
     script::ScriptOptions,
 };
 
-use super::{ServerCommand, parameters::Values, printable, sources::SourceKind};
+use super::{ServerCommand, printable, sources::SourceKind};
 
 /// A parsed endpoint: what the user wrote, and what it means. Nothing has been opened.
 #[derive(Clone, Debug)]
@@ -151,7 +151,7 @@ impl Endpoint {
     }
 
     fn parse_parameters(row: &SourceKind, text: &OsStr) -> Result<EndpointKind, String> {
-        let values = Values::read(row, text)?;
+        let values = Values::read(&row.grammar(), text)?;
         match row.build {
             Some(build) => build(values, text),
             None => Err("it has no parameters".to_owned()),

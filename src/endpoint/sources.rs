@@ -1,14 +1,17 @@
 //! The table of everything that can stand for an image: how it is written, what its parameters are, and
 //! what it is good for. The parser reads endpoints by it, and the help and `blockferry sources` print it.
 
-use std::{ffi::OsStr, fmt, path::PathBuf};
+use std::{ffi::OsStr, path::PathBuf};
 
 use crate::{
-    block::{DataContents, DataOptions, SampleOptions, decode_base64},
+    block::{
+        DataContents, DataOptions, Grammar, Parameter, ParameterPlace, ParameterType,
+        SampleOptions, Values, decode_base64,
+    },
     script::{Program, ScriptOptions, is_method},
 };
 
-use super::{EndpointKind, parameters::Values, printable};
+use super::{EndpointKind, printable};
 
 /// One row of the table: a kind of source.
 #[derive(Debug)]
@@ -45,60 +48,6 @@ pub struct Roles {
     pub destination: bool,
     /// `serve` can serve it.
     pub served: bool,
-}
-
-/// A parameter of a kind of source.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct Parameter {
-    /// The key, as in `KEY=VALUE`.
-    pub name: &'static str,
-    /// What its value is.
-    pub kind: ParameterType,
-    /// Where it stands.
-    pub place: ParameterPlace,
-    /// Whether nothing works without it.
-    pub required: bool,
-    /// What holds without it, where that is a value.
-    pub default: Option<&'static str>,
-    /// What it is for, in a sentence without a full stop.
-    pub help: &'static str,
-}
-
-/// What the value of a parameter is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ParameterType {
-    /// A number of bytes with an optional unit, as `64K`.
-    Size,
-    /// A number below 2^64.
-    Number,
-    /// A number from 0 to 100.
-    Percent,
-    /// A path; it need not be UTF-8.
-    Path,
-    /// The number of an open descriptor.
-    Descriptor,
-    /// A description of bytes in the language of nbdkit's data plugin.
-    Data,
-    /// Bytes as they are.
-    Bytes,
-    /// Bytes in base64.
-    Base64,
-}
-
-/// Where a parameter stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ParameterPlace {
-    /// In the beginning, where its key may be left out.
-    First,
-    /// Anywhere, as `KEY=VALUE`.
-    Named,
-    /// Everywhere: each part is one, without a key.
-    Each,
-    /// It is all of the text; commas are part of it.
-    Whole,
 }
 
 /// All kinds of sources, in the order in which they are shown.
@@ -451,16 +400,15 @@ impl SourceKind {
         Some((row, colon + 1))
     }
 
-    pub(super) fn placed(&self, place: ParameterPlace) -> Option<&'static Parameter> {
-        self.parameters.iter().find(|known| known.place == place)
-    }
-}
-
-impl Parameter {
-    const fn with(mut self, place: ParameterPlace, help: &'static str) -> Self {
-        self.place = place;
-        self.help = help;
-        self
+    /// How what stands behind the colon is read.
+    pub(super) fn grammar(&self) -> Grammar {
+        Grammar {
+            name: self.name,
+            syntax: self.syntax,
+            parameters: self.parameters,
+            others: self.others.is_some(),
+            others_repeat: self.others_repeat,
+        }
     }
 }
 
@@ -503,21 +451,6 @@ impl EndpointKind {
             Self::Part { of, .. } => of.kind().roles(),
             _ => roles,
         }
-    }
-}
-
-impl fmt::Display for ParameterType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Size => "size",
-            Self::Number => "number",
-            Self::Percent => "percent",
-            Self::Path => "path",
-            Self::Descriptor => "descriptor",
-            Self::Data => "data",
-            Self::Bytes => "bytes",
-            Self::Base64 => "base64",
-        })
     }
 }
 

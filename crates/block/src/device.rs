@@ -296,12 +296,18 @@ fn unsupported<'a, T: Send + 'a>(
 }
 
 /// The range of a request of `bytes` at `offset`.
-pub(crate) fn request_range(operation: Operation, offset: u64, bytes: &[u8]) -> Result<ByteRange> {
+///
+/// # Errors
+/// As [`range_of`].
+pub fn request_range(operation: Operation, offset: u64, bytes: &[u8]) -> Result<ByteRange> {
     range_of(operation, offset, bytes.len() as u64)
 }
 
 /// The range of a request of `length` bytes at `offset`.
-pub(crate) fn range_of(operation: Operation, offset: u64, length: u64) -> Result<ByteRange> {
+///
+/// # Errors
+/// `OutOfBounds`, with the operation and the place, where there can be no such range.
+pub fn range_of(operation: Operation, offset: u64, length: u64) -> Result<ByteRange> {
     ByteRange::new(offset, length).map_err(|error| {
         Error::with_source(ErrorKind::OutOfBounds, error)
             .during(operation)
@@ -310,7 +316,10 @@ pub(crate) fn range_of(operation: Operation, offset: u64, length: u64) -> Result
 }
 
 /// Refuses every context but `base:allocation`.
-pub(crate) fn check_allocation(range: ByteRange, context: &Context) -> Result<()> {
+///
+/// # Errors
+/// `Unsupported`.
+pub fn check_allocation(range: ByteRange, context: &Context) -> Result<()> {
     if *context == Context::Allocation {
         return Ok(());
     }

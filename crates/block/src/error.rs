@@ -152,7 +152,7 @@ impl Error {
 
     /// The same error at another range: that of the device around the one that failed.
     #[must_use]
-    pub(crate) fn moved_to(mut self, offset: u64, length: u64) -> Self {
+    pub fn moved_to(mut self, offset: u64, length: u64) -> Self {
         self.0.offset = Some(offset);
         self.0.length = Some(length);
         self

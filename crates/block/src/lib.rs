@@ -28,8 +28,10 @@ mod file;
 mod info;
 mod memory;
 mod null;
+mod parameters;
 mod pattern;
 mod pipe;
+mod printable;
 mod range;
 mod range_set;
 pub mod sample;
@@ -43,7 +45,10 @@ mod zeroes;
 pub use blockferry_sys::FillStop;
 pub use buffer::{BUFFER_ALIGNMENT, Buffer, BufferPool};
 pub use data::{DataContents, DataError, DataOptions, decode_base64};
-pub use device::{BlockDevice, BoxFuture, CopyFlags, FileRange, Mapping, WriteFlags, ZeroFlags};
+pub use device::{
+    BlockDevice, BoxFuture, CopyFlags, FileRange, Mapping, WriteFlags, ZeroFlags, check_allocation,
+    range_of, request_range,
+};
 pub use directory::DirectoryExports;
 pub use error::{Error, ErrorKind, Operation, Result};
 pub use exports::{
@@ -55,8 +60,12 @@ pub use file::{Access, FileDevice};
 pub use info::{BlockLimits, Capabilities, DeviceInfo};
 pub use memory::MemoryDevice;
 pub use null::NullDevice;
+pub use parameters::{
+    Grammar, Parameter, ParameterPlace, ParameterType, Values, escape_commas, parse_duration,
+};
 pub use pattern::PatternDevice;
 pub use pipe::{Payload, PipeBuffer, PipePool};
+pub use printable::printable;
 pub use range::{ByteRange, RangeError};
 pub use range_set::RangeSet;
 pub use sample::{SampleDevice, SampleError, SampleOptions};

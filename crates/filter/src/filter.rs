@@ -1,0 +1,172 @@
+//! What a filter is: a row of the table, its parameters, and the layer that it makes.
+
+use std::{ffi::OsStr, fmt, os::unix::ffi::OsStrExt, sync::Arc};
+
+use blockferry_block::{Exports, Grammar, Parameter, Result, Values, printable};
+
+use crate::FILTERS;
+
+/// One row of the table: a kind of filter.
+#[derive(Debug)]
+pub struct FilterKind {
+    /// What it is called.
+    pub name: &'static str,
+    /// How it is written, with placeholders in capitals and what may be left out in brackets.
+    pub syntax: &'static str,
+    /// What it does, in a sentence without a full stop.
+    pub help: &'static str,
+    /// Its parameters, the first ones first.
+    pub parameters: &'static [Parameter],
+    /// What it does to what passes through it.
+    pub effects: Effects,
+    /// Reads the parameters.
+    pub build: fn(&Values) -> Result<Arc<dyn Filter>, String>,
+}
+
+/// What a filter does to what passes through it, each in a sentence without a full stop.
+#[derive(Clone, Copy, Debug)]
+pub struct Effects {
+    /// To extents (block status).
+    pub extents: &'static str,
+    /// To zero copy: the places in files that the source has its bytes at.
+    pub mapping: &'static str,
+    /// To flushes and FUA.
+    pub flush: &'static str,
+    /// To requests side by side and to several connections.
+    pub concurrency: &'static str,
+}
+
+impl Effects {
+    /// Of a filter that leaves everything as it is.
+    pub const NONE: Self = Self {
+        extents: "passed through",
+        mapping: "passed through",
+        flush: "passed through",
+        concurrency: "as the source's",
+    };
+}
+
+/// A filter with its parameters, in front of nothing yet.
+pub trait Filter: fmt::Debug + Send + Sync {
+    /// Its row of the table.
+    fn kind(&self) -> &'static FilterKind;
+
+    /// The filter in front of `below`. Each call makes one that shares nothing with others.
+    ///
+    /// Called in the runtime that lives as long as the layer is used.
+    ///
+    /// # Errors
+    /// When the parameters make no sense together, or what the filter needs is not there.
+    fn layer(&self, below: Arc<dyn Exports>) -> Result<Arc<dyn Layer>>;
+}
+
+/// A filter in front of exports. Closing it closes what is below.
+pub trait Layer: Exports {
+    /// What it has counted, for each export that was used; empty for a filter that counts nothing.
+    fn counters(&self) -> Vec<Counters> {
+        Vec::new()
+    }
+}
+
+/// What a filter has counted for one export.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counters {
+    /// The name of the filter.
+    pub filter: &'static str,
+    /// The name of the export below, as the source has it; empty for its only one.
+    pub export: String,
+    /// What was counted, each in lower case with underscores: `source_calls`.
+    pub counts: Vec<(&'static str, u64)>,
+}
+
+/// A filter as it was written: `NAME[:PARAMETERS]`.
+#[derive(Clone, Debug)]
+pub struct NamedFilter {
+    name: Arc<str>,
+    filter: Arc<dyn Filter>,
+}
+
+/// A text that is no filter.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FilterError {
+    /// Nothing is called so.
+    #[error("there is no filter {0:?}")]
+    Unknown(String),
+    /// Parameters that make no sense.
+    #[error("{name}: {message}")]
+    Parameters {
+        /// The whole text, printable.
+        name: String,
+        /// Why.
+        message: String,
+    },
+}
+
+impl FilterKind {
+    /// The row of that name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<&'static Self> {
+        FILTERS.iter().copied().find(|kind| kind.name == name)
+    }
+
+    /// How its parameters are read.
+    #[must_use]
+    pub fn grammar(&self) -> Grammar {
+        Grammar {
+            name: self.name,
+            syntax: self.syntax,
+            parameters: self.parameters,
+            others: false,
+            others_repeat: false,
+        }
+    }
+}
+
+impl NamedFilter {
+    /// Reads `NAME[:PARAMETERS]`.
+    ///
+    /// # Errors
+    /// [`FilterError`] says what is wrong with the text.
+    pub fn parse(text: &OsStr) -> Result<Self, FilterError> {
+        let bytes = text.as_bytes();
+        let end = bytes.iter().position(|byte| *byte == b':');
+        let name = OsStr::from_bytes(&bytes[..end.unwrap_or(bytes.len())]);
+        let rest = end.map_or(&[][..], |end| &bytes[end + 1..]);
+        let kind = name.to_str().and_then(FilterKind::named);
+        let kind = kind.ok_or_else(|| FilterError::Unknown(printable(name)))?;
+        let shown = printable(text);
+        let values = Values::read(&kind.grammar(), OsStr::from_bytes(rest));
+        match values.and_then(|values| (kind.build)(&values)) {
+            Ok(filter) => Ok(Self {
+                name: shown.into(),
+                filter,
+            }),
+            Err(message) => Err(FilterError::Parameters {
+                name: shown,
+                message,
+            }),
+        }
+    }
+
+    /// A filter that was not written as text.
+    #[must_use]
+    pub fn new(filter: impl Filter + 'static) -> Self {
+        Self {
+            name: filter.kind().name.into(),
+            filter: Arc::new(filter),
+        }
+    }
+
+    /// The filter.
+    #[must_use]
+    pub fn filter(&self) -> &dyn Filter {
+        &*self.filter
+    }
+}
+
+impl fmt::Display for NamedFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.name)
+    }
+}

@@ -1,0 +1,39 @@
+//! Filters: block devices around block devices.
+//!
+//! A filter stands in front of the exports of a server, or of a copy's source, and changes what is seen through
+//! it: it caches, delays, cuts out a part, unpacks. Each is a file of this crate; [`FILTERS`] is the table of them
+//! all, with their parameters and with what they do to extents, to zero copy, to flushes and to concurrency.
+//!
+//! ```text
+//!   client -> Layer (first filter) -> Layer (second filter) -> Exports of the source
+//!               └─ open -> Filtered device ─> Filtered device ─> device
+//! ```
+//!
+//! - [`Filter`] is a filter with its parameters; it makes a [`Layer`], which is [`Exports`] around other exports.
+//! - [`DeviceLayer`] is what most layers are: a device around each device that is opened, and something that all
+//!   handles of one export share. [`PerExport`] makes a layer of it.
+//! - [`DeviceFilter`] is a device around a device, of which only what it changes must be written down;
+//!   [`Filtered`] makes a [`BlockDevice`] of it.
+//!
+//! The runtime that opens a device ends with the connection that it was opened for. What several handles share
+//! must not wait for a task of one of them without noticing that it is gone: work in the background belongs to
+//! the runtime in which the layer was made ([`Filter::layer`]), or to nobody who would be missed.
+//!
+//! [`Exports`]: blockferry_block::Exports
+//! [`BlockDevice`]: blockferry_block::BlockDevice
+
+#![forbid(unsafe_code)]
+
+mod abilities;
+mod chain;
+mod device;
+mod filter;
+mod layer;
+mod table;
+
+pub use abilities::{MultiConn, NoExtents, NoTrim, NoZero, ReadOnly};
+pub use chain::Chain;
+pub use device::{DeviceFilter, Filtered};
+pub use filter::{Counters, Effects, Filter, FilterError, FilterKind, Layer, NamedFilter};
+pub use layer::{DeviceLayer, Opened, PerExport, each_device};
+pub use table::FILTERS;

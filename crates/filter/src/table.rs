@@ -1,0 +1,60 @@
+//! The table of all filters: the parser reads them by it, and `blockferry filters` prints it.
+
+use crate::{FilterKind, abilities};
+
+/// All filters, by their names.
+pub static FILTERS: &[&FilterKind] = &[
+    &abilities::MULTI_CONN,
+    &abilities::NO_EXTENTS,
+    &abilities::NO_TRIM,
+    &abilities::NO_ZERO,
+    &abilities::READ_ONLY,
+];
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+
+    use blockferry_block::{Grammar, ParameterPlace, Values};
+
+    use super::*;
+
+    #[test]
+    fn rows_are_explained_in_order_and_defaults_can_be_read() {
+        for pair in FILTERS.windows(2) {
+            assert!(pair[0].name < pair[1].name, "{}", pair[1].name);
+        }
+        for row in FILTERS {
+            let effects = row.effects;
+            let texts = [
+                row.help,
+                effects.extents,
+                effects.mapping,
+                effects.flush,
+                effects.concurrency,
+            ];
+            let parameters = row.parameters.iter().map(|parameter| parameter.help);
+            for text in texts.into_iter().chain(parameters) {
+                assert!(text.len() > 5 && !text.ends_with('.'), "{row:?}");
+            }
+            assert!(row.syntax.starts_with(row.name), "{row:?}");
+            for parameter in row.parameters {
+                let shown = row.syntax.to_uppercase();
+                assert!(shown.contains(&parameter.name.to_uppercase()), "{row:?}");
+                let Some(default) = parameter.default else {
+                    continue;
+                };
+                let text = match parameter.place {
+                    ParameterPlace::Named => format!("{}={default}", parameter.name),
+                    _ => default.to_owned(),
+                };
+                let grammar = Grammar {
+                    parameters: std::slice::from_ref(parameter),
+                    ..row.grammar()
+                };
+                let read = Values::read(&grammar, OsStr::new(&text));
+                assert!(read.is_ok(), "{}: {text}", row.name);
+            }
+        }
+    }
+}
