@@ -69,6 +69,15 @@ pub(crate) struct TimeoutArgs {
     pub(crate) timeout: Option<u32>,
 }
 
+/// What stands in front of an image.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct FilterArgs {
+    /// Put a filter in front of the image, see 'blockferry filters'; several are possible, the first one nearest
+    /// to the reader.
+    #[arg(long, value_name = "NAME[:KEY=VALUE,...]", display_order = 800)]
+    pub(crate) filter: Vec<OsString>,
+}
+
 /// How images are read by the commands that only read.
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct ReadingArgs {
@@ -101,6 +110,7 @@ pub(crate) enum Command {
     Compare(CompareArgs),
     Checksum(ChecksumArgs),
     Sources(SourcesArgs),
+    Filters(FiltersArgs),
     Completions(CompletionsArgs),
     #[command(hide = true)]
     Man(ManArgs),
@@ -120,6 +130,8 @@ pub(crate) struct CopyArgs {
     #[arg(value_hint = ValueHint::AnyPath)]
     pub(crate) destination: OsString,
 
+    #[command(flatten)]
+    pub(crate) filters: FilterArgs,
     /// Connections to an NBD server, from 1 to 64: fewer where the server does not offer several, refuses
     /// them, or the image is small.
     #[arg(short = 'C', long, value_name = "N", default_value_t = default_connections(),
@@ -234,6 +246,8 @@ pub(crate) struct ServeArgs {
     /// What lists say of the source that has no name.
     #[arg(long, value_name = "TEXT", requires = "source")]
     pub(crate) description: Option<String>,
+    #[command(flatten)]
+    pub(crate) filters: FilterArgs,
 
     /// Listen on a Unix socket at PATH, which is removed at the end; '-' takes a private one.
     #[arg(short = 'U', long, value_name = "PATH", value_hint = ValueHint::FilePath)]
@@ -361,6 +375,8 @@ pub(crate) struct MapArgs {
     #[arg(long)]
     pub(crate) totals: bool,
     #[command(flatten)]
+    pub(crate) filters: FilterArgs,
+    #[command(flatten)]
     pub(crate) timeouts: TimeoutArgs,
     /// Print JSON, as nbdinfo does.
     #[arg(long)]
@@ -409,6 +425,8 @@ pub(crate) struct ChecksumArgs {
     #[arg(long, value_name = "DIGEST")]
     pub(crate) expect: Option<ExpectedDigest>,
     #[command(flatten)]
+    pub(crate) filters: FilterArgs,
+    #[command(flatten)]
     pub(crate) reading: ReadingArgs,
     /// Print JSON.
     #[arg(long)]
@@ -418,6 +436,14 @@ pub(crate) struct ChecksumArgs {
 /// Explain everything that can stand for an image, with its parameters.
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct SourcesArgs {
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Explain the filters that '--filter' puts in front of an image, with their parameters.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct FiltersArgs {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,

@@ -68,6 +68,12 @@ enum Image {
     },
     /// An NBD export, a server that is started for it, a generated image.
     Named { endpoint: String, size: u64 },
+    /// What is seen of an image through filters.
+    Filtered {
+        image: Box<Image>,
+        filters: Vec<String>,
+        size: u64,
+    },
 }
 
 /// What changes with a file's contents.
@@ -281,6 +287,18 @@ impl SaveDone for CheckpointFile {
 
 impl Image {
     fn source(endpoint: &Endpoint, size: u64) -> io::Result<Self> {
+        let image = Self::unfiltered(endpoint, size)?;
+        Ok(match endpoint.filters() {
+            [] => image,
+            filters => Self::Filtered {
+                image: Box::new(image),
+                filters: filters.iter().map(ToString::to_string).collect(),
+                size,
+            },
+        })
+    }
+
+    fn unfiltered(endpoint: &Endpoint, size: u64) -> io::Result<Self> {
         let file = |path: &PathBuf| {
             let metadata = fs::metadata(path)?;
             let version = FileVersion {
@@ -382,6 +400,13 @@ impl Image {
                 let differing = files.find_map(|(one, other)| one.difference(other));
                 differing.unwrap_or_else(|| format!("{name} has other files"))
             }
+            (Self::Filtered { image: one, .. }, Self::Filtered { image: other, .. }) => {
+                let differing = one.difference(other);
+                differing.unwrap_or_else(|| format!("{name} is seen through other filters"))
+            }
+            (Self::Filtered { .. }, _) | (_, Self::Filtered { .. }) => {
+                format!("{name} is seen through other filters")
+            }
             (
                 Self::Named { size: one, .. } | Self::BlockDevice { size: one, .. },
                 Self::Named { size: other, .. } | Self::BlockDevice { size: other, .. },
@@ -396,6 +421,7 @@ impl Image {
             Self::File { version, .. } => version.map(|version| version.size),
             Self::BlockDevice { size, .. }
             | Self::Named { size, .. }
+            | Self::Filtered { size, .. }
             | Self::Joined { size, .. } => Some(*size),
         };
         let end = done.ranges.iter().last().map(ByteRange::end);
@@ -406,6 +432,7 @@ impl Image {
         match self {
             Self::File { path, .. } | Self::BlockDevice { path, .. } => path,
             Self::Named { endpoint, .. } | Self::Joined { endpoint, .. } => endpoint,
+            Self::Filtered { image, .. } => image.name(),
         }
     }
 }

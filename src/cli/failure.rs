@@ -8,6 +8,7 @@ use crate::{
     block::{Error, ErrorKind, Operation},
     copy::{CopyError, Side},
     endpoint::EndpointError,
+    filter::FilterError,
     proto::UriError,
 };
 
@@ -257,6 +258,17 @@ impl From<&CopyError> for Failure {
             failure = failure.note(format!("{done} had been copied"));
         }
         failure
+    }
+}
+
+impl From<FilterError> for Failure {
+    fn from(error: FilterError) -> Self {
+        let is_unknown = matches!(error, FilterError::Unknown(_));
+        let failure = Self::usage(format!("--filter: {error}"));
+        match is_unknown {
+            true => failure.hint("'blockferry filters' lists them"),
+            false => failure,
+        }
     }
 }
 

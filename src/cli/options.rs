@@ -15,10 +15,11 @@ use crate::{
     block::Context,
     copy::{CopyOptions, Destination, Order, Source},
     endpoint::{Endpoint, EndpointKind, OpenOptions},
+    filter::NamedFilter,
 };
 
 use super::{
-    args::{Common, CopyArgs, InfoArgs, MapArgs, ProgressStyle, TimeoutArgs},
+    args::{Common, CopyArgs, FilterArgs, InfoArgs, MapArgs, ProgressStyle, TimeoutArgs},
     failure::Failure,
     percent::PercentTo,
     rate::Rate,
@@ -163,7 +164,7 @@ impl CopyJob {
         common: Common,
         terminals: Terminals,
     ) -> Result<Self, Failure> {
-        let source = Endpoint::parse(&args.source)?;
+        let source = Endpoint::parse(&args.source)?.behind(filters(&args.filters)?);
         let destination = Endpoint::parse(&args.destination)?;
         check_sides(&source, &destination, args.json, terminals)?;
         let is_stream = |endpoint: &Endpoint| {
@@ -337,7 +338,7 @@ impl InfoJob {
 impl MapJob {
     pub(crate) fn resolve(args: &MapArgs) -> Result<Self, Failure> {
         Ok(Self {
-            endpoint: seekable(&args.endpoint)?,
+            endpoint: seekable(&args.endpoint)?.behind(filters(&args.filters)?),
             context: Context::from(&*args.context),
             totals: args.totals,
             timeouts: Timeouts::resolve(args.timeouts),
@@ -355,6 +356,12 @@ fn seekable(text: &OsStr) -> Result<Endpoint, Failure> {
         ))),
         _ => Ok(endpoint),
     }
+}
+
+/// The filters that were asked for.
+pub(crate) fn filters(args: &FilterArgs) -> Result<Vec<NamedFilter>, Failure> {
+    let filters = args.filter.iter().map(|text| NamedFilter::parse(text));
+    Ok(filters.collect::<Result<_, _>>()?)
 }
 
 /// How this program opens endpoints: `[ serve ... ]` is itself.

@@ -7,11 +7,15 @@ use serde::Serialize;
 use crate::{
     block::HumanSize,
     copy::{DigestOptions, Report},
+    endpoint::printable,
+    filter::Counters,
 };
 
-use super::commands::checksum::JsonDigest;
-
-use super::failure::{Details, Failure};
+use super::{
+    commands::checksum::JsonDigest,
+    failure::{Details, Failure},
+    output::tell,
+};
 
 /// The last line of a copy: what was copied, how fast, how much of it data, how much zero.
 pub(crate) fn sentence(report: &Report, elapsed: Duration) -> String {
@@ -123,6 +127,22 @@ impl std::fmt::Display for HumanTime {
             _ => write!(f, "{} h {} min", seconds / 3600, seconds % 3600 / 60),
         }
     }
+}
+
+/// Says what a filter has counted, on standard error.
+pub(crate) fn tell_counters(counters: &Counters) {
+    tell(&counters_sentence(counters));
+}
+
+fn counters_sentence(counters: &Counters) -> String {
+    let counts = counters.counts.iter();
+    let counts = counts.map(|(name, count)| format!("{} {count}", name.replace('_', " ")));
+    let counts: Vec<_> = counts.collect();
+    let export = match &*counters.export {
+        "" => String::new(),
+        name => format!(" of export {:?}", printable(name.as_ref())),
+    };
+    format!("{}{export}: {}", counters.filter, counts.join(", "))
 }
 
 #[cfg(test)]

@@ -57,6 +57,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
             commands::checksum::run(ChecksumJob::resolve(&args, common, terminals)?)
         }
         Command::Sources(args) => commands::sources::run(args.json),
+        Command::Filters(args) => commands::filters::run(args.json),
         Command::Completions(args) => {
             let mut script = Vec::new();
             clap_complete::generate(args.shell, &mut Cli::command(), "blockferry", &mut script);
@@ -118,6 +119,7 @@ mod tests {
             Some("compare"),
             Some("checksum"),
             Some("sources"),
+            Some("filters"),
         ] {
             let page = man_page(command).expect("a page");
             let page = String::from_utf8(page).expect("text");

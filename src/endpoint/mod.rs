@@ -24,6 +24,7 @@ mod child;
 mod command;
 mod destination_file;
 mod exports;
+mod filtered;
 mod open;
 mod parse;
 mod sources;
@@ -35,6 +36,7 @@ pub use child::ServerChild;
 pub use command::{ServerCommand, collapse_groups};
 pub use destination_file::DestinationFile;
 pub use exports::{OpenExports, open_exports};
+pub(crate) use filtered::access_below;
 pub use open::{
     Connection, OpenDestination, OpenDevice, OpenOptions, OpenSource, is_same_image,
     open_destination, open_device, open_source,

@@ -20,13 +20,16 @@ use crate::{
     },
     client::{Client, ConnectOptions, Gone, Pool, PoolObserver, PoolOptions},
     copy::{Destination, Source},
+    filter::Counters,
     proto::{NbdUri, Transport},
     script::{Script, ScriptOptions},
 };
 
 use blockferry_sys as sys;
 
-use super::{DestinationFile, Endpoint, EndpointKind, ServerChild, ServerCommand};
+use super::{
+    DestinationFile, Endpoint, EndpointKind, ServerChild, ServerCommand, filtered::Filters,
+};
 
 /// How endpoints are opened.
 #[derive(Clone, Debug)]
@@ -77,9 +80,12 @@ impl Default for OpenOptions {
 /// How long a server may take to hear our goodbye.
 const GOODBYE: Duration = Duration::from_secs(2);
 
-/// What has to live as long as a device does: its connection, and the server that was started for it.
+/// What has to live as long as a device does: its connection, the server that was started for it, the filters in
+/// front of it.
 #[derive(Default)]
 pub struct Connection {
+    /// With these the rest is theirs.
+    filters: Option<Box<Filters>>,
     // In this order: the client goes before the server does.
     client: Option<Client>,
     pool: Option<Pool>,
@@ -92,9 +98,28 @@ pub struct Connection {
 impl Connection {
     /// Whether the server that was started for the endpoint has ended by itself, and how.
     pub fn early_end(&mut self) -> Option<String> {
+        if let Some(filters) = &self.filters {
+            return filters.connection().as_mut()?.early_end();
+        }
         let child = self.child.as_mut()?;
         let end = child.early_end()?;
         Some(format!("the command {} {end}", child.name()))
+    }
+
+    pub(super) fn filtered(filters: Filters) -> Self {
+        Self {
+            filters: Some(Box::new(filters)),
+            ..Self::default()
+        }
+    }
+
+    /// What the filters in front of the device have counted.
+    #[must_use]
+    pub fn filter_counters(&self) -> Vec<Counters> {
+        let filters = self.filters.as_ref();
+        filters
+            .map(|filters| filters.counters())
+            .unwrap_or_default()
     }
 
     /// Opens no connection any more in the place of one that was lost, so that no request waits for it.
@@ -107,6 +132,9 @@ impl Connection {
     /// Says goodbye to the server, and stops it if it was started for us. A server that does not
     /// listen any more is not waited for.
     pub async fn close(mut self) {
+        if let Some(filters) = self.filters.take() {
+            return filters.close().await;
+        }
         if let Some(client) = self.client.take() {
             let _ = tokio::time::timeout(GOODBYE, client.disconnect()).await;
         }
@@ -125,6 +153,9 @@ impl Connection {
 
     /// Goes without a goodbye, after a failure; a server that was started for us is stopped.
     pub async fn abandon(mut self) {
+        if let Some(filters) = self.filters.take() {
+            return filters.abandon().await;
+        }
         drop((self.client.take(), self.pool.take()));
         if let Some(mut child) = self.child.take() {
             child.stop().await;
@@ -133,6 +164,13 @@ impl Connection {
 
     /// Ends a server that was started for us, at once.
     pub fn kill(mut self) {
+        if let Some(below) = self
+            .filters
+            .take()
+            .and_then(|filters| filters.connection().take())
+        {
+            return below.kill();
+        }
         if let Some(child) = &mut self.child {
             child.kill();
         }
@@ -165,15 +203,36 @@ pub struct OpenDestination {
     pub file: Option<DestinationFile>,
 }
 
-/// Opens an endpoint that can be read and written anywhere: no stream.
+/// Opens an endpoint that can be read and written anywhere, through its filters: no stream.
 ///
 /// # Errors
-/// What opening, starting or connecting failed with; `InvalidInput` for a stream.
+/// What opening, starting or connecting failed with; `InvalidInput` for a stream; what a filter has against the
+/// device.
 pub async fn open_device(
     endpoint: &Endpoint,
     access: Access,
     options: &OpenOptions,
 ) -> Result<OpenDevice> {
+    match endpoint.filters() {
+        [] => open_unfiltered(endpoint, access, options).await,
+        _ => Filters::open(endpoint, access, options)
+            .await
+            .map_err(opening(endpoint)),
+    }
+}
+
+/// Opens what is behind the filters of an endpoint.
+pub(super) async fn open_unfiltered(
+    endpoint: &Endpoint,
+    access: Access,
+    options: &OpenOptions,
+) -> Result<OpenDevice> {
+    if matches!(endpoint.kind(), EndpointKind::Standard)
+        && !endpoint.filters().is_empty()
+        && let Some(opened) = standard_input()
+    {
+        return Ok(opened);
+    }
     let device: Arc<dyn BlockDevice> = match endpoint.kind() {
         EndpointKind::Nbd(uri) => return connect(uri, endpoint.name(), None, options).await,
         EndpointKind::Command(command) => return start(command, options).await,
@@ -232,6 +291,23 @@ pub async fn open_device(
 /// # Errors
 /// As [`open_device`], but streams are welcome; `null:` has nothing to give.
 pub async fn open_source(endpoint: &Endpoint, options: &OpenOptions) -> Result<OpenSource> {
+    if !endpoint.filters().is_empty() {
+        let is_stream = match endpoint.kind() {
+            EndpointKind::Standard => standard_input().is_none(),
+            EndpointKind::File(path) => is_stream(path),
+            _ => false,
+        };
+        if is_stream {
+            let message = "a filter needs an image with offsets, and this is a stream";
+            return Err(refused(endpoint, message));
+        }
+        let OpenDevice { device, connection } =
+            open_device(endpoint, Access::ReadOnly, options).await?;
+        return Ok(OpenSource {
+            source: Source::Device(device),
+            connection,
+        });
+    }
     if matches!(endpoint.kind(), EndpointKind::Standard)
         && let Some(OpenDevice { device, connection }) = standard_input()
     {

@@ -11,6 +11,7 @@ use std::{
 
 use crate::{
     block::{DataOptions, SampleOptions, Values},
+    filter::NamedFilter,
     proto::{NbdUri, UriError, is_nbd_uri},
     script::ScriptOptions,
 };
@@ -22,6 +23,7 @@ use super::{ServerCommand, printable, sources::SourceKind};
 pub struct Endpoint {
     name: Arc<str>,
     kind: EndpointKind,
+    filters: Vec<NamedFilter>,
 }
 
 /// What an endpoint is.
@@ -147,6 +149,7 @@ impl Endpoint {
         Self {
             name: Arc::from(printable(OsStr::new(name.as_ref()))),
             kind,
+            filters: Vec::new(),
         }
     }
 
@@ -188,6 +191,19 @@ impl Endpoint {
         &self.name
     }
 
+    /// The same behind filters, the first one nearest to its reader.
+    #[must_use]
+    pub fn behind(mut self, filters: Vec<NamedFilter>) -> Self {
+        self.filters = filters;
+        self
+    }
+
+    /// The filters in front of it, the first one nearest to its reader.
+    #[must_use]
+    pub fn filters(&self) -> &[NamedFilter] {
+        &self.filters
+    }
+
     /// What it is.
     #[must_use]
     pub fn kind(&self) -> &EndpointKind {
@@ -210,6 +226,7 @@ impl From<ServerCommand> for Endpoint {
         Self {
             name: Arc::from(command.to_string()),
             kind: EndpointKind::Command(command),
+            filters: Vec::new(),
         }
     }
 }
@@ -219,6 +236,7 @@ impl From<PathBuf> for Endpoint {
         Self {
             name: Arc::from(printable(path.as_os_str())),
             kind: EndpointKind::File(path),
+            filters: Vec::new(),
         }
     }
 }
@@ -228,6 +246,7 @@ impl From<NbdUri> for Endpoint {
         Self {
             name: Arc::from(uri.to_string()),
             kind: EndpointKind::Nbd(uri),
+            filters: Vec::new(),
         }
     }
 }

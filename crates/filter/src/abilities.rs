@@ -141,14 +141,24 @@ impl Limit {
 
 macro_rules! filters {
     ($($filter:ty: $kind:ident, |$this:ident| $limit:expr;)*) => {$(
+        impl $filter {
+            fn limit(&self) -> Limit {
+                let $this = self;
+                $limit
+            }
+        }
+
         impl Filter for $filter {
             fn kind(&self) -> &'static FilterKind {
                 &$kind
             }
 
+            fn never_writes(&self) -> bool {
+                matches!(self.limit(), Limit::Writes)
+            }
+
             fn layer(&self, below: Arc<dyn Exports>) -> Result<Arc<dyn Layer>> {
-                let $this = self;
-                Ok($limit.layer($kind.name, below))
+                Ok(self.limit().layer($kind.name, below))
             }
         }
     )*};

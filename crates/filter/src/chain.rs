@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use blockferry_block::{Error, Exports, Operation, Result};
+use blockferry_block::{
+    BoxFuture, ClientFacts, Error, ExportEntry, Exports, OpenExport, Operation, Result, Wish,
+};
 
 use crate::{Counters, Layer, NamedFilter};
 
@@ -24,7 +26,10 @@ impl Chain {
             exports,
         };
         for named in filters.iter().rev() {
-            let below = Arc::clone(&chain.exports);
+            let mut below = Arc::clone(&chain.exports);
+            if named.filter().never_writes() {
+                below = Arc::new(Reading(below));
+            }
             let name = || Arc::from(named.to_string());
             let explain = |error: Error| error.during(Operation::Open).on(&name());
             let layer = named.filter().layer(below).map_err(explain)?;
@@ -45,5 +50,37 @@ impl Chain {
     pub fn counters(&self) -> Vec<Counters> {
         let layers = self.layers.iter();
         layers.flat_map(|layer| layer.counters()).collect()
+    }
+}
+
+/// Exports that nobody writes: they are opened for clients that cannot.
+struct Reading(Arc<dyn Exports>);
+
+impl Exports for Reading {
+    fn connecting(&self, client: ClientFacts) -> BoxFuture<'_, Result<()>> {
+        self.0.connecting(reading(client))
+    }
+
+    fn list(&self, client: ClientFacts) -> BoxFuture<'_, Result<Vec<ExportEntry>>> {
+        self.0.list(reading(client))
+    }
+
+    fn open<'a>(&'a self, name: &'a str, client: ClientFacts) -> BoxFuture<'a, Result<OpenExport>> {
+        self.0.open(name, reading(client))
+    }
+
+    fn wish(&self) -> Option<Wish> {
+        self.0.wish()
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        self.0.close()
+    }
+}
+
+fn reading(client: ClientFacts) -> ClientFacts {
+    ClientFacts {
+        read_only: true,
+        ..client
     }
 }

@@ -51,6 +51,12 @@ pub trait Filter: fmt::Debug + Send + Sync {
     /// Its row of the table.
     fn kind(&self) -> &'static FilterKind;
 
+    /// Whether nothing that is done through it changes what is below, so that a source that cannot be written
+    /// will do.
+    fn never_writes(&self) -> bool {
+        false
+    }
+
     /// The filter in front of `below`. Each call makes one that shares nothing with others.
     ///
     /// Called in the runtime that lives as long as the layer is used.

@@ -73,6 +73,8 @@ pub struct PerExport<L: DeviceLayer> {
     layer: L,
     below: Arc<dyn Exports>,
     shared: Mutex<HashMap<String, Arc<L::Shared>>>,
+    /// Of what was closed.
+    last_counters: Mutex<Vec<Counters>>,
 }
 
 impl<L: DeviceLayer> PerExport<L> {
@@ -83,11 +85,27 @@ impl<L: DeviceLayer> PerExport<L> {
             layer,
             below,
             shared: Mutex::default(),
+            last_counters: Mutex::default(),
         }
     }
 
     fn shared(&self) -> MutexGuard<'_, HashMap<String, Arc<L::Shared>>> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn last_counters(&self) -> MutexGuard<'_, Vec<Counters>> {
+        self.last_counters
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn counters_of(&self, export: &str, shared: &L::Shared) -> Option<Counters> {
+        let counts = self.layer.counts(shared);
+        (!counts.is_empty()).then(|| Counters {
+            filter: self.layer.name(),
+            export: export.to_owned(),
+            counts,
+        })
     }
 
     /// What the handles of `export` share.
@@ -142,7 +160,9 @@ impl<L: DeviceLayer> Exports for PerExport<L> {
         Box::pin(async {
             let shared: Vec<_> = self.shared().drain().collect();
             for (export, shared) in shared {
-                self.layer.close(&export, shared).await;
+                self.layer.close(&export, Arc::clone(&shared)).await;
+                let counters = self.counters_of(&export, &shared);
+                self.last_counters().extend(counters);
             }
             self.below.close().await;
         })
@@ -151,16 +171,12 @@ impl<L: DeviceLayer> Exports for PerExport<L> {
 
 impl<L: DeviceLayer> Layer for PerExport<L> {
     fn counters(&self) -> Vec<Counters> {
+        let mut counters = self.last_counters().clone();
         let shared = self.shared();
-        let mut counters: Vec<_> = shared
+        let open = shared
             .iter()
-            .map(|(export, shared)| Counters {
-                filter: self.layer.name(),
-                export: export.clone(),
-                counts: self.layer.counts(shared),
-            })
-            .filter(|counters| !counters.counts.is_empty())
-            .collect();
+            .filter_map(|(export, shared)| self.counters_of(export, shared));
+        counters.extend(open);
         counters.sort_by(|one, other| one.export.cmp(&other.export));
         counters
     }

@@ -154,6 +154,10 @@ async fn copy_image(job: &CopyJob, view: &View) -> Result<(Report, Duration), Fa
             };
             let elapsed = begun.elapsed();
             destination_connection.close().await;
+            if job.verbose {
+                let counters = source_connection.filter_counters();
+                counters.iter().for_each(report::tell_counters);
+            }
             source_connection.close().await;
             committed.map(|()| (done, elapsed)).map_err(Failure::from)
         }

@@ -3,8 +3,10 @@
 pub(crate) mod checksum;
 pub(crate) mod compare;
 pub(crate) mod copy;
+pub(crate) mod filters;
 pub(crate) mod info;
 pub(crate) mod map;
+mod parameters;
 pub(crate) mod serve;
 pub(crate) mod sources;
 

@@ -2,12 +2,12 @@
 
 use serde::Serialize;
 
-use crate::endpoint::{Parameter, ParameterPlace, SOURCES, SourceKind};
+use crate::endpoint::{SOURCES, SourceKind};
 
-use super::super::{endpoint_help::wrapped, failure::Failure, output::print};
-
-/// How long a line may be, in characters.
-const WIDTH: usize = 96;
+use super::{
+    super::{failure::Failure, output::print},
+    parameters::{JsonParameter, push_lines, push_parameters},
+};
 
 pub(crate) fn run(json: bool) -> Result<(), Failure> {
     let text = match json {
@@ -36,26 +36,11 @@ fn row_text(row: &SourceKind) -> String {
         .filter_map(|(is, role)| is.then_some(*role))
         .collect();
     push_lines(&mut text, 4, &format!("Can be {}", roles.join(", ")));
-    for parameter in row.parameters {
-        let Parameter { name, kind, .. } = parameter;
-        let mut line = format!("{name} ({kind}): {}", parameter.help);
-        match parameter.default {
-            _ if parameter.required => line.push_str("; required"),
-            Some(default) => line.push_str(&format!("; {default} without it")),
-            None => {}
-        }
-        push_lines(&mut text, 6, &line);
-    }
+    push_parameters(&mut text, row.parameters);
     if let Some(others) = row.others {
         push_lines(&mut text, 6, &format!("KEY=VALUE: {others}"));
     }
     text
-}
-
-fn push_lines(text: &mut String, indent: usize, words: &str) {
-    for line in wrapped(words, WIDTH - indent) {
-        text.push_str(&format!("{:indent$}{line}\n", ""));
-    }
 }
 
 /// A row for programs.
@@ -68,21 +53,9 @@ struct Row {
     source: bool,
     destination: bool,
     served: bool,
-    parameters: Vec<RowParameter>,
+    parameters: Vec<JsonParameter>,
     /// What other `KEY=VALUE` is for, where others are taken.
     others: Option<&'static str>,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct RowParameter {
-    name: &'static str,
-    #[serde(rename = "type")]
-    kind: String,
-    place: &'static str,
-    required: bool,
-    default: Option<&'static str>,
-    help: &'static str,
 }
 
 fn as_json() -> serde_json::Result<String> {
@@ -93,25 +66,9 @@ fn as_json() -> serde_json::Result<String> {
         source: row.roles.source,
         destination: row.roles.destination,
         served: row.roles.served,
-        parameters: row.parameters.iter().map(parameter).collect(),
+        parameters: row.parameters.iter().map(JsonParameter::from).collect(),
         others: row.others,
     });
     let rows: Vec<_> = rows.collect();
     Ok(serde_json::to_string_pretty(&rows)? + "\n")
-}
-
-fn parameter(parameter: &Parameter) -> RowParameter {
-    RowParameter {
-        name: parameter.name,
-        kind: parameter.kind.to_string(),
-        place: match parameter.place {
-            ParameterPlace::First => "first",
-            ParameterPlace::Named => "named",
-            ParameterPlace::Each => "each",
-            ParameterPlace::Whole => "whole",
-        },
-        required: parameter.required,
-        default: parameter.default,
-        help: parameter.help,
-    }
 }

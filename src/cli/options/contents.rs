@@ -11,7 +11,7 @@ use crate::{
     endpoint::{Endpoint, EndpointKind},
 };
 
-use super::{Show, Terminals, Timeouts, check_readable, seekable};
+use super::{Show, Terminals, Timeouts, check_readable, filters, seekable};
 
 /// A resolved `compare`.
 #[derive(Debug)]
@@ -92,7 +92,7 @@ impl ChecksumJob {
         common: Common,
         terminals: Terminals,
     ) -> Result<Self, Failure> {
-        let image = Endpoint::parse(&args.image)?;
+        let image = Endpoint::parse(&args.image)?.behind(filters(&args.filters)?);
         match image.kind() {
             EndpointKind::Standard if terminals.input => {
                 return Err(Failure::usage(

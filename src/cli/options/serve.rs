@@ -8,6 +8,7 @@ use std::{
 
 use crate::{
     endpoint::{Endpoint, EndpointKind, printable},
+    filter::NamedFilter,
     server::ServerOptions,
 };
 
@@ -16,7 +17,7 @@ use super::{
         args::{Common, ServeArgs, TlsArg},
         failure::Failure,
     },
-    Timeouts,
+    Timeouts, filters,
 };
 
 /// The longest name of an export in bytes (NBD's section "Conventions" on strings).
@@ -27,6 +28,8 @@ const LONGEST_NAME: usize = 4096;
 pub(crate) struct ServeJob {
     /// What is served. The first one is the default export, whatever its name.
     pub(crate) exports: Vec<ServedSource>,
+    /// What stands in front of each of them, the first one nearest to the clients.
+    pub(crate) filters: Vec<NamedFilter>,
     /// Whether the only source is every client's, whatever the name of the export that it asks for.
     pub(crate) any_name: bool,
     /// The export that the URIs name, those of [`run`](Self::run) too.
@@ -160,6 +163,7 @@ impl ServeJob {
     pub(crate) fn new(exports: Vec<ServedSource>) -> Self {
         Self {
             exports,
+            filters: Vec::new(),
             any_name: false,
             uri_export: String::new(),
             listen: Vec::new(),
@@ -199,6 +203,7 @@ impl ServeJob {
         }
         let mut job = Self::new(exports);
         check_names(&job.exports)?;
+        job.filters = filters(&args.filters)?;
         let unix = args.unix.into_iter().map(|path| match path.as_os_str() {
             path if path == "-" => Place::PrivateUnix,
             _ => Place::Unix(path),

@@ -15,8 +15,10 @@ use crate::{
     },
     client::PoolObserver,
     endpoint::{
-        Connection, Endpoint, EndpointKind, OpenExports, OpenOptions, open_device, open_exports,
+        Connection, Endpoint, EndpointKind, OpenExports, OpenOptions, access_below, open_device,
+        open_exports,
     },
+    filter::{Chain, Counters},
 };
 
 use super::{late::Late, observe::Observer};
@@ -29,6 +31,26 @@ pub(super) struct Catalog {
     pub(super) size: Option<u64>,
 }
 
+/// What the filters in front of the exports count.
+#[derive(Clone)]
+pub(super) struct FilterCounters(Arc<Shelf>);
+
+impl FilterCounters {
+    /// The counts of now.
+    pub(super) fn read(&self) -> Vec<Counters> {
+        let of_entry = |entry: &Entry| {
+            let counters = entry.filters.counters().into_iter();
+            let name = (!entry.has_names).then(|| entry.name.clone());
+            let named = counters.map(move |counters| Counters {
+                export: name.clone().unwrap_or(counters.export),
+                ..counters
+            });
+            named.collect::<Vec<_>>()
+        };
+        self.0.entries.iter().flat_map(of_entry).collect()
+    }
+}
+
 /// The exports by name.
 struct Shelf {
     /// The first one is the default.
@@ -39,7 +61,9 @@ struct Shelf {
 struct Entry {
     name: String,
     description: Option<String>,
+    /// As they are seen through the filters.
     exports: Arc<dyn Exports>,
+    filters: Chain,
     /// Whether the names of its exports are its own.
     has_names: bool,
 }
@@ -89,6 +113,7 @@ impl Catalog {
             true => Access::ReadOnly,
             false => Access::ReadWrite,
         };
+        let access = access_below(&job.filters, access);
         let mut options = open_options(job.timeouts);
         (options.connections, options.retries) = (job.connections, job.retries);
         options.all_contexts = true;
@@ -117,8 +142,7 @@ impl Catalog {
                 options,
                 current: Mutex::default(),
             };
-            let device = on_demand.device().await.map_err(explain)?;
-            self.size = Some(device.info().size);
+            on_demand.device().await.map_err(explain)?;
             Arc::new(on_demand)
         } else if served.open == Opening::FirstUse {
             Arc::new(Late::new(source.clone(), access, options))
@@ -129,26 +153,48 @@ impl Catalog {
                 connection,
             } = opened.map_err(explain)?;
             self.connections.push(connection);
-            if !has_names(source) {
-                let facts = ClientFacts::default();
-                self.size = exports
-                    .open("", facts)
-                    .await
-                    .ok()
-                    .map(|open| open.device.info().size);
-            }
             exports
         };
+        let below = Arc::clone(&exports);
+        let filters = match Chain::new(&job.filters, exports) {
+            Ok(filters) => filters,
+            Err(error) => {
+                below.close().await;
+                return Err(Failure::from(error));
+            }
+        };
+        let exports = filters.exports();
+        if !has_names(source) && served.open != Opening::FirstUse {
+            // What a filter has against the source is better said now than to the first client.
+            let facts = ClientFacts {
+                read_only,
+                tls: false,
+            };
+            match exports.open("", facts).await {
+                Ok(open) => self.size = Some(open.device.info().size),
+                Err(error) if !job.filters.is_empty() => {
+                    exports.close().await;
+                    return Err(explain(error.on(source.name())));
+                }
+                Err(_) => self.size = None,
+            }
+        }
         Ok(Entry {
             name: served.name.clone().unwrap_or_default(),
             description: served.description.clone(),
             exports,
+            filters,
             has_names: has_names(source) && job.exports.len() == 1,
         })
     }
 
     pub(super) fn exports(&self) -> Arc<dyn Exports> {
         Arc::clone(&self.shelf) as Arc<dyn Exports>
+    }
+
+    /// What the filters have counted, by the names of the exports.
+    pub(super) fn filter_counters(&self) -> FilterCounters {
+        FilterCounters(Arc::clone(&self.shelf))
     }
 
     /// Lets no request wait for a server that is away.

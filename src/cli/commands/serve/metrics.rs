@@ -9,9 +9,12 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::server::{CommandStatistics, LATENCY_BOUNDS, Server, Statistics};
+use crate::{
+    filter::Counters,
+    server::{CommandStatistics, LATENCY_BOUNDS, Server, Statistics},
+};
 
-use super::super::super::failure::Failure;
+use super::{super::super::failure::Failure, catalog::FilterCounters};
 
 /// How long a reader may take to ask and to listen.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -33,8 +36,22 @@ pub(super) async fn bind(address: &str) -> Result<TcpListener, Failure> {
     })
 }
 
+/// What is counted.
+#[derive(Clone)]
+pub(super) struct Counted {
+    pub(super) server: Server,
+    pub(super) filters: FilterCounters,
+}
+
+impl Counted {
+    /// The exposition of the counts of now.
+    fn text(&self) -> String {
+        text(&self.server.statistics(), &self.filters.read())
+    }
+}
+
 /// Answers readers for ever.
-pub(super) async fn answer_all(listener: TcpListener, server: Server) {
+pub(super) async fn answer_all(listener: TcpListener, counted: Counted) {
     let places = Arc::new(Semaphore::new(MOST_READERS));
     loop {
         // The semaphore is never closed.
@@ -43,10 +60,10 @@ pub(super) async fn answer_all(listener: TcpListener, server: Server) {
         };
         match listener.accept().await {
             Ok((socket, _)) => {
-                let server = server.clone();
+                let counted = counted.clone();
                 tokio::spawn(async move {
                     // A reader that is too slow, or gone, gets nothing.
-                    let _ = timeout(PATIENCE, answer(socket, &server)).await;
+                    let _ = timeout(PATIENCE, answer(socket, &counted)).await;
                     drop(place);
                 });
             }
@@ -56,7 +73,7 @@ pub(super) async fn answer_all(listener: TcpListener, server: Server) {
     }
 }
 
-async fn answer(mut socket: TcpStream, server: &Server) -> io::Result<()> {
+async fn answer(mut socket: TcpStream, counted: &Counted) -> io::Result<()> {
     let mut request = Vec::new();
     while !request.windows(4).any(|end| end == b"\r\n\r\n") {
         let mut part = [0; 1024];
@@ -71,9 +88,7 @@ async fn answer(mut socket: TcpStream, server: &Server) -> io::Result<()> {
     let (method, target) = (words.next(), words.next().unwrap_or(&[]));
     let path = target.split(|byte| *byte == b'?').next();
     let (status, body) = match (method, path) {
-        (Some(b"GET" | b"HEAD"), Some(b"/metrics" | b"/")) => {
-            ("200 OK", text(&server.statistics()))
-        }
+        (Some(b"GET" | b"HEAD"), Some(b"/metrics" | b"/")) => ("200 OK", counted.text()),
         (Some(b"GET" | b"HEAD"), _) => ("404 Not Found", "see /metrics\n".to_owned()),
         _ => ("405 Method Not Allowed", "GET /metrics\n".to_owned()),
     };
@@ -89,8 +104,8 @@ async fn answer(mut socket: TcpStream, server: &Server) -> io::Result<()> {
     socket.shutdown().await
 }
 
-/// The exposition of `statistics`.
-fn text(statistics: &Statistics) -> String {
+/// The exposition of `statistics`, and of what filters count.
+fn text(statistics: &Statistics, filters: &[Counters]) -> String {
     let mut page = Page(String::new());
     page.head("connections_total", "counter", "Clients that connected.");
     page.line("connections_total", "", statistics.connections);
@@ -152,6 +167,9 @@ fn text(statistics: &Statistics) -> String {
     for (labels, counted) in &per_command {
         page.histogram("request_duration_seconds", labels, counted);
     }
+    if !filters.is_empty() {
+        page.filters(filters);
+    }
     page.0
 }
 
@@ -171,6 +189,18 @@ impl Page {
             "" => writeln!(self.0, "blockferry_{name} {value}"),
             labels => writeln!(self.0, "blockferry_{name}{{{labels}}} {value}"),
         };
+    }
+
+    fn filters(&mut self, filters: &[Counters]) {
+        let help = "What filters count, each in its own words: 'blockferry filters' explains them.";
+        self.head("filter", "untyped", help);
+        for counters in filters {
+            let (filter, export) = (counters.filter, escaped(&counters.export));
+            for (name, count) in &counters.counts {
+                let labels = format!("filter=\"{filter}\",export=\"{export}\",count=\"{name}\"");
+                self.line("filter", &labels, count);
+            }
+        }
     }
 
     fn histogram(&mut self, name: &str, labels: &str, counted: &CommandStatistics) {
@@ -211,7 +241,7 @@ mod tests {
 
     #[test]
     fn a_page_of_nothing_has_its_heads() {
-        let page = text(&Statistics::default());
+        let page = text(&Statistics::default(), &[]);
         assert!(page.contains("# TYPE blockferry_connections gauge\nblockferry_connections 0\n"));
         assert!(page.contains("# TYPE blockferry_request_duration_seconds histogram\n"));
     }

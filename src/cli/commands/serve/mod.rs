@@ -36,6 +36,7 @@ use super::super::{
     failure::Failure,
     options::{Identity, Place, ServeJob, Stay},
     output::{Voice, print, speak_to, tell},
+    report::tell_counters,
     signals::Signals,
 };
 
@@ -126,6 +127,10 @@ async fn serve(
             return Err(failure);
         }
     };
+    if job.verbose {
+        let counters = catalog.filter_counters().read();
+        counters.iter().for_each(tell_counters);
+    }
     catalog.close().await;
     observer.log("stopped", json!({ "exit_code": code }));
     if observer.flush_failed() {
@@ -166,7 +171,11 @@ impl Served<'_> {
             if let (true, Ok(address)) = (!job.quiet, listener.local_addr()) {
                 tell(&format!("metrics at http://{address}/metrics"));
             }
-            tokio::spawn(metrics::answer_all(listener, self.server.clone()));
+            let counted = metrics::Counted {
+                server: self.server.clone(),
+                filters: self.catalog.filter_counters(),
+            };
+            tokio::spawn(metrics::answer_all(listener, counted));
         }
         let _pidfile = job.pidfile.as_deref().map(PidFile::write).transpose()?;
         let Identity { user, group } = job.identity;
