@@ -29,14 +29,17 @@ impl SliceDevice {
     pub fn new(device: Arc<dyn BlockDevice>, offset: u64, length: Option<u64>) -> Result<Self> {
         let whole = device.info().size;
         let length = length.unwrap_or(whole.saturating_sub(offset));
-        let range = range_of(Operation::Open, offset, length)?;
-        if range.end() > whole {
-            let message = format!("there are no {length} bytes at offset {offset}: it has {whole}");
+        if offset > whole || length > whole - offset {
+            let message = match offset > whole {
+                true => format!("there is no offset {offset}: it has {whole} bytes"),
+                false => format!("there are no {length} bytes at offset {offset}: it has {whole}"),
+            };
             let error = Error::with_message(ErrorKind::OutOfBounds, message);
             return Err(error.during(Operation::Open));
         }
         let minimum = u64::from(device.info().limits.minimum.max(1));
-        let ends_well = range.end().is_multiple_of(minimum) || range.end() == whole;
+        let end = offset + length;
+        let ends_well = end.is_multiple_of(minimum) || end == whole;
         if !offset.is_multiple_of(minimum) || !ends_well {
             let message = format!("a part of it begins and ends at multiples of {minimum} bytes");
             let error = Error::with_message(ErrorKind::InvalidInput, message);

@@ -311,21 +311,13 @@ impl DeviceFilter for Limited {
 
 #[cfg(test)]
 mod tests {
-    use blockferry_block::{MemoryDevice, SingleExport, testing::check_device};
+    use blockferry_block::{MemoryDevice, testing::check_device};
 
     use super::*;
-    use crate::{Chain, NamedFilter};
+    use crate::{NamedFilter, testing};
 
     async fn through(filters: &[&str]) -> Arc<dyn BlockDevice> {
-        let device = Arc::new(MemoryDevice::new(100_000));
-        let filters = filters
-            .iter()
-            .map(|text| NamedFilter::parse(text.as_ref()).expect(text));
-        let filters: Vec<_> = filters.collect();
-        let exports = Arc::new(SingleExport::new(device));
-        let chain = Chain::new(&filters, exports).expect("a chain");
-        let open = chain.exports().open("", Default::default()).await;
-        open.expect("an export").device
+        testing::through(filters, Arc::new(MemoryDevice::new(100_000))).await
     }
 
     #[tokio::test]

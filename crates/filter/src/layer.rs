@@ -140,7 +140,10 @@ impl<L: DeviceLayer> Exports for PerExport<L> {
         Box::pin(async move {
             let mut open = self.below.open(name, client).await?;
             let export = open.canonical_name.as_deref().unwrap_or(name).to_owned();
-            let opening = |error: Error| error.during(Operation::Open);
+            let opening = |error: Error| {
+                let name = Arc::from(self.layer.name());
+                error.during(Operation::Open).on(&name)
+            };
             let opened = Opened {
                 device: Arc::clone(&open.device),
                 shared: self.shared_of(&export).map_err(opening)?,

@@ -29,11 +29,15 @@ mod chain;
 mod device;
 mod filter;
 mod layer;
+mod offset;
 mod table;
+#[cfg(test)]
+mod testing;
 
 pub use abilities::{MultiConn, NoExtents, NoTrim, NoZero, ReadOnly};
 pub use chain::Chain;
 pub use device::{DeviceFilter, Filtered};
 pub use filter::{Counters, Effects, Filter, FilterError, FilterKind, Layer, NamedFilter};
 pub use layer::{DeviceLayer, Opened, PerExport, each_device};
+pub use offset::Offset;
 pub use table::FILTERS;

@@ -1,6 +1,6 @@
 //! The table of all filters: the parser reads them by it, and `blockferry filters` prints it.
 
-use crate::{FilterKind, abilities};
+use crate::{FilterKind, abilities, offset};
 
 /// All filters, by their names.
 pub static FILTERS: &[&FilterKind] = &[
@@ -8,6 +8,8 @@ pub static FILTERS: &[&FilterKind] = &[
     &abilities::NO_EXTENTS,
     &abilities::NO_TRIM,
     &abilities::NO_ZERO,
+    &offset::OFFSET,
+    &offset::RANGE,
     &abilities::READ_ONLY,
 ];
 
