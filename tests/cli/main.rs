@@ -25,6 +25,7 @@ mod dropin_nbdkit_plugins;
 mod dropin_qemu_nbd;
 mod examples;
 mod failing_requests;
+mod filters;
 mod in_order;
 mod info;
 mod interrupts;

@@ -57,6 +57,12 @@ pub trait Filter: fmt::Debug + Send + Sync {
         false
     }
 
+    /// Whether an export must not be opened just to see whether it can be: it would be counted, or fail on
+    /// purpose.
+    fn minds_openings(&self) -> bool {
+        false
+    }
+
     /// The filter in front of `below`. Each call makes one that shares nothing with others.
     ///
     /// Called in the runtime that lives as long as the layer is used.

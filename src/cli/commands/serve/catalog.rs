@@ -164,7 +164,12 @@ impl Catalog {
             }
         };
         let exports = filters.exports();
-        if !has_names(source) && served.open != Opening::FirstUse {
+        let minded = job.filters.iter();
+        let minded = minded
+            .filter(|named| named.filter().minds_openings())
+            .count()
+            > 0;
+        if !has_names(source) && served.open != Opening::FirstUse && !minded {
             // What a filter has against the source is better said now than to the first client.
             let facts = ClientFacts {
                 read_only,
