@@ -6,7 +6,13 @@ use crate::{Error, ErrorKind, Result};
 
 /// Runs `call` on the runtime's threads for blocking calls, or at once where no runtime is running.
 /// The call goes to its end even when the future is dropped.
-pub(crate) async fn run_blocking<T, F>(call: F) -> Result<T>
+///
+/// # Errors
+/// `Cancelled` when the runtime ends before the call has begun.
+///
+/// # Panics
+/// When the call does.
+pub async fn run_blocking<T, F>(call: F) -> Result<T>
 where
     T: Send + 'static,
     F: FnOnce() -> T + Send + 'static,

@@ -34,6 +34,7 @@ mod pipe;
 mod printable;
 mod range;
 mod range_set;
+mod read_exact;
 pub mod sample;
 mod size;
 mod slice;
@@ -43,6 +44,7 @@ pub mod testing;
 mod zeroes;
 
 pub use blockferry_sys::FillStop;
+pub use blocking::run_blocking;
 pub use buffer::{BUFFER_ALIGNMENT, Buffer, BufferPool};
 pub use data::{DataContents, DataError, DataOptions, decode_base64};
 pub use device::{
@@ -68,6 +70,7 @@ pub use pipe::{Payload, PipeBuffer, PipePool};
 pub use printable::printable;
 pub use range::{ByteRange, RangeError};
 pub use range_set::RangeSet;
+pub use read_exact::read_exact_at;
 pub use sample::{SampleDevice, SampleError, SampleOptions};
 pub use size::{HumanSize, SizeError, parse_size};
 pub use slice::SliceDevice;
