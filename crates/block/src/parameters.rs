@@ -59,6 +59,8 @@ pub enum ParameterType {
     Fraction,
     /// One of these words.
     Choice(&'static [&'static str]),
+    /// Some of these words with `+` between them.
+    Words(&'static [&'static str]),
 }
 
 /// Where a parameter stands.
@@ -110,6 +112,7 @@ impl fmt::Display for ParameterType {
             Self::Switch => "on|off",
             Self::Fraction => "fraction",
             Self::Choice(words) => return f.pad(&words.join("|")),
+            Self::Words(words) => return f.pad(&words.join("+")),
         })
     }
 }
@@ -298,6 +301,13 @@ impl Values {
         self.one(name)?.into_string().ok()
     }
 
+    /// Whether `word` is in the value of a parameter of type `Words`.
+    #[must_use]
+    pub fn has_word(&self, name: &str, word: &str) -> bool {
+        let value = self.word(name).unwrap_or_default();
+        value.split('+').any(|known| known == word)
+    }
+
     /// What is handed on, in order.
     #[must_use]
     pub fn into_others(self) -> Vec<(String, OsString)> {
@@ -383,6 +393,14 @@ fn check(parameter: &Parameter, value: &OsStr) -> Result<(), String> {
         )),
         ParameterType::Choice(words) if !text.is_some_and(|text| words.contains(&text)) => {
             Err(format!("{name}={shown:?} is none of {}", words.join(", ")))
+        }
+        ParameterType::Words(words)
+            if !text.is_some_and(|text| text.split('+').all(|word| words.contains(&word))) =>
+        {
+            let words = words.join(", ");
+            Err(format!(
+                "{name}={shown:?} is not some of {words}, with + between them"
+            ))
         }
         _ => Ok(()),
     }
@@ -480,6 +498,7 @@ mod tests {
         Parameter::new("part", ParameterType::Fraction, "how often").or("0.5"),
         Parameter::new("sync", ParameterType::Switch, "whether").or("off"),
         Parameter::new("mode", ParameterType::Choice(&["fast", "slow"]), "how").or("slow"),
+        Parameter::new("on", ParameterType::Words(&["read", "write"]), "what").or("read"),
     ];
 
     fn read(text: &str) -> Result<Values, String> {
@@ -501,6 +520,12 @@ mod tests {
         assert_eq!(values.fraction("part"), Some(0.25));
         assert_eq!(values.switch("sync"), Some(true));
         assert_eq!(values.word("mode").as_deref(), Some("slow"));
+        assert!(values.has_word("on", "read") && !values.has_word("on", "write"));
+        assert!(
+            read("on=write+read")
+                .expect("valid")
+                .has_word("on", "write")
+        );
         let values = read("").expect("valid");
         assert_eq!(values.size("size"), None);
         assert_eq!(values.duration("wait"), Some(Duration::from_millis(10)));
@@ -518,6 +543,8 @@ mod tests {
             ("part=101%", "part"),
             ("sync=maybe", "sync"),
             ("mode=", "mode"),
+            ("on=read,write", "write"),
+            ("on=read+", "on"),
             ("1x", "size"),
             ("speed=1", "speed"),
             ("sync=on,sync=on", "sync"),

@@ -26,18 +26,26 @@
 
 mod abilities;
 mod chain;
+mod delay;
 mod device;
+mod error;
 mod filter;
 mod layer;
+mod lines;
+mod log;
 mod offset;
 mod table;
 #[cfg(test)]
 mod testing;
+mod watched;
 
 pub use abilities::{MultiConn, NoExtents, NoTrim, NoZero, ReadOnly};
 pub use chain::Chain;
+pub use delay::Delay;
 pub use device::{DeviceFilter, Filtered};
+pub use error::{ErrorRule, InjectErrors};
 pub use filter::{Counters, Effects, Filter, FilterError, FilterKind, Layer, NamedFilter};
 pub use layer::{DeviceLayer, Opened, PerExport, each_device};
+pub use log::LogRequests;
 pub use offset::Offset;
 pub use table::FILTERS;

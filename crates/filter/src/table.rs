@@ -1,9 +1,12 @@
 //! The table of all filters: the parser reads them by it, and `blockferry filters` prints it.
 
-use crate::{FilterKind, abilities, offset};
+use crate::{FilterKind, abilities, delay, error, log, offset};
 
 /// All filters, by their names.
 pub static FILTERS: &[&FilterKind] = &[
+    &delay::DELAY,
+    &error::ERROR,
+    &log::LOG,
     &abilities::MULTI_CONN,
     &abilities::NO_EXTENTS,
     &abilities::NO_TRIM,
