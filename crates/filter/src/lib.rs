@@ -34,10 +34,16 @@ mod layer;
 mod lines;
 mod log;
 mod offset;
+mod partition;
 mod table;
 #[cfg(test)]
 mod testing;
 mod watched;
+mod window;
+
+#[cfg(test)]
+#[path = "../tests/images/mod.rs"]
+mod images;
 
 pub use abilities::{MultiConn, NoExtents, NoTrim, NoZero, ReadOnly};
 pub use chain::Chain;
@@ -48,4 +54,5 @@ pub use filter::{Counters, Effects, Filter, FilterError, FilterKind, Layer, Name
 pub use layer::{DeviceLayer, Opened, PerExport, each_device};
 pub use log::LogRequests;
 pub use offset::Offset;
+pub use partition::{Partition, PartitionTable};
 pub use table::FILTERS;

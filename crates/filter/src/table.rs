@@ -1,6 +1,6 @@
 //! The table of all filters: the parser reads them by it, and `blockferry filters` prints it.
 
-use crate::{FilterKind, abilities, delay, error, log, offset};
+use crate::{FilterKind, abilities, delay, error, log, offset, partition};
 
 /// All filters, by their names.
 pub static FILTERS: &[&FilterKind] = &[
@@ -12,6 +12,7 @@ pub static FILTERS: &[&FilterKind] = &[
     &abilities::NO_TRIM,
     &abilities::NO_ZERO,
     &offset::OFFSET,
+    &partition::PARTITION,
     &offset::RANGE,
     &abilities::READ_ONLY,
 ];
