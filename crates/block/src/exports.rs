@@ -72,7 +72,8 @@ pub trait Exports: Send + Sync {
     /// connections must not depend on it. The name comes from a client: it is no path.
     fn open<'a>(&'a self, name: &'a str, client: ClientFacts) -> BoxFuture<'a, Result<OpenExport>>;
 
-    /// What was wished for where no export was open: in a list, or by an export that did not open.
+    /// What was wished for where no export was open: in a list, by an export that did not open, or after the last
+    /// one was closed. Asked after each handshake and after each connection that used an export.
     fn wish(&self) -> Option<Wish> {
         None
     }

@@ -144,6 +144,10 @@ impl Filter for Delay {
         &DELAY
     }
 
+    fn minds_openings(&self) -> bool {
+        !self.open.is_zero()
+    }
+
     fn layer(&self, below: Arc<dyn Exports>) -> Result<Arc<dyn Layer>> {
         Ok(Arc::new(PerExport::new(*self, below)))
     }

@@ -194,6 +194,10 @@ impl Filter for InjectErrors {
         &ERROR
     }
 
+    fn minds_openings(&self) -> bool {
+        self.rules.contains_key(&Operation::Open)
+    }
+
     fn layer(&self, below: Arc<dyn Exports>) -> Result<Arc<dyn Layer>> {
         let layer = Injecting {
             rules: self.rules.clone(),

@@ -4,10 +4,11 @@ use std::{
     fs::{File, OpenOptions},
     io::{self, Write},
     path::Path,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError, Weak},
     thread::{self, JoinHandle},
 };
 
+use blockferry_block::{Error, Result, printable};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 /// Lines that wait to be written before those who make more are held up.
@@ -17,12 +18,14 @@ const MOST_WAITING: usize = 1 << 14;
 const BATCH: usize = 64 << 10;
 
 /// A file of lines. Dropping it waits until all are written.
+#[derive(Debug)]
 pub(crate) struct Lines {
     queue: Option<mpsc::UnboundedSender<Message>>,
     room: Arc<Semaphore>,
     writer: Option<JoinHandle<()>>,
 }
 
+#[derive(Debug)]
 enum Message {
     /// A line, and its place among those that wait.
     Line(String, Option<OwnedSemaphorePermit>),
@@ -30,17 +33,47 @@ enum Message {
     Ask(oneshot::Sender<()>),
 }
 
+/// What all layers of one filter write to: the exports of a server have one file.
+#[derive(Debug)]
+pub(crate) struct Common<T>(Arc<Mutex<Weak<T>>>);
+
+impl<T> Clone for Common<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<T> Default for Common<T> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<T> Common<T> {
+    /// What is there as long as a layer has it, or what `open` makes.
+    pub(crate) fn open(&self, open: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known.upgrade() {
+            return Ok(known);
+        }
+        let new = Arc::new(open()?);
+        *known = Arc::downgrade(&new);
+        Ok(new)
+    }
+}
+
 impl Lines {
     /// A file that is made, or emptied, or written on behind its end.
     ///
     /// # Errors
     /// When it cannot be opened, or there is no thread to write it.
-    pub(crate) fn open(path: &Path, append: bool) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path, append: bool) -> Result<Self> {
         let file = open_for_lines(path, append)?;
         let (queue, messages) = mpsc::unbounded_channel();
         let writer = thread::Builder::new()
             .name("lines".to_owned())
-            .spawn(move || write_all(file, messages))?;
+            .spawn(move || write_all(file, messages));
+        let writer = writer.map_err(|error| about(path, error))?;
         Ok(Self {
             queue: Some(queue),
             room: Arc::new(Semaphore::new(MOST_WAITING)),
@@ -88,14 +121,23 @@ impl Drop for Lines {
 }
 
 /// A file to write text to.
-pub(crate) fn open_for_lines(path: &Path, append: bool) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.create(true).append(true);
-    let file = options.open(path)?;
-    if !append && file.metadata()?.is_file() {
-        file.set_len(0)?;
-    }
-    Ok(file)
+///
+/// # Errors
+/// When it cannot be opened.
+pub(crate) fn open_for_lines(path: &Path, append: bool) -> Result<File> {
+    let open = || {
+        let file = OpenOptions::new().create(true).append(true).open(path)?;
+        if !append && file.metadata()?.is_file() {
+            file.set_len(0)?;
+        }
+        Ok(file)
+    };
+    open().map_err(|error| about(path, error))
+}
+
+fn about(path: &Path, error: io::Error) -> Error {
+    let message = format!("{}: {error}", printable(path.as_os_str()));
+    Error::with_message((&error).into(), message).because(error)
 }
 
 /// Writes what comes until nobody is left to send anything.

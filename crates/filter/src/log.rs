@@ -1,7 +1,7 @@
 //! `log`: a line for each request, with what became of it.
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -10,15 +10,15 @@ use std::{
 };
 
 use blockferry_block::{
-    BlockDevice, BoxFuture, Capabilities, DeviceInfo, Error, Exports, Operation, Parameter,
-    ParameterType, Result, Values, ZeroFlags, printable,
+    BlockDevice, BoxFuture, Capabilities, DeviceInfo, Exports, Operation, Parameter, ParameterType,
+    Result, Values, ZeroFlags,
 };
 use serde_json::{Map, Value, json};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
     DeviceLayer, Effects, Filter, FilterKind, Layer, Opened, PerExport,
-    lines::Lines,
+    lines::{Common, Lines},
     watched::{Outcome, Request, Watch, Watched},
 };
 
@@ -50,7 +50,7 @@ pub(crate) static LOG: FilterKind = FilterKind {
     ],
     effects: Effects {
         mapping: "passed through with requests=off; otherwise bytes are read, or moved through pipes, to be seen",
-        concurrency: "as the source's; requests only wait for the file when it is far behind",
+        concurrency: "as the source's; requests only wait for the file when it is far behind; all exports have one file",
         ..Effects::NONE
     },
     build: |values| Ok(Arc::new(LogRequests::from_values(values))),
@@ -71,6 +71,7 @@ pub struct LogRequests {
     pub requests: bool,
     /// Where this is given, they are only while there is such a file.
     pub only_while: Option<PathBuf>,
+    journal: Common<Journal>,
 }
 
 impl LogRequests {
@@ -82,6 +83,7 @@ impl LogRequests {
             append: false,
             requests: true,
             only_while: None,
+            journal: Common::default(),
         }
     }
 
@@ -106,26 +108,22 @@ impl Filter for LogRequests {
     }
 
     fn layer(&self, below: Arc<dyn Exports>) -> Result<Arc<dyn Layer>> {
-        let lines = Lines::open(&self.file, self.append);
-        let layer = Logging(Arc::new(Journal {
-            lines: lines.map_err(|error| cannot_open(&self.file, error))?,
-            requests: self.requests,
-            only_while: self.only_while.clone(),
-            handles: AtomicU64::new(0),
-        }));
-        Ok(Arc::new(PerExport::new(layer, below)))
+        let journal = self.journal.open(|| {
+            Ok(Journal {
+                lines: Lines::open(&self.file, self.append)?,
+                requests: self.requests,
+                only_while: self.only_while.clone(),
+                handles: AtomicU64::new(0),
+            })
+        })?;
+        Ok(Arc::new(PerExport::new(Logging(journal), below)))
     }
-}
-
-/// The failure to open a file that a filter writes.
-pub(crate) fn cannot_open(path: &Path, error: std::io::Error) -> Error {
-    let message = format!("{}: {error}", printable(path.as_os_str()));
-    Error::with_message((&error).into(), message).because(error)
 }
 
 struct Logging(Arc<Journal>);
 
 /// What all handles write to.
+#[derive(Debug)]
 struct Journal {
     lines: Lines,
     requests: bool,

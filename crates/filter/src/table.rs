@@ -1,11 +1,12 @@
 //! The table of all filters: the parser reads them by it, and `blockferry filters` prints it.
 
-use crate::{FilterKind, abilities, delay, error, log, offset, partition};
+use crate::{FilterKind, abilities, delay, error, exitlast, log, offset, partition};
 
 /// All filters, by their names.
 pub static FILTERS: &[&FilterKind] = &[
     &delay::DELAY,
     &error::ERROR,
+    &exitlast::EXIT_LAST,
     &log::LOG,
     &abilities::MULTI_CONN,
     &abilities::NO_EXTENTS,

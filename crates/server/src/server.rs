@@ -264,9 +264,7 @@ impl Shared {
 
     async fn serve_connection(&self, id: ConnectionId, accepted: Accepted) -> Ending {
         let greeted = self.greet(id, accepted).await;
-        if self.exports.wish() == Some(Wish::ShutDown) {
-            self.shut_down();
-        }
+        self.heed_exports();
         let settled = match greeted {
             Ok(settled) => settled,
             Err(ending @ (Ending::Disconnected | Ending::ShutDown)) => return ending,
@@ -283,7 +281,15 @@ impl Shared {
         if self.using.fetch_sub(1, Ordering::AcqRel) == 1 && self.options.once {
             self.shut_down();
         }
+        self.heed_exports();
         ending
+    }
+
+    /// Does what the exports wish for as a whole: where no client could tell, and when one has gone.
+    fn heed_exports(&self) {
+        if self.exports.wish() == Some(Wish::ShutDown) {
+            self.shut_down();
+        }
     }
 
     /// Leads a client to an export.

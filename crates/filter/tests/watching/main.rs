@@ -2,6 +2,7 @@
 
 mod delay;
 mod error;
+mod exitlast;
 mod log;
 
 use std::sync::Arc;

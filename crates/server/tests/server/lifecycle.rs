@@ -4,20 +4,20 @@ use std::{
     io::Read,
     os::fd::OwnedFd,
     sync::{
-        Arc,
+        Arc, Mutex, Weak,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
     time::Duration,
 };
 
-use blockferry_block::{BoxFuture, ClientFacts, ExportEntry, OpenExport, Result};
+use blockferry_block::{BoxFuture, ClientFacts, ExportEntry, OpenExport, Result, Wish};
 use blockferry_proto::{ClientConfig, Command, CommandFlags, Errno, Goal};
 use blockferry_server::{Exports, Listener, Server, ServerOptions, SingleExport};
 
 use crate::{
     peer::{Host, options, wait_until},
-    probe::{pattern, probe},
+    probe::{Probe, pattern, probe},
 };
 
 const SIZE: usize = 1 << 20;
@@ -231,6 +231,45 @@ fn a_device_is_opened_when_it_is_asked_for_and_once_for_a_connection() {
     assert_eq!(peer.read(0, 10).ok(), pattern(10));
     assert_eq!(exports.0.load(Ordering::Relaxed), 1);
     drop(silent);
+}
+
+/// Wants the server to end once every device that it gave out is gone.
+struct WithoutClients(Mutex<Vec<Weak<Probe>>>);
+
+impl Exports for WithoutClients {
+    fn list(&self, _: ClientFacts) -> BoxFuture<'_, Result<Vec<ExportEntry>>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
+    fn open<'a>(&'a self, _: &'a str, _: ClientFacts) -> BoxFuture<'a, Result<OpenExport>> {
+        let device = probe(4096);
+        let mut given = self.0.lock().expect("no panic");
+        given.push(Arc::downgrade(&device));
+        Box::pin(async { Ok(OpenExport::new(device)) })
+    }
+
+    fn wish(&self) -> Option<Wish> {
+        let given = self.0.lock().expect("no panic");
+        let all_gone = given.iter().all(|device| device.strong_count() == 0);
+        (!given.is_empty() && all_gone).then_some(Wish::ShutDown)
+    }
+}
+
+#[test]
+fn exports_are_asked_what_they_wish_for_after_each_connection() {
+    let exports = WithoutClients(Mutex::default());
+    let host = Host::of_exports(Arc::new(exports), ServerOptions::default());
+    let (mut one, mut other) = (host.connect(), host.connect());
+    one.write(0, b"not flushed").ok();
+    one.disconnect();
+    wait_until(|| host.events().iter().any(|event| event.contains("Closed")));
+    assert_eq!(other.read(0, 10).ok(), pattern(10));
+    let mut third = host.connect();
+    other.disconnect();
+    assert_eq!(third.read(0, 10).ok(), pattern(10));
+    // Also of a client that only goes.
+    drop(third);
+    host.join();
 }
 
 #[test]
