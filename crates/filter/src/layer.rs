@@ -161,7 +161,8 @@ impl<L: DeviceLayer> Exports for PerExport<L> {
 
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
-            let shared: Vec<_> = self.shared().drain().collect();
+            let mut shared: Vec<_> = self.shared().drain().collect();
+            shared.sort_by(|(one, _), (other, _)| one.cmp(other));
             for (export, shared) in shared {
                 self.layer.close(&export, Arc::clone(&shared)).await;
                 let counters = self.counters_of(&export, &shared);

@@ -36,6 +36,7 @@ mod lines;
 mod log;
 mod offset;
 mod partition;
+mod stats;
 mod table;
 #[cfg(test)]
 mod testing;
@@ -57,4 +58,5 @@ pub use layer::{DeviceLayer, Opened, PerExport, each_device};
 pub use log::LogRequests;
 pub use offset::Offset;
 pub use partition::{Partition, PartitionTable};
+pub use stats::Stats;
 pub use table::FILTERS;

@@ -1,6 +1,6 @@
 //! The table of all filters: the parser reads them by it, and `blockferry filters` prints it.
 
-use crate::{FilterKind, abilities, delay, error, exitlast, log, offset, partition};
+use crate::{FilterKind, abilities, delay, error, exitlast, log, offset, partition, stats};
 
 /// All filters, by their names.
 pub static FILTERS: &[&FilterKind] = &[
@@ -16,6 +16,7 @@ pub static FILTERS: &[&FilterKind] = &[
     &partition::PARTITION,
     &offset::RANGE,
     &abilities::READ_ONLY,
+    &stats::STATS,
 ];
 
 #[cfg(test)]

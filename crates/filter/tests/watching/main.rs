@@ -4,6 +4,7 @@ mod delay;
 mod error;
 mod exitlast;
 mod log;
+mod stats;
 
 use std::sync::Arc;
 
