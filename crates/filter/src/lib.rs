@@ -36,6 +36,7 @@ mod lines;
 mod log;
 mod offset;
 mod partition;
+mod readahead;
 mod stats;
 mod table;
 #[cfg(test)]
@@ -58,5 +59,6 @@ pub use layer::{DeviceLayer, Opened, PerExport, each_device};
 pub use log::LogRequests;
 pub use offset::Offset;
 pub use partition::{Partition, PartitionTable};
+pub use readahead::ReadAhead;
 pub use stats::Stats;
 pub use table::FILTERS;

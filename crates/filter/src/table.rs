@@ -1,6 +1,8 @@
 //! The table of all filters: the parser reads them by it, and `blockferry filters` prints it.
 
-use crate::{FilterKind, abilities, delay, error, exitlast, log, offset, partition, stats};
+use crate::{
+    FilterKind, abilities, delay, error, exitlast, log, offset, partition, readahead, stats,
+};
 
 /// All filters, by their names.
 pub static FILTERS: &[&FilterKind] = &[
@@ -15,6 +17,7 @@ pub static FILTERS: &[&FilterKind] = &[
     &offset::OFFSET,
     &partition::PARTITION,
     &offset::RANGE,
+    &readahead::READ_AHEAD,
     &abilities::READ_ONLY,
     &stats::STATS,
 ];
