@@ -191,6 +191,7 @@ impl Limited {
     fn refusal(&self, operation: Operation, range: ByteRange) -> Option<Error> {
         let kind = match (self.limit, operation) {
             (Limit::Writes, Operation::Resize) => ErrorKind::Unsupported,
+            (Limit::Writes, Operation::Extents) => return None,
             (Limit::Writes, _) => ErrorKind::ReadOnly,
             (Limit::Trim, Operation::Trim)
             | (Limit::Zero(NoZero::All), Operation::Zero)
@@ -332,6 +333,7 @@ mod tests {
         );
         let zero = device.zero(all, ZeroFlags::empty()).await;
         assert_eq!(zero.expect_err("read-only").kind(), ErrorKind::ReadOnly);
+        check_device(&*device, 1, 100).await;
 
         let device = through(&["notrim", "nozero", "noextents"]).await;
         assert!(!device.info().can(Capabilities::TRIM) && !device.info().can(Capabilities::ZERO));
