@@ -41,6 +41,7 @@ mod stats;
 mod table;
 #[cfg(test)]
 mod testing;
+mod truncate;
 mod watched;
 mod window;
 
@@ -62,3 +63,4 @@ pub use partition::{Partition, PartitionTable};
 pub use readahead::ReadAhead;
 pub use stats::Stats;
 pub use table::FILTERS;
+pub use truncate::Truncate;

@@ -2,6 +2,7 @@
 
 use crate::{
     FilterKind, abilities, delay, error, exitlast, log, offset, partition, readahead, stats,
+    truncate,
 };
 
 /// All filters, by their names.
@@ -20,6 +21,7 @@ pub static FILTERS: &[&FilterKind] = &[
     &readahead::READ_AHEAD,
     &abilities::READ_ONLY,
     &stats::STATS,
+    &truncate::TRUNCATE,
 ];
 
 #[cfg(test)]
