@@ -4,6 +4,7 @@ mod receiving;
 
 use std::{
     future::poll_fn,
+    os::fd::BorrowedFd,
     pin::{Pin, pin},
     sync::Arc,
     task::{Context as TaskContext, Poll, ready},
@@ -122,7 +123,7 @@ impl<'d> Connection<'d> {
             incoming: Incoming::Header,
             running: FuturesUnordered::new(),
             running_bytes: 0,
-            replies: Replies::new(stream, target, writer),
+            replies: Replies::new(stream, writer),
             idle: Idle::new(shared.options.idle_timeout),
             counters: None,
             wishes: None,
@@ -268,8 +269,8 @@ impl<'d> Connection<'d> {
         }
         let range = range_of(&request);
         let began = self.shared.options.has_clock().then(Instant::now);
-        if self.is_sent_from_file(&request, range) {
-            self.replies.push_file(request, range, began);
+        if let Some(place) = self.file_to_send(&request, range) {
+            self.replies.push_file(request, range, place, began);
             return;
         }
         let bytes = self.payload_of(&request);
@@ -295,13 +296,18 @@ impl<'d> Connection<'d> {
         }
     }
 
-    /// Whether a read is answered with the pages of a file, instead of a copy of them.
-    fn is_sent_from_file(&self, request: &ServerRequest, range: ByteRange) -> bool {
-        request.command == Command::Read
+    /// The place in a file whose pages answer a read, instead of a copy of them.
+    fn file_to_send(
+        &self,
+        request: &ServerRequest,
+        range: ByteRange,
+    ) -> Option<(BorrowedFd<'d>, u64)> {
+        let may_be = request.command == Command::Read
             && request.length >= FILE_READ
             && self.shared.options.zero_copy
-            && self.stream.takes_files()
-            && self.target.is_cached_file(range)
+            && self.stream.takes_files();
+        let target = self.target;
+        may_be.then(|| target.cached_file(range)).flatten()
     }
 
     fn finish(&mut self, finished: Finished) {

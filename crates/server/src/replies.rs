@@ -5,6 +5,7 @@ use std::{
     io::{self, IoSlice},
     mem,
     ops::Range,
+    os::fd::BorrowedFd,
     sync::Arc,
     task::{Context, Poll, ready},
     time::Instant,
@@ -13,7 +14,7 @@ use std::{
 use blockferry_block::{Buffer, ByteRange, ZeroRun, zero_runs};
 use blockferry_proto::{CommandFlags, Errno, ReplyHeader, ReplyWriter, ServerRequest};
 
-use crate::{requests::Target, stream::Stream};
+use crate::stream::Stream;
 
 /// How many pieces go into one system call.
 const SLICES: usize = 64;
@@ -30,9 +31,8 @@ const HOLE: usize = 16 << 10;
 /// together.
 pub(crate) struct Replies<'d> {
     stream: &'d Stream,
-    target: &'d Target,
     writer: ReplyWriter,
-    queue: VecDeque<Piece>,
+    queue: VecDeque<Piece<'d>>,
     /// How much of the first piece was sent.
     sent: usize,
     /// What is not sent yet and held in memory.
@@ -53,18 +53,18 @@ pub(crate) struct SentFile {
     pub(crate) failure: Option<String>,
 }
 
-struct Piece {
-    content: Content,
+struct Piece<'d> {
+    content: Content<'d>,
     /// Whether a reply ends with it.
     last: bool,
 }
 
-enum Content {
+enum Content<'d> {
     Header(ReplyHeader),
     Bytes(Vec<u8>),
     Payload(Buffer),
     Part(Arc<CutRead>, Range<usize>),
-    File(FileRead),
+    File(FileRead<'d>),
 }
 
 /// The data of a read of which only parts are sent.
@@ -74,19 +74,21 @@ struct CutRead {
     holes: u64,
 }
 
-/// What is left to send of a range of the device's file, as the answer to a read.
+/// What is left to send of a range of a file, as the answer to a read.
 #[derive(Clone, Copy)]
-struct FileRead {
+struct FileRead<'d> {
     request: ServerRequest,
+    /// Where the bytes were when the read came, and the offset there of the first byte that is left. Who writes
+    /// before they are sent may move them elsewhere, and then these are what they were before the write.
+    place: (BorrowedFd<'d>, u64),
     rest: ByteRange,
     began: Option<Instant>,
 }
 
 impl<'d> Replies<'d> {
-    pub(crate) fn new(stream: &'d Stream, target: &'d Target, writer: ReplyWriter) -> Self {
+    pub(crate) fn new(stream: &'d Stream, writer: ReplyWriter) -> Self {
         Self {
             stream,
-            target,
             writer,
             queue: VecDeque::new(),
             sent: 0,
@@ -163,11 +165,12 @@ impl<'d> Replies<'d> {
         }
     }
 
-    /// The reply to a read, sent from the device's file when its turn comes.
+    /// The reply to a read, sent from the file that `range` lies in at `place`, when its turn comes.
     pub(crate) fn push_file(
         &mut self,
         request: ServerRequest,
         range: ByteRange,
+        place: (BorrowedFd<'d>, u64),
         began: Option<Instant>,
     ) {
         let length = u32::try_from(range.len()).unwrap_or(u32::MAX);
@@ -178,6 +181,7 @@ impl<'d> Replies<'d> {
         let rest = range;
         let read = FileRead {
             request,
+            place,
             rest,
             began,
         };
@@ -210,7 +214,7 @@ impl<'d> Replies<'d> {
 
     /// Forgets everything: nobody is there to read it.
     pub(crate) fn clear(&mut self) {
-        *self = Self::new(self.stream, self.target, self.writer);
+        *self = Self::new(self.stream, self.writer);
     }
 
     /// Sends what there is room for. Ready when that was something; not to be called when empty.
@@ -236,16 +240,11 @@ impl<'d> Replies<'d> {
     }
 
     /// Sends from the file that the first piece is about.
-    fn poll_send_file(&mut self, cx: &mut Context<'_>, read: FileRead) -> Poll<io::Result<()>> {
-        let sent = match self.target.file(read.rest) {
-            Some(file) => {
-                let length = usize::try_from(read.rest.len()).unwrap_or(usize::MAX);
-                match ready!(self.stream.poll_send_file(cx, file, length)) {
-                    Err(error) if is_about_the_socket(&error) => return Poll::Ready(Err(error)),
-                    result => result,
-                }
-            }
-            None => Ok(0),
+    fn poll_send_file(&mut self, cx: &mut Context<'_>, read: FileRead<'d>) -> Poll<io::Result<()>> {
+        let length = usize::try_from(read.rest.len()).unwrap_or(usize::MAX);
+        let sent = match ready!(self.stream.poll_send_file(cx, read.place, length)) {
+            Err(error) if is_about_the_socket(&error) => return Poll::Ready(Err(error)),
+            result => result,
         };
         let sent = match sent {
             Ok(0) => return Poll::Ready(self.give_up_file(read, "it is shorter than it was")),
@@ -253,6 +252,8 @@ impl<'d> Replies<'d> {
             Err(error) => return Poll::Ready(self.give_up_file(read, &error.to_string())),
         };
         let (_, rest) = read.rest.split_at(sent as u64);
+        let (file, offset) = read.place;
+        let place = (file, offset + sent as u64);
         if rest.is_empty() {
             self.pop();
             if self.writer.mode().is_chunked() {
@@ -260,14 +261,18 @@ impl<'d> Replies<'d> {
             }
             self.note_file(read, None);
         } else if let Some(piece) = self.queue.front_mut() {
-            piece.content = Content::File(FileRead { rest, ..read });
+            piece.content = Content::File(FileRead {
+                place,
+                rest,
+                ..read
+            });
         }
         Poll::Ready(Ok(()))
     }
 
     /// The file failed after its data was announced: the announced length is filled up, and an error
     /// follows. A simple reply has no place for one: the connection has to end.
-    fn give_up_file(&mut self, read: FileRead, why: &str) -> io::Result<()> {
+    fn give_up_file(&mut self, read: FileRead<'_>, why: &str) -> io::Result<()> {
         let offset = read.rest.start();
         let message = format!("the file failed at offset {offset}: {why}");
         self.note_file(read, Some(message.clone()));
@@ -282,7 +287,7 @@ impl<'d> Replies<'d> {
         Ok(())
     }
 
-    fn note_file(&mut self, read: FileRead, failure: Option<String>) {
+    fn note_file(&mut self, read: FileRead<'_>, failure: Option<String>) {
         let FileRead { request, began, .. } = read;
         if began.is_some() || failure.is_some() {
             self.sent_files.push(SentFile {
@@ -293,19 +298,19 @@ impl<'d> Replies<'d> {
         }
     }
 
-    fn push(&mut self, content: Content, last: bool) {
+    fn push(&mut self, content: Content<'d>, last: bool) {
         let piece = Piece { content, last };
         self.count(&piece);
         self.queue.push_back(piece);
     }
 
-    fn push_front(&mut self, content: Content, last: bool) {
+    fn push_front(&mut self, content: Content<'d>, last: bool) {
         let piece = Piece { content, last };
         self.count(&piece);
         self.queue.push_front(piece);
     }
 
-    fn count(&mut self, piece: &Piece) {
+    fn count(&mut self, piece: &Piece<'_>) {
         match piece.bytes() {
             Some(bytes) => self.bytes += bytes.len() as u64,
             None => self.files += 1,
@@ -341,7 +346,7 @@ impl<'d> Replies<'d> {
     }
 }
 
-impl Piece {
+impl Piece<'_> {
     /// The bytes, if it is not a file that has them.
     fn bytes(&self) -> Option<&[u8]> {
         match &self.content {
@@ -366,11 +371,10 @@ fn is_about_the_socket(error: &io::Error) -> bool {
 mod tests {
     use std::{future::poll_fn, io::Read, os::unix::net::UnixStream, thread};
 
-    use blockferry_block::NullDevice;
     use blockferry_proto::{Command, ContextSelection, ReplyMode};
 
     use super::*;
-    use crate::{buffers::Buffers, listener::Socket};
+    use crate::listener::Socket;
 
     #[tokio::test]
     async fn a_buffer_that_is_sent_in_part_counts_as_a_whole_until_it_is_gone() {
@@ -378,10 +382,8 @@ mod tests {
         let (ours, mut theirs) = UnixStream::pair().expect("a pair");
         ours.set_nonblocking(true).expect("an option");
         let stream = Stream::new(Socket::Unix(ours)).expect("a stream");
-        let device = Arc::new(NullDevice::new(1 << 30));
-        let target = Target::new(device, Buffers::new());
         let writer = ReplyWriter::new(ReplyMode::Structured);
-        let mut replies = Replies::new(&stream, &target, writer);
+        let mut replies = Replies::new(&stream, writer);
         let request = ServerRequest {
             cookie: 1,
             command: Command::Read,

@@ -32,8 +32,8 @@ const ZERO_PIECE: u64 = 256 << 10;
 pub(crate) struct Target {
     device: Arc<dyn BlockDevice>,
     buffers: Buffers,
-    /// Whether the whole device lies in one file, one byte after the other, so that no write moves
-    /// anything.
+    /// Whether the whole device lay in one file when it was opened, one byte after the other: then no byte ever
+    /// becomes another one's place, whatever is written.
     is_file: bool,
     /// Whether the system tells what is cached.
     knows_cached: AtomicBool,
@@ -101,30 +101,21 @@ impl Target {
         self.device
     }
 
-    /// The file that `range` lies in, and where.
-    pub(crate) fn file(&self, range: ByteRange) -> Option<(BorrowedFd<'_>, u64)> {
-        if !self.is_file {
+    /// The file that `range` lies in, and where, if it lies in memory, too. What must come from a disk is better
+    /// read by the device, which does not hold up the connection meanwhile.
+    pub(crate) fn cached_file(&self, range: ByteRange) -> Option<(BorrowedFd<'_>, u64)> {
+        if !self.is_file || !self.knows_cached.load(Ordering::Relaxed) {
             return None;
         }
-        match self.device.mapping(range) {
-            Mapping::File { fd, offset, length } if length >= range.len() => Some((fd, offset)),
-            _ => None,
-        }
-    }
-
-    /// Whether `range` lies in a file and in memory. What must come from a disk is better read by the
-    /// device, which does not hold up the connection meanwhile.
-    pub(crate) fn is_cached_file(&self, range: ByteRange) -> bool {
-        let Some((file, offset)) = self
-            .file(range)
-            .filter(|_| self.knows_cached.load(Ordering::Relaxed))
-        else {
-            return false;
+        let (file, offset) = match self.device.mapping(range) {
+            Mapping::File { fd, offset, length } if length >= range.len() => (fd, offset),
+            _ => return None,
         };
-        is_cached(file, offset, range.len()).unwrap_or_else(|_| {
+        let is_cached = is_cached(file, offset, range.len()).unwrap_or_else(|_| {
             self.knows_cached.store(false, Ordering::Relaxed);
             false
-        })
+        });
+        is_cached.then_some((file, offset))
     }
 
     /// A buffer for the payload of a write.

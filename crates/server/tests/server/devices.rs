@@ -5,11 +5,15 @@ use std::{
     io::Read,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use blockferry_block::{
-    Access, BlockDevice, ByteRange, ErrorKind, FileDevice, MemoryDevice, Operation,
+    Access, BlockDevice, BoxFuture, Buffer, ByteRange, DeviceInfo, ErrorKind, FileDevice, Mapping,
+    MemoryDevice, Operation, Result,
     testing::{Fault, FaultyDevice, Rule, answers},
 };
 use blockferry_proto::{ClientConfig, Command, CommandFlags, Errno, ReplyMode};
@@ -216,6 +220,54 @@ fn a_file_that_is_cut_off_while_it_is_sent_is_an_error_and_the_stream_stays_in_s
         assert!(failed > 0);
         image.write_all_at(&expected, 0).expect("the file again");
         assert!(peer.read(0, 1 << 20).ok() == expected[..1 << 20]);
+    }
+}
+
+/// A file whose bytes are said to be elsewhere at some time.
+struct Moving {
+    file: FileDevice,
+    is_moved: AtomicBool,
+}
+
+impl BlockDevice for Moving {
+    fn info(&self) -> &DeviceInfo {
+        self.file.info()
+    }
+
+    fn read(&self, offset: u64, buffer: Buffer) -> BoxFuture<'_, Result<Buffer>> {
+        self.file.read(offset, buffer)
+    }
+
+    fn mapping(&self, range: ByteRange) -> Mapping<'_> {
+        match self.is_moved.load(Ordering::Acquire) {
+            true => Mapping::Opaque,
+            false => self.file.mapping(range),
+        }
+    }
+}
+
+#[test]
+fn what_is_written_elsewhere_does_not_disturb_the_answers_on_their_way() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (_image, path) = file(directory.path(), FILE);
+    let device = Arc::new(Moving {
+        file: FileDevice::open(&path, Access::ReadOnly).expect("a device"),
+        is_moved: AtomicBool::new(false),
+    });
+    let host = Host::of(device.clone());
+    for (_, config) in framings() {
+        device.is_moved.store(false, Ordering::Release);
+        let mut peer = host.connect_with(config);
+        let all = (0, FILE as u64);
+        let mut submit = || peer.submit(Command::Read, CommandFlags::empty(), all, &[]);
+        let first = submit();
+        let reads: Vec<_> = (0..16).map(|_| submit()).collect();
+        // The first answer is there, so others are on their way: the socket holds less than one.
+        assert!(peer.wait(first).ok() == pattern(FILE));
+        device.is_moved.store(true, Ordering::Release);
+        for read in reads {
+            assert!(peer.wait(read).ok() == pattern(FILE));
+        }
     }
 }
 
