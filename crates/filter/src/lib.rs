@@ -25,7 +25,9 @@
 #![forbid(unsafe_code)]
 
 mod abilities;
+mod aligned;
 mod chain;
+mod cow;
 mod delay;
 mod device;
 mod error;
@@ -36,8 +38,10 @@ mod lines;
 mod log;
 mod offset;
 mod partition;
+mod range_lock;
 mod readahead;
 mod stats;
+mod store;
 mod table;
 #[cfg(test)]
 mod testing;
@@ -51,6 +55,7 @@ mod images;
 
 pub use abilities::{MultiConn, NoExtents, NoTrim, NoZero, ReadOnly};
 pub use chain::Chain;
+pub use cow::Cow;
 pub use delay::Delay;
 pub use device::{DeviceFilter, Filtered};
 pub use error::{ErrorRule, InjectErrors};
@@ -62,5 +67,6 @@ pub use offset::Offset;
 pub use partition::{Partition, PartitionTable};
 pub use readahead::ReadAhead;
 pub use stats::Stats;
+pub use store::StorePlace;
 pub use table::FILTERS;
 pub use truncate::Truncate;

@@ -1,12 +1,13 @@
 //! The table of all filters: the parser reads them by it, and `blockferry filters` prints it.
 
 use crate::{
-    FilterKind, abilities, delay, error, exitlast, log, offset, partition, readahead, stats,
+    FilterKind, abilities, cow, delay, error, exitlast, log, offset, partition, readahead, stats,
     truncate,
 };
 
 /// All filters, by their names.
 pub static FILTERS: &[&FilterKind] = &[
+    &cow::COW,
     &delay::DELAY,
     &error::ERROR,
     &exitlast::EXIT_LAST,
