@@ -95,6 +95,13 @@ impl RangeSet {
         }
     }
 
+    /// The range of it that `offset` lies in, as far as it reaches to both sides.
+    #[must_use]
+    pub fn range_at(&self, offset: u64) -> Option<ByteRange> {
+        let (start, end) = self.ranges.range(..=offset).next_back()?;
+        (offset < *end).then(|| ByteRange::between(*start, *end))
+    }
+
     /// The parts of `range` that are not in it, from the front to the back.
     #[must_use]
     pub fn missing_in(&self, range: ByteRange) -> Vec<ByteRange> {
@@ -159,6 +166,10 @@ mod tests {
             prop_assert_eq!(set.len(), expected.len() as u64);
             let ranges: Vec<_> = set.iter().collect();
             prop_assert!(ranges.windows(2).all(|pair| pair[0].end() < pair[1].start()));
+            for at in 0..80 {
+                let here = set.iter().find(|range| range.start() <= at && at < range.end());
+                prop_assert_eq!(set.range_at(at), here);
+            }
             for (start, end) in [(0, 80), (10, 11), (20, 60), (79, 80), (5, 5)] {
                 let missing = set.missing_in(ByteRange::between(start, end));
                 let missing: Vec<_> = missing.iter().flat_map(|range| range.start()..range.end()).collect();

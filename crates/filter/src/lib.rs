@@ -26,6 +26,7 @@
 
 mod abilities;
 mod aligned;
+mod cacheextents;
 mod chain;
 mod cow;
 mod delay;
@@ -54,6 +55,7 @@ mod window;
 mod images;
 
 pub use abilities::{MultiConn, NoExtents, NoTrim, NoZero, ReadOnly};
+pub use cacheextents::CacheExtents;
 pub use chain::Chain;
 pub use cow::Cow;
 pub use delay::Delay;
