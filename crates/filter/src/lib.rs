@@ -64,7 +64,7 @@ pub use error::{ErrorRule, InjectErrors};
 pub use exitlast::ExitLast;
 pub use filter::{Counters, Effects, Filter, FilterError, FilterKind, Layer, NamedFilter};
 pub use layer::{DeviceLayer, Opened, PerExport, each_device};
-pub use log::LogRequests;
+pub use log::{LogFormat, LogRequests};
 pub use offset::Offset;
 pub use partition::{Partition, PartitionTable};
 pub use readahead::ReadAhead;

@@ -1,4 +1,7 @@
-//! `log`: a line for each request, with what became of it.
+//! `log`: each request, with what became of it, in lines of JSON or as nbdkit writes them.
+
+mod json;
+mod nbdkit;
 
 use std::{
     path::PathBuf,
@@ -10,11 +13,9 @@ use std::{
 };
 
 use blockferry_block::{
-    BlockDevice, BoxFuture, Capabilities, DeviceInfo, Exports, Operation, Parameter, ParameterType,
-    Result, Values, ZeroFlags,
+    BlockDevice, BoxFuture, DeviceInfo, Exports, Operation, Parameter, ParameterType, Result,
+    Values,
 };
-use serde_json::{Map, Value, json};
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
     DeviceLayer, Effects, Filter, FilterKind, Layer, Opened, PerExport,
@@ -24,8 +25,8 @@ use crate::{
 
 pub(crate) static LOG: FilterKind = FilterKind {
     name: "log",
-    syntax: "log:FILE[,append=on|off][,requests=on|off][,while=PATH]",
-    help: "Each request is written down with its result and its time, in lines of JSON",
+    syntax: "log:FILE[,append=on|off][,requests=on|off][,while=PATH][,format=json|nbdkit]",
+    help: "Each request is written down with its result and its time",
     parameters: &[
         Parameter::new("file", ParameterType::Path, "Where to")
             .first()
@@ -47,6 +48,12 @@ pub(crate) static LOG: FilterKind = FilterKind {
             ParameterType::Path,
             "Requests are written down only while there is such a file",
         ),
+        Parameter::new(
+            "format",
+            ParameterType::Choice(&["json", "nbdkit"]),
+            "Lines of JSON, one for a request, or what nbdkit's filter writes, two for a request",
+        )
+        .or("json"),
     ],
     effects: Effects {
         mapping: "passed through with requests=off; otherwise bytes are read, or moved through pipes, to be seen",
@@ -56,11 +63,7 @@ pub(crate) static LOG: FilterKind = FilterKind {
     build: |values| Ok(Arc::new(LogRequests::from_values(values))),
 };
 
-/// Writes down requests, each in a line of JSON when it has ended.
-///
-/// `event` is `opened`, `request` or `closed`. `handle` is the number of the open device, `request` that of the
-/// request of it; the other fields are called as in the log of a server: `command`, `offset`, `length`, `fua`,
-/// `seconds` (how long it took), `error` (a message, or null) with its `kind`, and `time`.
+/// Writes down requests.
 #[derive(Clone, Debug)]
 pub struct LogRequests {
     /// The file.
@@ -71,7 +74,24 @@ pub struct LogRequests {
     pub requests: bool,
     /// Where this is given, they are only while there is such a file.
     pub only_while: Option<PathBuf>,
+    /// How.
+    pub format: LogFormat,
     journal: Common<Journal>,
+}
+
+/// How requests are written down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// A line of JSON for each request when it has ended.
+    ///
+    /// `event` is `opened`, `request` or `closed`. `handle` is the number of the open device, `request` that of the
+    /// request of it; the other fields are called as in the log of a server: `command`, `offset`, `length`, `fua`,
+    /// `seconds` (how long it took), `error` (a message, or null) with its `kind`, and `time`.
+    #[default]
+    Json,
+    /// A line when a request begins and one when it has ended, as nbdkit's filter of this name writes them; the
+    /// time is UTC.
+    Nbdkit,
 }
 
 impl LogRequests {
@@ -83,6 +103,7 @@ impl LogRequests {
             append: false,
             requests: true,
             only_while: None,
+            format: LogFormat::default(),
             journal: Common::default(),
         }
     }
@@ -97,6 +118,10 @@ impl LogRequests {
             append: values.switch("append").unwrap_or(false),
             requests: values.switch("requests").unwrap_or(true),
             only_while: path("while"),
+            format: match values.word("format").as_deref() {
+                Some("nbdkit") => LogFormat::Nbdkit,
+                _ => LogFormat::Json,
+            },
             ..Self::to(path("file").unwrap_or_default())
         }
     }
@@ -113,6 +138,7 @@ impl Filter for LogRequests {
                 lines: Lines::open(&self.file, self.append)?,
                 requests: self.requests,
                 only_while: self.only_while.clone(),
+                format: self.format,
                 handles: AtomicU64::new(0),
             })
         })?;
@@ -128,6 +154,7 @@ struct Journal {
     lines: Lines,
     requests: bool,
     only_while: Option<PathBuf>,
+    format: LogFormat,
     handles: AtomicU64,
 }
 
@@ -159,16 +186,6 @@ impl DeviceLayer for Logging {
     }
 }
 
-impl Journal {
-    /// Writes down an event and the time.
-    fn write(&self, event: Value) {
-        let mut line = event;
-        let now = OffsetDateTime::now_utc().format(&Rfc3339);
-        line["time"] = now.unwrap_or_default().into();
-        self.lines.push(line.to_string());
-    }
-}
-
 /// For whom a handle was opened.
 #[derive(Clone)]
 struct Facts {
@@ -188,17 +205,10 @@ struct Handle {
 impl Handle {
     fn open(journal: Arc<Journal>, facts: Facts, info: &DeviceInfo) -> Self {
         let number = journal.handles.fetch_add(1, Ordering::Relaxed) + 1;
-        let names = info.capabilities.iter_names();
-        let capabilities: Vec<_> = names.map(|(name, _)| name.to_lowercase()).collect();
-        journal.write(json!({
-            "event": "opened",
-            "handle": number,
-            "export": facts.export,
-            "size": info.size,
-            "read_only": facts.read_only || !info.can(Capabilities::WRITE),
-            "tls": facts.tls,
-            "capabilities": capabilities,
-        }));
+        journal.lines.push(match journal.format {
+            LogFormat::Json => json::opened(number, &facts, info),
+            LogFormat::Nbdkit => nbdkit::opened(number, &facts, info),
+        });
         Self {
             journal,
             facts,
@@ -210,11 +220,11 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.journal.write(json!({
-            "event": "closed",
-            "handle": self.number,
-            "requests": self.requests.load(Ordering::Relaxed),
-        }));
+        let requests = self.requests.load(Ordering::Relaxed);
+        self.journal.lines.push(match self.journal.format {
+            LogFormat::Json => json::closed(self.number, requests),
+            LogFormat::Nbdkit => nbdkit::closed(self.number, requests),
+        });
     }
 }
 
@@ -232,13 +242,17 @@ impl Watch for Handle {
         self.journal.requests
     }
 
-    async fn begin(&self, _: &Request<'_>) -> Result<Option<Begun>> {
+    async fn begin(&self, request: &Request<'_>) -> Result<Option<Begun>> {
         let number = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
         let only_while = self.journal.only_while.as_ref();
         if only_while.is_some_and(|path| !path.exists()) {
             return Ok(None);
         }
         self.journal.lines.wait_for_room().await;
+        if self.journal.format == LogFormat::Nbdkit {
+            let line = nbdkit::begun(self.number, number, request);
+            self.journal.lines.push(line);
+        }
         let at = Instant::now();
         Ok(Some(Begun { number, at }))
     }
@@ -247,49 +261,15 @@ impl Watch for Handle {
         let Some(Begun { number, at }) = ticket else {
             return;
         };
-        let mut line = json!({
-            "event": "request",
-            "handle": self.number,
-            "request": number,
-            "command": command(request.operation),
-            "offset": request.range.start(),
-            "length": request.range.len(),
-            "fua": request.flags.contains(ZeroFlags::FUA),
-            "seconds": at.elapsed().as_secs_f64(),
-            "error": null,
+        self.journal.lines.push(match self.journal.format {
+            LogFormat::Json => json::ended(self.number, number, request, outcome, at.elapsed()),
+            LogFormat::Nbdkit => nbdkit::ended(self.number, number, request, outcome),
         });
-        if let Some(fields) = line.as_object_mut() {
-            add_details(fields, request, outcome);
-        }
-        self.journal.write(line);
     }
 
     async fn of_another(&self, below: &Arc<dyn BlockDevice>) -> Result<Self> {
         let journal = Arc::clone(&self.journal);
         Ok(Self::open(journal, self.facts.clone(), below.info()))
-    }
-}
-
-fn add_details(fields: &mut Map<String, Value>, request: &Request<'_>, outcome: Outcome<'_>) {
-    let mut set = |name: &str, value: Value| fields.insert(name.to_owned(), value);
-    if request.operation == Operation::Zero {
-        let flag = |flag| request.flags.contains(flag).into();
-        set("no_hole", flag(ZeroFlags::NO_HOLE));
-        set("fast", flag(ZeroFlags::FAST));
-    }
-    if let Some(context) = request.context {
-        set("context", context.to_string().into());
-    }
-    match outcome {
-        Outcome::Done => {}
-        Outcome::Failed(error) => {
-            set("error", error.to_string().into());
-            set("kind", format!("{:?}", error.kind()).into());
-        }
-        Outcome::GivenUp => {
-            set("error", "nobody waited for it".into());
-            set("kind", "Cancelled".into());
-        }
     }
 }
 

@@ -46,6 +46,8 @@ pub(crate) struct Request<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Outcome<'e> {
     Done,
+    /// What was answered to a question for extents.
+    Extents(&'e [Extent]),
     Failed(&'e Error),
     /// Nobody waited for the end of it.
     GivenUp,
@@ -73,6 +75,16 @@ impl<W: Watch> Watched<W> {
         request: Request<'a>,
         call: impl FnOnce() -> BoxFuture<'a, Result<T>> + Send + 'a,
     ) -> BoxFuture<'a, Result<T>> {
+        self.pass_telling(request, call, |_| Outcome::Done)
+    }
+
+    /// The same, with an answer that is looked at, too.
+    fn pass_telling<'a, T: Send + 'a>(
+        &'a self,
+        request: Request<'a>,
+        call: impl FnOnce() -> BoxFuture<'a, Result<T>> + Send + 'a,
+        tell: impl Fn(&T) -> Outcome<'_> + Send + 'a,
+    ) -> BoxFuture<'a, Result<T>> {
         if !self.watch.watches(request.operation) {
             return call();
         }
@@ -90,7 +102,7 @@ impl<W: Watch> Watched<W> {
             };
             let result = call().await;
             under_way.end(match &result {
-                Ok(_) => Outcome::Done,
+                Ok(answer) => tell(answer),
                 Err(error) => Outcome::Failed(error),
             });
             result
@@ -224,7 +236,8 @@ impl<W: Watch> BlockDevice for Watched<W> {
             context: Some(context),
             ..Request::new(Operation::Extents, range)
         };
-        self.pass(request, move || self.below.extents(range, context))
+        let call = move || self.below.extents(range, context);
+        self.pass_telling(request, call, |answer| Outcome::Extents(answer))
     }
 
     fn mapping(&self, range: ByteRange) -> Mapping<'_> {
