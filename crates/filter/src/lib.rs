@@ -26,6 +26,7 @@
 
 mod abilities;
 mod aligned;
+mod blocksize;
 mod cacheextents;
 mod chain;
 mod cow;
@@ -55,6 +56,7 @@ mod window;
 mod images;
 
 pub use abilities::{MultiConn, NoExtents, NoTrim, NoZero, ReadOnly};
+pub use blocksize::BlockSize;
 pub use cacheextents::CacheExtents;
 pub use chain::Chain;
 pub use cow::Cow;

@@ -1,12 +1,13 @@
 //! The table of all filters: the parser reads them by it, and `blockferry filters` prints it.
 
 use crate::{
-    FilterKind, abilities, cacheextents, cow, delay, error, exitlast, log, offset, partition,
-    readahead, stats, truncate,
+    FilterKind, abilities, blocksize, cacheextents, cow, delay, error, exitlast, log, offset,
+    partition, readahead, stats, truncate,
 };
 
 /// All filters, by their names.
 pub static FILTERS: &[&FilterKind] = &[
+    &blocksize::BLOCK_SIZE,
     &cacheextents::CACHE_EXTENTS,
     &cow::COW,
     &delay::DELAY,
