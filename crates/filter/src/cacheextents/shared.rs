@@ -190,9 +190,6 @@ impl Shared {
 
     fn begin_change(self: &Arc<Self>, range: ByteRange, resizes: bool) -> Change {
         let mut state = self.state();
-        if resizes {
-            state.forget();
-        }
         for context in &mut state.contexts {
             context.known.remove(range);
         }

@@ -17,7 +17,7 @@ use tokio::{runtime::Builder, task::yield_now, time::timeout};
 
 use crate::{
     rules::{all, ask, block},
-    source::{Cached, Disk, Point},
+    source::{Cached, Disk, Point, contexts},
 };
 
 const MIB: u64 = 1 << 20;
@@ -62,6 +62,20 @@ async fn of_many_who_ask_the_same_one_asks_the_source() {
         (cached.count("a", "misses"), cached.count("a", "hits")),
         (1, 19)
     );
+}
+
+#[tokio::test]
+async fn who_asks_something_else_does_not_wait() {
+    let disk = Disk::new(all().end());
+    let cached = Cached::new(&CacheExtents::default(), &[&disk]);
+    let handle = cached.open("a").await;
+    let gate = disk.stop(Operation::Extents, Point::Before);
+    let first = tokio::spawn(allocation(&handle, all()));
+    gate.reached().await;
+    let other = handle.extents(all(), &contexts()[1]).await;
+    assert_eq!(other.expect("an answer"), disk.truth(all(), 1));
+    gate.open();
+    first.await.expect("no panic").expect("an answer");
 }
 
 #[tokio::test]
