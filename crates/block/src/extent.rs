@@ -36,6 +36,23 @@ impl Status {
         self.0 & 0x1 != 0
     }
 
+    /// What a word says in nbdkit's scripts and lists of extents, in `base:allocation`: a number, of which the bits
+    /// that NBD knows count and nothing behind its digits, or a text with `hole` and `zero` somewhere in it. `None`
+    /// for a number that does not fit in 32 bits.
+    #[must_use]
+    pub fn from_word(word: &[u8]) -> Option<Self> {
+        let digits = word.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        if digits > 0 {
+            let number = std::str::from_utf8(&word[..digits]).ok()?;
+            let number: u32 = number.parse().ok()?;
+            return Some(Self(u64::from(number) & Self::HOLE_ZERO.0));
+        }
+        let has = |name: &[u8]| word.windows(name.len()).any(|part| part == name);
+        let hole = if has(b"hole") { Self::HOLE.0 } else { 0 };
+        let zero = if has(b"zero") { Self::ZERO.0 } else { 0 };
+        Some(Self(hole | zero))
+    }
+
     /// Whether the range is known to read as zeroes (in `base:allocation`).
     #[must_use]
     pub const fn is_zero(self) -> bool {
@@ -110,6 +127,24 @@ mod tests {
             "x:y",
         ] {
             assert_eq!(Context::from(name).to_string(), name);
+        }
+    }
+
+    #[test]
+    fn a_word_is_a_number_or_has_words_in_it() {
+        let known: [(&[u8], Option<u64>); 9] = [
+            (b"3", Some(3)),
+            (b"02", Some(2)),
+            (b"6", Some(2)),
+            (b"0x2", Some(0)),
+            (b"99999999999", None),
+            (b"hole,zero", Some(3)),
+            (b"zeroes", Some(2)),
+            (b"hole", Some(1)),
+            (b"", Some(0)),
+        ];
+        for (word, status) in known {
+            assert_eq!(Status::from_word(word), status.map(Status), "{word:?}");
         }
     }
 

@@ -1,8 +1,8 @@
 //! The table of all filters: the parser reads them by it, and `blockferry filters` prints it.
 
 use crate::{
-    FilterKind, abilities, blocksize, cacheextents, cow, delay, error, exitlast, log, offset,
-    partition, readahead, stats, truncate,
+    FilterKind, abilities, blocksize, cacheextents, cow, delay, error, exitlast, extentlist, log,
+    offset, partition, readahead, stats, truncate,
 };
 
 /// All filters, by their names.
@@ -13,6 +13,7 @@ pub static FILTERS: &[&FilterKind] = &[
     &delay::DELAY,
     &error::ERROR,
     &exitlast::EXIT_LAST,
+    &extentlist::EXTENT_LIST,
     &log::LOG,
     &abilities::MULTI_CONN,
     &abilities::NO_EXTENTS,

@@ -245,7 +245,7 @@ pub fn extents(text: &[u8], range: ByteRange) -> Result<Vec<Extent>, AnswerError
         }
         next = Some(extent.end());
         let status = match words.next() {
-            Some(kind) => self::status(kind).ok_or_else(|| wrong("a type below 2^32"))?,
+            Some(kind) => Status::from_word(kind).ok_or_else(|| wrong("a type below 2^32"))?,
             None => Status::DATA,
         };
         if list.is_empty() && !extent.is_empty() && extent.start() > range.start() {
@@ -266,25 +266,6 @@ pub fn extents(text: &[u8], range: ByteRange) -> Result<Vec<Extent>, AnswerError
         return Err(AnswerError::new("an extent of the request", b""));
     }
     Ok(list)
-}
-
-/// What the third word of an extent says: the bits that NBD knows.
-fn status(word: &[u8]) -> Option<Status> {
-    let digits = word.iter().take_while(|byte| byte.is_ascii_digit()).count();
-    if digits > 0 {
-        let number = std::str::from_utf8(&word[..digits]).ok()?;
-        let number: u32 = number.parse().ok()?;
-        return Some(Status(u64::from(number) & Status::HOLE_ZERO.0));
-    }
-    let has = |name: &[u8]| word.windows(name.len()).any(|part| part == name);
-    let mut status = 0;
-    if has(b"hole") {
-        status |= Status::HOLE.0;
-    }
-    if has(b"zero") {
-        status |= Status::ZERO.0;
-    }
-    Some(Status(status))
 }
 
 /// What a script said before it failed: which kind of failure, and in which words.
