@@ -46,6 +46,7 @@ mod readahead;
 mod stats;
 mod store;
 mod table;
+mod tar;
 #[cfg(test)]
 mod testing;
 mod truncate;
@@ -75,4 +76,5 @@ pub use readahead::ReadAhead;
 pub use stats::Stats;
 pub use store::StorePlace;
 pub use table::FILTERS;
+pub use tar::Tar;
 pub use truncate::Truncate;

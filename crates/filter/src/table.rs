@@ -2,7 +2,7 @@
 
 use crate::{
     FilterKind, abilities, blocksize, cacheextents, cow, delay, error, exitlast, extentlist, log,
-    offset, partition, readahead, stats, truncate,
+    offset, partition, readahead, stats, tar, truncate,
 };
 
 /// All filters, by their names.
@@ -25,6 +25,7 @@ pub static FILTERS: &[&FilterKind] = &[
     &readahead::READ_AHEAD,
     &abilities::READ_ONLY,
     &stats::STATS,
+    &tar::TAR,
     &truncate::TRUNCATE,
 ];
 

@@ -2,4 +2,5 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test takes what it needs")]
 
+pub mod archive;
 pub mod disk;
