@@ -139,6 +139,14 @@ impl Limit {
     }
 }
 
+/// `device`, which is not to be written to.
+pub(crate) fn read_only(device: Arc<dyn BlockDevice>) -> Arc<dyn BlockDevice> {
+    Arc::new(Filtered::new(Limited {
+        below: device,
+        limit: Limit::Writes,
+    }))
+}
+
 macro_rules! filters {
     ($($filter:ty: $kind:ident, |$this:ident| $limit:expr;)*) => {$(
         impl $filter {

@@ -40,6 +40,7 @@ mod layer;
 mod lines;
 mod log;
 mod offset;
+mod packed;
 mod partition;
 mod range_lock;
 mod readahead;
@@ -71,6 +72,7 @@ pub use filter::{Counters, Effects, Filter, FilterError, FilterKind, Layer, Name
 pub use layer::{DeviceLayer, Opened, PerExport, each_device};
 pub use log::{LogFormat, LogRequests};
 pub use offset::Offset;
+pub use packed::{Packing, Unpack};
 pub use partition::{Partition, PartitionTable};
 pub use readahead::ReadAhead;
 pub use stats::Stats;

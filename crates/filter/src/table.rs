@@ -2,7 +2,7 @@
 
 use crate::{
     FilterKind, abilities, blocksize, cacheextents, cow, delay, error, exitlast, extentlist, log,
-    offset, partition, readahead, stats, tar, truncate,
+    offset, packed, partition, readahead, stats, tar, truncate,
 };
 
 /// All filters, by their names.
@@ -14,6 +14,7 @@ pub static FILTERS: &[&FilterKind] = &[
     &error::ERROR,
     &exitlast::EXIT_LAST,
     &extentlist::EXTENT_LIST,
+    &packed::GZIP,
     &log::LOG,
     &abilities::MULTI_CONN,
     &abilities::NO_EXTENTS,
@@ -27,6 +28,8 @@ pub static FILTERS: &[&FilterKind] = &[
     &stats::STATS,
     &tar::TAR,
     &truncate::TRUNCATE,
+    &packed::XZ,
+    &packed::ZSTD,
 ];
 
 #[cfg(test)]
