@@ -27,6 +27,7 @@
 mod abilities;
 mod aligned;
 mod blocksize;
+mod cache;
 mod cacheextents;
 mod chain;
 mod cow;
@@ -60,6 +61,7 @@ mod images;
 
 pub use abilities::{MultiConn, NoExtents, NoTrim, NoZero, ReadOnly};
 pub use blocksize::BlockSize;
+pub use cache::{Cache, CacheMode};
 pub use cacheextents::CacheExtents;
 pub use chain::Chain;
 pub use cow::Cow;

@@ -1,13 +1,14 @@
 //! The table of all filters: the parser reads them by it, and `blockferry filters` prints it.
 
 use crate::{
-    FilterKind, abilities, blocksize, cacheextents, cow, delay, error, exitlast, extentlist, log,
-    offset, packed, partition, readahead, stats, tar, truncate,
+    FilterKind, abilities, blocksize, cache, cacheextents, cow, delay, error, exitlast, extentlist,
+    log, offset, packed, partition, readahead, stats, tar, truncate,
 };
 
 /// All filters, by their names.
 pub static FILTERS: &[&FilterKind] = &[
     &blocksize::BLOCK_SIZE,
+    &cache::CACHE,
     &cacheextents::CACHE_EXTENTS,
     &cow::COW,
     &delay::DELAY,
