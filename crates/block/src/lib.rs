@@ -25,6 +25,7 @@ mod exports;
 mod extent;
 mod fd_stream;
 mod file;
+mod fit;
 mod info;
 mod memory;
 mod null;
@@ -59,6 +60,7 @@ pub use exports::{
 pub use extent::{Context, Extent, Status, push_merged};
 pub use fd_stream::{FdSink, FdSource};
 pub use file::{Access, FileDevice};
+pub use fit::check_fit;
 pub use info::{BlockLimits, Capabilities, DeviceInfo};
 pub use memory::MemoryDevice;
 pub use null::NullDevice;

@@ -13,7 +13,7 @@ use std::{
 
 use blockferry_block::{
     BlockDevice, BoxFuture, Buffer, ByteRange, Capabilities, Context, DeviceInfo, Error, ErrorKind,
-    Extent, Operation, Payload, PipeBuffer, Result, WriteFlags, ZeroFlags,
+    Extent, Operation, Payload, PipeBuffer, Result, WriteFlags, ZeroFlags, check_fit,
 };
 use blockferry_proto::{ClientSession, Command, CommandFlags, NbdUri, Negotiated, Request};
 
@@ -21,7 +21,7 @@ use crate::{
     ConnectOptions,
     connect::connect_aside,
     driver::Driver,
-    errors, fit,
+    errors,
     in_flight::{Failure, Reply, Shared, Ticket},
     info::{device_info, write_flags, zero_flags},
     status::{context_id, extents_of},
@@ -116,7 +116,7 @@ impl Client {
             // The same server answers.
             other.skip_warm_up();
         }
-        fit::check(self.info(), other.info())
+        check_fit(self.info(), other.info())
             .map_err(|error| error.during(Operation::Open).on(&self.info().name))?;
         Ok(other)
     }

@@ -19,7 +19,6 @@ mod client;
 mod connect;
 mod driver;
 mod errors;
-mod fit;
 mod handshake;
 mod in_flight;
 mod info;

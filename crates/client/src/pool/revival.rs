@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use blockferry_block::{BlockDevice, DeviceInfo, Error, ErrorKind, Operation, Result};
+use blockferry_block::{BlockDevice, DeviceInfo, Error, ErrorKind, Operation, Result, check_fit};
 use blockferry_proto::NbdUri;
 use futures_util::future::{Either, select};
 use tokio::sync::Notify;
@@ -16,7 +16,7 @@ use super::{
     members::{Inner, Phase, State},
     options::PoolEvent,
 };
-use crate::{Client, ConnectOptions, fit};
+use crate::{Client, ConnectOptions};
 
 /// The pause before the first attempt to connect again; it doubles from one to the next.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -90,7 +90,7 @@ impl Blueprint {
     /// Connects, to what must still be the same export.
     pub(super) async fn connect(&self) -> Result<Client> {
         let client = Client::connect(&self.uri, &self.options).await?;
-        fit::check(&self.was, client.info())
+        check_fit(&self.was, client.info())
             .map_err(|error| error.during(Operation::Open).on(&self.was.name))?;
         Ok(client)
     }

@@ -1,17 +1,21 @@
-//! Whether an export that was opened again is still what it was.
+//! Whether a device that was opened again is still what it was.
 
-use blockferry_block::{Capabilities, DeviceInfo, Error, ErrorKind, Result};
+use crate::{Capabilities, DeviceInfo, Error, ErrorKind, Result};
 
-/// What may come and go: doing without it is as right, if slower. Splicing is a matter of the socket.
+/// What may come and go: doing without it is as right, if slower. Splicing is a matter of the socket, and nothing
+/// stays as it was born.
 const OPTIONAL: Capabilities = Capabilities::CACHE
     .union(Capabilities::SPLICE_READ)
-    .union(Capabilities::SPLICE_WRITE);
+    .union(Capabilities::SPLICE_WRITE)
+    .union(Capabilities::COPY_FROM)
+    .union(Capabilities::REOPEN)
+    .union(Capabilities::BORN_ZERO);
 
-/// Checks that requests made for the export as it `was` can go to the export as it `is`.
+/// Checks that requests made for the device as it `was` can go to the device as it `is`.
 ///
 /// # Errors
 /// `Incompatible`, which says what changed.
-pub(crate) fn check(was: &DeviceInfo, is: &DeviceInfo) -> Result<()> {
+pub fn check_fit(was: &DeviceInfo, is: &DeviceInfo) -> Result<()> {
     match difference(was, is) {
         None => Ok(()),
         Some(message) => Err(Error::with_message(ErrorKind::Incompatible, message)),
@@ -69,15 +73,15 @@ mod tests {
     }
 
     #[test]
-    fn an_export_that_offers_as_much_or_more_fits() {
-        check(&disk(), &disk()).expect("it is the same");
+    fn a_device_that_offers_as_much_or_more_fits() {
+        check_fit(&disk(), &disk()).expect("it is the same");
         let more = with(|info| {
             info.capabilities |= Capabilities::ZERO;
             info.capabilities -= Capabilities::SPLICE_READ;
             info.limits.minimum = 1;
             info.limits.preferred = 65536;
         });
-        check(&disk(), &more).expect("nothing is missing");
+        check_fit(&disk(), &more).expect("nothing is missing");
     }
 
     #[test]
@@ -95,7 +99,7 @@ mod tests {
                 "ability: flush",
             ),
         ] {
-            let error = check(&disk(), &other).expect_err("it changed");
+            let error = check_fit(&disk(), &other).expect_err("it changed");
             assert_eq!(error.kind(), ErrorKind::Incompatible);
             assert!(!error.is_transient());
             assert!(error.to_string().contains(words), "{error}");
