@@ -8,7 +8,7 @@ use std::{
 
 use blockferry_block::{
     BlockDevice, BoxFuture, ClientFacts, Error, ErrorKind, ExportEntry, Exports, OpenExport,
-    Operation, Result, Wish,
+    Operation, Result, Wish, Wishes,
 };
 
 use crate::{Counters, Layer};
@@ -64,6 +64,8 @@ pub struct Opened<S> {
     pub export: String,
     /// For whom it was opened.
     pub client: ClientFacts,
+    /// Where its wishes are made, if it may have some.
+    pub wishes: Option<Arc<Wishes>>,
     /// What the handles of the export share.
     pub shared: Arc<S>,
 }
@@ -149,6 +151,7 @@ impl<L: DeviceLayer> Exports for PerExport<L> {
                 shared: self.shared_of(&export).map_err(opening)?,
                 export,
                 client,
+                wishes: open.wishes.clone(),
             };
             open.device = self.layer.open(opened).await.map_err(opening)?;
             Ok(open)

@@ -2,7 +2,7 @@
 
 use crate::{
     FilterKind, abilities, blocksize, cache, cacheextents, cow, delay, error, exitlast, extentlist,
-    log, offset, packed, partition, readahead, stats, tar, truncate,
+    log, offset, packed, partition, readahead, retry, stats, tar, truncate,
 };
 
 /// All filters, by their names.
@@ -26,6 +26,7 @@ pub static FILTERS: &[&FilterKind] = &[
     &offset::RANGE,
     &readahead::READ_AHEAD,
     &abilities::READ_ONLY,
+    &retry::RETRY,
     &stats::STATS,
     &tar::TAR,
     &truncate::TRUNCATE,
