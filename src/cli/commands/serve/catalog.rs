@@ -38,16 +38,8 @@ pub(super) struct FilterCounters(Arc<Shelf>);
 impl FilterCounters {
     /// The counts of now.
     pub(super) fn read(&self) -> Vec<Counters> {
-        let of_entry = |entry: &Entry| {
-            let counters = entry.filters.counters().into_iter();
-            let name = (!entry.has_names).then(|| entry.name.clone());
-            let named = counters.map(move |counters| Counters {
-                export: name.clone().unwrap_or(counters.export),
-                ..counters
-            });
-            named.collect::<Vec<_>>()
-        };
-        self.0.entries.iter().flat_map(of_entry).collect()
+        let entries = self.0.entries.iter();
+        entries.flat_map(|entry| entry.filters.counters()).collect()
     }
 }
 
@@ -155,6 +147,13 @@ impl Catalog {
             self.connections.push(connection);
             exports
         };
+        let name = served.name.clone().unwrap_or_default();
+        let has_names = has_names(source) && job.exports.len() == 1;
+        // Filters tell of an export by the name that clients know it by.
+        let exports = match has_names {
+            true => exports,
+            false => Arc::new(Only(exports)),
+        };
         let below = Arc::clone(&exports);
         let filters = match Chain::new(&job.filters, exports) {
             Ok(filters) => filters,
@@ -169,13 +168,13 @@ impl Catalog {
             .filter(|named| named.filter().minds_openings())
             .count()
             > 0;
-        if !has_names(source) && served.open != Opening::FirstUse && !minded {
+        if !has_names && served.open != Opening::FirstUse && !minded {
             // What a filter has against the source is better said now than to the first client.
             let facts = ClientFacts {
                 read_only,
                 tls: false,
             };
-            match exports.open("", facts).await {
+            match exports.open(&name, facts).await {
                 Ok(open) => self.size = Some(open.device.info().size),
                 Err(error) if !job.filters.is_empty() => {
                     exports.close().await;
@@ -185,11 +184,11 @@ impl Catalog {
             }
         }
         Ok(Entry {
-            name: served.name.clone().unwrap_or_default(),
+            name,
             description: served.description.clone(),
             exports,
             filters,
-            has_names: has_names(source) && job.exports.len() == 1,
+            has_names,
         })
     }
 
@@ -271,7 +270,7 @@ impl Exports for Shelf {
             if entry.has_names {
                 return entry.exports.open(name, client).await;
             }
-            let mut open = entry.exports.open("", client).await?;
+            let mut open = entry.exports.open(&entry.name, client).await?;
             open.canonical_name =
                 (!self.any_name && name != entry.name).then(|| entry.name.clone());
             if entry.description.is_some() {
@@ -294,6 +293,35 @@ impl Exports for Shelf {
                 entry.exports.close().await;
             }
         })
+    }
+}
+
+/// The default export of others, under whatever name.
+struct Only(Arc<dyn Exports>);
+
+impl Exports for Only {
+    fn connecting(&self, client: ClientFacts) -> BoxFuture<'_, Result<()>> {
+        self.0.connecting(client)
+    }
+
+    fn list(&self, client: ClientFacts) -> BoxFuture<'_, Result<Vec<ExportEntry>>> {
+        self.0.list(client)
+    }
+
+    fn open<'a>(&'a self, _: &'a str, client: ClientFacts) -> BoxFuture<'a, Result<OpenExport>> {
+        Box::pin(async move {
+            let mut open = self.0.open("", client).await?;
+            open.canonical_name = None;
+            Ok(open)
+        })
+    }
+
+    fn wish(&self) -> Option<Wish> {
+        self.0.wish()
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        self.0.close()
     }
 }
 
