@@ -17,18 +17,12 @@ use tempfile::tempdir;
 use crate::support::{
     Outcome,
     certificates::Flaw,
-    dropin::{BOTH, Who, words},
+    dropin::{BOTH, Who, captive, words},
     random_image,
     realm::Realm,
     run,
     run::{finish, until, wait},
 };
-
-/// `nbdkit` with `arguments` on a private socket and a command that uses it.
-fn captive(who: Who, arguments: &[&str], command: &str) -> Outcome {
-    let words = [&["-U", "-"], arguments, &["--run", command]].concat();
-    run(&mut who.tool("nbdkit", words))
-}
 
 fn nbdkit(who: Who, arguments: &str) -> Outcome {
     run(&mut who.tool("nbdkit", words(arguments)))
@@ -189,7 +183,7 @@ fn what_is_not_there_is_refused_by_name() {
         ("-o null", "oldstyle"),
         ("--selinux-label=x null", "--selinux-label"),
         ("--tls-psk=/x null", "--tls-psk"),
-        ("--filter=cow null", "'cow'"),
+        ("--filter=ext2 null", "'ext2'"),
         ("curl http://example.com/", "'curl'"),
         ("nbd socket=/x tls-psk=/y", "tls-psk"),
     ] {

@@ -10,47 +10,13 @@ use std::{
 use tempfile::{TempDir, tempdir};
 
 use crate::support::{
-    Outcome, Peer,
-    dropin::{BOTH, Who},
+    Peer,
+    dropin::{BOTH, FACTS, MAP, READ, Who, assert_alike, captive},
     images::random_bytes,
     run,
     run::run_with_input,
     sparse_image,
 };
-
-/// Everything of the disk.
-const READ: &str = "nbdcopy \"$uri\" - | cat";
-/// How it is spread.
-const MAP: &str = "nbdinfo --map \"$uri\"";
-/// What can be done with it.
-const FACTS: &str = "nbdinfo --json \"$uri\" | grep -e export-size -e is_read_only -e '\"can_zero' \
-                     -e '\"can_trim' -e '\"can_multi'";
-
-/// `nbdkit` with `arguments` on a private socket and a command that uses it.
-fn captive(who: Who, arguments: &[&str], command: &str) -> Outcome {
-    let words = [&["-U", "-"], arguments, &["--run", command]].concat();
-    run(&mut who.tool("nbdkit", words))
-}
-
-/// Fails unless `command` prints the same with both, and succeeds.
-#[track_caller]
-fn assert_alike(arguments: &[&str], command: &str) -> Vec<u8> {
-    let [theirs, ours] = BOTH.map(|who| {
-        let outcome = captive(who, arguments, command);
-        assert_eq!(outcome.code, 0, "{who:?} {arguments:?}: {}", outcome.stderr);
-        outcome.stdout
-    });
-    if ours != theirs {
-        let shown =
-            |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(400)]).into_owned();
-        panic!(
-            "{arguments:?} {command}:\n{}\nis not\n{}",
-            shown(&ours),
-            shown(&theirs)
-        );
-    }
-    ours
-}
 
 struct Room {
     dir: TempDir,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use blockferry_block::{
     BlockDevice, BoxFuture, Buffer, ByteRange, Capabilities, Context, CopyFlags, DeviceInfo, Error,
     ErrorKind, Exports, Extent, FileRange, Operation, Parameter, ParameterType, PipeBuffer, Result,
-    Values, WriteFlags, ZeroFlags,
+    Status, Values, WriteFlags, ZeroFlags, check_allocation,
 };
 
 use crate::{DeviceFilter, Effects, Filter, FilterKind, Filtered, Layer, each_device};
@@ -28,7 +28,7 @@ pub(crate) static NO_EXTENTS: FilterKind = FilterKind {
     help: "Nobody is told of holes and zeroes: everything is data",
     parameters: &[],
     effects: Effects {
-        extents: "hidden, in all contexts",
+        extents: "all data, whatever the source says; what is no allocation is hidden",
         ..Effects::NONE
     },
     build: |_| Ok(Arc::new(NoExtents)),
@@ -201,9 +201,9 @@ impl Limited {
             (Limit::Writes, Operation::Resize) => ErrorKind::Unsupported,
             (Limit::Writes, Operation::Extents) => return None,
             (Limit::Writes, _) => ErrorKind::ReadOnly,
-            (Limit::Trim, Operation::Trim)
-            | (Limit::Zero(NoZero::All), Operation::Zero)
-            | (Limit::Extents, Operation::Extents) => ErrorKind::Unsupported,
+            (Limit::Trim, Operation::Trim) | (Limit::Zero(NoZero::All), Operation::Zero) => {
+                ErrorKind::Unsupported
+            }
             _ => return None,
         };
         let error = Error::new(kind).during(operation);
@@ -233,7 +233,7 @@ impl DeviceFilter for Limited {
         let mut info = self.below.info().clone();
         match self.limit {
             Limit::Writes => info.capabilities -= WRITING,
-            Limit::Extents => info.contexts.clear(),
+            Limit::Extents => info.contexts = vec![Context::Allocation],
             Limit::Trim => info.capabilities -= Capabilities::TRIM,
             Limit::Zero(NoZero::All) => {
                 info.capabilities -= Capabilities::ZERO | Capabilities::FAST_ZERO;
@@ -300,8 +300,14 @@ impl DeviceFilter for Limited {
         range: ByteRange,
         context: &'a Context,
     ) -> BoxFuture<'a, Result<Vec<Extent>>> {
-        unless(self.refusal(Operation::Extents, range), || {
-            self.below.extents(range, context)
+        if !matches!(self.limit, Limit::Extents) {
+            return self.below.extents(range, context);
+        }
+        Box::pin(async move {
+            check_allocation(range, context)?;
+            let status = Status::DATA;
+            let all = Extent { range, status };
+            Ok(if range.is_empty() { vec![] } else { vec![all] })
         })
     }
 
@@ -345,10 +351,15 @@ mod tests {
 
         let device = through(&["notrim", "nozero", "noextents"]).await;
         assert!(!device.info().can(Capabilities::TRIM) && !device.info().can(Capabilities::ZERO));
-        assert!(device.info().contexts.is_empty());
         assert!(device.trim(all, WriteFlags::empty()).await.is_err());
         assert!(device.zero(all, ZeroFlags::empty()).await.is_err());
-        assert!(device.extents(all, &Context::Allocation).await.is_err());
+        let range = ByteRange::between(512, 4096);
+        let extents = device.extents(range, &Context::Allocation).await;
+        let status = Status::DATA;
+        assert_eq!(extents.expect("extents"), [Extent { range, status }]);
+        let other = Context::from("qemu:allocation-depth");
+        assert!(device.extents(all, &other).await.is_err());
+        assert_eq!(device.info().contexts, [Context::Allocation]);
         check_device(&*device, 1, 200).await;
     }
 

@@ -1,16 +1,83 @@
-//! Filters by their names. This is the one place that knows which there are.
+//! The filters by their names: what each is called with, what is said of it, and the filters that it is here.
 
-use crate::cli::failure::Failure;
+use std::ffi::OsString;
 
-use super::module_name;
+use crate::{cli::failure::Failure, filter::NamedFilter};
 
-/// Refuses the filters that are not there.
-pub(super) fn check(names: &[String]) -> Result<(), Failure> {
-    let Some(name) = names.first() else {
-        return Ok(());
-    };
-    let name = module_name(name, "filter");
-    Err(Failure::usage(format!(
-        "cannot open filter '{name}': this server has no filters"
-    )))
+use super::{module_name, parameters::Parameters};
+
+mod abilities;
+mod parts;
+mod watching;
+
+/// A filter.
+#[derive(Debug)]
+pub(super) struct Filter {
+    pub(super) name: &'static str,
+    /// The parameters that it takes from those of the plugin.
+    keys: &'static [&'static str],
+    /// What `--help` says of them.
+    pub(super) help: &'static str,
+    /// What the parameters, in the order in which they are given, ask for.
+    build: fn(Given) -> Result<Vec<NamedFilter>, Failure>,
+}
+
+/// Parameters that a filter takes, in the order in which they are given.
+type Given = Vec<(String, OsString)>;
+
+const FILTERS: &[&Filter] = &[
+    &watching::DELAY,
+    &watching::ERROR,
+    &watching::EXIT_LAST,
+    &watching::LOG,
+    &abilities::MULTI_CONN,
+    &abilities::NO_EXTENTS,
+    &abilities::NO_FILTER,
+    &abilities::NO_ZERO,
+    &parts::OFFSET,
+    &parts::PARTITION,
+    &watching::STATS,
+];
+
+impl Filter {
+    /// The filter of that name, or of the file that would hold it.
+    pub(super) fn named(given: &str) -> Result<&'static Self, Failure> {
+        let name = module_name(given, "filter");
+        let filter = FILTERS.iter().find(|filter| filter.name == name);
+        filter.copied().ok_or_else(|| {
+            let known: Vec<_> = FILTERS.iter().map(|filter| filter.name).collect();
+            Failure::usage(format!(
+                "cannot open filter '{name}': there is no such filter here, only {}",
+                known.join(", ")
+            ))
+        })
+    }
+}
+
+/// Builds the filters that are named, the first one nearest the client. Each takes its parameters before those
+/// behind it and before the plugin.
+pub(super) fn build(
+    filters: &[&Filter],
+    parameters: &mut Parameters,
+) -> Result<Vec<NamedFilter>, Failure> {
+    let mut built = Vec::new();
+    for filter in filters {
+        built.extend((filter.build)(parameters.take_keys(filter.keys))?);
+    }
+    Ok(built)
+}
+
+/// The parameter that nothing works without.
+fn required(value: Option<OsString>, filter: &str, key: &str) -> Result<OsString, Failure> {
+    value.ok_or_else(|| Failure::usage(format!("{filter}: the parameter {key}= is missing")))
+}
+
+/// A parameter of theirs that is not there.
+fn missing(key: &str, why: &str) -> Failure {
+    Failure::usage(format!("{key}: {why}"))
+}
+
+/// The value of the only parameter that a filter has, the last one where there are several.
+fn last(given: Given) -> Option<OsString> {
+    given.into_iter().next_back().map(|(_, value)| value)
 }

@@ -26,6 +26,7 @@ mod probe;
 mod service;
 mod values;
 
+use filters::Filter;
 use options::{Choices, FLAGS, Log, Opt};
 use parameters::Parameters;
 use plugins::Plugin;
@@ -73,7 +74,7 @@ What:
   -e, --exportname=NAME       The export that $uri names
   -t, --threads=N             Requests of a connection at a time
       --timeout=TIME          How long a client may take to begin
-      --filter=FILTER         There are no filters
+      --filter=FILTER         Put a filter in front of the plugin; the first is nearest the client
       --mask-handshake=MASK   Offer only these flags in the handshake
   -n, --newstyle              The newstyle protocol (always)
       --no-mc, --no-meta-contexts
@@ -158,23 +159,30 @@ impl Request {
         }
         let words = operands.split_off(1);
         let plugin = Plugin::named(&printable(&operands[0]))?;
-        filters::check(&choices.filters)?;
+        let filters = choices.filters.iter();
+        let filters: Vec<_> = filters
+            .map(|name| Filter::named(name))
+            .collect::<Result<_, _>>()?;
         if choices.help {
-            let (name, help) = (plugin.name, plugin.help);
-            return Ok(Self::Print(format!("{HELP}\nplugin: {name}\n{help}\n")));
+            return Ok(Self::Print(help(&filters, plugin)));
         }
         if choices.version {
-            let name = plugin.name;
-            return Ok(Self::Print(format!("{}{name} {VERSION}\n", version())));
+            let names = filters.iter().map(|filter| filter.name);
+            let names = names.chain([plugin.name]);
+            let lines: String = names.map(|name| format!("{name} {VERSION}\n")).collect();
+            return Ok(Self::Print(version() + &lines));
         }
         let listen = service::places(&choices, activated)?;
         if choices.dump_plugin {
             return Ok(Self::Print(probe::dump_plugin(plugin, &words)?));
         }
         let tls = service::tls(&choices)?;
-        let served = (plugin.build)(Parameters::read(&words, plugin.magic)?)?;
+        let mut parameters = Parameters::read(&words, plugin.magic)?;
+        let filters = filters::build(&filters, &mut parameters)?;
+        let served = (plugin.build)(parameters)?;
 
         let mut job = ServeJob::new(vec![served.source]);
+        job.filters = filters;
         job.any_name = served.any_name;
         job.retries = job.retries.max(served.retries);
         job.server.read_only = choices.read_only || served.read_only;
@@ -183,6 +191,15 @@ impl Request {
         choices.tell(&mut job, activated);
         Ok(Self::Serve(Box::new(job)))
     }
+}
+
+/// What there is to say of filters and a plugin.
+fn help(filters: &[&Filter], plugin: &Plugin) -> String {
+    let filters = filters.iter();
+    let filters = filters.map(|filter| ("filter", filter.name, filter.help));
+    let modules = filters.chain([("plugin", plugin.name, plugin.help)]);
+    let texts = modules.map(|(kind, name, help)| format!("\n{kind}: {name}\n{help}\n"));
+    HELP.to_owned() + &texts.collect::<String>()
 }
 
 /// What is asked for where no plugin is named.

@@ -49,12 +49,17 @@ impl Parameters {
 
     /// Takes all values of `key`, in order.
     pub(super) fn take_all(&mut self, key: &str) -> Vec<OsString> {
+        let taken = self.take_keys(&[key]).into_iter();
+        taken.map(|(_, value)| value).collect()
+    }
+
+    /// Takes the values of several keys, with those, in order.
+    pub(super) fn take_keys(&mut self, keys: &[&str]) -> Vec<(String, OsString)> {
         let (taken, rest) = std::mem::take(&mut self.0)
             .into_iter()
-            .partition(|(known, _)| known == key);
+            .partition(|(known, _)| keys.contains(&&**known));
         self.0 = rest;
-        let taken: Vec<_> = taken;
-        taken.into_iter().map(|(_, value)| value).collect()
+        taken
     }
 
     /// What was not taken, in order.

@@ -60,8 +60,16 @@ pub(super) fn boolean(name: &str, value: &OsStr) -> Result<bool, Failure> {
     }
 }
 
-/// A time: seconds, unless there is a unit behind it.
+/// A time that is more than none: seconds, unless there is a unit behind it.
 pub(super) fn delay(name: &str, value: &OsStr) -> Result<Duration, Failure> {
+    let delay = time(name, value).ok();
+    delay
+        .filter(|delay| !delay.is_zero())
+        .ok_or_else(|| wrong(name, value, "a time of more than 0 seconds"))
+}
+
+/// A time: seconds, unless there is a unit behind it.
+pub(super) fn time(name: &str, value: &OsStr) -> Result<Duration, Failure> {
     let parse = |text: &str| {
         let end = text.find(|c: char| !c.is_ascii_digit() && c != '.');
         let (number, unit) = text.split_at(end.unwrap_or(text.len()));
@@ -76,10 +84,8 @@ pub(super) fn delay(name: &str, value: &OsStr) -> Result<Duration, Failure> {
         let seconds = number.parse::<f64>().ok()? * unit;
         Duration::try_from_secs_f64(seconds).ok()
     };
-    let delay = value.to_str().and_then(parse);
-    delay
-        .filter(|delay| !delay.is_zero())
-        .ok_or_else(|| wrong(name, value, "a time of more than 0 seconds"))
+    let time = value.to_str().and_then(parse);
+    time.ok_or_else(|| wrong(name, value, "a time"))
 }
 
 #[cfg(test)]

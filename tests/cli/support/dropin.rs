@@ -1,4 +1,4 @@
-//! nbdcopy, theirs and ours, side by side.
+//! Programs, theirs and ours, side by side.
 
 use std::{
     ffi::OsStr,
@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
+
+use super::{Outcome, run};
 
 /// Whose program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,4 +65,38 @@ impl Who {
 /// `text` taken apart at spaces.
 pub(crate) fn words(text: &str) -> Vec<&str> {
     text.split_whitespace().collect()
+}
+
+/// Everything of the disk.
+pub(crate) const READ: &str = "nbdcopy \"$uri\" - | cat";
+/// How it is spread.
+pub(crate) const MAP: &str = "nbdinfo --map \"$uri\"";
+/// What can be done with it.
+pub(crate) const FACTS: &str = "nbdinfo --json \"$uri\" | grep -e export-size -e is_read_only -e '\"can_zero' \
+                     -e '\"can_trim' -e '\"can_multi'";
+
+/// `nbdkit` with `arguments` on a private socket and a command that uses it.
+pub(crate) fn captive(who: Who, arguments: &[&str], command: &str) -> Outcome {
+    let words = [&["-U", "-"], arguments, &["--run", command]].concat();
+    run(&mut who.tool("nbdkit", words))
+}
+
+/// Fails unless `command` prints the same with both, and succeeds.
+#[track_caller]
+pub(crate) fn assert_alike(arguments: &[&str], command: &str) -> Vec<u8> {
+    let [theirs, ours] = BOTH.map(|who| {
+        let outcome = captive(who, arguments, command);
+        assert_eq!(outcome.code, 0, "{who:?} {arguments:?}: {}", outcome.stderr);
+        outcome.stdout
+    });
+    if ours != theirs {
+        let shown =
+            |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(400)]).into_owned();
+        panic!(
+            "{arguments:?} {command}:\n{}\nis not\n{}",
+            shown(&ours),
+            shown(&theirs)
+        );
+    }
+    ours
 }

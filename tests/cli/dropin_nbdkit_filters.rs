@@ -1,0 +1,280 @@
+//! Under the name nbdkit, each filter beside the real one: the same parameters, the same disk behind it.
+
+use std::{fs, path::PathBuf};
+
+use tempfile::{TempDir, tempdir};
+
+use crate::support::{
+    dropin::{BOTH, FACTS, MAP, READ, Who, assert_alike, captive, words},
+    run, sparse_image,
+};
+
+/// A place with an image of a few data and holes, of an odd size.
+struct Room(TempDir);
+
+const SIZE: u64 = (8 << 20) + 1536;
+
+impl Room {
+    fn new() -> Self {
+        let room = Self(tempdir().expect("a directory"));
+        sparse_image(&room.path("image"), SIZE);
+        room
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Words in which `@` is the directory.
+    fn fill(&self, text: &str) -> Vec<String> {
+        let directory = self.0.path().to_str().expect("UTF-8");
+        let words = words(text).into_iter();
+        words.map(|word| word.replace('@', directory)).collect()
+    }
+
+    /// Fails unless both show the same disk, spread in the same way.
+    #[track_caller]
+    fn assert_alike(&self, arguments: &str, commands: &[&str]) {
+        let arguments = self.fill(arguments);
+        let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+        for command in commands {
+            assert_alike(&arguments, command);
+        }
+    }
+
+    /// What `command` comes to with the server of `who`.
+    fn captive(&self, who: Who, arguments: &str, command: &str) -> crate::support::Outcome {
+        let arguments = self.fill(arguments);
+        let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+        captive(who, &arguments, command)
+    }
+}
+
+#[test]
+fn a_disk_is_the_same_through_each_filter() {
+    let room = Room::new();
+    for arguments in [
+        "--filter=nofilter file @/image",
+        "--filter=exitlast file @/image",
+        "--filter=offset file @/image",
+        "--filter=offset file @/image offset=64k",
+        "--filter=offset file @/image offset=1M range=2M",
+        "--filter=offset file offset=512 range=4k file=@/image",
+        "--filter=offset memory 1M offset=1M",
+        "--filter=delay file @/image rdelay=1ms wdelay=1ms delay-extents=2ms delay-open=3ms",
+        "--filter=delay memory 1M delay-fast-zero=false delay-write=1 delay-zero=1 delay-trim=1 delay-cache=1",
+        "--filter=error file @/image",
+        "--filter=error file @/image error=ENOSPC error-rate=100% error-file=@/missing",
+        "--filter=error file @/image error-pwrite-rate=1 error-pread-rate=0%",
+        "--filter=log file @/image",
+        "--filter=log file @/image logfile=@/log logappend=true",
+        "--filter=stats file @/image statsfile=@/stats statsappend=1 statsthreshold=100",
+        "--filter=multi-conn file @/image",
+        "--filter=multi-conn memory 1M multi-conn-mode=disable multi-conn-track-dirty=fast",
+        "--filter=multi-conn memory 1M multi-conn-mode=plugin multi-conn-exportname=true",
+        "--filter=multi-conn memory 1M multi-conn-mode=unsafe multi-conn-track-dirty=off",
+        "--filter=nozero file @/image zeromode=plugin fastzeromode=none",
+        "--filter=nozero file @/image zeromode=notrim",
+        "--filter=nozero file @/image zeromode=emulate",
+        "-r --filter=offset file @/image offset=1k",
+    ] {
+        room.assert_alike(arguments, &[READ, MAP, FACTS]);
+    }
+}
+
+#[test]
+fn what_is_hidden_is_all_data() {
+    let room = Room::new();
+    room.assert_alike("--filter=noextents file @/image", &[READ, MAP]);
+    room.assert_alike("--filter=nozero file @/image", &[READ, MAP]);
+}
+
+#[test]
+fn the_first_filter_is_nearest_the_client_and_takes_its_parameters_first() {
+    let room = Room::new();
+    for arguments in [
+        "--filter=offset --filter=noextents file @/image offset=1M",
+        "--filter=noextents --filter=offset file @/image offset=1M",
+        "--filter=log --filter=offset --filter=stats --filter=nofilter file @/image offset=4k \
+         logfile=@/log statsfile=@/stats",
+    ] {
+        room.assert_alike(arguments, &[READ, MAP]);
+    }
+}
+
+#[test]
+fn requests_fail_with_the_error_that_was_chosen() {
+    let room = Room::new();
+    for (error, message) in [
+        ("EPERM", "Operation not permitted"),
+        ("EIO", "Input/output error"),
+        ("ENOMEM", "Cannot allocate memory"),
+        ("EINVAL", "Invalid argument"),
+        ("ENOSPC", "No space left on device"),
+        ("ESHUTDOWN", "Cannot send after transport endpoint shutdown"),
+    ] {
+        let arguments = format!("--filter=error memory 1M error={error} error-pwrite-rate=100%");
+        for who in BOTH {
+            let command = "qemu-io -f raw -c 'read 0 512' -c 'write 0 512' \"$uri\"";
+            let outcome = room.captive(who, &arguments, command);
+            let text = format!("{}{}", outcome.text(), outcome.stderr);
+            assert!(text.contains("read 512/512"), "{who:?} {text}");
+            assert!(text.contains(message), "{who:?} {error}: {text}");
+        }
+    }
+    for (command, part) in [
+        ("read 0 512", "error-pread-rate=1"),
+        ("write 0 512", "error-pwrite=EIO error-rate=100%"),
+        ("write -z 0 512", "error-zero-rate=100%"),
+        ("discard 0 64k", "error-trim-rate=100% error-trim=ENOSPC"),
+    ] {
+        let arguments = format!("--filter=error memory 1M {part}");
+        for who in BOTH {
+            let command = format!("qemu-io -f raw -d unmap -c '{command}' \"$uri\"");
+            let outcome = room.captive(who, &arguments, &command);
+            assert_ne!(outcome.code, 0, "{who:?} {part}: {}", outcome.text());
+        }
+    }
+    // A trigger that comes while it runs.
+    let arguments = "--filter=error memory 1M error-rate=100% error-file=@/trigger";
+    let trigger = room.path("trigger");
+    let trigger = trigger.display();
+    let command = format!(
+        "nbdinfo --size \"$uri\" && nbdcopy \"$uri\" /dev/null && touch {trigger} && \
+         ! nbdcopy \"$uri\" /dev/null && rm {trigger} && nbdcopy \"$uri\" /dev/null"
+    );
+    for who in BOTH {
+        room.captive(who, arguments, &command).success();
+    }
+}
+
+#[test]
+fn the_server_ends_with_its_last_client() {
+    let room = Room::new();
+    for who in BOTH {
+        let socket = room.path(&format!("socket-{who:?}"));
+        let socket = socket.to_str().expect("UTF-8");
+        let words = ["-f", "-U", socket, "--filter=exitlast", "memory", "1M"];
+        let mut server = who.tool("nbdkit", words).spawn().expect("a server");
+        let uri = format!("nbd+unix:///?socket={socket}");
+        run::until("a socket", || fs::exists(socket).expect("a directory"));
+        let size = run(std::process::Command::new("nbdinfo").args(["--size", &uri]));
+        assert_eq!(size.success().text().trim(), "1048576");
+        assert_eq!(run::wait(&mut server), 0, "{who:?}");
+    }
+}
+
+#[test]
+fn a_log_has_a_line_for_each_request_and_statistics_a_row_for_each_command() {
+    let room = Room::new();
+    let arguments = "--filter=log --filter=stats memory 1M logfile=@/log statsfile=@/stats";
+    let command = "qemu-io -f raw -c 'write 0 4k' -c 'read 512 1k' -c flush \"$uri\"";
+    for who in BOTH {
+        fs::write(room.path("log"), "old\n").expect("room");
+        room.captive(who, arguments, command).success();
+        let log = fs::read_to_string(room.path("log")).expect("a log");
+        assert!(!log.contains("old"), "{who:?}");
+        let stats = fs::read_to_string(room.path("stats")).expect("statistics");
+        for text in ["read", "write", "flush"] {
+            assert!(stats.contains(text), "{who:?}: {stats}");
+        }
+        let (write, read) = match who {
+            Who::Theirs => (
+                "Write id=1 offset=0x0 count=0x1000",
+                "Read id=2 offset=0x200 count=0x400",
+            ),
+            Who::Ours => (r#""command":"write","#, r#""length":1024,"offset":512,"#),
+        };
+        assert!(log.contains(write) && log.contains(read), "{who:?}: {log}");
+    }
+    let append = "--filter=log memory 1M logfile=@/log logappend=yes";
+    fs::write(room.path("log"), "old\n").expect("room");
+    room.captive(Who::Ours, append, command).success();
+    let log = fs::read_to_string(room.path("log")).expect("a log");
+    assert!(log.starts_with("old\n{"), "{log}");
+}
+
+#[test]
+fn what_both_refuse_ends_with_1_and_an_error() {
+    let room = Room::new();
+    for arguments in [
+        "--filter=bogus memory 1M",
+        "--filter=./nbdkit-bogus-filter.so memory 1M",
+        "memory 1M offset=1",
+        "--filter=noextents memory 1M offset=1",
+        "--filter=offset memory 1M offset=x",
+        "--filter=partition memory 1M",
+        "--filter=partition memory 1M partition=0",
+        "--filter=partition memory 1M partition=x",
+        "--filter=delay memory 1M rdelay=x",
+        "--filter=delay memory 1M rdelay=-1",
+        "--filter=delay memory 1M delay-fast-zero=x",
+        "--filter=error memory 1M error=EWHAT",
+        "--filter=error memory 1M error-rate=101%",
+        "--filter=error memory 1M error-pread-rate=2",
+        "--filter=error memory 1M error-rate=x",
+        "--filter=log memory 1M logfile=@/missing/log",
+        "--filter=log memory 1M logappend=x",
+        "--filter=stats memory 1M",
+        "--filter=stats memory 1M statsfile=@/missing/stats",
+        "--filter=multi-conn memory 1M multi-conn-mode=x",
+        "--filter=multi-conn memory 1M multi-conn-track-dirty=x",
+        "--filter=nozero memory 1M zeromode=x",
+        "--filter=nozero memory 1M fastzeromode=x",
+    ] {
+        for who in BOTH {
+            let outcome = room.captive(who, arguments, "true");
+            assert_eq!(outcome.code, 1, "{who:?} {arguments}: {}", outcome.stderr);
+            assert!(
+                outcome.stderr.contains("nbdkit: error: "),
+                "{}",
+                outcome.stderr
+            );
+        }
+    }
+}
+
+#[test]
+fn what_is_not_there_is_refused_by_name() {
+    let room = Room::new();
+    for (arguments, name) in [
+        ("--filter=ext2 memory 1M", "'ext2'"),
+        ("--filter=delay memory 1M delay-close=1", "delay-close"),
+        ("--filter=log memory 1M logscript=true", "logscript"),
+        (
+            "--filter=multi-conn memory 1M multi-conn-mode=emulate",
+            "multi-conn-mode=emulate",
+        ),
+        (
+            "--filter=nozero memory 1M fastzeromode=ignore",
+            "fastzeromode=ignore",
+        ),
+    ] {
+        let outcome = room.captive(Who::Ours, arguments, "true");
+        outcome.failure(1, &["nbdkit: error: ", name]);
+    }
+}
+
+#[test]
+fn filters_are_explained_and_have_versions() {
+    for (arguments, name) in [
+        ("--filter=delay --filter=log null", "delay"),
+        ("--filter=./nbdkit-offset-filter.so null", "offset"),
+    ] {
+        let words: Vec<_> = words(arguments);
+        let ask = |what| run(&mut Who::Ours.tool("nbdkit", [&words[..], &[what]].concat()));
+        let help = ask("--help").success();
+        let filter = help.text().find(&format!("filter: {name}\n"));
+        assert!(filter.expect("a filter") < help.text().find("plugin: null\n").expect("a plugin"));
+        let version = ask("--version").success();
+        let lines: Vec<_> = version.text().lines().collect();
+        assert!(lines[1].starts_with(name), "{lines:?}");
+        assert!(lines[lines.len() - 1].starts_with("null "), "{lines:?}");
+        assert!(
+            ask("--dump-plugin")
+                .success()
+                .text()
+                .contains("name=null\n")
+        );
+    }
+}
