@@ -30,9 +30,9 @@ fn exports_and_connections_are_told_apart_by_the_log() {
     ]);
     server.args([
         "-e",
-        "one=memory:1M",
+        "one=pattern:1M",
         "-e",
-        "two=memory:2M",
+        "two=pattern:2M",
         "--listen",
         "127.0.0.1:0",
     ]);

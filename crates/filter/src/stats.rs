@@ -297,7 +297,7 @@ impl Watch for Counter {
     fn end(&self, began: Instant, request: &Request<'_>, outcome: Outcome<'_>) {
         if let Some(place) = place(request.operation) {
             let stats = self.0.commands[place].get_or_init(Default::default);
-            let done = matches!(outcome, Outcome::Done);
+            let done = !matches!(outcome, Outcome::Failed(_) | Outcome::GivenUp);
             stats.count(request.range.len(), began.elapsed(), done);
         }
     }

@@ -8,6 +8,7 @@ use super::{module_name, parameters::Parameters};
 
 mod abilities;
 mod parts;
+mod stores;
 mod watching;
 
 /// A filter.
@@ -26,6 +27,8 @@ pub(super) struct Filter {
 type Given = Vec<(String, OsString)>;
 
 const FILTERS: &[&Filter] = &[
+    &stores::CACHE_EXTENTS,
+    &stores::COW,
     &watching::DELAY,
     &watching::ERROR,
     &watching::EXIT_LAST,
@@ -36,7 +39,9 @@ const FILTERS: &[&Filter] = &[
     &abilities::NO_ZERO,
     &parts::OFFSET,
     &parts::PARTITION,
+    &stores::READ_AHEAD,
     &watching::STATS,
+    &parts::TRUNCATE,
 ];
 
 impl Filter {

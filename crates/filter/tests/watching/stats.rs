@@ -81,6 +81,7 @@ async fn each_request_is_counted_once_with_its_bytes_and_its_failure() {
     assert_eq!(all, 102);
     assert_eq!(line["commands"]["write_zeroes"]["bytes"], 4096);
     assert_eq!(line["commands"]["block_status"]["requests"], 1);
+    assert_eq!(line["commands"]["block_status"]["failed"], 0);
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use crate::{
     cli::failure::Failure,
-    filter::{NamedFilter, Offset, Partition},
+    filter::{NamedFilter, Offset, Partition, Truncate},
 };
 
 use super::{super::values, Filter, last, required};
@@ -46,5 +46,33 @@ partition=N                    (required) The number of the partition, from 1 on
             number,
             sector_size: None,
         })])
+    },
+};
+
+pub(super) static TRUNCATE: Filter = Filter {
+    name: "truncate",
+    keys: &["truncate", "round-up", "round-down"],
+    help: "\
+truncate=SIZE                  The size; what is beyond the end reads as zeroes
+round-up=N                     Makes it a multiple of this power of two, by adding zeroes
+round-down=N                   Makes it a multiple of this power of two, by leaving out what is more",
+    build: |given| {
+        let mut sizes = Truncate::default();
+        for (key, value) in given {
+            let size = values::size(&key, &value)?;
+            if key == "truncate" {
+                sizes.size = Some(size);
+                continue;
+            }
+            if !size.is_power_of_two() {
+                let message = format!("the {key} parameter must be a power of 2");
+                return Err(Failure::usage(message));
+            }
+            match &*key {
+                "round-up" => sizes.round_up = Some(size),
+                _ => sizes.round_down = Some(size),
+            }
+        }
+        Ok(vec![NamedFilter::new(sizes)])
     },
 };

@@ -6,7 +6,9 @@ use crate::{
     block::{ErrorKind, Operation},
     cli::failure::Failure,
     endpoint::printable,
-    filter::{Delay, ErrorRule, ExitLast, InjectErrors, LogRequests, NamedFilter, Stats},
+    filter::{
+        Delay, ErrorRule, ExitLast, InjectErrors, LogFormat, LogRequests, NamedFilter, Stats,
+    },
 };
 
 use super::{super::values, Filter, Given, missing, required};
@@ -173,7 +175,7 @@ pub(super) static LOG: Filter = Filter {
     name: "log",
     keys: &["logfile", "logappend", "logscript"],
     help: "\
-logfile=FILE                   Where to; nothing is logged without it. Lines are JSON.
+logfile=FILE                   Where to; nothing is logged without it
 logappend=BOOL                 Whether what the file has is kept (false)
 (logscript is not supported)",
     build: |given| {
@@ -188,6 +190,7 @@ logappend=BOOL                 Whether what the file has is kept (false)
         let log = file.map(|file| {
             let mut log = LogRequests::to(file);
             log.append = append;
+            log.format = LogFormat::Nbdkit;
             NamedFilter::new(log)
         });
         Ok(log.into_iter().collect())
