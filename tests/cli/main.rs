@@ -27,6 +27,7 @@ mod dropin_qemu_nbd;
 mod examples;
 mod failing_requests;
 mod filters;
+mod filters_extents;
 mod filters_watching;
 mod in_order;
 mod info;

@@ -72,8 +72,12 @@ async fn who_asks_something_else_does_not_wait() {
     let gate = disk.stop(Operation::Extents, Point::Before);
     let first = tokio::spawn(allocation(&handle, all()));
     gate.reached().await;
-    let other = handle.extents(all(), &contexts()[1]).await;
-    assert_eq!(other.expect("an answer"), disk.truth(all(), 1));
+    let other = Arc::clone(&handle);
+    let other = tokio::spawn(async move { other.extents(all(), &contexts()[1]).await });
+    settle().await;
+    assert!(other.is_finished());
+    let answer = other.await.expect("no panic").expect("an answer");
+    assert_eq!(answer, disk.truth(all(), 1));
     gate.open();
     first.await.expect("no panic").expect("an answer");
 }
