@@ -26,6 +26,9 @@ const PARALLEL: usize = 8;
 /// Bytes that are taken over from the source at a time.
 const PIECE: u64 = 1 << 20;
 
+/// Runs of blocks that are forgotten at a time.
+const MOST_RUNS: usize = 256;
+
 /// What was written to an export.
 pub(super) struct Overlay {
     block: u64,
@@ -211,7 +214,7 @@ impl Overlay {
         let mut rest = blocks;
         while !rest.is_empty() {
             // What was stored is looked up before it is forgotten where.
-            let runs = self.map.runs(rest, 4096);
+            let runs = self.map.runs(rest, MOST_RUNS);
             let end = runs.last().map_or(rest.end(), |run| run.range.end());
             let (part, behind) = rest.split_at(end - rest.start());
             self.map.set(part, State::Zero)?;
@@ -222,6 +225,10 @@ impl Overlay {
                 }
             }
             rest = behind;
+            // Giving space back takes its time: others on this thread want a turn.
+            if !rest.is_empty() {
+                tokio::task::yield_now().await;
+            }
         }
         Ok(())
     }
