@@ -7,6 +7,8 @@ use crate::{cli::failure::Failure, filter::NamedFilter};
 use super::{module_name, parameters::Parameters};
 
 mod abilities;
+mod flow;
+mod packed;
 mod parts;
 mod stores;
 mod watching;
@@ -27,11 +29,16 @@ pub(super) struct Filter {
 type Given = Vec<(String, OsString)>;
 
 const FILTERS: &[&Filter] = &[
+    &flow::BLOCK_SIZE,
+    &flow::BLOCK_SIZE_POLICY,
+    &stores::CACHE,
     &stores::CACHE_EXTENTS,
     &stores::COW,
     &watching::DELAY,
     &watching::ERROR,
     &watching::EXIT_LAST,
+    &stores::EXTENT_LIST,
+    &packed::GZIP,
     &watching::LOG,
     &abilities::MULTI_CONN,
     &abilities::NO_EXTENTS,
@@ -40,8 +47,11 @@ const FILTERS: &[&Filter] = &[
     &parts::OFFSET,
     &parts::PARTITION,
     &stores::READ_AHEAD,
+    &flow::RETRY,
     &watching::STATS,
+    &packed::TAR,
     &parts::TRUNCATE,
+    &packed::XZ,
 ];
 
 impl Filter {

@@ -1,0 +1,143 @@
+//! How requests reach the plugin: cut to size, or once more.
+
+use std::{ffi::OsStr, time::Duration};
+
+use crate::{
+    cli::failure::Failure,
+    filter::{BlockSize, NamedFilter, Retry, Truncate},
+};
+
+use super::{super::values, Filter, missing};
+
+pub(super) static BLOCK_SIZE: Filter = Filter {
+    name: "blocksize",
+    keys: &["minblock", "maxdata", "maxlen"],
+    help: "\
+minblock=SIZE                  The smallest block that the plugin is given: a power of two, 64k at most. What does not
+                               fill one at the end of the disk is cut off.
+maxdata=SIZE                   The longest read or write that it is given
+maxlen=SIZE                    The longest request without data that it is given",
+    build: |given| {
+        let mut sizes = BlockSize::default();
+        let mut block = 1;
+        for (key, value) in given {
+            let size = values::size(&key, &value)?;
+            match &*key {
+                "minblock" => block = power_of_two(&key, size, 64 << 10)?,
+                "maxdata" => sizes.maximum_data = Some(u32::try_from(size).unwrap_or(u32::MAX)),
+                _ => sizes.maximum_length = Some(size),
+            }
+        }
+        let lengths = [
+            ("maxdata", sizes.maximum_data.map(u64::from)),
+            ("maxlen", sizes.maximum_length),
+        ];
+        for (key, length) in lengths {
+            if length.is_some_and(|length| length == 0 || length % u64::from(block) != 0) {
+                let message = format!("{key} must be a multiple of {block}");
+                return Err(Failure::usage(message));
+            }
+        }
+        if block == 1 {
+            return Ok(vec![NamedFilter::new(sizes)]);
+        }
+        sizes.minimum = Some(block);
+        let whole = Truncate {
+            round_down: Some(block.into()),
+            ..Truncate::default()
+        };
+        Ok(vec![NamedFilter::new(sizes), NamedFilter::new(whole)])
+    },
+};
+
+pub(super) static BLOCK_SIZE_POLICY: Filter = Filter {
+    name: "blocksize-policy",
+    keys: &[
+        "blocksize-minimum",
+        "blocksize-preferred",
+        "blocksize-maximum",
+        "blocksize-error-policy",
+        "blocksize-write-disconnect",
+    ],
+    help: "\
+blocksize-minimum=SIZE, blocksize-preferred=SIZE
+                               What clients are told of the size of blocks: powers of two
+blocksize-error-policy=allow|error
+                               What becomes of requests that do not keep to that (allow)
+(blocksize-maximum and blocksize-write-disconnect are not supported)",
+    build: |given| {
+        let mut sizes = BlockSize::default();
+        for (key, value) in given {
+            match (&*key, value.to_str()) {
+                ("blocksize-error-policy", Some("allow")) => sizes.enforce = false,
+                ("blocksize-error-policy", Some("error")) => sizes.enforce = true,
+                ("blocksize-error-policy", _) => {
+                    return Err(Failure::usage(format!("unknown {key}")));
+                }
+                ("blocksize-minimum", _) => {
+                    let size = values::size(&key, &value)?;
+                    sizes.advertise_minimum = power_of_two(&key, size, 64 << 10)?;
+                }
+                ("blocksize-preferred", _) => {
+                    let size = values::size(&key, &value)?;
+                    sizes.advertise_preferred = Some(power_of_two(&key, size, 32 << 20)?);
+                }
+                _ => {
+                    let why = "longer requests are always taken, up to 64M";
+                    return Err(missing(&key, why));
+                }
+            }
+        }
+        let least = sizes.advertise_minimum;
+        if sizes.advertise_preferred.is_some_and(|size| size < least) {
+            let message = "blocksize-minimum must not be more than blocksize-preferred";
+            return Err(Failure::usage(message));
+        }
+        Ok(vec![NamedFilter::new(sizes)])
+    },
+};
+
+pub(super) static RETRY: Filter = Filter {
+    name: "retry",
+    keys: &[
+        "retries",
+        "retry-delay",
+        "retry-exponential",
+        "retry-readonly",
+    ],
+    help: "\
+retries=N                      How often a request is made again (5)
+retry-delay=N                  How many seconds to wait before that (2)
+retry-exponential=BOOL         Whether to wait twice as long each time (true)
+retry-readonly=BOOL            Whether the plugin is only read after a failure (false)",
+    build: |given| {
+        let mut retry = Retry {
+            max_delay: Duration::from_secs(24 * 3600),
+            ..Retry::default()
+        };
+        for (key, value) in given {
+            match &*key {
+                "retries" => retry.retries = values::unsigned(&key, &value)?,
+                "retry-delay" => retry.delay = seconds(&key, &value)?,
+                "retry-exponential" => retry.exponential = values::boolean(&key, &value)?,
+                _ => retry.read_only = values::boolean(&key, &value)?,
+            }
+        }
+        Ok(vec![NamedFilter::new(retry)])
+    },
+};
+
+fn seconds(key: &str, value: &OsStr) -> Result<Duration, Failure> {
+    let seconds = values::unsigned(key, value)?;
+    match seconds {
+        0 => Err(Failure::usage(format!("{key} cannot be 0"))),
+        seconds => Ok(Duration::from_secs(seconds.into())),
+    }
+}
+
+/// A power of two that is not too large.
+fn power_of_two(key: &str, size: u64, most: u32) -> Result<u32, Failure> {
+    let fits = u32::try_from(size).ok().filter(|size| *size <= most);
+    fits.filter(|size| size.is_power_of_two())
+        .ok_or_else(|| Failure::usage(format!("{key} must be a power of 2, and at most {most}")))
+}
