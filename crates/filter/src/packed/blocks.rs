@@ -220,6 +220,12 @@ impl Blocks {
         }
     }
 
+    /// The bytes in memory.
+    #[cfg(test)]
+    pub(super) fn weight(&self) -> u64 {
+        self.kept().weight
+    }
+
     fn kept(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -24,6 +24,8 @@ mod xz;
 mod zstd;
 
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod samples;
 #[cfg(test)]
 mod tests;

@@ -237,6 +237,7 @@ fn unpack(packed: &Packed<'_>) -> Result<Vec<u8>, Damage> {
     let check = (packed.tag & 0xf) as u8;
     // One byte more shows that there is more.
     let mut unpacked = vec![0; packed.unpacked + 1];
+    let mut is_taken = true;
     for input in [&stream_header(check)[..], packed.bytes] {
         let first = stream.total_in();
         loop {
@@ -250,20 +251,21 @@ fn unpack(packed: &Packed<'_>) -> Result<Vec<u8>, Damage> {
             let status = status.map_err(|error| explain(error, check))?;
             let is_stuck = (stream.total_in(), stream.total_out()) == (read, written);
             if is_stuck || status == Status::StreamEnd {
-                return Err(match stream.total_out() > packed.unpacked as u64 {
-                    true => format!("it holds more than {} bytes", packed.unpacked),
-                    false => "it ends before its end".to_owned(),
-                });
+                is_taken = false;
+                break;
             }
         }
     }
     // A checksum is verified with the last byte of a block; where that is, the index says, which has one of its own.
+    let size = packed.unpacked;
     match stream.total_out() as usize {
-        found if found == packed.unpacked => {
-            unpacked.truncate(found);
+        found if found > size => Err(format!("it holds more than {size} bytes")),
+        found if found < size => Err(format!("it holds {found} bytes, not {size}")),
+        _ if !is_taken => Err("there is something behind its end".to_owned()),
+        _ => {
+            unpacked.truncate(size);
             Ok(unpacked)
         }
-        found => Err(format!("it holds {found} bytes, not {}", packed.unpacked)),
     }
 }
 
