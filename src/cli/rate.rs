@@ -2,21 +2,16 @@
 
 use std::{
     convert::Infallible,
-    fs::File,
-    io::Read,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use crate::{block::parse_size, copy::Control, endpoint::printable};
+use crate::{block::read_rate, copy::Control, endpoint::printable};
 
 use super::{failure::Failure, progress::View, signals::Reload};
 
 /// How often the file is looked at.
 const PAUSE: Duration = Duration::from_secs(1);
-
-/// The most that is read of the file, in bytes: a size is short.
-const LONGEST: u64 = 100;
 
 /// The limit of a copy, as it was asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,7 +50,7 @@ impl Rate {
         let Some(path) = &self.file else {
             return Ok(Limit { file: None });
         };
-        let rate = read(path).map_err(|why| Failure::failed(complaint(path, &why)))?;
+        let rate = read_rate(path).map_err(|why| Failure::failed(complaint(path, &why)))?;
         control.set_rate(Some(rate).filter(|rate| *rate > 0));
         Ok(Limit {
             file: Some(Followed {
@@ -100,7 +95,7 @@ impl Followed {
     /// What makes no sense counts when it is still there at the next look, or `at_once`: someone may just
     /// be writing it.
     fn look(&mut self, at_once: bool) -> Option<Found> {
-        let found = read(&self.path);
+        let found = read_rate(&self.path);
         let settled = at_once || found == self.seen;
         self.seen.clone_from(&found);
         match found {
@@ -125,19 +120,6 @@ fn complaint(path: &Path, why: &str) -> String {
     format!("the rate in {}: {why}", printable(path.as_os_str()))
 }
 
-fn read(path: &Path) -> Found {
-    let failed = |error: std::io::Error| error.to_string();
-    // Anything else could be waited for without end.
-    if !path.metadata().map_err(failed)?.is_file() {
-        return Err("it is no regular file".to_owned());
-    }
-    let mut text = String::new();
-    File::open(path)
-        .and_then(|file| file.take(LONGEST).read_to_string(&mut text))
-        .map_err(failed)?;
-    parse_size(text.trim()).map_err(|error| error.to_string())
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -147,7 +129,7 @@ mod tests {
     fn followed(text: &str) -> (tempfile::NamedTempFile, Followed) {
         let file = tempfile::NamedTempFile::new().expect("a file");
         fs::write(file.path(), text).expect("written");
-        let rate = read(file.path()).expect("a rate");
+        let rate = read_rate(file.path()).expect("a rate");
         let followed = Followed {
             path: file.path().to_owned(),
             seen: Ok(rate),

@@ -42,6 +42,7 @@ mod slice;
 mod split;
 mod stream;
 pub mod testing;
+mod throttle;
 mod zeroes;
 
 pub use blockferry_sys::FillStop;
@@ -78,4 +79,5 @@ pub use size::{HumanSize, SizeError, parse_size};
 pub use slice::SliceDevice;
 pub use split::SplitDevice;
 pub use stream::{ByteSink, ByteSource};
+pub use throttle::{Throttle, read_rate};
 pub use zeroes::{ZeroRun, is_zero, zero_runs};

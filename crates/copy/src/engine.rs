@@ -22,7 +22,7 @@ use std::{
 };
 
 use blockferry_block::{
-    BoxFuture, Buffer, ByteRange, CopyFlags, Error, ErrorKind, Operation, Payload,
+    BoxFuture, Buffer, ByteRange, CopyFlags, Error, ErrorKind, Operation, Payload, Throttle,
 };
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::time::{Instant, Sleep};
@@ -38,7 +38,6 @@ use crate::{
     pacer::Pacer,
     pieces::{Cut, Piece, Task},
     plan::Plan,
-    rate::Rate,
     transfer::Outcome,
     zeroes::ZeroPolicy,
 };
@@ -68,7 +67,7 @@ pub(crate) struct Engine<'a> {
     /// What is to be known of the image, if anything is.
     pub(crate) collector: Option<Collector>,
     pub(crate) pacer: Pacer,
-    rate: Rate,
+    rate: Throttle,
     /// Whether there was room for more, and the limit on the rate did not allow it.
     slowed: bool,
     /// Ready when the limit on the rate is another.
@@ -134,7 +133,7 @@ impl<'a> Engine<'a> {
             storing: FuturesUnordered::new(),
             collector: Collector::new(plan.digest, plan.sum_block),
             pacer,
-            rate: Rate::new(now),
+            rate: Throttle::new(now),
             slowed: false,
             rate_changed: None,
             durable,

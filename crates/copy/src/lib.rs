@@ -61,7 +61,6 @@ mod output;
 mod pacer;
 mod pieces;
 mod plan;
-mod rate;
 mod report;
 mod transfer;
 mod unflushed;
