@@ -2,7 +2,7 @@
 
 use crate::{
     FilterKind, abilities, blocksize, cache, cacheextents, cow, delay, error, exitlast, extentlist,
-    log, offset, packed, partition, readahead, retry, stats, tar, truncate,
+    log, offset, packed, partition, rate, readahead, retry, stats, tar, truncate,
 };
 
 /// All filters, by their names.
@@ -24,6 +24,7 @@ pub static FILTERS: &[&FilterKind] = &[
     &offset::OFFSET,
     &partition::PARTITION,
     &offset::RANGE,
+    &rate::RATE,
     &readahead::READ_AHEAD,
     &abilities::READ_ONLY,
     &retry::RETRY,
