@@ -287,6 +287,10 @@ impl Blocks {
 
     /// Forgets the blocks that lie in the device's part `range`; the dirty ones, too, if `dirty`.
     pub(super) fn forget(&self, range: ByteRange, dirty: bool) {
+        if range.is_empty() {
+            // It may lie inside a block, of which it has nothing.
+            return;
+        }
         let numbers = range.start() / self.block..range.end().div_ceil(self.block);
         for index in 0..self.shards.len() {
             let mut shard = self.shard(index);
