@@ -46,7 +46,6 @@ const FILTERS: &[&Filter] = &[
     &abilities::NO_ZERO,
     &parts::OFFSET,
     &parts::PARTITION,
-    &flow::RATE,
     &stores::READ_AHEAD,
     &flow::RETRY,
     &watching::STATS,
