@@ -88,6 +88,8 @@ fn a_disk_is_the_same_through_each_filter() {
         "--filter=blocksize-policy file @/image blocksize-minimum=1 blocksize-preferred=4k",
         "--filter=cacheextents file @/image",
         "--filter=retry file @/image retries=3 retry-delay=1 retry-exponential=no retry-readonly=yes",
+        "--filter=rate file @/image",
+        "--filter=rate file @/image rate=100M rate-file=@/missing connection-rate=1G burstiness=4",
         "--filter=readahead file @/image",
     ] {
         room.assert_alike(arguments, &[READ, MAP, FACTS]);
@@ -345,6 +347,9 @@ fn what_both_refuse_ends_with_1_and_an_error() {
         "--filter=cache memory 1M cache-max-size=1M cache-low-threshold=99",
         "--filter=extentlist memory 1M",
         "--filter=extentlist memory 1M extentlist=@/missing",
+        "--filter=rate memory 1M rate=x",
+        "--filter=rate memory 1M connection-rate=-1",
+        "--filter=rate memory 1M burstiness=x",
         "--filter=retry memory 1M retries=x",
         "--filter=retry memory 1M retry-delay=0",
         "--filter=retry memory 1M retry-exponential=x",

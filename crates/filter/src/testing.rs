@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use blockferry_block::{BlockDevice, Error, Result, SingleExport};
+use blockferry_block::{
+    BlockDevice, BoxFuture, Buffer, Capabilities, DeviceInfo, Error, Result, SingleExport,
+    WriteFlags,
+};
 
 use crate::{Chain, NamedFilter};
 
@@ -34,4 +37,41 @@ pub(crate) async fn refusal(filters: &[&str], device: Arc<dyn BlockDevice>) -> E
         panic!("{filters:?}: it opened");
     };
     error
+}
+
+/// A device that can be opened again, as what is reached through a connection.
+pub(crate) struct Reopening {
+    inner: Arc<dyn BlockDevice>,
+    info: DeviceInfo,
+}
+
+impl Reopening {
+    pub(crate) fn new(inner: Arc<dyn BlockDevice>) -> Self {
+        let mut info = inner.info().clone();
+        info.capabilities |= Capabilities::REOPEN;
+        Self { inner, info }
+    }
+}
+
+impl BlockDevice for Reopening {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn read(&self, offset: u64, buffer: Buffer) -> BoxFuture<'_, Result<Buffer>> {
+        self.inner.read(offset, buffer)
+    }
+
+    fn write(&self, offset: u64, data: Buffer, flags: WriteFlags) -> BoxFuture<'_, Result<Buffer>> {
+        self.inner.write(offset, data, flags)
+    }
+
+    fn flush(&self) -> BoxFuture<'_, Result<()>> {
+        self.inner.flush()
+    }
+
+    fn reopen(&self) -> BoxFuture<'_, Result<Arc<dyn BlockDevice>>> {
+        let again = Self::new(Arc::clone(&self.inner));
+        Box::pin(async move { Ok(Arc::new(again) as Arc<dyn BlockDevice>) })
+    }
 }

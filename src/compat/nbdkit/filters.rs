@@ -46,6 +46,7 @@ const FILTERS: &[&Filter] = &[
     &abilities::NO_ZERO,
     &parts::OFFSET,
     &parts::PARTITION,
+    &flow::RATE,
     &stores::READ_AHEAD,
     &flow::RETRY,
     &watching::STATS,

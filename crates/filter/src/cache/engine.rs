@@ -450,10 +450,8 @@ impl Engine {
             let place = within(self.range_of(*block).intersection(whole), whole);
             let version = self.blocks.read_dirty(*block, &mut data[place]).await?;
             // Only who has this turn makes blocks clean, so they are all dirty still.
-            let Some(version) = version else {
-                return Ok(());
-            };
-            versions.push(version);
+            let gone = || Error::with_message(ErrorKind::Io, "a block that was dirty is gone");
+            versions.push(version.ok_or_else(gone)?);
         }
         // Where handles know nothing of each other, a flush of another one would not make this durable.
         let is_alone = self.mode == CacheMode::WriteBack && !info.can(Capabilities::MULTI_CONN);

@@ -10,7 +10,7 @@ use futures_util::{FutureExt, future::join_all};
 use super::*;
 use crate::{
     Chain, NamedFilter,
-    testing::{refusal, through},
+    testing::{Reopening, refusal, through},
 };
 
 const SIZE: u64 = 300_001;
@@ -636,4 +636,35 @@ async fn the_largest_disk_can_be_zeroed_and_read_at_its_end() {
         .await
         .expect("trimmed");
     device.cache(whole).await.expect("a hint");
+}
+
+#[tokio::test]
+async fn a_handle_that_is_opened_again_has_the_same_cache() {
+    let source = source();
+    let below = Arc::new(Reopening::new(source.clone()));
+    let device = through(&["cache:mode=writeback,block-size=4K,size=64K"], below).await;
+    write(&*device, 5000, b"hello").await.expect("written");
+    let again = device.reopen().await.expect("another handle");
+    assert_eq!(read(&*again, 5000, 5).await.expect("read")[..], *b"hello");
+    drop(device);
+    again.flush().await.expect("flushed");
+    assert_eq!(read(&*source, 5000, 5).await.expect("read")[..], *b"hello");
+}
+
+#[tokio::test]
+async fn where_connections_know_nothing_of_each_other_what_goes_for_others_is_durable() {
+    let source = narrow_source();
+    let chain = chain("cache:mode=writeback,block-size=4K,size=8K", source.clone());
+    let (writer, reader) = (open(&chain).await, open(&chain).await);
+    assert!(!writer.info().can(Capabilities::MULTI_CONN));
+    for at in [0, 8192] {
+        write(&*writer, at, &[9; 4096]).await.expect("written");
+    }
+    assert_eq!(source.calls(Operation::Write), 0);
+    read(&*reader, 16_384, 4096).await.expect("read");
+    assert!(source.calls(Operation::Write) > 0, "there was no room");
+    assert!(
+        source.calls(Operation::Flush) > 0,
+        "nobody else could make it durable"
+    );
 }

@@ -7,7 +7,10 @@ use blockferry_block::{
 };
 
 use super::*;
-use crate::{Chain, NamedFilter, testing::through};
+use crate::{
+    Chain, NamedFilter,
+    testing::{Reopening, through},
+};
 
 const SIZE: u64 = 300_001;
 
@@ -374,4 +377,20 @@ fn parameters_that_make_no_sense_are_refused() {
     }
     let no_directory = NamedFilter::parse("cow:dir=/nothing/here".as_ref());
     assert!(no_directory.is_ok(), "it is looked for when it is needed");
+}
+
+#[tokio::test]
+async fn a_handle_that_is_opened_again_has_the_same_overlay() {
+    let source = source();
+    let device = through(&["cow"], Arc::new(Reopening::new(source.clone()))).await;
+    assert!(device.info().can(Capabilities::REOPEN));
+    write(&*device, 5000, b"hello").await.expect("written");
+    let again = device.reopen().await.expect("another handle");
+    assert_eq!(read(&*again, 5000, 5).await.expect("read")[..], *b"hello");
+    write(&*again, 5000, b"world").await.expect("written");
+    assert_eq!(read(&*device, 5000, 5).await.expect("read")[..], *b"world");
+    assert_unchanged(&source);
+    let fixed = through(&["cow"], source).await;
+    assert!(!fixed.info().can(Capabilities::REOPEN));
+    assert!(fixed.reopen().await.is_err());
 }

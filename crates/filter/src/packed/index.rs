@@ -25,7 +25,7 @@ pub(super) struct Packed<'a> {
     pub(super) bytes: &'a [u8],
     /// How many bytes it must become.
     pub(super) unpacked: usize,
-    /// What the index of the format has noted, see [`Blocks::push`](Builder::push).
+    /// What the index of the format has noted, see [`Builder::push`].
     pub(super) tag: u32,
 }
 

@@ -68,6 +68,8 @@ impl<'a> Window<'a> {
     async fn show(&mut self, offset: u64, end: u64, around: ByteRange) -> Result<Option<&[u8]>> {
         let known = self.start..self.start + self.piece.len() as u64;
         if offset < known.start || end > known.end {
+            // What is cached is read without waiting; a large file would hold up everything else here.
+            tokio::task::yield_now().await;
             self.piece = read_exact_at(self.device, around).await?;
             self.start = around.start();
         }

@@ -4,7 +4,7 @@ use std::{ffi::OsStr, time::Duration};
 
 use crate::{
     cli::failure::Failure,
-    filter::{BlockSize, NamedFilter, Retry, Truncate},
+    filter::{BlockSize, NamedFilter, RateLimit, RateUnit, Retry, Truncate},
 };
 
 use super::{super::values, Filter, missing};
@@ -94,6 +94,47 @@ blocksize-error-policy=allow|error
             return Err(Failure::usage(message));
         }
         Ok(vec![NamedFilter::new(sizes)])
+    },
+};
+
+pub(super) static RATE: Filter = Filter {
+    name: "rate",
+    keys: &[
+        "rate",
+        "rate-file",
+        "connection-rate",
+        "connection-rate-file",
+        "burstiness",
+    ],
+    help: "\
+rate=BITS, rate-file=FILE      How many bits a second may be read, and as many be written, by all clients together;
+                               the file says so while the server runs
+connection-rate=BITS, connection-rate-file=FILE
+                               The same for each connection
+burstiness=SECONDS             How long a pause may be made up for (2)",
+    build: |given| {
+        let mut limit = RateLimit {
+            unit: RateUnit::Bits,
+            burst: Duration::from_secs(2),
+            ..RateLimit::default()
+        };
+        for (key, value) in given {
+            let rates = match key.starts_with("connection-") {
+                true => &mut limit.connection,
+                false => &mut limit.export,
+            };
+            match &*key {
+                "burstiness" => limit.burst = values::time(&key, &value)?,
+                "rate-file" | "connection-rate-file" => {
+                    rates.file = Some(values::path(&key, &value)?);
+                }
+                _ => {
+                    let rate = Some(values::size(&key, &value)?);
+                    (rates.read, rates.write) = (rate, rate);
+                }
+            }
+        }
+        Ok(vec![NamedFilter::new(limit)])
     },
 };
 
