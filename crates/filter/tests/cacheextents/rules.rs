@@ -357,12 +357,17 @@ async fn questions_keep_to_the_blocks_of_the_source() {
         (SIZE, SIZE + 700),
         (512, 1024),
         (5120, 6144),
+        // Where a source ended its answer off its blocks.
+        (20_000, 20_480),
         (SIZE + 512, SIZE + 700),
     ] {
         ask(&disk, &*handle, ByteRange::between(start, end)).await;
     }
     for asked in disk.asked() {
-        assert!(asked.start() % 512 == 0 && asked.len() <= 1024, "{asked}");
+        assert!(
+            asked.start() % 512 == 0 && asked.len() <= 1024 + 512,
+            "{asked}"
+        );
         assert!(
             asked.end() % 512 == 0 || asked.end() == SIZE + 700,
             "{asked}"
@@ -433,13 +438,20 @@ async fn unlike_contexts_are_passed_through() {
         .await;
     assert!(nothing.expect("nothing of nothing").is_empty());
 
-    let device = Arc::new(FaultyDevice::new(Arc::new(MemoryDevice::new(SIZE))));
-    let layer = CacheExtents::default().layer(Arc::new(SingleExport::new(device)));
+    // One that it does not say that it has may still be answered.
+    let device = FaultyDevice::new(Arc::new(MemoryDevice::new(SIZE)));
+    let device = Arc::new(device.with_info(|info| info.contexts.clear()));
+    let layer = CacheExtents::default().layer(Arc::new(SingleExport::new(device.clone())));
     let open = layer
         .expect("a layer")
         .open("", ClientFacts::default())
         .await;
     let handle = open.expect("an export").device;
+    for count in 1..3 {
+        let answer = handle.extents(block(0), &Context::Allocation).await;
+        answer.expect("an answer");
+        assert_eq!(device.calls(Operation::Extents), count);
+    }
     let unknown = handle.extents(block(0), &Context::AllocationDepth).await;
     assert_eq!(unknown.expect_err("none").kind(), ErrorKind::Unsupported);
 }

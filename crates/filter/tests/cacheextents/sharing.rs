@@ -16,7 +16,7 @@ use futures_util::future::join_all;
 use tokio::{runtime::Builder, task::yield_now, time::timeout};
 
 use crate::{
-    rules::{all, ask, block},
+    rules::{all, block},
     source::{Cached, Disk, Point, contexts},
 };
 
@@ -94,6 +94,8 @@ async fn when_the_one_who_asks_goes_away_another_one_asks() {
     let waiting = tokio::spawn(waiting);
     settle().await;
     first.abort();
+    settle().await;
+    assert!(waiting.is_finished());
     for answer in waiting.await.expect("no panic") {
         assert_eq!(answer.expect("an answer"), disk.truth(all(), 0));
     }
@@ -148,8 +150,8 @@ async fn when_one_fails_those_who_waited_ask_all_at_once() {
     gate.open();
     let error = first.await.expect("no panic").expect_err("it failed");
     assert_eq!(error.kind(), ErrorKind::ShuttingDown);
-    second.reached().await;
-    third.reached().await;
+    settle().await;
+    assert_eq!(disk.calls(), 3);
     second.open();
     third.open();
     for answer in waiting.await.expect("no panic") {
@@ -185,11 +187,15 @@ async fn who_waited_is_not_told_what_was_true_before_it_asked() {
     let written = handle.write(block(1).start(), data, WriteFlags::empty());
     written.await.expect("written");
     // What has changed is not waited for: the answer is known to be of no use.
-    ask(&disk, &*handle, block(1)).await;
-    assert_eq!(disk.calls(), 3);
+    let beside = tokio::spawn(allocation(&handle, block(1)));
+    settle().await;
+    assert!(beside.is_finished());
+    let answer = beside.await.expect("no panic").expect("an answer");
+    assert_eq!(answer, disk.truth(block(1), 0));
+    assert_eq!(disk.calls(), 2);
     let before_it = tokio::spawn(allocation(&handle, all()));
     settle().await;
-    assert_eq!(disk.calls(), 3, "what has not changed is waited for");
+    assert_eq!(disk.calls(), 2, "what has not changed is waited for");
     gate.open();
     first.await.expect("no panic").expect("an answer");
     let answer = before_it.await.expect("no panic").expect("an answer");
@@ -413,6 +419,29 @@ async fn prefetching_can_be_off_and_failing_at_it_is_no_failure() {
         walk.walk(piece(start * 64)).await;
     }
     assert!(walk.prefetches() > 0);
+}
+
+#[tokio::test]
+async fn one_question_at_a_time_is_asked_ahead() {
+    let source = Vast::new(4 * GIB, 64 * MIB);
+    let faulty = FaultyDevice::new(source);
+    let faulty = faulty.with_info(|info| info.contexts = contexts().to_vec());
+    faulty.add(
+        Rule::on(Operation::Extents)
+            .after(2)
+            .times(1)
+            .fault(Fault::Hang),
+    );
+    let walk = Walk::over(Arc::new(faulty), CacheExtents::default()).await;
+    for context in &contexts() {
+        for start in [0, 256 * MIB] {
+            let range = ByteRange::between(start, start + MIB);
+            let answer = walk.device.extents(range, context).await;
+            answer.expect("an answer");
+            settle().await;
+        }
+        assert_eq!(walk.prefetches(), 1);
+    }
 }
 
 #[tokio::test]
