@@ -284,14 +284,15 @@ impl Shared {
         }
     }
 
-    /// A question for `range` itself, if that is not too long.
+    /// A question for `range` itself, or its beginning if it is too long.
     fn narrowed(&self, range: ByteRange, wanted: Wanted<'_>) -> ByteRange {
-        let window = self.window.max(wanted.block);
-        if range.len() <= window {
-            return range;
-        }
-        let end = range.start().saturating_add(window);
-        aligned(range.start(), end, wanted.block, wanted.size)
+        let end = range
+            .start()
+            .saturating_add(self.window.max(wanted.block))
+            .checked_next_multiple_of(wanted.block);
+        range
+            .split_at(end.map_or(u64::MAX, |end| end - range.start()))
+            .0
     }
 
     fn begin(

@@ -415,6 +415,31 @@ async fn where_long_questions_fail_short_ones_are_asked() {
 }
 
 #[tokio::test]
+async fn a_question_off_the_blocks_ends_whatever_is_answered() {
+    let disk = Disk::new(SIZE);
+    disk.set_smallest_block(512);
+    let filter = CacheExtents {
+        window: 1000,
+        ..CacheExtents::default()
+    };
+    let cached = Cached::new(&filter, &[&disk]);
+    let handle = cached.open("a").await;
+    let status = Status(1);
+    for _ in 0..2 {
+        // True, and no word about what is wanted.
+        let range = ByteRange::between(0, 100);
+        disk.answer(Ok(vec![Extent { range, status }]));
+    }
+    let wanted = ByteRange::between(100, SIZE);
+    let answer = handle.extents(wanted, &Context::Allocation).await;
+    assert_eq!(answer.expect_err("nothing").offset(), Some(100));
+    assert_eq!(
+        disk.asked(),
+        [ByteRange::between(0, 1536), ByteRange::between(100, 1536)]
+    );
+}
+
+#[tokio::test]
 async fn unlike_contexts_are_passed_through() {
     let disk = Disk::new(SIZE);
     let strange = Context::from("x:strange");
