@@ -295,7 +295,9 @@ fn filter(
         ),
         9 => "readahead:request-size=16K,size=128K".to_owned(),
         10 => "retry:retries=3,delay=1ms".to_owned(),
-        11 => "delay:0ms".to_owned(),
+        11 => random
+            .of(&["delay:0ms", "error:rate=0", "rate:1G"])
+            .to_owned(),
         12 => random
             .of(&["noextents", "nozero", "nozero:mode=nohole", "notrim"])
             .to_owned(),
