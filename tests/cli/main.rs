@@ -28,6 +28,7 @@ mod examples;
 mod failing_requests;
 mod filters;
 mod filters_extents;
+mod filters_flow;
 mod filters_packed;
 mod filters_parts;
 mod filters_watching;
