@@ -18,7 +18,7 @@ fn exports_and_connections_are_told_apart_by_the_log() {
     let command = [read("one"), read("two"), read("one")].join("; ");
     let filters = [
         format!("log:{}", log.display()),
-        format!("stats:{},json=on", stats.display()),
+        format!("stats:{},format=json", stats.display()),
     ];
     let mut server = blockferry([
         "serve",

@@ -54,6 +54,11 @@ pub trait DeviceLayer: Send + Sync + 'static {
         let _ = (export, shared);
         Box::pin(async {})
     }
+
+    /// After the last of them, and where there was none. The exports below are still open.
+    fn all_closed(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
 }
 
 /// A device that was opened below a filter.
@@ -171,6 +176,7 @@ impl<L: DeviceLayer> Exports for PerExport<L> {
                 let counters = self.counters_of(&export, &shared);
                 self.last_counters().extend(counters);
             }
+            self.layer.all_closed().await;
             self.below.close().await;
         })
     }

@@ -81,7 +81,7 @@ pub use partition::{Partition, PartitionTable};
 pub use rate::{RateLimit, RateUnit, Rates};
 pub use readahead::ReadAhead;
 pub use retry::Retry;
-pub use stats::Stats;
+pub use stats::{Stats, StatsFormat};
 pub use store::StorePlace;
 pub use table::FILTERS;
 pub use tar::Tar;

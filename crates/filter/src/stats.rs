@@ -21,11 +21,14 @@ use crate::{
     watched::{Outcome, Request, Watch, Watched},
 };
 
+mod nbdkit;
 mod text;
+
+use nbdkit::Totals;
 
 pub(crate) static STATS: FilterKind = FilterKind {
     name: "stats",
-    syntax: "stats[:FILE][,append=on|off][,json=on|off]",
+    syntax: "stats[:FILE][,append=on|off][,format=table|json|nbdkit]",
     help: "Counts requests and bytes of each command, with histograms of sizes and times, and tells them at the end",
     parameters: &[
         Parameter::new(
@@ -41,11 +44,11 @@ pub(crate) static STATS: FilterKind = FilterKind {
         )
         .or("off"),
         Parameter::new(
-            "json",
-            ParameterType::Switch,
-            "Whether it is a line of JSON for each export, and not a table",
+            "format",
+            ParameterType::Choice(&["table", "json", "nbdkit"]),
+            "A table or a line of JSON for each export, or what nbdkit's filter writes of all of them",
         )
-        .or("off"),
+        .or("table"),
     ],
     effects: Effects {
         mapping: "hidden, so that all reads are seen: bytes are read, or moved through pipes",
@@ -63,9 +66,30 @@ pub struct Stats {
     pub file: Option<PathBuf>,
     /// Whether what the file has is kept.
     pub append: bool,
-    /// Whether it is a line of JSON for each export, and not a table.
-    pub json: bool,
+    /// How.
+    pub format: StatsFormat,
     output: Common<Output>,
+}
+
+/// How statistics are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StatsFormat {
+    /// A table for each export that was opened, and histograms below it.
+    #[default]
+    Table,
+    /// A line of JSON for each export that was opened.
+    Json,
+    /// What nbdkit's filter of this name writes: a line for all exports together, a line for each command that
+    /// there was, and what most of its requests were like.
+    Nbdkit {
+        /// Sizes, and alignments among those of a size, that are less than this many percent are summed up.
+        threshold: u32,
+    },
+}
+
+impl StatsFormat {
+    /// That of nbdkit's filter, with its threshold.
+    pub const NBDKIT: Self = Self::Nbdkit { threshold: 5 };
 }
 
 impl Stats {
@@ -84,7 +108,11 @@ impl Stats {
             // A server in the background is elsewhere.
             file: file.map(|path| std::path::absolute(&path).unwrap_or(path)),
             append: values.switch("append").unwrap_or(false),
-            json: values.switch("json").unwrap_or(false),
+            format: match values.word("format").as_deref() {
+                Some("json") => StatsFormat::Json,
+                Some("nbdkit") => StatsFormat::NBDKIT,
+                _ => StatsFormat::Table,
+            },
             output: Common::default(),
         }
     }
@@ -103,7 +131,11 @@ impl Filter for Stats {
         })?;
         let layer = Counting {
             output,
-            json: self.json,
+            format: self.format,
+            totals: match self.format {
+                StatsFormat::Nbdkit { .. } => Some(Arc::new(Totals::new())),
+                StatsFormat::Table | StatsFormat::Json => None,
+            },
         };
         Ok(Arc::new(PerExport::new(layer, below)))
     }
@@ -127,7 +159,9 @@ impl Output {
 
 struct Counting {
     output: Arc<Output>,
-    json: bool,
+    format: StatsFormat,
+    /// Where all exports are counted together.
+    totals: Option<Arc<Totals>>,
 }
 
 impl DeviceLayer for Counting {
@@ -145,7 +179,11 @@ impl DeviceLayer for Counting {
     }
 
     fn open(&self, opened: Opened<ExportStats>) -> BoxFuture<'_, Result<Arc<dyn BlockDevice>>> {
-        let watched = Watched::new(opened.device, Counter(opened.shared));
+        let counter = Counter {
+            export: opened.shared,
+            totals: self.totals.clone(),
+        };
+        let watched = Watched::new(opened.device, counter);
         Box::pin(async move { Ok(Arc::new(watched) as Arc<dyn BlockDevice>) })
     }
 
@@ -166,12 +204,22 @@ impl DeviceLayer for Counting {
     }
 
     fn close<'a>(&'a self, export: &'a str, shared: Arc<ExportStats>) -> BoxFuture<'a, ()> {
-        let text = match self.json {
-            true => text::json(export, &shared),
-            false => text::table(export, &shared),
+        let text = match self.format {
+            StatsFormat::Json => Some(text::json(export, &shared)),
+            StatsFormat::Table => Some(text::table(export, &shared)),
+            StatsFormat::Nbdkit { .. } => None,
         };
-        // Nobody is left who could be told that a disk is full.
-        let _ = self.output.write(&text);
+        if let Some(text) = text {
+            // Nobody is left who could be told that a disk is full.
+            let _ = self.output.write(&text);
+        }
+        Box::pin(async {})
+    }
+
+    fn all_closed(&self) -> BoxFuture<'_, ()> {
+        if let (StatsFormat::Nbdkit { threshold }, Some(totals)) = (self.format, &self.totals) {
+            let _ = self.output.write(&totals.text(threshold));
+        }
         Box::pin(async {})
     }
 }
@@ -277,7 +325,10 @@ fn least(bucket: usize) -> u64 {
 }
 
 /// Who counts the requests of one handle.
-struct Counter(Arc<ExportStats>);
+struct Counter {
+    export: Arc<ExportStats>,
+    totals: Option<Arc<Totals>>,
+}
 
 fn place(operation: Operation) -> Option<usize> {
     COMMANDS.iter().position(|row| row.operation == operation)
@@ -296,13 +347,20 @@ impl Watch for Counter {
 
     fn end(&self, began: Instant, request: &Request<'_>, outcome: Outcome<'_>) {
         if let Some(place) = place(request.operation) {
-            let stats = self.0.commands[place].get_or_init(Default::default);
+            let stats = self.export.commands[place].get_or_init(Default::default);
             let done = !matches!(outcome, Outcome::Failed(_) | Outcome::GivenUp);
-            stats.count(request.range.len(), began.elapsed(), done);
+            let time = began.elapsed();
+            stats.count(request.range.len(), time, done);
+            if let Some(totals) = self.totals.as_ref().filter(|_| done) {
+                totals.count(place, request.range, time);
+            }
         }
     }
 
     async fn of_another(&self, _: &Arc<dyn BlockDevice>) -> Result<Self> {
-        Ok(Self(Arc::clone(&self.0)))
+        Ok(Self {
+            export: Arc::clone(&self.export),
+            totals: self.totals.clone(),
+        })
     }
 }

@@ -30,7 +30,7 @@ async fn each_request_is_counted_once_with_its_bytes_and_its_failure() {
                 .fault(Fault::Error(ErrorKind::Io)),
         )
         .with(Rule::on(Operation::Flush).fault(Fault::Hang));
-    let filter = format!("stats:{},json=on", file.display());
+    let filter = format!("stats:{},format=json", file.display());
     let chain = chain(&[&filter], Arc::new(faulty));
     let device = open(&chain, "").await;
     let range = ByteRange::between(0, 4096);

@@ -8,6 +8,7 @@ use crate::{
     endpoint::printable,
     filter::{
         Delay, ErrorRule, ExitLast, InjectErrors, LogFormat, LogRequests, NamedFilter, Stats,
+        StatsFormat,
     },
 };
 
@@ -203,21 +204,23 @@ pub(super) static STATS: Filter = Filter {
     help: "\
 statsfile=FILE                 (required) Where to
 statsappend=BOOL               Whether what the file has is kept (false)
-statsthreshold=PERCENT         Understood, and without effect: histograms are always there and whole.",
+statsthreshold=PERCENT         Sizes and alignments of fewer requests are summed up (5)",
     build: |given| {
-        let (mut file, mut append) = (None, false);
+        let (mut file, mut append, mut format) = (None, false, StatsFormat::NBDKIT);
         for (key, value) in given {
             match &*key {
                 "statsfile" => file = Some(value),
                 "statsappend" => append = values::boolean(&key, &value)?,
                 _ => {
-                    values::unsigned(&key, &value)?;
+                    let threshold = values::unsigned(&key, &value)?;
+                    format = StatsFormat::Nbdkit { threshold };
                 }
             }
         }
         let file = required(file, "stats", "statsfile")?;
         let mut stats = Stats::to(values::path("statsfile", &file)?);
         stats.append = append;
+        stats.format = format;
         Ok(vec![NamedFilter::new(stats)])
     },
 };
