@@ -92,13 +92,15 @@ pub struct BlockSize {
     /// The longest range that the source is asked to zero, trim or cache, or is asked about at a time, in bytes,
     /// rounded down to whole blocks. Default: no bound.
     pub maximum_length: Option<u64>,
-    /// The smallest block that clients are told of, in bytes: a power of two, 64 KiB at most. Default: 1.
-    pub advertise_minimum: u32,
+    /// The smallest block that clients are told of, in bytes: a power of two, 64 KiB at most; the source's where
+    /// there is none. Default: 1.
+    pub advertise_minimum: Option<u32>,
     /// The size that clients are told is best, in bytes: a power of two, not below what they are told is the
     /// smallest. Default: the source's, or its smallest block where that is larger.
     pub advertise_preferred: Option<u32>,
-    /// The longest read or write that clients are told of, in bytes, 32 MiB at most. Default: 32 MiB.
-    pub advertise_maximum: u32,
+    /// The longest read or write that clients are told of, in bytes, 32 MiB at most; the source's where there is
+    /// none. Default: 32 MiB.
+    pub advertise_maximum: Option<u32>,
     /// Whether requests that do not keep to what clients are told fail with `InvalidInput`. Default: they are
     /// carried out.
     pub enforce: bool,
@@ -110,9 +112,9 @@ impl Default for BlockSize {
             minimum: None,
             maximum_data: None,
             maximum_length: None,
-            advertise_minimum: 1,
+            advertise_minimum: Some(1),
             advertise_preferred: None,
-            advertise_maximum: LONGEST,
+            advertise_maximum: Some(LONGEST),
             enforce: false,
         }
     }
@@ -129,9 +131,9 @@ impl BlockSize {
             minimum: size("minimum")?,
             maximum_data: size("maximum-data")?,
             maximum_length: values.size("maximum-length"),
-            advertise_minimum: size("advertise-minimum")?.unwrap_or(default.advertise_minimum),
+            advertise_minimum: size("advertise-minimum")?.or(default.advertise_minimum),
             advertise_preferred: size("advertise-preferred")?,
-            advertise_maximum: size("advertise-maximum")?.unwrap_or(default.advertise_maximum),
+            advertise_maximum: size("advertise-maximum")?.or(default.advertise_maximum),
             enforce: values.switch("enforce").unwrap_or(default.enforce),
         };
         filter.check()?;
@@ -142,7 +144,8 @@ impl BlockSize {
     fn check(&self) -> Result<(), String> {
         let is_block = |size: u32| size.is_power_of_two() && size <= LARGEST_BLOCK;
         let minimum = self.minimum.unwrap_or(1);
-        if !is_block(minimum) || !is_block(self.advertise_minimum) {
+        let least = self.advertise_minimum.unwrap_or(1);
+        if !is_block(minimum) || !is_block(least) {
             return Err("a smallest block is a power of two, 64K at most".to_owned());
         }
         if self.maximum_data.is_some_and(|size| size < minimum) {
@@ -155,16 +158,15 @@ impl BlockSize {
             return Err("maximum-length is no less than minimum".to_owned());
         }
         if let Some(preferred) = self.advertise_preferred
-            && !(preferred.is_power_of_two()
-                && (self.advertise_minimum..=LONGEST).contains(&preferred))
+            && !(preferred.is_power_of_two() && (least..=LONGEST).contains(&preferred))
         {
             return Err(
                 "the preferred size is a power of two from the smallest block to 32M".to_owned(),
             );
         }
-        let maximum = self.advertise_maximum;
-        let floor = self.advertise_preferred.unwrap_or(self.advertise_minimum);
-        if !(floor..=LONGEST).contains(&maximum) || !maximum.is_multiple_of(self.advertise_minimum)
+        let floor = self.advertise_preferred.unwrap_or(least);
+        if let Some(maximum) = self.advertise_maximum
+            && !((floor..=LONGEST).contains(&maximum) && maximum.is_multiple_of(least))
         {
             let message = "the longest request is whole blocks, from the preferred size to 32M";
             return Err(message.to_owned());

@@ -17,7 +17,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, future::try_join, stream};
 use tokio::runtime::Handle;
 
 use super::{
-    BlockSize,
+    BlockSize, LONGEST,
     locks::{BlockLocks, ChangeGuard},
 };
 use crate::DeviceFilter;
@@ -139,14 +139,15 @@ impl Resized {
             // What is written back of the last block would have to be known to be there.
             info.capabilities -= Capabilities::RESIZE;
         }
-        info.limits.minimum = options.advertise_minimum;
-        info.limits.maximum = options.advertise_maximum;
+        let minimum = options.advertise_minimum.unwrap_or(limits.minimum.max(1));
+        let maximum = options.advertise_maximum;
+        let maximum = maximum.unwrap_or(limits.maximum.min(LONGEST));
+        info.limits.minimum = minimum;
+        info.limits.maximum = (maximum - maximum % minimum).max(minimum);
         let preferred = u64::from(limits.preferred).max(unit);
-        let preferred = u32::try_from(preferred)
-            .unwrap_or(u32::MAX)
-            .max(options.advertise_minimum);
+        let preferred = u32::try_from(preferred).unwrap_or(u32::MAX).max(minimum);
         let preferred = options.advertise_preferred.unwrap_or(preferred);
-        info.limits.preferred = preferred.min(options.advertise_maximum);
+        info.limits.preferred = preferred.max(minimum).min(info.limits.maximum);
         let capacity = usize::try_from(shape.longest).unwrap_or(POOLED).min(POOLED);
         Ok(Self {
             buffers: BufferPool::new(capacity, SIDE_BY_SIDE),
@@ -168,16 +169,14 @@ impl Resized {
         if !self.options.enforce {
             return Ok(());
         }
-        let minimum = u64::from(self.options.advertise_minimum);
+        let limits = self.info.limits;
+        let minimum = u64::from(limits.minimum);
         let has_data = matches!(operation, Operation::Read | Operation::Write);
         let ends_well = range.end().is_multiple_of(minimum) || range.end() == self.info.size;
         let message = if !range.start().is_multiple_of(minimum) || !ends_well {
             format!("requests begin and end at multiples of {minimum} bytes")
-        } else if has_data && range.len() > self.options.advertise_maximum.into() {
-            format!(
-                "requests are no longer than {} bytes",
-                self.options.advertise_maximum
-            )
+        } else if has_data && range.len() > limits.maximum.into() {
+            format!("requests are no longer than {} bytes", limits.maximum)
         } else {
             return Ok(());
         };

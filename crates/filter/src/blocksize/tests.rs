@@ -576,6 +576,47 @@ async fn clients_are_told_what_they_shall_keep_to() {
 }
 
 #[tokio::test]
+async fn clients_are_told_what_the_source_says_where_nothing_else_is_said() {
+    let source = || strict(100_000, 512, 10_240, 1 << 20);
+    let told = async |minimum, advertise_preferred, maximum| {
+        let filter = BlockSize {
+            advertise_minimum: minimum,
+            advertise_preferred,
+            advertise_maximum: maximum,
+            enforce: true,
+            ..BlockSize::default()
+        };
+        let exports = Arc::new(SingleExport::new(source()));
+        let chain = Chain::new(&[NamedFilter::new(filter)], exports).expect("a chain");
+        let open = chain.exports().open("", Default::default()).await;
+        open.expect("an export").device
+    };
+    let own = source().info().limits.preferred;
+    for ((minimum, preferred, maximum), expected) in [
+        ((None, None, None), (512, own.min(10_240), 10_240)),
+        ((Some(1), Some(2048), None), (1, 2048, 10_240)),
+        (
+            (Some(4096), None, None),
+            (4096, own.clamp(4096, 8192), 8192),
+        ),
+        ((None, None, Some(1 << 20)), (512, own, 1 << 20)),
+        ((Some(65536), None, None), (65536, 65536, 65536)),
+    ] {
+        let limits = told(minimum, preferred, maximum).await.info().limits;
+        let limits = (limits.minimum, limits.preferred, limits.maximum);
+        assert_eq!(limits, expected, "{minimum:?} {preferred:?} {maximum:?}");
+    }
+    let device = told(None, None, None).await;
+    for (offset, length) in [(256, 512), (0, 768), (0, 10_752)] {
+        let read = device.read(offset, Buffer::zeroed(length)).await;
+        let error = read.expect_err("not kept to");
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    }
+    let read = device.read(512, Buffer::zeroed(10_240)).await;
+    read.expect("kept to");
+}
+
+#[tokio::test]
 async fn what_cannot_be_is_refused() {
     for wrong in [
         "minimum=3",

@@ -61,12 +61,17 @@ pub(super) static BLOCK_SIZE_POLICY: Filter = Filter {
     ],
     help: "\
 blocksize-minimum=SIZE, blocksize-preferred=SIZE
-                               What clients are told of the size of blocks: powers of two
+                               What clients are told of the size of blocks, where it is not what the plugin says: powers
+                               of two
 blocksize-error-policy=allow|error
                                What becomes of requests that do not keep to that (allow)
 (blocksize-maximum and blocksize-write-disconnect are not supported)",
     build: |given| {
-        let mut sizes = BlockSize::default();
+        let mut sizes = BlockSize {
+            advertise_minimum: None,
+            advertise_maximum: None,
+            ..BlockSize::default()
+        };
         for (key, value) in given {
             match (&*key, value.to_str()) {
                 ("blocksize-error-policy", Some("allow")) => sizes.enforce = false,
@@ -76,7 +81,7 @@ blocksize-error-policy=allow|error
                 }
                 ("blocksize-minimum", _) => {
                     let size = values::size(&key, &value)?;
-                    sizes.advertise_minimum = power_of_two(&key, size, 64 << 10)?;
+                    sizes.advertise_minimum = Some(power_of_two(&key, size, 64 << 10)?);
                 }
                 ("blocksize-preferred", _) => {
                     let size = values::size(&key, &value)?;
@@ -88,7 +93,7 @@ blocksize-error-policy=allow|error
                 }
             }
         }
-        let least = sizes.advertise_minimum;
+        let least = sizes.advertise_minimum.unwrap_or(1);
         if sizes.advertise_preferred.is_some_and(|size| size < least) {
             let message = "blocksize-minimum must not be more than blocksize-preferred";
             return Err(Failure::usage(message));
