@@ -266,10 +266,14 @@ fn the_server_ends_with_its_last_client() {
     for who in BOTH {
         let socket = room.path(&format!("socket-{who:?}"));
         let socket = socket.to_str().expect("UTF-8");
-        let words = ["-f", "-U", socket, "--filter=exitlast", "memory", "1M"];
+        let pidfile = room.path(&format!("pid-{who:?}"));
+        let written = pidfile.to_str().expect("UTF-8");
+        let words = ["-f", "-P", written, "-U", socket];
+        let words = [&words[..], &["--filter=exitlast", "memory", "1M"]].concat();
         let mut server = who.tool("nbdkit", words).spawn().expect("a server");
         let uri = format!("nbd+unix:///?socket={socket}");
-        run::until("a socket", || fs::exists(socket).expect("a directory"));
+        // There is a socket before anybody listens at it.
+        run::until("a pidfile", || fs::exists(&pidfile).expect("a directory"));
         let size = run(std::process::Command::new("nbdinfo").args(["--size", &uri]));
         assert_eq!(size.success().text().trim(), "1048576");
         assert_eq!(run::wait(&mut server), 0, "{who:?}");
@@ -287,15 +291,25 @@ fn a_log_has_a_line_for_each_request_and_statistics_a_row_for_each_command() {
         let log = fs::read_to_string(room.path("log")).expect("a log");
         assert!(!log.contains("old"), "{who:?}");
         let stats = fs::read_to_string(room.path("stats")).expect("statistics");
-        for text in ["read", "write", "flush"] {
-            assert!(stats.contains(text), "{who:?}: {stats}");
+        for text in [
+            "\nread: 1 ops, ",
+            " s, 1.00 KiB, ",
+            "\nwrite: 1 ops, ",
+            " s, 4.00 KiB, ",
+            "/s op, ",
+            "/s total\n",
+            "\n  Request size and alignment breakdown:\n",
+            "\nflush: ",
+        ] {
+            assert!(stats.contains(text), "{who:?} {text:?}: {stats}");
         }
+        assert!(stats.starts_with("total: "), "{who:?}: {stats}");
         for line in [
-            "Connect export=\"\" tls=0 size=0x100000",
-            "Write id=1 offset=0x0 count=0x1000",
-            "Read id=2 offset=0x200 count=0x400 ...",
-            "...Read id=2 return=0",
-            "Disconnect transactions=",
+            "connection=1 Connect export=\"\" tls=0 size=0x100000",
+            "connection=1 Write id=1 offset=0x0 count=0x1000",
+            "connection=1 Read id=2 offset=0x200 count=0x400 ...",
+            "connection=1 ...Read id=2 return=0",
+            "connection=1 Disconnect transactions=",
         ] {
             assert!(log.contains(line), "{who:?}: {log}");
         }
@@ -305,6 +319,26 @@ fn a_log_has_a_line_for_each_request_and_statistics_a_row_for_each_command() {
     room.captive(Who::Ours, append, command).success();
     let log = fs::read_to_string(room.path("log")).expect("a log");
     assert!(log.starts_with("old\n20"), "{log}");
+}
+
+#[test]
+fn clients_are_told_the_block_sizes_of_the_plugin_that_are_not_replaced() {
+    let room = Room::new();
+    fs::write(room.path("size"), "1M\n").expect("room");
+    fs::write(room.path("said"), "512 8k 1M\n").expect("room");
+    let plugin = "eval get_size=cat<@/size block_size=cat<@/said";
+    // Ours takes longer requests than any plugin, and says so.
+    let command = "nbdinfo \"$uri\" | grep -e block_size_min -e block_size_pref";
+    for parameters in [
+        "",
+        "blocksize-minimum=1",
+        "blocksize-preferred=4k",
+        "blocksize-minimum=4k blocksize-preferred=64k",
+    ] {
+        let arguments = format!("--filter=blocksize-policy {plugin} {parameters}");
+        let [real, ours] = BOTH.map(|who| room.captive(who, &arguments, command).success().stdout);
+        assert_eq!(real, ours, "{parameters}");
+    }
 }
 
 #[test]

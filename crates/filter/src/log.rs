@@ -144,6 +144,11 @@ impl Filter for LogRequests {
         })?;
         Ok(Arc::new(PerExport::new(Logging(journal), below)))
     }
+
+    /// Programs look for the first client's lines under the number 1.
+    fn minds_openings(&self) -> bool {
+        self.format == LogFormat::Nbdkit
+    }
 }
 
 struct Logging(Arc<Journal>);

@@ -23,9 +23,9 @@ pub(super) fn opened(handle: u64, facts: &Facts, info: &DeviceInfo) -> String {
     line(
         handle,
         format_args!(
-            "Connect export={:?} tls={} size={:#x} minsize={:#x} prefsize={:#x} maxsize={:#x} write={} flush={} \
+            "Connect export={} tls={} size={:#x} minsize={:#x} prefsize={:#x} maxsize={:#x} write={} flush={} \
              rotational={} trim={} zero={} fua={} extents={} cache={} fast_zero={}",
-            facts.export,
+            quoted(&facts.export),
             u8::from(facts.tls),
             info.size,
             limits.minimum,
@@ -112,6 +112,24 @@ fn kind(status: Status) -> &'static str {
     }
 }
 
+/// A name as a shell would read it.
+fn quoted(name: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:".contains(c);
+    if !name.is_empty() && name.chars().all(is_plain) {
+        return name.to_owned();
+    }
+    let mut text = String::from("\"");
+    for c in name.chars() {
+        match c {
+            '"' | '\\' | '$' | '`' => text.extend(['\\', c]),
+            c if c.is_control() => text.extend(c.escape_default()),
+            c => text.push(c),
+        }
+    }
+    text.push('"');
+    text
+}
+
 fn verb(operation: Operation) -> &'static str {
     match operation {
         Operation::Read => "Read",
@@ -159,6 +177,19 @@ mod tests {
     };
 
     use crate::{Chain, LogFormat, LogRequests, NamedFilter};
+
+    #[test]
+    fn names_are_quoted_where_a_shell_would_mind() {
+        for (name, shown) in [
+            ("", "\"\""),
+            ("disk-1_a./=,:", "disk-1_a./=,:"),
+            ("a b", "\"a b\""),
+            ("a\"$`\\", "\"a\\\"\\$\\`\\\\\""),
+            ("a\nb", "\"a\\nb\""),
+        ] {
+            assert_eq!(super::quoted(name), shown);
+        }
+    }
 
     #[tokio::test]
     async fn requests_are_told_when_they_begin_and_when_they_end() {
