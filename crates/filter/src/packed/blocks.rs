@@ -30,6 +30,7 @@ pub(super) struct Blocks {
     room: Notify,
     /// One permit for each block that can be unpacked at a time.
     unpackers: Arc<Semaphore>,
+    processors: usize,
     tally: Arc<Tally>,
 }
 
@@ -99,6 +100,7 @@ impl Blocks {
             kept: Mutex::default(),
             room: Notify::new(),
             unpackers: Arc::new(Semaphore::new(processors)),
+            processors,
             tally,
         })
     }
@@ -153,13 +155,29 @@ impl Blocks {
         Ok(pinned)
     }
 
+    /// Whether block `number` is unpacked, or about to be.
+    pub(super) fn has(&self, number: usize) -> bool {
+        self.kept().entries.contains_key(&number)
+    }
+
+    /// How many blocks from `next` on may be unpacked before anybody asks for them: one for each processor, as
+    /// long as they take half of the room at most, for what is read meanwhile must stay.
+    pub(super) fn most_ahead(&self, next: usize) -> usize {
+        let weight = self.index.unpacked(next).len() + self.index.packed(next).len();
+        let fit = self.bound / 2 / weight.max(1);
+        let fit = usize::try_from(fit)
+            .unwrap_or(usize::MAX)
+            .min(self.most / 2);
+        fit.clamp(1, self.processors)
+    }
+
     /// As [`unpacked`](Self::unpacked), but without waiting for room, or for somebody else.
     pub(super) async fn unpack_ahead(
         self: &Arc<Self>,
         device: &Arc<dyn BlockDevice>,
         number: usize,
     ) {
-        if self.kept().entries.contains_key(&number) {
+        if self.has(number) {
             return;
         }
         if let Some(pinned) = self.pin(number) {

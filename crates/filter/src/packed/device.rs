@@ -27,7 +27,7 @@ pub(super) struct Unpacked {
     info: DeviceInfo,
     /// The block that the last request ended in.
     last: AtomicUsize,
-    /// The block that is unpacked before anybody asked for it.
+    /// The blocks that are unpacked before anybody asked for them.
     ahead: Mutex<JoinSet<()>>,
 }
 
@@ -85,7 +85,7 @@ impl Unpacked {
         }
     }
 
-    /// A reader that goes from block to block finds the next one unpacked.
+    /// A reader that goes from block to block finds the next ones unpacked, and every processor has one to unpack.
     fn look_ahead(&self, range: ByteRange) {
         let touched = self.blocks.index().touched(range);
         let Some(end) = touched.clone().last() else {
@@ -98,9 +98,16 @@ impl Unpacked {
         }
         let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
         while ahead.try_join_next().is_some() {}
-        if ahead.is_empty() {
-            let (blocks, below) = (Arc::clone(&self.blocks), Arc::clone(&self.below));
-            ahead.spawn(async move { blocks.unpack_ahead(&below, end + 1).await });
+        let most = self.blocks.most_ahead(end + 1);
+        let next = end + 1..self.blocks.index().len();
+        for number in next.take(most) {
+            if ahead.len() >= most {
+                break;
+            }
+            if !self.blocks.has(number) {
+                let (blocks, below) = (Arc::clone(&self.blocks), Arc::clone(&self.below));
+                ahead.spawn(async move { blocks.unpack_ahead(&below, number).await });
+            }
         }
     }
 }
