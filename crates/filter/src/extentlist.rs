@@ -19,7 +19,9 @@ use blockferry_block::{
     push_merged,
 };
 
-use crate::{DeviceFilter, Effects, Filter, FilterKind, Filtered, Layer, each_device};
+use crate::{
+    DeviceFilter, Effects, Filter, FilterKind, Filtered, Layer, each_device, lines::about,
+};
 
 pub(crate) static EXTENT_LIST: FilterKind = FilterKind {
     name: "extentlist",
@@ -82,10 +84,7 @@ fn read(path: &Path) -> Result<Vec<Extent>> {
     let mut text = Vec::new();
     File::open(path)
         .and_then(|file| file.take(LONGEST_FILE + 1).read_to_end(&mut text))
-        .map_err(|error| {
-            let message = format!("{}: {error}", printable(path.as_os_str()));
-            Error::with_message(ErrorKind::from(&error), message)
-        })?;
+        .map_err(|error| about(path, error))?;
     if text.len() as u64 > LONGEST_FILE {
         return Err(wrong(path, "it is longer than 128 MiB"));
     }

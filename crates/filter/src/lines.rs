@@ -135,8 +135,9 @@ pub(crate) fn open_for_lines(path: &Path, append: bool) -> Result<File> {
     open().map_err(|error| about(path, error))
 }
 
-fn about(path: &Path, error: io::Error) -> Error {
-    let message = format!("{}: {error}", printable(path.as_os_str()));
+/// A system's error about a file, which names the file.
+pub(crate) fn about(path: &Path, error: io::Error) -> Error {
+    let message = printable(path.as_os_str());
     Error::with_message((&error).into(), message).because(error)
 }
 
