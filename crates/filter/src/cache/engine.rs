@@ -180,16 +180,26 @@ impl Engine {
             self.keep(kept.remove(0), range, &buffer);
             return Ok(buffer);
         }
+        let is_wider = wanted != runs;
         let mut reads = Vec::new();
         for (wanted, kept) in wanted.into_iter().zip(kept) {
             reads.push(self.read_kept(below, wanted, kept));
         }
         let mut reads = stream::iter(reads).buffer_unordered(PARALLEL);
-        while let Some((wanted, data)) = reads.try_next().await? {
-            let part = wanted.intersection(range);
-            buffer[within(part, range)].copy_from_slice(&data[within(part, wanted)]);
+        loop {
+            match reads.try_next().await {
+                Ok(Some((wanted, data))) => {
+                    let part = wanted.intersection(range);
+                    buffer[within(part, range)].copy_from_slice(&data[within(part, wanted)]);
+                }
+                Ok(None) => return Ok(buffer),
+                Err(_) if is_wider => break,
+                Err(error) => return Err(error),
+            }
         }
-        Ok(buffer)
+        drop(reads);
+        // Where the source fails may be in the rest of a block, for which nobody asked.
+        self.read_runs(below, runs, range, buffer).await
     }
 
     /// Reads `wanted` from the source, and keeps the blocks of it that there are slots for.

@@ -426,12 +426,30 @@ async fn a_write_that_is_given_up_leaves_nothing_old() {
 }
 
 #[tokio::test]
+async fn a_fault_in_the_rest_of_a_block_fails_no_read_beside_it() {
+    let source = source();
+    let bad = ByteRange::between(70_000, 70_512);
+    source.add(
+        Rule::on(Operation::Read)
+            .within(bad)
+            .fault(Fault::Error(ErrorKind::Io)),
+    );
+    let device = through(&["cache:block-size=64K,size=256K"], source.clone()).await;
+    let found = read(&*device, 65_536, 4096).await.expect("readable");
+    assert_eq!(found[..], bytes()[65_536..69_632]);
+    let found = read(&*device, 60_000, 10_000).await.expect("readable");
+    assert_eq!(found[..], bytes()[60_000..70_000]);
+    let error = read(&*device, 69_999, 10).await.expect_err("a fault");
+    assert_eq!((error.offset(), error.length()), (Some(69_999), Some(10)));
+}
+
+#[tokio::test]
 async fn a_read_that_fails_keeps_nothing() {
     let source = source();
     let device = through(&["cache:block-size=4K,size=64K"], source.clone()).await;
     source.add(
         Rule::on(Operation::Read)
-            .times(1)
+            .times(2)
             .fault(Fault::Error(ErrorKind::Io)),
     );
     let error = read(&*device, 1000, 20_000).await.expect_err("a fault");
