@@ -407,7 +407,13 @@ impl Engine {
             self.write_source(below, block, Buffer::from(bytes), WriteFlags::empty())
                 .await
         });
-        stream::iter(pieces).buffer_unordered(2).try_collect().await
+        // All of them go to their ends: a write of the source that is given up may still happen, after newer ones.
+        let mut pieces = stream::iter(pieces).buffer_unordered(2);
+        let mut result = Ok(());
+        while let Some(written) = pieces.next().await {
+            result = result.and(written);
+        }
+        result
     }
 
     /// Writes to the source within its limits, with a turn for that.

@@ -425,6 +425,37 @@ async fn a_write_that_is_given_up_leaves_nothing_old() {
     );
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_write_that_fails_in_one_block_gives_up_no_write_to_the_source() {
+    let source = source();
+    let device = through(
+        &["cache:block-size=4K,size=16K,mode=writeback"],
+        source.clone(),
+    )
+    .await;
+    // Of another megabyte than what is written next, so that room has to be made of them.
+    for block in 0..4 {
+        let written = write(&*device, (40 + block) * BLOCK, &[1; 4096]).await;
+        written.expect("written");
+    }
+    let unreadable = ByteRange::between(BLOCK, 2 * BLOCK);
+    source.add(
+        Rule::on(Operation::Read)
+            .within(unreadable)
+            .fault(Fault::Error(ErrorKind::Io)),
+    );
+    let slow = Fault::Delay(Duration::from_secs(1));
+    source.add(Rule::on(Operation::Write).fault(slow));
+    // The rest of block 1 cannot be read, and block 0 needs room.
+    let failed = write(&*device, 0, &[2; 5000]).await;
+    assert_eq!(failed.expect_err("a fault").kind(), ErrorKind::Io);
+    let written = read(&*source, 40 * BLOCK, 4096).await.expect("read");
+    assert!(
+        written.iter().all(|byte| *byte == 1),
+        "what was begun was not given up"
+    );
+}
+
 #[tokio::test]
 async fn a_fault_in_the_rest_of_a_block_fails_no_read_beside_it() {
     let source = source();
