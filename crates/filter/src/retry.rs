@@ -13,7 +13,7 @@
 //! # What may be lost
 //!
 //! What was acknowledged and not flushed may be lost with the handle that wrote it; nobody has the data any more.
-//! The next flush through each handle of the export then fails with `Io`, once. A source that still answers is flushed
+//! The next flush through each handle of the export then fails with `Io`, once, and all that are under way do. A source that still answers is flushed
 //! before it is left, so that nothing is lost with it. A flush that fails itself is not repeated while something
 //! is at stake: a second one could succeed without the data of the first. A write that was durable when it was
 //! acknowledged (FUA) is never lost.

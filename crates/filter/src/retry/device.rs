@@ -80,6 +80,8 @@ struct Current {
     /// How many changes it has acknowledged, and how many of those need no flush any more.
     changes: u64,
     settled: u64,
+    /// How many flushes failed while something was at stake.
+    failed_flushes: u64,
     /// How often it was given up to open it again, and why the last time.
     given_up: u64,
     failure: Option<Error>,
@@ -120,6 +122,7 @@ impl Reopening {
                 generation: 0,
                 changes: 0,
                 settled: 0,
+                failed_flushes: 0,
                 given_up: 0,
                 failure: None,
             }),
@@ -314,10 +317,11 @@ impl Reopening {
         }
     }
 
-    /// Fails if changes were lost and this handle was not told so.
-    fn tell_losses(&self) -> Result<()> {
+    /// Fails if changes were lost and this handle was not told so, or if there are more losses than `known`.
+    fn tell_losses(&self, known: u64) -> Result<()> {
         let losses = self.export.losses.load(Ordering::Acquire);
-        if self.told.fetch_max(losses, Ordering::AcqRel) >= losses {
+        let is_told = self.told.fetch_max(losses, Ordering::AcqRel) >= losses;
+        if is_told && losses <= known {
             return Ok(());
         }
         self.export.told.fetch_max(losses, Ordering::AcqRel);
@@ -329,8 +333,11 @@ impl Reopening {
 
     async fn flush_all(&self) -> Result<()> {
         let mut tries = Tries::new(self.options);
+        // What is lost from here on concerns every flush that is under way, whoever is told first.
+        let known = self.export.losses.load(Ordering::Acquire);
+        let failed_flushes = self.current().failed_flushes;
         loop {
-            self.tell_losses()?;
+            self.tell_losses(known)?;
             let attempt = self.attempt(&mut tries).await?;
             let (generation, changes) = (attempt.generation, attempt.changes);
             let result = attempt.device.flush().await;
@@ -338,11 +345,13 @@ impl Reopening {
             let is_wish = self.hand_wishes_on();
             let Err(error) = result else {
                 self.settle(generation, changes);
-                return self.tell_losses();
+                return self.tell_losses(known);
             };
             let at_stake = {
-                let current = self.current();
-                current.generation == generation && current.changes > current.settled
+                let mut current = self.current();
+                let own = current.generation == generation && current.changes > current.settled;
+                current.failed_flushes += u64::from(own);
+                current.failed_flushes > failed_flushes
             };
             if at_stake || is_wish || !is_worth_repeating(&error) {
                 // Whoever hears of it counts on nothing that came before.

@@ -388,6 +388,36 @@ async fn a_flush_that_fails_is_not_repeated_while_something_is_at_stake() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn flushes_that_are_under_way_together_all_tell_of_what_may_be_lost() {
+    // Without and with a read that has the source opened again before the flushes fail.
+    for reads in [false, true] {
+        let source = Arc::new(Source::new(|number, device| match number {
+            0 => {
+                let device = device
+                    .with(failing(Operation::Flush, ErrorKind::ConnectionLost))
+                    .with(failing(Operation::Read, ErrorKind::ConnectionLost));
+                let late = Rule::on(Operation::Flush).fault(Fault::Delay(seconds(30)));
+                FaultyDevice::new(Arc::new(device)).with(late)
+            }
+            _ => device,
+        }));
+        let through = Through::new("retry", &source).await;
+        let written = through.write(0, &[1; 10], WriteFlags::empty()).await;
+        written.expect("written");
+        let flushes = join_all([through.device.flush(), through.device.flush()]);
+        let read = async {
+            if reads {
+                through.read(0, 10).await.expect("read");
+            }
+        };
+        for flushed in futures_util::join!(flushes, read).0 {
+            flushed.expect_err("it may be lost");
+        }
+        through.device.flush().await.expect("told before it began");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_write_that_is_acknowledged_by_a_device_that_was_left_may_be_lost() {
     let source = Arc::new(Source::new(|number, device| match number {
         0 => device
