@@ -1,4 +1,11 @@
-use std::{sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use blockferry_block::{
     Access, BlockDevice, BoxFuture, Buffer, ByteRange, Capabilities, Context, DeviceInfo,
@@ -9,7 +16,7 @@ use blockferry_block::{
 use liblzma::stream::Check;
 use proptest::prelude::*;
 
-use super::samples;
+use super::{samples, whole};
 use crate::{
     Chain, NamedFilter, Packing, Unpack,
     testing::{refusal, through, try_through},
@@ -501,6 +508,53 @@ async fn whoever_comes_second_unpacks_when_the_first_goes_away() {
     }
     let open = exports.open("", Default::default()).await.expect("open");
     compare(&*open.device, &image, "the second").await;
+}
+
+#[tokio::test]
+async fn unpacking_ends_when_nobody_waits_for_it_however_much_is_still_to_come() {
+    static HAS_BEGUN: AtomicBool = AtomicBool::new(false);
+    static IS_GONE: AtomicBool = AtomicBool::new(false);
+    static HAS_ENDED: AtomicBool = AtomicBool::new(false);
+    static READS: AtomicUsize = AtomicUsize::new(0);
+
+    /// Zeroes without an end, made of what was read long ago.
+    struct Endless;
+
+    impl io::Read for Endless {
+        fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+            READS.fetch_add(1, Ordering::SeqCst);
+            HAS_BEGUN.store(true, Ordering::SeqCst);
+            while !IS_GONE.load(Ordering::SeqCst) {
+                std::thread::yield_now();
+            }
+            bytes.fill(0);
+            Ok(bytes.len())
+        }
+    }
+
+    impl Drop for Endless {
+        fn drop(&mut self) {
+            HAS_ENDED.store(true, Ordering::SeqCst);
+        }
+    }
+
+    let until = async |flag: &AtomicBool| {
+        while !flag.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let options = Unpack {
+        max_size: 256 << 20,
+        ..Unpack::new(Packing::Gzip)
+    };
+    let device = memory(&[1; 100]);
+    tokio::select! {
+        _ = whole::unpack(&*device, &options, |_| Box::new(Endless)) => panic!("it has no end"),
+        () = until(&HAS_BEGUN) => {}
+    }
+    IS_GONE.store(true, Ordering::SeqCst);
+    until(&HAS_ENDED).await;
+    assert_eq!(READS.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test]

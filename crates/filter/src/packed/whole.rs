@@ -4,7 +4,7 @@ use std::{
     env,
     fs::File,
     io::{self, BufRead, Read},
-    sync::Arc,
+    sync::{Arc, Weak},
 };
 
 use blockferry_block::{
@@ -40,10 +40,12 @@ pub(super) async fn unpack(
 ) -> Result<Arc<dyn BlockDevice>> {
     let info = device.info();
     let (sender, receiver) = mpsc::channel(READ_AHEAD);
+    let waiting = Arc::new(());
     let work = Work {
         options: options.clone(),
         pieces: Pieces::new(receiver),
         reader,
+        waiting: Arc::downgrade(&waiting),
     };
     let unpacked = run_blocking(move || work.run());
     let (read, unpacked) = futures_util::join!(feed(device, sender), unpacked);
@@ -69,6 +71,8 @@ struct Work {
     options: Unpack,
     pieces: Pieces,
     reader: fn(Pieces) -> Box<dyn Read>,
+    /// Gone when nobody waits for the result any more.
+    waiting: Weak<()>,
 }
 
 impl Work {
@@ -82,6 +86,10 @@ impl Work {
         let mut chunk = vec![0; CHUNK];
         let mut size = 0;
         loop {
+            // A few bytes can become very many.
+            if self.waiting.strong_count() == 0 {
+                return Err(Error::new(ErrorKind::Cancelled));
+            }
             let count = fill(&mut *reader, &mut chunk).map_err(|error| {
                 let message =
                     format!("{error}, after {size} bytes were unpacked: the file is damaged");
