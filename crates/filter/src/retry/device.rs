@@ -1,9 +1,10 @@
 //! A device that is opened again when it fails.
 
 use std::{
+    ops::Deref,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -14,6 +15,7 @@ use blockferry_block::{
     ZeroFlags, check_fit, request_range,
 };
 use tokio::{
+    runtime::Handle,
     sync::Mutex as Turn,
     time::{Instant, sleep_until, timeout_at},
 };
@@ -73,7 +75,7 @@ pub(super) struct Reopening {
 /// The device of now.
 struct Current {
     /// `None` while it is opened again, and when that has failed.
-    device: Option<Arc<dyn BlockDevice>>,
+    device: Option<Arc<Below>>,
     wishes: Option<Arc<Wishes>>,
     /// How often it was opened again.
     generation: u64,
@@ -89,10 +91,61 @@ struct Current {
 
 /// A device to make one attempt with.
 struct Attempt {
-    device: Arc<dyn BlockDevice>,
+    device: Arc<Below>,
     generation: u64,
     /// How many changes it had acknowledged.
     changes: u64,
+}
+
+/// A device below, and how it goes.
+struct Below {
+    // In this order: who goes last decides where.
+    device: Arc<dyn BlockDevice>,
+    last: Last,
+}
+
+/// What a device is closed with. One that was left is closed by the last request that it still had, on a thread
+/// where nobody else waits: closing may have to wait for whoever is opening it again in the same task.
+struct Last {
+    device: Option<Arc<dyn BlockDevice>>,
+    is_left: AtomicBool,
+}
+
+impl Below {
+    fn new(device: Arc<dyn BlockDevice>) -> Arc<Self> {
+        let last = Last {
+            device: Some(Arc::clone(&device)),
+            is_left: AtomicBool::new(false),
+        };
+        Arc::new(Self { device, last })
+    }
+
+    /// Closes it here if no request has it, and otherwise lets the last of them.
+    fn leave(self: Arc<Self>) {
+        self.last.is_left.store(true, Ordering::Release);
+        if let Some(below) = Arc::into_inner(self) {
+            below.last.is_left.store(false, Ordering::Release);
+        }
+    }
+}
+
+impl Deref for Below {
+    type Target = dyn BlockDevice;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.device
+    }
+}
+
+impl Drop for Last {
+    fn drop(&mut self) {
+        if self.is_left.load(Ordering::Acquire)
+            && let Ok(runtime) = Handle::try_current()
+        {
+            let device = self.device.take();
+            runtime.spawn_blocking(move || drop(device));
+        }
+    }
 }
 
 impl Reopening {
@@ -117,7 +170,7 @@ impl Reopening {
             buffers: BufferPool::new(POOLED.0, POOLED.1),
             turn: Turn::new(()),
             current: Mutex::new(Current {
-                device: Some(device),
+                device: Some(Below::new(device)),
                 wishes,
                 generation: 0,
                 changes: 0,
@@ -272,14 +325,17 @@ impl Reopening {
     }
 
     async fn open_again(&self) -> Result<()> {
-        {
+        let old = {
             let mut current = self.current();
-            // The last handle to some sources has to go before they are opened anew.
-            current.device = None;
             if current.changes > current.settled {
                 current.settled = current.changes;
                 self.export.losses.fetch_add(1, Ordering::AcqRel);
             }
+            current.device.take()
+        };
+        if let Some(old) = old {
+            // The last handle to some sources has to go before they are opened anew.
+            old.leave();
         }
         let mut client = self.client;
         client.read_only |= self.options.read_only;
@@ -287,7 +343,7 @@ impl Reopening {
         check_fit(&self.was, open.device.info())
             .map_err(|error| error.during(Operation::Open).on(&self.info.name))?;
         let mut current = self.current();
-        current.device = Some(open.device);
+        current.device = Some(Below::new(open.device));
         current.wishes = open.wishes;
         current.generation += 1;
         current.failure = None;

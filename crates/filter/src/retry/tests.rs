@@ -9,10 +9,13 @@ use blockferry_block::{
     testing::{Fault, FaultyDevice, Rule, check_device},
 };
 use futures_util::future::{join_all, try_join_all};
-use tokio::time::{Instant, timeout};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout},
+};
 
 use super::*;
-use crate::{Chain, NamedFilter};
+use crate::{Chain, DeviceFilter, Filtered, NamedFilter};
 
 /// An export that is opened as a new handle to the same bytes each time.
 struct Source {
@@ -584,4 +587,94 @@ async fn nothing_goes_around_it() {
     let around = Capabilities::COPY_FROM | Capabilities::SPLICE_READ | Capabilities::RESIZE;
     assert!(!device.info().capabilities.intersects(around));
     check_device(&*device, 5, 200).await;
+}
+
+/// A source whose requests, openings and closings take turns, as those of some scripts do.
+struct TakingTurns {
+    turn: Arc<Semaphore>,
+    /// As many as handles were asked for after the first.
+    opening: Arc<Semaphore>,
+    opened: AtomicUsize,
+    /// Handles that waited for their turn to be closed in vain.
+    stuck: Arc<AtomicUsize>,
+}
+
+/// A handle to it. All reads of the first fail, all but one of them once it is being opened again.
+struct InTurn {
+    source: Arc<TakingTurns>,
+    memory: Arc<dyn BlockDevice>,
+    is_first: bool,
+}
+
+impl DeviceFilter for InTurn {
+    const PASSES: Capabilities = Capabilities::empty();
+
+    fn below(&self) -> &Arc<dyn BlockDevice> {
+        &self.memory
+    }
+
+    fn read(&self, offset: u64, buffer: Buffer) -> BoxFuture<'_, Result<Buffer>> {
+        Box::pin(async move {
+            let _turn = self.source.turn.acquire().await.expect("it is open");
+            if !self.is_first {
+                return self.memory.read(offset, buffer).await;
+            }
+            if offset > 0 {
+                let _opening = self.source.opening.acquire().await.expect("it is open");
+            }
+            Err(Error::new(ErrorKind::Io))
+        })
+    }
+}
+
+impl Drop for InTurn {
+    fn drop(&mut self) {
+        let begun = std::time::Instant::now();
+        while self.source.turn.try_acquire().is_err() {
+            if begun.elapsed() > seconds(10) {
+                self.source.stuck.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+struct InTurns(Arc<TakingTurns>);
+
+impl Exports for InTurns {
+    fn list(&self, _: ClientFacts) -> BoxFuture<'_, Result<Vec<ExportEntry>>> {
+        Box::pin(async { Ok(vec![ExportEntry::default()]) })
+    }
+
+    fn open<'a>(&'a self, _: &'a str, _: ClientFacts) -> BoxFuture<'a, Result<OpenExport>> {
+        Box::pin(async move {
+            let number = self.0.opened.fetch_add(1, Ordering::Relaxed);
+            self.0.opening.add_permits(number);
+            let _turn = self.0.turn.acquire().await.expect("it is open");
+            Ok(OpenExport::new(Arc::new(Filtered::new(InTurn {
+                source: Arc::clone(&self.0),
+                memory: Arc::new(MemoryDevice::new(1 << 20)),
+                is_first: number == 0,
+            }))))
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_handle_that_waits_to_be_closed_holds_up_nobody_who_opens_it_again() {
+    let source = Arc::new(TakingTurns {
+        turn: Arc::new(Semaphore::new(1)),
+        opening: Arc::new(Semaphore::new(0)),
+        opened: AtomicUsize::new(0),
+        stuck: Arc::default(),
+    });
+    let filter = NamedFilter::parse("retry:delay=1ms".as_ref()).expect("a filter");
+    let exports = Arc::new(InTurns(Arc::clone(&source)));
+    let chain = Chain::new(&[filter], exports).expect("a chain");
+    let device = Through::open(&chain).await.expect("an export");
+    let reads = (0..4).map(|block| device.read(block * 512, Buffer::zeroed(512)));
+    try_join_all(reads).await.expect("all are repeated");
+    assert_eq!(source.opened.load(Ordering::Relaxed), 2);
+    assert_eq!(source.stuck.load(Ordering::Relaxed), 0);
 }
