@@ -483,3 +483,30 @@ fn all_that_is_known_of_an_image_passes_through() {
     }
     assert_eq!(described(&front.uri()), described(&server.uri()));
 }
+
+#[test]
+fn who_asks_for_one_extent_is_not_answered_by_thousands_upstream() {
+    let room = tempfile::tempdir().expect("a directory");
+    let log = room.path().join("log");
+    let logfile = format!("logfile={}", log.display());
+    let data = "data=( @0 0x1 @131072 )*16";
+    let server = Peer::nbdkit(room.path(), &["--filter=log", "data", data, &logfile]);
+    let map = "qemu-img map --output=json -f raw \"$uri\"";
+    let shown = run(&mut blockferry(["serve", &server.uri(), "--run", map])).success();
+    let theirs = tool(
+        "qemu-img",
+        &["map", "--output=json", "-f", "raw", &server.uri()],
+    );
+    assert_eq!(shown.text(), theirs);
+    let log = std::fs::read_to_string(&log).expect("a log");
+    let asked: Vec<_> = log
+        .lines()
+        .filter(|line| line.contains(" Extents id="))
+        .collect();
+    let ours = asked
+        .iter()
+        .filter(|line| line.contains("connection=1 "))
+        .count();
+    assert!(ours > 4, "{log}");
+    assert!(asked.iter().all(|line| line.contains("req_one=1")), "{log}");
+}

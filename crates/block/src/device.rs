@@ -148,6 +148,16 @@ pub trait BlockDevice: Send + Sync {
         Box::pin(async move { Ok(whole) })
     }
 
+    /// As [`extents`](Self::extents), for those who only want to know of the start of `range`: one extent is enough,
+    /// and more of them may be costly to find. The default finds them all the same.
+    fn first_extent<'a>(
+        &'a self,
+        range: ByteRange,
+        context: &'a Context,
+    ) -> BoxFuture<'a, Result<Vec<Extent>>> {
+        self.extents(range, context)
+    }
+
     /// Where the bytes at the start of `range` lie, for those who can move them without a copy.
     /// The answer holds until the next write.
     fn mapping(&self, range: ByteRange) -> Mapping<'_> {

@@ -29,6 +29,7 @@ use crate::{
     device::{check_allocation, range_of, request_range},
 };
 use copy::Strangers;
+use extents::MOST_EXTENTS;
 
 pub use open::Access;
 
@@ -217,6 +218,27 @@ impl FileDevice {
     }
 }
 
+impl FileDevice {
+    /// At most `most` extents from the start of `range` on.
+    fn find_extents<'a>(
+        &'a self,
+        range: ByteRange,
+        context: &'a Context,
+        most: usize,
+    ) -> BoxFuture<'a, Result<Vec<Extent>>> {
+        Box::pin(async move {
+            check_allocation(range, context)?;
+            self.check(Operation::Extents, range)?;
+            if let Some(known) = self.handle.known_data(range) {
+                return Ok(vec![known]);
+            }
+            self.hop(move |handle| Ok(handle.extents(range, most)?))
+                .await
+                .map_err(|error| failed(error, Operation::Extents, range))
+        })
+    }
+}
+
 impl BlockDevice for FileDevice {
     fn info(&self) -> &DeviceInfo {
         &self.info
@@ -325,16 +347,15 @@ impl BlockDevice for FileDevice {
         range: ByteRange,
         context: &'a Context,
     ) -> BoxFuture<'a, Result<Vec<Extent>>> {
-        Box::pin(async move {
-            check_allocation(range, context)?;
-            self.check(Operation::Extents, range)?;
-            if let Some(known) = self.handle.known_data(range) {
-                return Ok(vec![known]);
-            }
-            self.hop(move |handle| Ok(handle.extents(range)?))
-                .await
-                .map_err(|error| failed(error, Operation::Extents, range))
-        })
+        self.find_extents(range, context, MOST_EXTENTS)
+    }
+
+    fn first_extent<'a>(
+        &'a self,
+        range: ByteRange,
+        context: &'a Context,
+    ) -> BoxFuture<'a, Result<Vec<Extent>>> {
+        self.find_extents(range, context, 1)
     }
 
     fn mapping(&self, range: ByteRange) -> Mapping<'_> {
@@ -481,5 +502,23 @@ mod tests {
                 .expect("not poisoned")
                 .is_none()
         );
+    }
+
+    #[tokio::test]
+    async fn the_first_extent_is_found_without_the_others() {
+        let file = tempfile::tempfile().expect("a file");
+        file.set_len(1 << 20).expect("grown");
+        for at in (0..1 << 20).step_by(128 << 10) {
+            std::os::unix::fs::FileExt::write_all_at(&file, &[1; 4096], at).expect("written");
+        }
+        let device = FileDevice::from_file(file, "fragments").expect("a device");
+        for start in [0, 4096, 128 << 10, 100_000] {
+            let range = ByteRange::between(start, 1 << 20);
+            let all = device.extents(range, &Context::Allocation).await;
+            let first = device.first_extent(range, &Context::Allocation).await;
+            let (all, first) = (all.expect("extents"), first.expect("an extent"));
+            assert_eq!(first, all[..1]);
+            assert!(all.len() > 8, "{all:?}");
+        }
     }
 }

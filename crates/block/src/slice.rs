@@ -61,6 +61,16 @@ impl SliceDevice {
         range_of(operation, self.start + range.start(), range.len())
     }
 
+    /// What the whole said of `outer`, at its place in the part.
+    fn moved(&self, outer: ByteRange, mut extents: Vec<Extent>) -> Vec<Extent> {
+        for extent in &mut extents {
+            let place = extent.range.intersection(outer);
+            let start = place.start() - self.start;
+            extent.range = ByteRange::between(start, start + place.len());
+        }
+        extents
+    }
+
     /// An error of the whole, told with the part's offset.
     fn told(&self, range: ByteRange) -> impl FnOnce(Error) -> Error {
         move |error| error.moved_to(range.start(), range.len())
@@ -167,13 +177,19 @@ impl BlockDevice for SliceDevice {
         Box::pin(async move {
             let outer = self.outer(Operation::Extents, range)?;
             let extents = self.inner.extents(outer, context).await;
-            let mut extents = extents.map_err(self.told(range))?;
-            for extent in &mut extents {
-                let place = extent.range.intersection(outer);
-                let start = place.start() - self.start;
-                extent.range = ByteRange::between(start, start + place.len());
-            }
-            Ok(extents)
+            Ok(self.moved(outer, extents.map_err(self.told(range))?))
+        })
+    }
+
+    fn first_extent<'a>(
+        &'a self,
+        range: ByteRange,
+        context: &'a Context,
+    ) -> BoxFuture<'a, Result<Vec<Extent>>> {
+        Box::pin(async move {
+            let outer = self.outer(Operation::Extents, range)?;
+            let extents = self.inner.first_extent(outer, context).await;
+            Ok(self.moved(outer, extents.map_err(self.told(range))?))
         })
     }
 

@@ -276,6 +276,35 @@ impl Client {
     }
 }
 
+impl Client {
+    /// What the server says of as much of `range` as fits one question.
+    async fn block_status(
+        &self,
+        range: ByteRange,
+        context: &Context,
+        flags: CommandFlags,
+    ) -> Result<Vec<Extent>> {
+        self.check(Operation::Extents, range)?;
+        let naming = errors::naming(&self.handle.info.name);
+        let id = context_id(&self.handle.negotiated, context).map_err(&naming)?;
+        if range.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (asked, _) = range.split_at(self.handle.shared.max_length(Command::BlockStatus));
+        let request = Request {
+            command: Command::BlockStatus,
+            flags,
+            offset: asked.start(),
+            length: asked.len(),
+        };
+        self.handle.warm.store(true, Ordering::Relaxed);
+        let reply = self.request(Operation::Extents, request, None).await?;
+        let answer = reply.extents.iter().find(|(context, _)| *context == id);
+        let extents = answer.map_or(&[][..], |(_, extents)| extents);
+        extents_of(asked, extents).map_err(naming)
+    }
+}
+
 impl BlockDevice for Client {
     fn info(&self) -> &DeviceInfo {
         &self.handle.info
@@ -370,26 +399,15 @@ impl BlockDevice for Client {
         range: ByteRange,
         context: &'a Context,
     ) -> BoxFuture<'a, Result<Vec<Extent>>> {
-        Box::pin(async move {
-            self.check(Operation::Extents, range)?;
-            let naming = errors::naming(&self.handle.info.name);
-            let id = context_id(&self.handle.negotiated, context).map_err(&naming)?;
-            if range.is_empty() {
-                return Ok(Vec::new());
-            }
-            let (asked, _) = range.split_at(self.handle.shared.max_length(Command::BlockStatus));
-            let request = Request {
-                command: Command::BlockStatus,
-                flags: CommandFlags::empty(),
-                offset: asked.start(),
-                length: asked.len(),
-            };
-            self.handle.warm.store(true, Ordering::Relaxed);
-            let reply = self.request(Operation::Extents, request, None).await?;
-            let answer = reply.extents.iter().find(|(context, _)| *context == id);
-            let extents = answer.map_or(&[][..], |(_, extents)| extents);
-            extents_of(asked, extents).map_err(naming)
-        })
+        Box::pin(self.block_status(range, context, CommandFlags::empty()))
+    }
+
+    fn first_extent<'a>(
+        &'a self,
+        range: ByteRange,
+        context: &'a Context,
+    ) -> BoxFuture<'a, Result<Vec<Extent>>> {
+        Box::pin(self.block_status(range, context, CommandFlags::REQ_ONE))
     }
 
     /// Another connection to the same export, with the same options, also after this one was lost.

@@ -311,6 +311,17 @@ impl DeviceFilter for Limited {
         })
     }
 
+    fn first_extent<'a>(
+        &'a self,
+        range: ByteRange,
+        context: &'a Context,
+    ) -> BoxFuture<'a, Result<Vec<Extent>>> {
+        match self.limit {
+            Limit::Extents => self.extents(range, context),
+            _ => self.below.first_extent(range, context),
+        }
+    }
+
     fn resize(&self, size: u64) -> BoxFuture<'_, Result<()>> {
         let range = ByteRange::between(0, size);
         unless(self.refusal(Operation::Resize, range), || {

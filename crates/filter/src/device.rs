@@ -98,6 +98,15 @@ pub trait DeviceFilter: Send + Sync + Sized + 'static {
         self.below().extents(range, context)
     }
 
+    /// As [`BlockDevice::first_extent`]; through `extents`, for whoever changes those changes this.
+    fn first_extent<'a>(
+        &'a self,
+        range: ByteRange,
+        context: &'a Context,
+    ) -> BoxFuture<'a, Result<Vec<Extent>>> {
+        self.extents(range, context)
+    }
+
     /// As [`BlockDevice::mapping`]; the device's with `SPLICE_READ`, otherwise the bytes must be read.
     fn mapping(&self, range: ByteRange) -> Mapping<'_> {
         match Self::PASSES.contains(Capabilities::SPLICE_READ) {
@@ -231,6 +240,14 @@ impl<F: DeviceFilter> BlockDevice for Filtered<F> {
         context: &'a Context,
     ) -> BoxFuture<'a, Result<Vec<Extent>>> {
         self.filter.extents(range, context)
+    }
+
+    fn first_extent<'a>(
+        &'a self,
+        range: ByteRange,
+        context: &'a Context,
+    ) -> BoxFuture<'a, Result<Vec<Extent>>> {
+        self.filter.first_extent(range, context)
     }
 
     fn mapping(&self, range: ByteRange) -> Mapping<'_> {

@@ -240,6 +240,19 @@ impl<W: Watch> BlockDevice for Watched<W> {
         self.pass_telling(request, call, |answer| Outcome::Extents(answer))
     }
 
+    fn first_extent<'a>(
+        &'a self,
+        range: ByteRange,
+        context: &'a Context,
+    ) -> BoxFuture<'a, Result<Vec<Extent>>> {
+        let request = Request {
+            context: Some(context),
+            ..Request::new(Operation::Extents, range)
+        };
+        let call = move || self.below.first_extent(range, context);
+        self.pass_telling(request, call, |answer| Outcome::Extents(answer))
+    }
+
     fn mapping(&self, range: ByteRange) -> Mapping<'_> {
         match self.watch.watches(Operation::Read) {
             true => Mapping::Opaque,

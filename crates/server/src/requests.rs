@@ -249,13 +249,18 @@ impl Target {
         Ok(Answer::Extents(answers))
     }
 
-    /// The extents of `range`, neighbours merged: all of them up to a bound, or just the first.
+    /// The extents of `range`, neighbours merged: all of them up to a bound, or just the first, as far as the device
+    /// tells it in one answer.
     async fn extents(&self, range: ByteRange, context: &Context, one: bool) -> Result<Vec<Extent>> {
         let mut extents: Vec<Extent> = Vec::new();
         let mut rest = range;
         while !rest.is_empty() {
             let before = rest;
-            for extent in self.device.extents(rest, context).await? {
+            let answer = match one {
+                true => self.device.first_extent(rest, context),
+                false => self.device.extents(rest, context),
+            };
+            for extent in answer.await? {
                 // Whatever a device answers, the client gets a contiguous list inside its request.
                 let part = extent.range.intersection(rest);
                 if part.is_empty() || part.start() != rest.start() {
@@ -272,7 +277,7 @@ impl Target {
                     }),
                 }
             }
-            if rest == before {
+            if rest == before || one {
                 break;
             }
         }

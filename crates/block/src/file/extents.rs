@@ -11,7 +11,7 @@ use super::Handle;
 use crate::{ByteRange, Extent, Status, push_merged};
 
 /// The most extents of one answer: about 100 KiB of memory and a few milliseconds.
-const MOST_EXTENTS: usize = 4096;
+pub(super) const MOST_EXTENTS: usize = 4096;
 
 /// The unit that holes come in, in bytes.
 const PAGE: u64 = 4096;
@@ -36,13 +36,14 @@ impl Handle {
         *self.data_run.lock().unwrap_or_else(PoisonError::into_inner) = run;
     }
 
-    pub(super) fn extents(&self, range: ByteRange) -> io::Result<Vec<Extent>> {
+    /// At most `most` extents from the start of `range` on, at least 1.
+    pub(super) fn extents(&self, range: ByteRange, most: usize) -> io::Result<Vec<Extent>> {
         let mut list = Vec::new();
         if self.is_block_device || self.lacks.seek_data.load(Ordering::Relaxed) {
             push(&mut list, range.start(), range.end(), Status::DATA);
             return Ok(list);
         }
-        match self.seek_extents(range, &mut list) {
+        match self.seek_extents(range, most, &mut list) {
             // The file system has no such call: everything is data.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
                 self.lacks.seek_data.store(true, Ordering::Relaxed);
@@ -51,16 +52,21 @@ impl Handle {
             }
             result => result?,
         }
-        list.truncate(MOST_EXTENTS);
+        list.truncate(most);
         Ok(list)
     }
 
     /// Others may change the file between two calls, so each answer is taken for what it is worth and
     /// every step moves on.
-    fn seek_extents(&self, range: ByteRange, list: &mut Vec<Extent>) -> io::Result<()> {
+    fn seek_extents(
+        &self,
+        range: ByteRange,
+        most: usize,
+        list: &mut Vec<Extent>,
+    ) -> io::Result<()> {
         let end = range.end();
         let mut at = range.start();
-        while at < end && list.len() < MOST_EXTENTS {
+        while at < end && list.len() < most {
             let run = self.data_run();
             if run.start() <= at && at < run.end() {
                 let known = run.end().min(end);

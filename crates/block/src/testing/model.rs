@@ -109,7 +109,10 @@ impl<'a> Model<'a> {
         if !self.info.knows_allocation() {
             return;
         }
-        let answer = self.device.extents(range, &Context::Allocation).await;
+        let answer = match self.below(2) {
+            0 => self.device.first_extent(range, &Context::Allocation).await,
+            _ => self.device.extents(range, &Context::Allocation).await,
+        };
         let list = answer.unwrap_or_else(|error| self.fail(&error));
         let place = self.place();
         assert_eq!(list.is_empty(), range.is_empty(), "{place}: {range}");

@@ -343,6 +343,26 @@ impl BlockDevice for Pool {
         })
     }
 
+    fn first_extent<'a>(
+        &'a self,
+        range: ByteRange,
+        context: &'a Context,
+    ) -> BoxFuture<'a, Result<Vec<Extent>>> {
+        Box::pin(async move {
+            let mut tries = self.tries(Operation::Extents, Some(range));
+            loop {
+                let busy = tries.next().await?;
+                match busy.client().first_extent(range, context).await {
+                    Ok(extents) => {
+                        self.inner.answered(&busy);
+                        return Ok(extents);
+                    }
+                    Err(error) => tries.failed(&busy, error)?,
+                }
+            }
+        })
+    }
+
     /// One more connection to the same export, which is none of the pool's.
     fn reopen(&self) -> BoxFuture<'_, Result<Arc<dyn BlockDevice>>> {
         Box::pin(async { Ok(Arc::new(self.inner.another().await?) as Arc<dyn BlockDevice>) })
