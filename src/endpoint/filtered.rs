@@ -1,9 +1,14 @@
 //! Endpoints behind filters.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
+
+use tokio::time::timeout;
 
 use crate::{
     block::{
@@ -13,6 +18,9 @@ use crate::{
 };
 
 use super::{Connection, Endpoint, OpenDevice, OpenOptions, open::open_unfiltered};
+
+/// How long filters may take for their last words after a failure.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Filters in front of an endpoint, and what they have opened below them.
 pub(super) struct Filters {
@@ -64,6 +72,7 @@ impl Filters {
 
     /// Lets the filters finish, and says goodbye to what is below.
     pub(super) async fn close(self) {
+        self.below.is_closing.store(true, Ordering::Relaxed);
         self.chain.exports().close().await;
         let connection = self.connection().take();
         if let Some(connection) = connection {
@@ -71,9 +80,10 @@ impl Filters {
         }
     }
 
-    /// Goes without a goodbye.
+    /// Goes without a goodbye. The filters have their say, if that does not take long.
     pub(super) async fn abandon(self) {
         self.below.is_closing.store(true, Ordering::Relaxed);
+        let _ = timeout(LAST_WORDS, self.chain.exports().close()).await;
         let connection = self.connection().take();
         if let Some(connection) = connection {
             Box::pin(connection.abandon()).await;

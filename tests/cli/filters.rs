@@ -198,3 +198,36 @@ fn a_checkpoint_is_of_the_image_as_the_filters_show_it() {
     assert_eq!(tool("cmp", &[source, copy]), "");
     assert!(!note.exists());
 }
+
+#[test]
+fn what_was_counted_is_told_after_a_failure_too_and_a_refusal_names_its_source() {
+    let room = room();
+    let stats = room.path().join("stats");
+    let filter = format!("stats:{}", stats.display());
+    let words = [
+        "copy",
+        "--filter",
+        &*filter,
+        "--filter",
+        "error:EIO,on=read",
+        "pattern:1M",
+        "null:",
+    ];
+    run(&mut blockferry(words)).failure(1, &["read of"]);
+    assert!(
+        fs::read_to_string(&stats)
+            .expect("statistics")
+            .contains("read")
+    );
+    let words = [
+        "serve",
+        "-e",
+        "a=memory:1M",
+        "-e",
+        "b=pattern:2M",
+        "--filter",
+        "partition:1",
+    ];
+    let refused = run(blockferry(words).args(["--run", "true"]));
+    refused.failure(1, &["no partition table", "memory:1M"]);
+}

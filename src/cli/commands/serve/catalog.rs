@@ -178,7 +178,8 @@ impl Catalog {
                 Ok(open) => self.size = Some(open.device.info().size),
                 Err(error) if !job.filters.is_empty() => {
                     exports.close().await;
-                    return Err(explain(error.on(source.name())));
+                    let failure = explain(error.on(source.name()));
+                    return Err(failure.note(format!("it is in front of {source}")));
                 }
                 Err(_) => self.size = None,
             }
