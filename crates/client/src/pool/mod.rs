@@ -211,6 +211,38 @@ impl Clone for Pool {
     }
 }
 
+/// How many extents somebody wants to know.
+#[derive(Clone, Copy)]
+enum Wanted {
+    All,
+    First,
+}
+
+impl Pool {
+    async fn block_status(
+        &self,
+        range: ByteRange,
+        context: &Context,
+        wanted: Wanted,
+    ) -> Result<Vec<Extent>> {
+        let mut tries = self.tries(Operation::Extents, Some(range));
+        loop {
+            let busy = tries.next().await?;
+            let asked = match wanted {
+                Wanted::All => busy.client().extents(range, context),
+                Wanted::First => busy.client().first_extent(range, context),
+            };
+            match asked.await {
+                Ok(extents) => {
+                    self.inner.answered(&busy);
+                    return Ok(extents);
+                }
+                Err(error) => tries.failed(&busy, error)?,
+            }
+        }
+    }
+}
+
 impl BlockDevice for Pool {
     /// That of the first connection, with `MULTI_CONN`.
     fn info(&self) -> &DeviceInfo {
@@ -328,19 +360,7 @@ impl BlockDevice for Pool {
         range: ByteRange,
         context: &'a Context,
     ) -> BoxFuture<'a, Result<Vec<Extent>>> {
-        Box::pin(async move {
-            let mut tries = self.tries(Operation::Extents, Some(range));
-            loop {
-                let busy = tries.next().await?;
-                match busy.client().extents(range, context).await {
-                    Ok(extents) => {
-                        self.inner.answered(&busy);
-                        return Ok(extents);
-                    }
-                    Err(error) => tries.failed(&busy, error)?,
-                }
-            }
-        })
+        Box::pin(self.block_status(range, context, Wanted::All))
     }
 
     fn first_extent<'a>(
@@ -348,19 +368,7 @@ impl BlockDevice for Pool {
         range: ByteRange,
         context: &'a Context,
     ) -> BoxFuture<'a, Result<Vec<Extent>>> {
-        Box::pin(async move {
-            let mut tries = self.tries(Operation::Extents, Some(range));
-            loop {
-                let busy = tries.next().await?;
-                match busy.client().first_extent(range, context).await {
-                    Ok(extents) => {
-                        self.inner.answered(&busy);
-                        return Ok(extents);
-                    }
-                    Err(error) => tries.failed(&busy, error)?,
-                }
-            }
-        })
+        Box::pin(self.block_status(range, context, Wanted::First))
     }
 
     /// One more connection to the same export, which is none of the pool's.

@@ -163,11 +163,8 @@ impl Catalog {
             }
         };
         let exports = filters.exports();
-        let minded = job.filters.iter();
-        let minded = minded
-            .filter(|named| named.filter().minds_openings())
-            .count()
-            > 0;
+        let mut filters_of_job = job.filters.iter();
+        let minded = filters_of_job.any(|named| named.filter().minds_openings());
         if !has_names && served.open != Opening::FirstUse && !minded {
             // What a filter has against the source is better said now than to the first client.
             let facts = ClientFacts {
@@ -178,7 +175,7 @@ impl Catalog {
                 Ok(open) => self.size = Some(open.device.info().size),
                 Err(error) if !job.filters.is_empty() => {
                     exports.close().await;
-                    let failure = explain(error.on(source.name()));
+                    let failure = explain(error);
                     return Err(failure.note(format!("it is in front of {source}")));
                 }
                 Err(_) => self.size = None,
