@@ -32,6 +32,7 @@ pub use blockferry_block as block;
 pub use blockferry_client as client;
 pub use blockferry_copy as copy;
 pub use blockferry_filter as filter;
+pub use blockferry_format as format;
 pub use blockferry_proto as proto;
 pub use blockferry_script as script;
 pub use blockferry_server as server;

@@ -61,6 +61,8 @@ pub enum ErrorKind {
     UnexpectedEnd,
     /// The data is not what it should be: what was read back differs from what was written.
     Mismatch,
+    /// What an image consists of contradicts itself or the rules of its format.
+    Corrupt,
     /// The reader of the output went away (`EPIPE`).
     BrokenPipe,
     /// The caller cancelled the operation.
@@ -235,6 +237,7 @@ impl ErrorKind {
             Self::Incompatible => "incompatible peer",
             Self::UnexpectedEnd => "unexpected end of data",
             Self::Mismatch => "the contents differ",
+            Self::Corrupt => "the image is corrupt",
             Self::BrokenPipe => "broken pipe",
             Self::Cancelled => "cancelled",
         }

@@ -1,0 +1,19 @@
+//! Image formats: block devices inside block devices.
+//!
+//! An image in a format is read and written through a device *below* it, whatever that is: a file, an NBD
+//! export, memory, a filter. What is inside is a [`BlockDevice`](blockferry_block::BlockDevice) again, so
+//! everything that can be done with a disk can be done with it.
+//!
+//! Images are hostile until told otherwise. No name in an image is ever opened here: whoever opens an image
+//! hands in a [`Related`] that says what may be followed, and the default follows nothing. Tables are bounded
+//! by the virtual size, lengths are checked before memory is taken for them, and damage is an
+//! [`ErrorKind::Corrupt`](blockferry_block::ErrorKind::Corrupt), never a panic.
+
+#![forbid(unsafe_code)]
+
+mod probe;
+pub mod qcow2;
+mod related;
+
+pub use probe::{PROBE_LENGTH, probe};
+pub use related::{NoRelatives, Related, RelatedFile, Role};

@@ -1,0 +1,18 @@
+//! qcow2, versions 2 and 3: read, made anew, and written in place.
+//!
+//! The specification is `docs/interop/qcow2.rst` of the QEMU project; comments name its sections.
+//!
+//! ```text
+//!  header     the header and its extensions: parsed, checked, written
+//!  geometry   the arithmetic of clusters and tables
+//!  entry      one entry of an L2 table
+//!  options    how images are opened and made
+//! ```
+
+mod entry;
+mod geometry;
+mod header;
+mod options;
+
+pub use header::Compression;
+pub use options::{Backing, CreateOptions, DataFile, OpenOptions, Preallocation};
