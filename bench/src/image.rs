@@ -1,5 +1,7 @@
 //! Making the images of a scenario: random bytes, a file system of real files, a qcow2 of it, nothing.
 
+mod scattered;
+
 use std::{
     collections::BTreeMap,
     fs::{self, File},
@@ -44,9 +46,14 @@ pub(crate) fn prepare(
                 let files = files.of(quick).bytes;
                 ext4(&path, size.unwrap_or_default(), files, scratch, interrupt)?;
             }
-            Image::Qcow2 { of, .. } => {
+            Image::Scattered { extents, .. } => {
+                let extents = extents.of(quick).bytes;
+                scattered::write(&path, size.unwrap_or_default(), extents)?;
+            }
+            Image::Qcow2 { of, options, .. } => {
                 let mut convert = Command::new("qemu-img");
                 convert.args(["convert", "-f", "raw", "-O", "qcow2"]);
+                convert.args(options);
                 process::run(convert.arg(&made[of]).arg(&path), scratch, interrupt)?;
             }
         }

@@ -45,6 +45,8 @@ pub(crate) struct Sample {
     pub(crate) rate: Option<f64>,
     /// A latency in microseconds that it printed behind it.
     pub(crate) latency: Option<f64>,
+    /// The length of what it wrote in bytes, where that is in a format.
+    pub(crate) written: Option<u64>,
 }
 
 /// What became of a contender.

@@ -105,8 +105,16 @@ pub(crate) enum Image {
     /// A sparse image of the scenario's `size` with an ext4 file system that holds files of `/usr`, up to
     /// `files` bytes of them.
     Ext4 { name: String, files: Amount },
-    /// A qcow2 image of what the image `of` contains.
-    Qcow2 { name: String, of: String },
+    /// A qcow2 image of what the image `of` contains, made by `qemu-img convert` with `options`.
+    Qcow2 {
+        name: String,
+        of: String,
+        #[serde(default)]
+        options: Vec<String>,
+    },
+    /// A sparse qcow2 image of the scenario's `size` whose tables say that there are so many `extents`: clusters that
+    /// lie somewhere in the file, and none between them.
+    Scattered { name: String, extents: Amount },
     /// A file of the scenario's `size` in which pieces of random bytes and holes alternate, `piece` bytes
     /// each.
     Fragmented { name: String, piece: Size },
@@ -116,9 +124,10 @@ pub(crate) enum Image {
 }
 
 /// The format of an image that is written to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Format {
+    #[default]
     Raw,
     Qcow2,
 }
@@ -130,6 +139,7 @@ impl Image {
             | Self::Ext4 { name, .. }
             | Self::Qcow2 { name, .. }
             | Self::Fragmented { name, .. }
+            | Self::Scattered { name, .. }
             | Self::Empty { name, .. } => name,
         }
     }
@@ -153,6 +163,9 @@ pub(crate) struct Contender {
     #[serde(default)]
     pub(crate) ours: bool,
     pub(crate) command: Vec<String>,
+    /// The format of what it writes to `{out}`.
+    #[serde(default)]
+    pub(crate) format: Format,
     /// Where its standard output goes.
     #[serde(default)]
     pub(crate) stdout: Stdout,
@@ -250,6 +263,11 @@ impl Scenario {
                 "a contender that prints a rate has no other use for its output"
             );
             ensure!(
+                contender.format == Format::Raw || contender.writes_out(),
+                "contender `{}` has a format and writes nothing to `{{out}}`",
+                contender.name
+            );
+            ensure!(
                 self.empty_images_of(contender).len() + usize::from(contender.writes_out()) <= 1,
                 "contender `{}` writes to more than one place, and one is compared",
                 contender.name
@@ -298,16 +316,21 @@ impl Scenario {
                 Image::Random { name }
                 | Image::Ext4 { name, .. }
                 | Image::Fragmented { name, .. }
+                | Image::Scattered { name, .. }
                 | Image::Empty { name, .. } => {
                     ensure!(self.size.is_some(), "image `{name}` needs a `size`");
                 }
-                Image::Qcow2 { name, of } => {
+                Image::Qcow2 { name, of, .. } => {
                     let before = self.images[..index].iter().any(|other| other.name() == of);
                     ensure!(
                         before,
                         "image `{name}` is made of `{of}`, which is not there"
                     );
                 }
+            }
+            if let Image::Scattered { name, extents } = image {
+                let some = extents.full.bytes > 0 && extents.quick.bytes > 0;
+                ensure!(some, "image `{name}` has no extents");
             }
             if let Image::Fragmented { name, piece } = image {
                 ensure!(piece.bytes > 0, "image `{name}` has pieces of no bytes");

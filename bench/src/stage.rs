@@ -53,7 +53,7 @@ impl Stage<'_> {
     /// Where the contender writes to, if that is a file.
     pub(crate) fn output_of(&self, contender: &Contender) -> Option<Output> {
         if contender.writes_out() {
-            let (path, format) = (self.out(), Format::Raw);
+            let (path, format) = (self.out(), contender.format);
             return Some(Output { path, format });
         }
         let empty = self.scenario.empty_images_of(contender);
@@ -68,6 +68,10 @@ impl Stage<'_> {
         let servers = self.set_up(contender)?;
         let mut command = Command::new(self.expand(&contender.command[0])?);
         let ended = self.perform(contender, &mut command)?;
+        let written = match contender.format {
+            Format::Raw => None,
+            Format::Qcow2 => Some(fs::metadata(self.out())?.len()),
+        };
         let (rate, latency) = match self.scenario.measure.is_printed() {
             true => rate(&self.printed())?,
             false => (None, None),
@@ -88,6 +92,7 @@ impl Stage<'_> {
             server_memory,
             rate,
             latency,
+            written,
         })
     }
 

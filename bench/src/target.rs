@@ -20,6 +20,8 @@ pub(crate) struct Target {
     pub(crate) server_cpu: Option<f64>,
     /// How many times shorter than the rival's the latency is that the command prints behind its rate.
     pub(crate) latency: Option<f64>,
+    /// How many times as large what the rival writes is at least: its bytes by ours.
+    pub(crate) written: Option<f64>,
 }
 
 /// The names of one rival or of several.
@@ -67,10 +69,16 @@ impl Target {
     pub(crate) fn check(&self) -> Result<()> {
         ensure!(!self.rival.0.is_empty(), "a target names no rival");
         ensure!(
-            [self.speed, self.cpu, self.server_cpu, self.latency]
-                .iter()
-                .any(Option::is_some),
-            "a target wants neither `speed` nor `cpu` nor `server_cpu` nor `latency`"
+            [
+                self.speed,
+                self.cpu,
+                self.server_cpu,
+                self.latency,
+                self.written
+            ]
+            .iter()
+            .any(Option::is_some),
+            "a target wants neither `speed` nor `cpu` nor `server_cpu` nor `latency` nor `written`"
         );
         Ok(())
     }

@@ -95,6 +95,9 @@ pub(crate) struct Figures {
     pub(crate) rate: Option<Summary>,
     #[serde(default)]
     pub(crate) latency_microseconds: Option<Summary>,
+    /// The length of the file that was written, where it is in a format whose length depends on the writer.
+    #[serde(default)]
+    pub(crate) written_bytes: Option<Summary>,
     /// How many times as fast as this one ours is, taken round by round. Nothing for ours itself.
     pub(crate) speed_of_ours: Option<Summary>,
     /// How many times less processor time than this one ours takes, taken round by round.
@@ -208,6 +211,7 @@ impl Figures {
             server_memory_bytes: samples.iter().map(|sample| sample.server_memory).max()?,
             rate: Summary::of(rates),
             latency_microseconds: Summary::of(samples.iter().filter_map(|sample| sample.latency)),
+            written_bytes: Summary::of(samples.iter().filter_map(written)),
             system_calls_per_256_kib: None,
             speed_of_ours: ours.and_then(|ours| speed_ratio(ours, samples)),
             cpu_of_ours: ours.and_then(|ours| cpu_ratio(ours, samples)),
@@ -259,6 +263,24 @@ fn latency_ratio(ours: &[Sample], theirs: &[Sample]) -> Option<Summary> {
             _ => f64::NAN,
         }
     })
+}
+
+/// How many times as large as ours what they write is, round by round.
+fn written_ratio(ours: &[Sample], theirs: &[Sample]) -> Option<Summary> {
+    ratio(ours, theirs, |ours, theirs| {
+        match (written(ours), written(theirs)) {
+            (Some(ours), Some(theirs)) => theirs / ours,
+            _ => f64::NAN,
+        }
+    })
+}
+
+#[allow(
+    clippy::cast_precision_loss,
+    reason = "nobody writes 2^53 bytes in a benchmark"
+)]
+fn written(sample: &Sample) -> Option<f64> {
+    sample.written.map(|bytes| bytes as f64)
 }
 
 fn ratio(
@@ -315,6 +337,7 @@ mod tests {
             server_memory: 0,
             rate: None,
             latency: None,
+            written: None,
         }
     }
 

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::statistics::Summary;
 
-const HEADINGS: [&str; 7] = [
+const HEADINGS: [&str; 8] = [
     "",
     "",
     "ours is x times as fast",
@@ -16,6 +16,7 @@ const HEADINGS: [&str; 7] = [
     "server CPU s",
     "peak MiB",
     "calls/256K",
+    "MB written",
 ];
 
 /// The table, with the machine above it and the targets below.
@@ -92,6 +93,9 @@ fn row(entry: &Entry) -> Vec<String> {
             .map_or("".into(), |cpu| figure(cpu.median)),
         format!("{}", figures.peak_memory_bytes.div_ceil(1 << 20)),
         figures.system_calls_per_256_kib.map_or("".into(), figure),
+        figures
+            .written_bytes
+            .map_or("".into(), |bytes| figure(bytes.median / 1e6)),
     ]
 }
 
@@ -147,6 +151,13 @@ fn target(verdict: &Verdict) -> String {
         let wanted = want.wanted;
         parts.push(format!(
             "{rivals}'s latency at least {wanted} times ours: {}",
+            shown(want)
+        ));
+    }
+    if let Some(want) = &verdict.written {
+        let wanted = want.wanted;
+        parts.push(format!(
+            "what {rivals} writes at least {wanted} times as large as ours: {}",
             shown(want)
         ));
     }

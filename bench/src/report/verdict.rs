@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Entry, cpu_ratio, latency_ratio, server_cpu_ratio, speed_ratio};
+use super::{Entry, cpu_ratio, latency_ratio, server_cpu_ratio, speed_ratio, written_ratio};
 use crate::{
     runner::{Outcomes, Sample},
     scenario::Scenario,
@@ -24,6 +24,8 @@ pub(crate) struct Verdict {
     pub(crate) server_cpu: Option<Want>,
     #[serde(default)]
     pub(crate) latency: Option<Want>,
+    #[serde(default)]
+    pub(crate) written: Option<Want>,
     pub(crate) reached: bool,
 }
 
@@ -73,7 +75,8 @@ impl Verdict {
         let cpu = want(target.cpu, cpu_ratio);
         let server_cpu = want(target.server_cpu, server_cpu_ratio);
         let latency = want(target.latency, latency_ratio);
-        let wants = [&speed, &cpu, &server_cpu, &latency];
+        let written = want(target.written, written_ratio);
+        let wants = [&speed, &cpu, &server_cpu, &latency, &written];
         let reached = wants.into_iter().flatten().all(Want::is_reached);
         Self {
             of,
@@ -83,13 +86,20 @@ impl Verdict {
             cpu,
             server_cpu,
             latency,
+            written,
             reached,
         }
     }
 
     /// Whether every ratio was taken, of one rival at least.
     pub(crate) fn is_measured(&self) -> bool {
-        let wants = [&self.speed, &self.cpu, &self.server_cpu, &self.latency];
+        let wants = [
+            &self.speed,
+            &self.cpu,
+            &self.server_cpu,
+            &self.latency,
+            &self.written,
+        ];
         let wants = wants.into_iter().flatten();
         wants.into_iter().all(|want| want.got.is_some())
     }
