@@ -6,9 +6,11 @@
 //!  header     the header and its extensions: parsed, checked, written
 //!  geometry   the arithmetic of clusters and tables
 //!  entry      one entry of an L2 table
+//!  codec      one cluster compressed or decompressed
 //!  options    how images are opened and made
 //! ```
 
+mod codec;
 mod entry;
 mod geometry;
 mod header;

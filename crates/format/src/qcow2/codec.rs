@@ -1,0 +1,119 @@
+//! One cluster compressed, one cluster decompressed.
+//!
+//! Both keep their tables and contexts between clusters: each thread has one of its own, and nothing is allocated
+//! for a cluster. What a cluster's bytes are worth is known here, where they lie in the file is not.
+
+use blockferry_block::Result;
+use flate2::{Compress, FlushCompress, Status};
+use zstd::zstd_safe::{self, CCtx, CParameter, DCtx};
+
+use super::{geometry::corrupt, header::Compression};
+
+/// How clusters are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CompressionSettings {
+    pub(crate) kind: Compression,
+    /// How hard: 1 to 9 for zlib, 1 to 22 for Zstandard; `None`: what pays.
+    pub(crate) level: Option<u32>,
+    /// How far back a zlib stream may refer: 4096 or 32768 bytes.
+    pub(crate) window: u32,
+}
+
+/// Compresses cluster after cluster.
+pub(crate) struct Compressor(Encoder);
+
+enum Encoder {
+    Zlib(Box<Compress>),
+    Deflate(Box<libdeflater::Compressor>),
+    Zstd(CCtx<'static>),
+}
+
+/// Decompresses cluster after cluster.
+pub(crate) struct Decompressor {
+    deflate: libdeflater::Decompressor,
+    zstd: DCtx<'static>,
+}
+
+impl Compressor {
+    /// A compressor that works as `settings` say, which are what
+    /// [`CreateOptions::check`](super::CreateOptions::check) allows.
+    pub(crate) fn new(settings: &CompressionSettings) -> Self {
+        let encoder = match (settings.kind, settings.window) {
+            (Compression::Zlib, ..32768) => {
+                let level = flate2::Compression::new(settings.level.unwrap_or(3).min(9));
+                Encoder::Zlib(Box::new(Compress::new_with_window_bits(level, false, 12)))
+            }
+            (Compression::Zlib, _) => {
+                let level = settings.level.unwrap_or(1).min(12);
+                let level = libdeflater::CompressionLvl::new(level as i32).unwrap_or_default();
+                Encoder::Deflate(Box::new(libdeflater::Compressor::new(level)))
+            }
+            (Compression::Zstd, _) => {
+                let mut context = CCtx::create();
+                let level = settings.level.unwrap_or(3).min(22) as i32;
+                // Every level that the options allow is one that the library knows.
+                let _ = context.set_parameter(CParameter::CompressionLevel(level));
+                Encoder::Zstd(context)
+            }
+        };
+        Self(encoder)
+    }
+
+    /// Compresses `cluster` into the beginning of `out`, which has room for a cluster, and returns how many bytes
+    /// it took; `None` when they would be no fewer than the cluster's: then it is stored as it is, and what `out`
+    /// holds is of no use.
+    pub(crate) fn compress(&mut self, cluster: &[u8], out: &mut [u8]) -> Option<usize> {
+        let room = cluster.len().saturating_sub(1).min(out.len());
+        let out = out.get_mut(..room)?;
+        match &mut self.0 {
+            Encoder::Zlib(encoder) => {
+                encoder.reset();
+                let status = encoder.compress(cluster, out, FlushCompress::Finish);
+                let length = usize::try_from(encoder.total_out()).ok()?;
+                matches!(status, Ok(Status::StreamEnd)).then_some(length)
+            }
+            Encoder::Deflate(encoder) => encoder.deflate_compress(cluster, out).ok(),
+            Encoder::Zstd(context) => context.compress2(out, cluster).ok(),
+        }
+    }
+}
+
+impl Decompressor {
+    pub(crate) fn new() -> Self {
+        Self {
+            deflate: libdeflater::Decompressor::new(),
+            zstd: DCtx::create(),
+        }
+    }
+
+    /// Decompresses what `stream` begins with into `cluster`, all of it. Others' bytes may follow: a descriptor
+    /// counts whole sectors.
+    ///
+    /// # Errors
+    /// `Corrupt` when it is no stream of that kind, is cut short, or makes fewer or more bytes than a cluster has.
+    /// `cluster` may hold anything then.
+    pub(crate) fn decompress(
+        &mut self,
+        kind: Compression,
+        stream: &[u8],
+        cluster: &mut [u8],
+    ) -> Result<()> {
+        let length = match kind {
+            Compression::Zlib => self.deflate.deflate_decompress(stream, cluster).ok(),
+            Compression::Zstd => self.decompress_zstd(stream, cluster),
+        };
+        match length {
+            Some(length) if length == cluster.len() => Ok(()),
+            Some(_) => Err(corrupt("a compressed cluster has too few bytes")),
+            None => Err(corrupt("a compressed cluster cannot be decompressed")),
+        }
+    }
+
+    fn decompress_zstd(&mut self, stream: &[u8], cluster: &mut [u8]) -> Option<usize> {
+        let frame = zstd_safe::find_frame_compressed_size(stream).ok()?;
+        self.zstd.decompress(cluster, stream.get(..frame)?).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests;
