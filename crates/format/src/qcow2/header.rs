@@ -17,9 +17,9 @@ const V3_LENGTH: usize = 104;
 const OUR_LENGTH: usize = 112;
 
 /// The longest names that an image can have (specification: 1023 bytes).
-const LONGEST_NAME: u32 = 1023;
+pub(crate) const LONGEST_NAME: u32 = 1023;
 /// qemu's bounds on tables: an L1 table of 32 MiB, a refcount table of 8 MiB, 65536 snapshots.
-const LARGEST_L1: u64 = 32 << 20;
+pub(crate) const LARGEST_L1: u64 = 32 << 20;
 const LARGEST_REFCOUNT_TABLE: u64 = 8 << 20;
 const MOST_SNAPSHOTS: u32 = 65536;
 
@@ -513,6 +513,11 @@ fn extension(bytes: &mut Vec<u8>, kind: u32, body: &[u8]) {
 }
 
 /// The big-endian number at `at`, which lies within the bytes.
+pub(crate) fn be16(bytes: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes(bytes[at..at + 2].try_into().expect("two bytes"))
+}
+
+/// The big-endian number at `at`, which lies within the bytes.
 pub(crate) fn be32(bytes: &[u8], at: usize) -> u32 {
     u32::from_be_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
 }
@@ -531,10 +536,10 @@ fn put64(bytes: &mut Vec<u8>, value: u64) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    pub(super) fn header(version: u32) -> Header {
+    pub(crate) fn header(version: u32) -> Header {
         Header {
             geometry: Geometry {
                 cluster_bits: 16,

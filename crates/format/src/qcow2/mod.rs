@@ -7,14 +7,24 @@
 //!  geometry   the arithmetic of clusters and tables
 //!  entry      one entry of an L2 table
 //!  codec      one cluster compressed or decompressed
+//!  snapshots  the table of internal snapshots
+//!  bitmaps    the directory of bitmaps, and what is dirty
+//!  details    what an image says of itself
 //!  options    how images are opened and made
 //! ```
 
+mod bitmaps;
 mod codec;
+mod details;
+mod entries;
 mod entry;
 mod geometry;
 mod header;
 mod options;
+mod snapshots;
 
+pub use bitmaps::BitmapDetails;
+pub use details::Details;
 pub use header::Compression;
 pub use options::{Backing, CreateOptions, DataFile, OpenOptions, Preallocation};
+pub use snapshots::Snapshot;
