@@ -6,6 +6,7 @@
 //!  header     the header and its extensions: parsed, checked, written
 //!  geometry   the arithmetic of clusters and tables
 //!  entry      one entry of an L2 table
+//!  tables     where clusters lie: the L1 table, and the L2 tables that there is room for
 //!  codec      one cluster compressed or decompressed
 //!  snapshots  the table of internal snapshots
 //!  bitmaps    the directory of bitmaps, and what is dirty
@@ -18,10 +19,13 @@ mod codec;
 mod details;
 mod entries;
 mod entry;
+mod flights;
 mod geometry;
 mod header;
 mod options;
 mod snapshots;
+mod table_cache;
+mod tables;
 
 pub use bitmaps::BitmapDetails;
 pub use details::Details;

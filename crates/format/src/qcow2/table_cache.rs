@@ -1,0 +1,220 @@
+//! As many L2 tables as there is room for: those that were not looked at for longest go first.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use super::tables::L2Table;
+
+/// L2 tables by their index in the L1 table.
+pub(crate) struct TableCache {
+    most: usize,
+    kept: RwLock<Kept>,
+}
+
+#[derive(Default)]
+struct Kept {
+    slots: Vec<Slot>,
+    /// Indices into the slots.
+    places: HashMap<u64, usize>,
+    /// The slot that is looked at next when one must go.
+    hand: usize,
+    /// How often a table was about to be changed.
+    changes: u64,
+}
+
+struct Slot {
+    index: u64,
+    table: Arc<L2Table>,
+    /// Whether it was looked at since the hand came by.
+    is_used: AtomicBool,
+}
+
+/// Since when tables are being read that nobody else knows of.
+#[derive(Clone, Copy)]
+pub(crate) struct Reader(u64);
+
+impl TableCache {
+    /// Room for `most` tables.
+    pub(crate) fn new(most: usize) -> Self {
+        Self {
+            most,
+            kept: RwLock::default(),
+        }
+    }
+
+    pub(crate) fn most(&self) -> usize {
+        self.most
+    }
+
+    /// The table `index`, if it is here.
+    pub(crate) fn find(&self, index: u64) -> Option<Arc<L2Table>> {
+        self.read().find(index)
+    }
+
+    /// Keeps `table`, unless there is one already: gives what is here then.
+    pub(crate) fn keep(&self, index: u64, table: Arc<L2Table>) -> Arc<L2Table> {
+        let mut kept = self.write();
+        if let Some(table) = kept.find(index) {
+            return table;
+        }
+        kept.insert(index, Arc::clone(&table), self.most);
+        table
+    }
+
+    /// Keeps `table` in the place of the one that is here.
+    pub(crate) fn replace(&self, index: u64, table: Arc<L2Table>) {
+        let mut kept = self.write();
+        kept.changes += 1;
+        match kept.places.get(&index).copied() {
+            Some(at) => kept.slots[at].table = table,
+            None => kept.insert(index, table, self.most),
+        }
+    }
+
+    /// To be asked for before tables are read outside of anyone's sight.
+    pub(crate) fn reader(&self) -> Reader {
+        Reader(self.read().changes)
+    }
+
+    /// What was read by anyone who has a [`Reader`] now is not kept.
+    pub(crate) fn forget_readers(&self) {
+        self.write().changes += 1;
+    }
+
+    /// Keeps the tables from `first` on, as far as they are not here, unless one may have been changed since they
+    /// were read.
+    pub(crate) fn keep_row(&self, first: u64, tables: Vec<Arc<L2Table>>, reader: Reader) {
+        let mut kept = self.write();
+        if kept.changes != reader.0 {
+            return;
+        }
+        for (index, table) in (first..).zip(tables) {
+            if kept.find(index).is_none() {
+                kept.insert(index, table, self.most);
+            }
+        }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Kept> {
+        self.kept.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Kept> {
+        self.kept.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kept {
+    fn find(&self, index: u64) -> Option<Arc<L2Table>> {
+        let slot = &self.slots[*self.places.get(&index)?];
+        slot.is_used.store(true, Ordering::Relaxed);
+        Some(Arc::clone(&slot.table))
+    }
+
+    /// Takes `table` in, which is not here. Where all that are here are in use there are more than `most`.
+    fn insert(&mut self, index: u64, table: Arc<L2Table>, most: usize) {
+        while self.slots.len() >= most && self.forget_one() {}
+        self.places.insert(index, self.slots.len());
+        self.slots.push(Slot {
+            index,
+            table,
+            is_used: AtomicBool::new(true),
+        });
+    }
+
+    /// Forgets a table that nobody holds and that is not pinned; says whether there was one.
+    fn forget_one(&mut self) -> bool {
+        for _ in 0..2 * self.slots.len() {
+            self.hand = (self.hand + 1) % self.slots.len();
+            let slot = &self.slots[self.hand];
+            // Whoever has it may pin it at any time; whoever gets it does so under the lock.
+            let is_held = Arc::strong_count(&slot.table) > 1 || slot.table.is_pinned();
+            if is_held || slot.is_used.swap(false, Ordering::Relaxed) {
+                continue;
+            }
+            let gone = self.slots.swap_remove(self.hand);
+            self.places.remove(&gone.index);
+            if let Some(moved) = self.slots.get(self.hand) {
+                self.places.insert(moved.index, self.hand);
+            }
+            return true;
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::qcow2::geometry::Geometry;
+
+    fn table() -> Arc<L2Table> {
+        let geometry = Geometry {
+            cluster_bits: 9,
+            size: 1 << 30,
+            refcount_order: 4,
+            extended: false,
+            data_file: false,
+            version: 3,
+        };
+        Arc::new(L2Table::empty(geometry))
+    }
+
+    #[test]
+    fn tables_that_are_not_looked_at_are_forgotten_first() {
+        let cache = TableCache::new(4);
+        for index in 0..100 {
+            cache.keep(index, table());
+            assert!(cache.find(index).is_some());
+            assert!(cache.find(0).is_some(), "looked at after each");
+        }
+        let here = (0..100).filter(|index| cache.find(*index).is_some());
+        assert_eq!(here.count(), 4);
+    }
+
+    #[test]
+    fn a_table_that_is_held_or_pinned_stays() {
+        let cache = TableCache::new(2);
+        let held = cache.keep(0, table());
+        let pinned = cache.keep(1, table());
+        pinned.pin();
+        drop(pinned);
+        for index in 2..20 {
+            cache.keep(index, table());
+        }
+        assert!(
+            cache
+                .find(0)
+                .is_some_and(|table| Arc::ptr_eq(&table, &held))
+        );
+        assert!(cache.find(1).is_some());
+        drop(held);
+        cache.find(1).expect("pinned").unpin();
+        for index in 20..40 {
+            cache.keep(index, table());
+        }
+        assert!(cache.find(0).is_none() && cache.find(1).is_none());
+    }
+
+    #[test]
+    fn what_was_read_before_a_change_is_not_kept() {
+        let cache = TableCache::new(8);
+        let reader = cache.reader();
+        cache.forget_readers();
+        cache.keep_row(0, vec![table(), table()], reader);
+        assert!(cache.find(0).is_none());
+        let known = cache.keep(1, table());
+        cache.keep_row(0, vec![table(), table()], cache.reader());
+        assert!(cache.find(0).is_some());
+        assert!(
+            cache
+                .find(1)
+                .is_some_and(|table| Arc::ptr_eq(&table, &known))
+        );
+    }
+}
