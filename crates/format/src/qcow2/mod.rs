@@ -11,10 +11,13 @@
 //!  snapshots  the table of internal snapshots
 //!  bitmaps    the directory of bitmaps, and what is dirty
 //!  details    what an image says of itself
+//!  refcounts  how often clusters are used, as it stands in the file
+//!  check      whether an image is sound
 //!  options    how images are opened and made
 //! ```
 
 mod bitmaps;
+mod check;
 mod codec;
 mod details;
 mod entries;
@@ -23,11 +26,15 @@ mod flights;
 mod geometry;
 mod header;
 mod options;
+#[cfg(test)]
+mod qemu;
+mod refcounts;
 mod snapshots;
 mod table_cache;
 mod tables;
 
 pub use bitmaps::BitmapDetails;
+pub use check::{CheckReport, check};
 pub use details::Details;
 pub use header::Compression;
 pub use options::{Backing, CreateOptions, DataFile, OpenOptions, Preallocation};
