@@ -39,7 +39,7 @@ pub use names::{
     sync_directory, try_lock,
 };
 pub use page_cache::{drop_cached, is_cached};
-pub use path::open_location;
+pub use path::{Place, open_location};
 pub use pipe::{FillStop, Pipe, set_pipe_capacity};
 pub use process::{
     FILE_SIZE_SIGNAL, duplicate_inherited, is_root, is_signal_ignored, kill_group, spawn_activated,

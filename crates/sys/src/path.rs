@@ -1,6 +1,11 @@
 //! Handles to places in the file system, which outlive the names that they were opened by.
 
-use std::{io, os::fd::OwnedFd, path::Path};
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+};
 
 use rustix::fs::{Mode, OFlags};
 
@@ -15,11 +20,54 @@ pub fn open_location(path: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }
 
+/// Something in the file system that was found and not opened yet (`O_PATH`), so that nothing happens to a pipe or a
+/// device before it is known what it is. Whatever becomes of its name, it stays the same thing.
+#[derive(Debug)]
+pub struct Place(OwnedFd);
+
+impl Place {
+    /// What lies at `path`; symbolic links are followed.
+    ///
+    /// # Errors
+    /// What looking it up failed with.
+    pub fn find(path: &Path) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        Ok(Self(rustix::fs::open(path, flags, Mode::empty())?))
+    }
+
+    /// Where it really lies now, without any symbolic link. A file that has lost its name has a path that leads
+    /// nowhere.
+    ///
+    /// # Errors
+    /// What asking `/proc` failed with.
+    pub fn path(&self) -> io::Result<PathBuf> {
+        fs::read_link(self.link())
+    }
+
+    /// Opens it for reading, with `write` also for writing.
+    ///
+    /// # Errors
+    /// What the open failed with.
+    pub fn open(&self, write: bool) -> io::Result<File> {
+        OpenOptions::new().read(true).write(write).open(self.link())
+    }
+
+    fn link(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
+    }
+}
+
+impl AsFd for Place {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::os::{
-        fd::AsRawFd,
-        unix::net::{UnixListener, UnixStream},
+    use std::os::unix::{
+        fs::symlink,
+        net::{UnixListener, UnixStream},
     };
 
     use super::*;
@@ -34,5 +82,28 @@ mod tests {
         for _ in 0..2 {
             UnixStream::connect(&link).expect("connected");
         }
+    }
+
+    #[test]
+    fn a_place_stays_what_it_was_when_its_name_leads_elsewhere() {
+        let directory = std::env::temp_dir().join(format!("sys-place-{}", std::process::id()));
+        fs::create_dir_all(&directory).expect("made");
+        let directory = fs::canonicalize(directory).expect("there");
+        let (one, link) = (directory.join("one"), directory.join("link"));
+        fs::write(&one, "one").expect("written");
+        fs::write(directory.join("other"), "other").expect("written");
+        symlink("one", &link).expect("linked");
+        let place = Place::find(&link).expect("found");
+        fs::remove_file(&link).expect("removed");
+        symlink("other", &link).expect("linked");
+        assert_eq!(place.path().expect("asked"), one);
+        let text = io::read_to_string(place.open(false).expect("opened")).expect("read");
+        assert_eq!(text, "one");
+        assert_eq!(
+            crate::inspect(&place).expect("known").kind,
+            crate::FileKind::Regular
+        );
+        assert!(Place::find(&directory.join("none")).is_err());
+        fs::remove_dir_all(directory).expect("removed");
     }
 }
