@@ -19,8 +19,8 @@
 //! if let Some(file) = target.file {
 //!     file.commit_durably()?;
 //! }
-//! target.connection.close().await;
-//! source.connection.close().await;
+//! target.connection.close().await?;
+//! source.connection.close().await?;
 //! println!("{} bytes of data", report.data);
 //! # Ok(())
 //! # }

@@ -70,13 +70,14 @@ impl Filters {
         self.below.connection()
     }
 
-    /// Lets the filters finish, and says goodbye to what is below.
-    pub(super) async fn close(self) {
+    /// Lets the filters finish, and closes what is below.
+    pub(super) async fn close(self) -> Result<()> {
         self.below.is_closing.store(true, Ordering::Relaxed);
         self.chain.exports().close().await;
         let connection = self.connection().take();
-        if let Some(connection) = connection {
-            Box::pin(connection.close()).await;
+        match connection {
+            Some(connection) => Box::pin(connection.close()).await,
+            None => Ok(()),
         }
     }
 

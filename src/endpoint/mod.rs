@@ -17,6 +17,8 @@
 //! | `[ CMD ARGS... ]` | a server that is started for us (socket activation) |
 //! | `file:PATH`, anything else | a file or a block device |
 //!
+//! Each can be taken for an image in a format ([`Endpoint::interpreted`]); its disk is what is meant then.
+//!
 //! [`SOURCES`] is the table of all of them, with their parameters. [`Endpoint`] is the parsed text and has
 //! touched nothing yet; [`open_source`], [`open_destination`], [`open_device`] and [`open_exports`] do.
 
@@ -25,6 +27,7 @@ mod command;
 mod destination_file;
 mod exports;
 mod filtered;
+mod formats;
 mod open;
 mod parse;
 mod sources;
@@ -37,6 +40,7 @@ pub use command::{ServerCommand, collapse_groups};
 pub use destination_file::DestinationFile;
 pub use exports::{OpenExports, open_exports};
 pub(crate) use filtered::access_below;
+pub use formats::{FormatKind, ImageFormat};
 pub use open::{
     Connection, OpenDestination, OpenDevice, OpenOptions, OpenSource, is_same_image,
     open_destination, open_device, open_source,

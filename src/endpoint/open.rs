@@ -58,6 +58,11 @@ pub struct OpenOptions {
     /// A destination file that is not whole is kept as `NAME.partial`, and gone on with where one is
     /// found; nor is a file emptied that was there before. For copies that are resumed.
     pub keep_partial: bool,
+    /// The directories in which files are opened that an image names (its backing file, its data file), or the very
+    /// files; none unless set. For an image that is no local file relative names are looked for in them, in order.
+    pub allow_backing: Vec<PathBuf>,
+    /// The largest disk that is opened of an image in a format, in bytes; any unless set.
+    pub max_size: Option<u64>,
 }
 
 impl Default for OpenOptions {
@@ -73,6 +78,8 @@ impl Default for OpenOptions {
             request_timeout: None,
             flush_timeout: None,
             keep_partial: false,
+            allow_backing: Vec::new(),
+            max_size: None,
         }
     }
 }
@@ -129,9 +136,12 @@ impl Connection {
         }
     }
 
-    /// Says goodbye to the server, and stops it if it was started for us. A server that does not
-    /// listen any more is not waited for.
-    pub async fn close(mut self) {
+    /// Closes the image, if it is one, says goodbye to the server, and stops it if it was started for us. A server
+    /// that does not listen any more is not waited for.
+    ///
+    /// # Errors
+    /// What closing the image failed with: what was written to it may be lost.
+    pub async fn close(mut self) -> Result<()> {
         if let Some(filters) = self.filters.take() {
             return filters.close().await;
         }
@@ -149,9 +159,11 @@ impl Connection {
             let _ = file.seek(SeekFrom::End(0));
         }
         self.abandon().await;
+        Ok(())
     }
 
-    /// Goes without a goodbye, after a failure; a server that was started for us is stopped.
+    /// Goes without a goodbye, after a failure; a server that was started for us is stopped. An image is closed, if
+    /// that does not take long.
     pub async fn abandon(mut self) {
         if let Some(filters) = self.filters.take() {
             return filters.abandon().await;
@@ -221,7 +233,7 @@ pub async fn open_device(
     }
 }
 
-/// Opens what is behind the filters of an endpoint.
+/// Opens what is behind the filters of an endpoint: the disk, if it is an image in a format.
 pub(super) async fn open_unfiltered(
     endpoint: &Endpoint,
     access: Access,
@@ -309,14 +321,19 @@ pub async fn open_source(endpoint: &Endpoint, options: &OpenOptions) -> Result<O
         });
     }
     if matches!(endpoint.kind(), EndpointKind::Standard)
-        && let Some(OpenDevice { device, connection }) = standard_input()
+        && let Some(opened) = standard_input()
     {
+        let OpenDevice { device, connection } = opened;
         return Ok(OpenSource {
             source: Source::Device(device),
             connection,
         });
     }
     if let Some(stream) = source_stream(endpoint).await? {
+        if !endpoint.is_bytes() {
+            let message = "a qcow2 image is read at many offsets, and this is a stream";
+            return Err(refused(endpoint, message));
+        }
         return Ok(OpenSource {
             source: Source::Stream(stream),
             connection: Connection::default(),
@@ -593,7 +610,7 @@ pub(super) fn opening(endpoint: &Endpoint) -> impl FnOnce(Error) -> Error {
     |error| error.during(Operation::Open).on(endpoint.name())
 }
 
-fn refused(endpoint: &Endpoint, message: &str) -> Error {
+pub(super) fn refused(endpoint: &Endpoint, message: &str) -> Error {
     Error::with_message(ErrorKind::InvalidInput, message)
         .during(Operation::Open)
         .on(endpoint.name())
@@ -619,8 +636,8 @@ pub fn is_same_image(one: &Endpoint, other: &Endpoint) -> bool {
 }
 
 /// What tells a regular file or a block device from all others.
-#[derive(PartialEq, Eq)]
-enum Identity {
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Identity {
     File { device: u64, inode: u64 },
     Device(u64),
 }
@@ -644,7 +661,7 @@ fn identities(endpoint: &Endpoint, standard: impl AsFd) -> Vec<Identity> {
     metadata.filter_map(identity).collect()
 }
 
-fn identity(metadata: &Metadata) -> Option<Identity> {
+pub(super) fn identity(metadata: &Metadata) -> Option<Identity> {
     if metadata.file_type().is_block_device() {
         Some(Identity::Device(metadata.rdev()))
     } else if metadata.is_file() {

@@ -16,13 +16,14 @@ use crate::{
     script::ScriptOptions,
 };
 
-use super::{ServerCommand, printable, sources::SourceKind};
+use super::{FormatKind, ImageFormat, ServerCommand, printable, sources::SourceKind};
 
 /// A parsed endpoint: what the user wrote, and what it means. Nothing has been opened.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
     name: Arc<str>,
     kind: EndpointKind,
+    format: ImageFormat,
     filters: Vec<NamedFilter>,
 }
 
@@ -149,6 +150,7 @@ impl Endpoint {
         Self {
             name: Arc::from(printable(OsStr::new(name.as_ref()))),
             kind,
+            format: ImageFormat::default(),
             filters: Vec::new(),
         }
     }
@@ -191,6 +193,30 @@ impl Endpoint {
         &self.name
     }
 
+    /// The same as an image in a format: the disk in it is what is meant. Without this its bytes are.
+    #[must_use]
+    pub fn interpreted(mut self, format: impl Into<ImageFormat>) -> Self {
+        self.format = format.into();
+        self
+    }
+
+    /// The same, once it is known what it is: it is not looked at again.
+    pub(crate) fn taken_for(mut self, kind: FormatKind) -> Self {
+        self.format.kind = kind;
+        self
+    }
+
+    /// Whether nothing is asked of its bytes that only an image in a format has. A file may turn out to be one.
+    pub(crate) fn is_bytes(&self) -> bool {
+        self.format.kind != FormatKind::Qcow2 && self.format.snapshot.is_none()
+    }
+
+    /// What its bytes are taken for.
+    #[must_use]
+    pub fn format(&self) -> &ImageFormat {
+        &self.format
+    }
+
     /// The same behind filters, the first one nearest to its reader.
     #[must_use]
     pub fn behind(mut self, filters: Vec<NamedFilter>) -> Self {
@@ -226,6 +252,7 @@ impl From<ServerCommand> for Endpoint {
         Self {
             name: Arc::from(command.to_string()),
             kind: EndpointKind::Command(command),
+            format: ImageFormat::default(),
             filters: Vec::new(),
         }
     }
@@ -236,6 +263,7 @@ impl From<PathBuf> for Endpoint {
         Self {
             name: Arc::from(printable(path.as_os_str())),
             kind: EndpointKind::File(path),
+            format: ImageFormat::default(),
             filters: Vec::new(),
         }
     }
@@ -246,6 +274,7 @@ impl From<NbdUri> for Endpoint {
         Self {
             name: Arc::from(uri.to_string()),
             kind: EndpointKind::Nbd(uri),
+            format: ImageFormat::default(),
             filters: Vec::new(),
         }
     }

@@ -59,7 +59,7 @@ async fn checksum(job: ChecksumJob) -> Result<(), Failure> {
     match read? {
         Ok(report) => {
             let elapsed = begun.elapsed();
-            connection.close().await;
+            connection.close().await?;
             tell_digest(&job, &report, elapsed)
         }
         Err(error) => {

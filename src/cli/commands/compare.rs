@@ -60,8 +60,8 @@ async fn compare_images(job: &CompareJob) -> Result<ExitCode, Failure> {
     match compared? {
         Ok(found) => {
             let elapsed = begun.elapsed();
-            b.connection.close().await;
-            a.connection.close().await;
+            b.connection.close().await?;
+            a.connection.close().await?;
             tell(job, found, sizes, elapsed)
         }
         Err(error) => {

@@ -153,13 +153,15 @@ async fn copy_image(job: &CopyJob, view: &View) -> Result<(Report, Duration), Fa
                 None => Ok(()),
             };
             let elapsed = begun.elapsed();
-            destination_connection.close().await;
+            let closed = destination_connection.close().await;
             if job.verbose {
                 let counters = source_connection.filter_counters();
                 counters.iter().for_each(report::tell_counters);
             }
-            source_connection.close().await;
-            committed.map(|()| (done, elapsed)).map_err(Failure::from)
+            // It was only read.
+            let _ = source_connection.close().await;
+            committed.and(closed)?;
+            Ok((done, elapsed))
         }
         Ended::Failed(error) => {
             let mut failure = Failure::from(&error);

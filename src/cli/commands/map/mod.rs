@@ -56,7 +56,7 @@ async fn map(
     }
     let shape = Shape::new(job, colour, device.info().size);
     let written = print_map(&*device, &job.context, shape, output).await?;
-    connection.close().await;
+    connection.close().await?;
     Ok(written)
 }
 

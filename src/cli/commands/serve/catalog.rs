@@ -79,7 +79,7 @@ impl Catalog {
                     for entry in entries {
                         entry.exports.close().await;
                     }
-                    catalog.close().await;
+                    let _ = catalog.close().await;
                     return Err(failure);
                 }
             }
@@ -204,12 +204,14 @@ impl Catalog {
         self.connections.iter().for_each(Connection::stop_waiting);
     }
 
-    /// Says goodbye to what the exports came from; the server has closed them.
-    pub(super) async fn close(self) {
+    /// Closes what the exports came from; the server has closed them. All are closed, whatever one of them fails with.
+    pub(super) async fn close(self) -> Result<()> {
         drop(self.shelf);
+        let mut result = Ok(());
         for connection in self.connections {
-            connection.close().await;
+            result = result.and(connection.close().await);
         }
+        result
     }
 }
 

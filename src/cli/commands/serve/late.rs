@@ -73,7 +73,8 @@ impl Exports for Late {
         Box::pin(async {
             if let Some(opened) = self.opened.lock().await.take() {
                 opened.exports.close().await;
-                opened.connection.close().await;
+                // What comes late is another server, not an image that could be left half written.
+                let _ = opened.connection.close().await;
             }
         })
     }

@@ -120,7 +120,7 @@ async fn serve(
         Err(failure) => {
             let closing = async {
                 catalog.exports().close().await;
-                catalog.close().await;
+                let _ = catalog.close().await;
             };
             // Nobody waits long for something that has failed, or was asked twice to end.
             let _ = tokio::time::timeout(PARTING, closing).await;
@@ -131,8 +131,9 @@ async fn serve(
         let counters = catalog.filter_counters().read();
         counters.iter().for_each(tell_counters);
     }
-    catalog.close().await;
+    let closed = catalog.close().await;
     observer.log("stopped", json!({ "exit_code": code }));
+    closed?;
     if observer.flush_failed() {
         return Err(Failure::failed(format!(
             "{}: what was written may not be durable",
