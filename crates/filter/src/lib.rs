@@ -43,7 +43,6 @@ mod log;
 mod offset;
 mod packed;
 mod partition;
-mod range_lock;
 mod rate;
 mod readahead;
 mod retry;

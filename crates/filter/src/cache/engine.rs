@@ -12,7 +12,8 @@ use std::sync::{
 };
 
 use blockferry_block::{
-    BlockDevice, Buffer, ByteRange, Capabilities, Error, ErrorKind, Result, WriteFlags, ZeroFlags,
+    BlockDevice, Buffer, ByteRange, Capabilities, Error, ErrorKind, RangeLock, Result, WriteFlags,
+    ZeroFlags,
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 
@@ -20,10 +21,7 @@ use super::{
     CacheMode,
     blocks::{Blocks, Reservation},
 };
-use crate::{
-    aligned::{self, around, inside, within},
-    range_lock::RangeLock,
-};
+use crate::aligned::{self, around, inside, within};
 
 /// Reads or writes of the source for one request at the same time.
 const PARALLEL: usize = 8;

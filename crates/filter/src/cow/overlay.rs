@@ -5,15 +5,14 @@
 //! leaves the block as it was.
 
 use blockferry_block::{
-    BlockDevice, Buffer, ByteRange, Error, ErrorKind, Mapping, Operation, Result, ZeroFlags,
-    is_zero,
+    BlockDevice, Buffer, ByteRange, Error, ErrorKind, Mapping, Operation, RangeLock, Result,
+    ZeroFlags, is_zero,
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::map::{Map, REGION, Run, State};
 use crate::{
     aligned::{self, around, inside, within},
-    range_lock::RangeLock,
     store::Store,
 };
 

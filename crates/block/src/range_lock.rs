@@ -8,23 +8,24 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use blockferry_block::ByteRange;
+use crate::ByteRange;
 
 /// A lock on each byte of a device. Turns are taken in the order in which they were asked for, so that a long
 /// range is not starved by short ones. Nothing depends on a runtime: a turn that is dropped, by a connection that
 /// ends for one, lets the next ones have theirs.
-#[derive(Default)]
-pub(crate) struct RangeLock {
+#[derive(Debug, Default)]
+pub struct RangeLock {
     queue: Mutex<Queue>,
 }
 
 /// Everyone who has a turn or waits for one, the oldest first.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Queue {
     entries: VecDeque<Entry>,
     last: u64,
 }
 
+#[derive(Debug)]
 struct Entry {
     ticket: u64,
     range: ByteRange,
@@ -32,14 +33,16 @@ struct Entry {
     waker: Option<Waker>,
 }
 
-/// A range that nobody else changes.
-pub(crate) struct RangeTurn<'a> {
+/// A range that nobody else changes, until it is dropped.
+#[derive(Debug)]
+pub struct RangeTurn<'a> {
     lock: &'a RangeLock,
     ticket: u64,
 }
 
 /// A turn that was asked for, or will be with the first poll.
-pub(crate) struct Waiting<'a> {
+#[derive(Debug)]
+pub struct RangeWaiting<'a> {
     lock: &'a RangeLock,
     range: ByteRange,
     turn: Option<RangeTurn<'a>>,
@@ -47,8 +50,8 @@ pub(crate) struct Waiting<'a> {
 
 impl RangeLock {
     /// Waits for a turn on `range`. It is there at the first poll where nobody else has any of it.
-    pub(crate) fn lock(&self, range: ByteRange) -> Waiting<'_> {
-        Waiting {
+    pub fn lock(&self, range: ByteRange) -> RangeWaiting<'_> {
+        RangeWaiting {
             lock: self,
             range,
             turn: None,
@@ -69,7 +72,7 @@ impl Queue {
     }
 }
 
-impl<'a> Future for Waiting<'a> {
+impl<'a> Future for RangeWaiting<'a> {
     type Output = RangeTurn<'a>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
