@@ -7,6 +7,11 @@
 //!  geometry   the arithmetic of clusters and tables
 //!  entry      one entry of an L2 table
 //!  tables     where clusters lie: the L1 table, and the L2 tables that there is room for
+//!  runs       a range of the disk as a row of places where its bytes come from
+//!  read       a request from its runs
+//!  unpacked   compressed clusters, on the threads of the pool
+//!  status     holes, zeroes, and which image of a chain has them
+//!  image      all of that as a device
 //!  codec      one cluster compressed or decompressed
 //!  snapshots  the table of internal snapshots
 //!  bitmaps    the directory of bitmaps, and what is dirty
@@ -25,17 +30,25 @@ mod entry;
 mod flights;
 mod geometry;
 mod header;
+mod host;
+mod image;
 mod options;
+mod pool;
 #[cfg(test)]
 mod qemu;
+mod read;
 mod refcounts;
+mod runs;
 mod snapshots;
+mod status;
 mod table_cache;
 mod tables;
+mod unpacked;
 
 pub use bitmaps::BitmapDetails;
 pub use check::{CheckReport, check};
 pub use details::Details;
 pub use header::Compression;
+pub use image::Image;
 pub use options::{Backing, CreateOptions, DataFile, OpenOptions, Preallocation};
 pub use snapshots::Snapshot;

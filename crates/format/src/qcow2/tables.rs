@@ -10,13 +10,14 @@ use std::sync::{
     atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
-use blockferry_block::{BlockDevice, Buffer, ByteRange, Operation, Result, read_exact_at};
+use blockferry_block::{Buffer, ByteRange, Result};
 
 use super::{
     entry::{Entry, OFFSET},
     flights::Flights,
     geometry::{Geometry, corrupt},
     header::be64,
+    host::HostFile,
     table_cache::TableCache,
 };
 
@@ -35,7 +36,7 @@ const L1_PART: u64 = 1 << 20;
 /// The tables of one state of an image, as seen through one handle. Cloning is cheap and shares them.
 #[derive(Clone)]
 pub(crate) struct Tables {
-    below: Arc<dyn BlockDevice>,
+    file: HostFile,
     shared: Arc<Shared>,
 }
 
@@ -69,20 +70,22 @@ pub(crate) enum Peek {
 }
 
 impl Tables {
-    /// Reads the L1 table at `l1` of `below`. L2 tables take `memory` bytes at most, 0 stands for 16 MiB; a few are
+    /// Reads the L1 table at `l1` of `file`. L2 tables take `memory` bytes at most, 0 stands for 16 MiB; a few are
     /// always kept.
     ///
     /// # Errors
     /// `Corrupt` where the table lies behind the end of the file; what reading failed with.
     pub(crate) async fn open(
-        below: Arc<dyn BlockDevice>,
+        file: HostFile,
         geometry: Geometry,
         l1: ByteRange,
         memory: usize,
     ) -> Result<Self> {
         let mut words = Vec::with_capacity((l1.len() / 8) as usize);
         for part in l1.pieces(L1_PART) {
-            let bytes = read_padded(&*below, part, || "the L1 table".to_owned()).await?;
+            let buffer = Buffer::zeroed(part.len() as usize);
+            let bytes = file.read_padded(part.start(), buffer, || "the L1 table".to_owned());
+            let bytes = bytes.await?;
             words.extend(words_of(&bytes));
         }
         let memory = match memory {
@@ -98,15 +101,15 @@ impl Tables {
             under_way: Arc::default(),
         };
         Ok(Self {
-            below,
+            file,
             shared: Arc::new(shared),
         })
     }
 
     /// The same tables, read through another handle to the same file.
-    pub(crate) fn through(&self, below: Arc<dyn BlockDevice>) -> Self {
+    pub(crate) fn through(&self, file: HostFile) -> Self {
         Self {
-            below,
+            file,
             shared: Arc::clone(&self.shared),
         }
     }
@@ -183,6 +186,11 @@ impl Tables {
         self.shared.cache.forget_readers();
     }
 
+    /// How many L2 tables are kept in memory.
+    pub(crate) fn most_kept(&self) -> usize {
+        self.shared.cache.most()
+    }
+
     /// The first L2 table from `index` on, and before `end`, that there is; `end` where there is none.
     pub(crate) fn next_table(&self, index: u64, end: u64) -> u64 {
         let from = usize::try_from(index).unwrap_or(usize::MAX);
@@ -208,11 +216,12 @@ impl Tables {
         };
         let count = 1 + (1..most).take_while(|count| continues(*count)).count() as u64;
         let row = ByteRange::between(first, first + count * cluster);
-        if count < 2 || row.end() > self.below.info().size {
+        if count < 2 || row.end() > self.file.end() {
             return;
         }
         let reader = self.shared.cache.reader();
-        let Ok(bytes) = read_exact_at(&*self.below, row).await else {
+        let buffer = Buffer::zeroed(row.len() as usize);
+        let Ok(bytes) = self.file.read(row.start(), buffer).await else {
             return;
         };
         let tables = bytes.chunks_exact(cluster as usize);
@@ -228,8 +237,9 @@ impl Tables {
         let Some(place) = self.place_of(index)? else {
             return Ok(Arc::new(L2Table::empty(geometry)));
         };
-        let range = ByteRange::between(place, place + geometry.cluster_size());
-        let bytes = read_padded(&*self.below, range, || self.name_of(index)).await?;
+        let buffer = Buffer::zeroed(geometry.cluster_size() as usize);
+        let name = || self.name_of(index);
+        let bytes = self.file.read_padded(place, buffer, name).await?;
         let table = Arc::new(L2Table::parse(&bytes, geometry));
         Ok(self.shared.cache.keep(index, table))
     }
@@ -350,33 +360,4 @@ fn words_of(bytes: &[u8]) -> impl Iterator<Item = AtomicU64> {
     bytes
         .chunks_exact(8)
         .map(|word| AtomicU64::new(be64(word, 0)))
-}
-
-/// Reads `range`, which begins before the end of `below`; what lies behind the end reads as zeroes, for qemu lets
-/// a file end inside its last table.
-///
-/// # Errors
-/// `Corrupt` where all of it lies behind the end, with the name that `what` gives; what reading failed with.
-pub(crate) async fn read_padded(
-    below: &dyn BlockDevice,
-    range: ByteRange,
-    what: impl Fn() -> String,
-) -> Result<Buffer> {
-    let size = below.info().size;
-    let there = range.intersection(ByteRange::between(0, size));
-    if there == range {
-        return read_exact_at(below, range).await;
-    }
-    if there.is_empty() {
-        let error = corrupt(format!(
-            "{} lies at {:#x}, behind the end of the file",
-            what(),
-            range.start()
-        ));
-        return Err(error.during(Operation::Read).at(range.start(), range.len()));
-    }
-    let read = read_exact_at(below, there).await?;
-    let mut padded = Buffer::zeroed(range.len() as usize);
-    padded[..read.len()].copy_from_slice(&read);
-    Ok(padded)
 }

@@ -1,0 +1,117 @@
+//! The file that tables or data lie in, as one handle sees it: read in any pieces, and its end may move.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use blockferry_block::{
+    BlockDevice, Buffer, BufferPool, ByteRange, Operation, Result, range_of, read_exact_at,
+    request_range,
+};
+
+use super::geometry::corrupt;
+
+/// A file of an image. Cloning is cheap; all clones and handles share the end.
+#[derive(Clone)]
+pub(crate) struct HostFile {
+    device: Arc<dyn BlockDevice>,
+    end: Arc<AtomicU64>,
+}
+
+impl HostFile {
+    pub(crate) fn new(device: Arc<dyn BlockDevice>) -> Self {
+        let end = Arc::new(AtomicU64::new(device.info().size));
+        Self { device, end }
+    }
+
+    /// The same file through another handle.
+    pub(crate) fn through(&self, device: Arc<dyn BlockDevice>) -> Self {
+        Self {
+            device,
+            end: Arc::clone(&self.end),
+        }
+    }
+
+    pub(crate) fn device(&self) -> &Arc<dyn BlockDevice> {
+        &self.device
+    }
+
+    /// Where it ends: behind what it was opened with and what was written since.
+    pub(crate) fn end(&self) -> u64 {
+        self.end.load(Ordering::Acquire)
+    }
+
+    /// Tells that it was made longer.
+    pub(crate) fn grown_to(&self, end: u64) {
+        self.end.fetch_max(end, Ordering::AcqRel);
+    }
+
+    /// Whether a request for `range` can be handed to the device as it is.
+    pub(crate) fn takes(&self, range: ByteRange) -> bool {
+        let limits = self.device.info().limits;
+        let minimum = u64::from(limits.minimum.max(1));
+        let is_end = |end: u64| end.is_multiple_of(minimum) || end == self.device.info().size;
+        range.end() <= self.end()
+            && range.len() <= limits.maximum.into()
+            && range.start().is_multiple_of(minimum)
+            && is_end(range.end())
+    }
+
+    /// Fills `buffer` from `offset` on, which lies before the end as a whole.
+    ///
+    /// # Errors
+    /// `OutOfBounds`, what a read failed with.
+    pub(crate) async fn read(&self, offset: u64, buffer: Buffer) -> Result<Buffer> {
+        let range = request_range(Operation::Read, offset, &buffer)?;
+        if self.takes(range) {
+            return self.device.read(offset, buffer).await;
+        }
+        let mut buffer = buffer;
+        let read = read_exact_at(&*self.device, range).await?;
+        buffer.copy_from_slice(&read);
+        Ok(buffer)
+    }
+
+    /// Fills `buffer` from `offset` on, which lies before the end; what lies behind the end reads as zeroes: qemu
+    /// lets a file end inside its last cluster.
+    ///
+    /// # Errors
+    /// `Corrupt` where all of it lies behind the end, with the name that `what` gives; what a read failed with.
+    pub(crate) async fn read_padded(
+        &self,
+        offset: u64,
+        mut buffer: Buffer,
+        what: impl FnOnce() -> String,
+    ) -> Result<Buffer> {
+        let length = buffer.len();
+        let end = self.end();
+        let range = range_of(Operation::Read, offset, length as u64)?;
+        if range.end() <= end {
+            return self.read(offset, buffer).await;
+        }
+        if offset >= end {
+            return Err(corrupt(format!(
+                "{} lies at {offset:#x}, behind the end of the file",
+                what()
+            )));
+        }
+        let there = (end - offset) as usize;
+        buffer.set_len(there);
+        let mut buffer = self.read(offset, buffer).await?;
+        buffer.set_len(length);
+        buffer[there..].fill(0);
+        Ok(buffer)
+    }
+
+    /// As [`read_padded`](Self::read_padded), into a buffer of `pool`.
+    pub(crate) async fn read_pooled(
+        &self,
+        range: ByteRange,
+        pool: &BufferPool,
+        what: impl FnOnce() -> String,
+    ) -> Result<Buffer> {
+        let buffer = pool.take(range.len() as usize);
+        self.read_padded(range.start(), buffer, what).await
+    }
+}

@@ -1,0 +1,356 @@
+//! An image as a device.
+//!
+//! ```text
+//!   read ─ Reader ─ runs ─┬─ zeroes
+//!                         ├─ the file below, or the data file  (the caller's buffer goes down as it is)
+//!                         ├─ the backing file
+//!                         └─ Unpacked: compressed clusters
+//!   extents ─ status      mapping ─ the first run, as far as its table is in memory
+//! ```
+
+use std::{fmt, sync::Arc};
+
+use blockferry_block::{
+    BlockDevice, BlockLimits, BoxFuture, Buffer, ByteRange, Capabilities, Context, DeviceInfo,
+    Error, ErrorKind, Extent, HumanSize, Mapping, Operation, Payload, PipeBuffer, Result, range_of,
+    request_range,
+};
+
+use super::{
+    Details, OpenOptions,
+    bitmaps::{Bitmap, read_directory},
+    geometry::Geometry,
+    header::Header,
+    host::HostFile,
+    read::Reader,
+    runs::{Run, Source},
+    snapshots::SnapshotTable,
+    status::MOST_EXTENTS,
+    tables::Tables,
+    unpacked::Unpacked,
+};
+use crate::{Related, RelatedFile};
+
+/// The smallest preferred block, in bytes: that of most devices.
+const PREFERRED: u64 = 4096;
+
+/// The disk in a qcow2 image, or in one of its snapshots.
+///
+/// Requests of any size at any place run side by side, from any runtime. Clusters that are stored as they are have a
+/// [`mapping`](BlockDevice::mapping) when the file below has one and their table is in memory.
+pub struct Image {
+    info: DeviceInfo,
+    reader: Reader,
+    /// The file with the tables.
+    file: HostFile,
+    state: Arc<State>,
+}
+
+/// What all handles share.
+struct State {
+    details: Details,
+    /// Those that are read, by their names.
+    bitmaps: Vec<Bitmap>,
+    /// Of the disk as it is now, to which bitmaps belong.
+    geometry: Geometry,
+}
+
+impl Image {
+    /// Opens the image in `below`. Other files that it names are opened by `related`.
+    ///
+    /// # Errors
+    /// `Corrupt` for what breaks the format's rules; `Unsupported` for an encrypted image; `Incompatible` for
+    /// features that are not known here; `NotFound` for a snapshot that is not there; `InvalidInput` for a virtual
+    /// size above the bound; `ReadOnly` for an image that cannot be written and is to be; those of `related`; what
+    /// reading failed with.
+    pub async fn open(
+        below: Arc<dyn BlockDevice>,
+        related: &dyn Related,
+        options: &OpenOptions,
+    ) -> Result<Self> {
+        let opened = Self::open_inside(below, related, options).await;
+        opened.map_err(|error| error.during(Operation::Open))
+    }
+
+    async fn open_inside(
+        below: Arc<dyn BlockDevice>,
+        related: &dyn Related,
+        options: &OpenOptions,
+    ) -> Result<Self> {
+        let header = Header::read(&*below).await?;
+        let snapshots = SnapshotTable::read(&*below, &header).await?;
+        let mut bitmaps = read_directory(&*below, &header).await?;
+        let details = Details::new(&header, &snapshots.snapshots, &bitmaps);
+        let (mut geometry, mut l1) = (header.geometry, header.l1);
+        if let Some(wanted) = &options.snapshot {
+            let snapshot = snapshots.find(wanted)?;
+            (geometry, l1) = (snapshot.geometry(geometry)?, snapshot.l1);
+            bitmaps.clear();
+        }
+        check_size(geometry.size, options.max_size)?;
+        let file = HostFile::new(below);
+        let data = match header.external_data() {
+            Some(named) => HostFile::new(open_related(related, &named, options.writable).await?),
+            None => file.clone(),
+        };
+        let backing = match header.backing_file() {
+            Some(named) => Some(HostFile::new(open_related(related, &named, false).await?)),
+            None => None,
+        };
+        let reader = Reader {
+            geometry,
+            tables: Tables::open(file.clone(), geometry, l1, options.table_memory).await?,
+            data,
+            backing,
+            unpacked: Arc::new(Unpacked::new(geometry, header.compression)),
+        };
+        bitmaps.retain(Bitmap::is_consistent);
+        let state = State {
+            details,
+            bitmaps,
+            geometry: header.geometry,
+        };
+        let image = Self::with(reader, file, Arc::new(state));
+        // Whoever asks first whether anything can be mapped asks about the beginning. An error there is for whoever
+        // reads there.
+        let _ = image.reader.tables.table(0).await;
+        Ok(image)
+    }
+
+    fn with(reader: Reader, file: HostFile, state: Arc<State>) -> Self {
+        let info = info(&reader, &file, &state);
+        Self {
+            info,
+            reader,
+            file,
+            state,
+        }
+    }
+
+    /// What the image says of itself.
+    #[must_use]
+    pub fn details(&self) -> Details {
+        self.state.details.clone()
+    }
+
+    /// Puts everything in its place. Nothing is to be done for an image that was only read.
+    ///
+    /// # Errors
+    /// None of an image that was only read.
+    pub async fn close(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Checks that a request lies on the disk.
+    fn check(&self, operation: Operation, range: ByteRange) -> Result<()> {
+        self.info.check(operation, range)
+    }
+
+    async fn known(&self, range: ByteRange, context: &Context, most: usize) -> Result<Vec<Extent>> {
+        self.check(Operation::Extents, range)?;
+        let known = match context {
+            Context::Allocation | Context::AllocationDepth => {
+                self.reader.status(range, context, most).await
+            }
+            Context::DirtyBitmap(name) => match self.bitmap(name) {
+                Some(bitmap) => {
+                    let below = &**self.file.device();
+                    let geometry = self.state.geometry;
+                    bitmap.extents(below, geometry, range, most).await
+                }
+                None => Err(no_such_context(context)),
+            },
+            _ => Err(no_such_context(context)),
+        };
+        known.map_err(told(Operation::Extents, range))
+    }
+
+    fn bitmap(&self, name: &str) -> Option<&Bitmap> {
+        let bitmaps = &self.state.bitmaps;
+        bitmaps.iter().find(|bitmap| bitmap.details.name == name)
+    }
+
+    /// The first run of `range` as far as that is known, cut at the end of what the data file has.
+    fn plain_run(&self, range: ByteRange) -> Option<Run> {
+        let run = self.reader.known_run(range).ok()??;
+        let Source::Host(host) = run.source else {
+            return Some(run);
+        };
+        let length = self.reader.before_end(host, run.range.len()).len();
+        let (range, _) = run.range.split_at(length);
+        (!range.is_empty()).then_some(Run { range, ..run })
+    }
+}
+
+/// What the device says of itself.
+fn info(reader: &Reader, file: &HostFile, state: &State) -> DeviceInfo {
+    let geometry = reader.geometry;
+    let (data, below) = (reader.data.device().info(), file.device().info());
+    let mut info = DeviceInfo::new(Arc::clone(&below.name), geometry.size);
+    info.limits = BlockLimits {
+        preferred: geometry.cluster_size().max(PREFERRED) as u32,
+        ..BlockLimits::default()
+    };
+    info.rotational = data.rotational;
+    info.capabilities = Capabilities::MULTI_CONN | (data.capabilities & Capabilities::SPLICE_READ);
+    let mut files = [Some(&reader.data), Some(file), reader.backing.as_ref()].into_iter();
+    let reopens = |file: &HostFile| file.device().info().can(Capabilities::REOPEN);
+    if files.any(|file| file.is_some_and(reopens)) {
+        info.capabilities |= Capabilities::REOPEN;
+    }
+    info.contexts = vec![Context::Allocation, Context::AllocationDepth];
+    let bitmaps = state.bitmaps.iter();
+    let bitmaps = bitmaps.map(|bitmap| Context::DirtyBitmap(bitmap.details.name.clone()));
+    info.contexts.extend(bitmaps);
+    info
+}
+
+fn check_size(size: u64, most: Option<u64>) -> Result<()> {
+    let Some(most) = most.filter(|most| size > *most) else {
+        return Ok(());
+    };
+    let (size, most) = (HumanSize(size), HumanSize(most));
+    let message = format!("its virtual size of {size} is above the bound of {most}");
+    Err(Error::with_message(ErrorKind::InvalidInput, message))
+}
+
+async fn open_related(
+    related: &dyn Related,
+    file: &RelatedFile,
+    writable: bool,
+) -> Result<Arc<dyn BlockDevice>> {
+    related.open(file, writable).await
+}
+
+fn no_such_context(context: &Context) -> Error {
+    Error::with_message(
+        ErrorKind::Unsupported,
+        format!("there is no {context} here"),
+    )
+}
+
+/// An error of a file below, told as one of the request.
+fn told(operation: Operation, range: ByteRange) -> impl FnOnce(Error) -> Error {
+    move |error| {
+        let error = error.during(operation);
+        error.moved_to(range.start(), range.len())
+    }
+}
+
+impl fmt::Debug for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Image")
+            .field("info", &self.info)
+            .field("details", &self.state.details)
+            .finish_non_exhaustive()
+    }
+}
+
+impl BlockDevice for Image {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn read(&self, offset: u64, buffer: Buffer) -> BoxFuture<'_, Result<Buffer>> {
+        Box::pin(async move {
+            let range = request_range(Operation::Read, offset, &buffer)?;
+            self.check(Operation::Read, range)?;
+            let read = self.reader.read(range, buffer).await;
+            read.map_err(told(Operation::Read, range))
+        })
+    }
+
+    fn read_piped(
+        &self,
+        offset: u64,
+        length: usize,
+        pipe: PipeBuffer,
+    ) -> BoxFuture<'_, Result<Payload>> {
+        Box::pin(async move {
+            let range = range_of(Operation::Read, offset, length as u64)?;
+            self.check(Operation::Read, range)?;
+            let data = &self.reader.data;
+            if let Some(run) = self.plain_run(range)
+                && run.range == range
+                && let Source::Host(host) = run.source
+                && data.takes(ByteRange::between(host, host + range.len()))
+            {
+                let read = data.device().read_piped(host, length, pipe).await;
+                return read.map_err(told(Operation::Read, range));
+            }
+            drop(pipe);
+            let buffer = self.read(offset, Buffer::zeroed(length)).await?;
+            Ok(Payload::Memory(buffer))
+        })
+    }
+
+    fn extents<'a>(
+        &'a self,
+        range: ByteRange,
+        context: &'a Context,
+    ) -> BoxFuture<'a, Result<Vec<Extent>>> {
+        Box::pin(self.known(range, context, MOST_EXTENTS))
+    }
+
+    fn first_extent<'a>(
+        &'a self,
+        range: ByteRange,
+        context: &'a Context,
+    ) -> BoxFuture<'a, Result<Vec<Extent>>> {
+        Box::pin(self.known(range, context, 1))
+    }
+
+    fn mapping(&self, range: ByteRange) -> Mapping<'_> {
+        let range = range.intersection(ByteRange::between(0, self.info.size));
+        let Some(run) = self.plain_run(range) else {
+            return Mapping::Opaque;
+        };
+        let length = run.range.len();
+        match (run.source, &self.reader.backing) {
+            (Source::Host(host), _) => {
+                let place = ByteRange::between(host, host + length);
+                self.reader.data.device().mapping(place)
+            }
+            (Source::Behind, Some(backing)) if run.range.start() < backing.end() => {
+                let disk = ByteRange::between(0, backing.end());
+                backing.device().mapping(run.range.intersection(disk))
+            }
+            (Source::Zero | Source::Behind, _) => Mapping::Zero { length },
+            (Source::Compressed(_), _) => Mapping::Opaque,
+        }
+    }
+
+    fn reopen(&self) -> BoxFuture<'_, Result<Arc<dyn BlockDevice>>> {
+        Box::pin(async move {
+            if !self.info.can(Capabilities::REOPEN) {
+                return Err(Error::new(ErrorKind::Unsupported).during(Operation::Open));
+            }
+            let file = again(&self.file).await?;
+            let data = match Arc::ptr_eq(self.file.device(), self.reader.data.device()) {
+                true => file.clone(),
+                false => again(&self.reader.data).await?,
+            };
+            let backing = match &self.reader.backing {
+                Some(backing) => Some(again(backing).await?),
+                None => None,
+            };
+            let reader = Reader {
+                tables: self.reader.tables.through(file.clone()),
+                data,
+                backing,
+                ..self.reader.clone()
+            };
+            let image = Self::with(reader, file, Arc::clone(&self.state));
+            Ok(Arc::new(image) as Arc<dyn BlockDevice>)
+        })
+    }
+}
+
+/// Another handle to a file, or the same for what needs no other.
+async fn again(file: &HostFile) -> Result<HostFile> {
+    let device = file.device();
+    if !device.info().can(Capabilities::REOPEN) {
+        return Ok(file.clone());
+    }
+    Ok(file.through(device.reopen().await?))
+}

@@ -1,0 +1,266 @@
+//! Reading: what a request touches is cut into runs, and each run comes the shortest way.
+
+use std::sync::Arc;
+
+use blockferry_block::{Buffer, ByteRange, Result};
+use futures_util::{StreamExt, TryStreamExt, future::try_join, stream};
+
+use super::{
+    geometry::{Geometry, corrupt},
+    host::HostFile,
+    runs::{Joined, Run, Source},
+    tables::{Peek, Tables},
+    unpacked::{Batch, Unpacked, Whole},
+};
+
+/// How many parts of a request are read at a time.
+const SIDE_BY_SIDE: usize = 16;
+
+/// What is needed to read: the files, through one handle, and what is known of them, shared by all handles.
+#[derive(Clone)]
+pub(crate) struct Reader {
+    pub(crate) geometry: Geometry,
+    pub(crate) tables: Tables,
+    /// The file that clusters lie in.
+    pub(crate) data: HostFile,
+    /// What shows where nothing is allocated.
+    pub(crate) backing: Option<HostFile>,
+    pub(crate) unpacked: Arc<Unpacked>,
+}
+
+/// A part of a request that is read by itself.
+enum Part {
+    Plain(Run),
+    /// A part of a compressed cluster.
+    Piece(Run, Whole),
+    Batch(Batch),
+}
+
+/// What was read, and where it belongs.
+struct Filled {
+    buffer: Buffer,
+    /// Ranges of the disk whose bytes lie one after the other.
+    ranges: Vec<ByteRange>,
+}
+
+impl Reader {
+    /// Fills `buffer` with `range` of the disk, which is inside of it and as long.
+    ///
+    /// # Errors
+    /// `Corrupt`, what reading failed with; ranges of errors are anyone's.
+    pub(crate) async fn read(&self, range: ByteRange, buffer: Buffer) -> Result<Buffer> {
+        if let Some(run) = self.known_run(range)?
+            && run.range == range
+            && !matches!(run.source, Source::Compressed(_))
+        {
+            return self.read_run(run, buffer).await;
+        }
+        let mut runs = self.runs(range).await?;
+        match runs[..] {
+            [run] if !matches!(run.source, Source::Compressed(_)) => {
+                return self.read_run(run, buffer).await;
+            }
+            _ => {}
+        }
+        // The first run is read where it belongs, if its bytes only have to be read.
+        let first = match runs.first() {
+            Some(run) if matches!(run.source, Source::Host(_)) => Some(runs.remove(0)),
+            _ => None,
+        };
+        let mut parts = self.parts(runs);
+        if let (None, [Part::Batch(batch)]) = (first, &parts[..])
+            && batch.clusters.len() as u64 * self.geometry.cluster_size() == range.len()
+            && let Some(Part::Batch(batch)) = parts.pop()
+        {
+            let start = range.start();
+            return self.unpacked.unpack(&self.data, batch, start, buffer).await;
+        }
+        let parts = stream::iter(parts).map(|part| self.read_part(part));
+        let filling = parts.buffer_unordered(SIDE_BY_SIDE).try_collect::<Vec<_>>();
+        let (mut buffer, filled) = try_join(self.read_first(first, buffer), filling).await?;
+        for part in filled {
+            part.copy_to(range, &mut buffer);
+        }
+        Ok(buffer)
+    }
+
+    /// The runs of `range`, in order.
+    ///
+    /// # Errors
+    /// `Corrupt`, what reading tables failed with.
+    pub(crate) async fn runs(&self, range: ByteRange) -> Result<Vec<Run>> {
+        let geometry = self.geometry;
+        let mut list = Vec::new();
+        let tables_end = range.end().div_ceil(geometry.table_span());
+        for part in range.pieces(geometry.table_span()) {
+            let (index, _) = geometry.indices(part.start());
+            if let Peek::Unknown = self.tables.peek(index)? {
+                self.tables.read_row(index, tables_end).await;
+            }
+            let Some(table) = self.tables.table(index).await? else {
+                let (range, source) = (part, Source::Behind);
+                Run::push(&mut list, Run { range, source });
+                continue;
+            };
+            let mut rest = part;
+            while !rest.is_empty() {
+                let run = Run::first(&table, geometry, rest, Joined::InARow)?;
+                rest = rest.split_at(run.range.len()).1;
+                Run::push(&mut list, run);
+            }
+        }
+        Ok(list)
+    }
+
+    /// The first run of `range` as far as it is known without asking a file; `None` where it is not, or the range is
+    /// empty.
+    ///
+    /// # Errors
+    /// `Corrupt`.
+    pub(crate) fn known_run(&self, range: ByteRange) -> Result<Option<Run>> {
+        if range.is_empty() {
+            return Ok(None);
+        }
+        let (index, _) = self.geometry.indices(range.start());
+        match self.tables.peek(index)? {
+            Peek::Unknown => Ok(None),
+            Peek::Table(table) => {
+                let within = range.intersection(self.geometry.span_of(index));
+                Run::first(&table, self.geometry, within, Joined::InARow).map(Some)
+            }
+            Peek::Nothing => {
+                let tables_end = range.end().div_ceil(self.geometry.table_span());
+                let next = self.tables.next_table(index, tables_end);
+                let end = self.geometry.span_of(next).start().min(range.end());
+                Ok(Some(Run {
+                    range: ByteRange::between(range.start(), end),
+                    source: Source::Behind,
+                }))
+            }
+        }
+    }
+
+    /// The `length` bytes from `host` of the file on, as far as they lie before its end.
+    pub(crate) fn before_end(&self, host: u64, length: u64) -> ByteRange {
+        let all = ByteRange::between(host, host.saturating_add(length));
+        all.intersection(ByteRange::between(0, self.data.end()))
+    }
+
+    async fn read_first(&self, first: Option<Run>, mut buffer: Buffer) -> Result<Buffer> {
+        let Some(run) = first else {
+            return Ok(buffer);
+        };
+        let length = buffer.len();
+        buffer.set_len(run.range.len() as usize);
+        let mut buffer = self.read_run(run, buffer).await?;
+        buffer.set_len(length);
+        Ok(buffer)
+    }
+
+    /// Fills `buffer` with `run`, which is not compressed and as long.
+    async fn read_run(&self, run: Run, mut buffer: Buffer) -> Result<Buffer> {
+        match (run.source, &self.backing) {
+            (Source::Host(host), _) => self.read_host(run.range, host, buffer).await,
+            (Source::Behind, Some(backing)) if run.range.start() < backing.end() => {
+                let name = || "the backing file".to_owned();
+                backing.read_padded(run.range.start(), buffer, name).await
+            }
+            _ => {
+                buffer.fill(0);
+                Ok(buffer)
+            }
+        }
+    }
+
+    /// Reads clusters that lie in a row. Only the last cluster of a file may end behind it: qemu calls it damage when
+    /// a whole one lies there.
+    async fn read_host(&self, range: ByteRange, host: u64, buffer: Buffer) -> Result<Buffer> {
+        let end = self
+            .data
+            .end()
+            .next_multiple_of(self.geometry.cluster_size());
+        let there = end.saturating_sub(host);
+        if there < range.len() {
+            let guest = range.start() + there;
+            return Err(corrupt(format!(
+                "the cluster for guest offset {guest:#x} lies at {:#x}, behind the end of the file",
+                host + there
+            )));
+        }
+        if host >= self.data.end() {
+            let mut buffer = buffer;
+            buffer.fill(0);
+            return Ok(buffer);
+        }
+        let name = || "a cluster".to_owned();
+        self.data.read_padded(host, buffer, name).await
+    }
+
+    /// What of `runs` is read together.
+    fn parts(&self, runs: Vec<Run>) -> Vec<Part> {
+        let cluster = self.geometry.cluster_size();
+        let mut wholes = Vec::new();
+        let mut parts = Vec::new();
+        for run in runs {
+            let Source::Compressed(packed) = run.source else {
+                parts.push(Part::Plain(run));
+                continue;
+            };
+            let guest = run.range.start() - run.range.start() % cluster;
+            let whole = Whole { guest, packed };
+            if run.range.len() == cluster {
+                wholes.push(whole);
+            } else {
+                parts.push(Part::Piece(run, whole));
+            }
+        }
+        let batches = Batch::cut(wholes, self.geometry).into_iter();
+        parts.extend(batches.map(Part::Batch));
+        parts
+    }
+
+    async fn read_part(&self, part: Part) -> Result<Filled> {
+        match part {
+            Part::Plain(run) => {
+                let buffer = self.unpacked.scratch(run.range.len());
+                Ok(Filled {
+                    buffer: self.read_run(run, buffer).await?,
+                    ranges: vec![run.range],
+                })
+            }
+            Part::Piece(run, whole) => {
+                let cluster = self.unpacked.cluster(&self.data, whole).await?;
+                let mut buffer = self.unpacked.scratch(run.range.len());
+                let from = (run.range.start() - whole.guest) as usize;
+                let length = buffer.len();
+                buffer.copy_from_slice(&cluster[from..][..length]);
+                Ok(Filled {
+                    buffer,
+                    ranges: vec![run.range],
+                })
+            }
+            Part::Batch(batch) => {
+                let size = self.geometry.cluster_size();
+                let guests = batch.clusters.iter().map(|cluster| cluster.guest);
+                let ranges = guests.map(|guest| ByteRange::between(guest, guest + size));
+                Ok(Filled {
+                    ranges: ranges.collect(),
+                    buffer: self.unpacked.unpack_in_a_row(&self.data, batch).await?,
+                })
+            }
+        }
+    }
+}
+
+impl Filled {
+    /// Puts the bytes into `bytes`, which are those of `range`.
+    fn copy_to(&self, range: ByteRange, bytes: &mut [u8]) {
+        let mut rest = &self.buffer[..];
+        for part in &self.ranges {
+            let to = (part.start() - range.start()) as usize;
+            let (own, others) = rest.split_at(part.len() as usize);
+            bytes[to..][..own.len()].copy_from_slice(own);
+            rest = others;
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! What is known of ranges of the disk: holes and zeroes, and which image of a chain has them.
+
+use blockferry_block::{
+    BlockDevice, ByteRange, Context, ErrorKind, Extent, Result, Status, push_merged,
+};
+use futures_util::future::join_all;
+
+use super::{
+    host::HostFile,
+    read::Reader,
+    runs::{Joined, Run, Source},
+    tables::Peek,
+};
+
+/// The most extents of one answer: 1.5 MiB of memory.
+pub(crate) const MOST_EXTENTS: usize = 64 << 10;
+
+/// How many L2 tables are read at a time by whoever walks along, where they do not lie in a row.
+const TABLES_AHEAD: usize = 8;
+
+/// The depth of what is in this image, and of what is in the one behind it.
+const OWN: Status = Status(1);
+const BEHIND: Status = Status(2);
+
+impl Reader {
+    /// What is known of `range`, which lies on the disk, in `context`: `base:allocation` or
+    /// `qemu:allocation-depth`. An answer as [`BlockDevice::extents`] gives it, of `most` extents at most.
+    ///
+    /// # Errors
+    /// `Corrupt`, what reading tables and asking the backing file failed with.
+    pub(crate) async fn status(
+        &self,
+        range: ByteRange,
+        context: &Context,
+        most: usize,
+    ) -> Result<Vec<Extent>> {
+        let mut behind = Behind::new(self.backing.as_ref(), context, most == 1);
+        let mut list = Vec::new();
+        let mut at = range.start();
+        // The last extent may still grow, so there may be one too many before it is enough.
+        while at < range.end() && list.len() <= most {
+            let rest = ByteRange::between(at, range.end());
+            let (index, _) = self.geometry.indices(at);
+            let tables_end = range.end().div_ceil(self.geometry.table_span());
+            let next = self.tables.next_table(index, tables_end);
+            if next > index {
+                let end = self.geometry.span_of(next).start().min(range.end());
+                at = if end > at { end } else { range.end() };
+                let empty = ByteRange::between(rest.start(), at);
+                at = behind.push(empty, rest, most, &mut list).await?;
+                continue;
+            }
+            let within = rest.intersection(self.geometry.span_of(index));
+            if most > 1 {
+                self.bring_tables(index, tables_end).await?;
+            }
+            at = match self.tables.table(index).await? {
+                None => behind.push(within, rest, most, &mut list).await?,
+                Some(table) => {
+                    let mut part = within;
+                    while !part.is_empty() && list.len() <= most {
+                        let run = Run::first(&table, self.geometry, part, Joined::Alike)?;
+                        let status = match (run.source, context) {
+                            (Source::Behind, _) => None,
+                            (_, Context::AllocationDepth) => Some(OWN),
+                            (Source::Zero, _) => Some(Status::HOLE_ZERO),
+                            _ => Some(Status::DATA),
+                        };
+                        let end = match status {
+                            Some(status) => {
+                                let range = run.range;
+                                push_merged(&mut list, Extent { range, status });
+                                range.end()
+                            }
+                            None => {
+                                let asked = ByteRange::between(run.range.start(), range.end());
+                                behind.push(run.range, asked, most, &mut list).await?
+                            }
+                        };
+                        part = ByteRange::between(end, part.end());
+                        if most == 1 {
+                            break;
+                        }
+                    }
+                    part.start()
+                }
+            };
+            if most == 1 {
+                break;
+            }
+        }
+        list.truncate(most);
+        Ok(list)
+    }
+
+    /// Reads the L2 tables from `index` on that are not in memory: in one go where they lie in a row, else a few at a
+    /// time.
+    async fn bring_tables(&self, index: u64, end: u64) -> Result<()> {
+        if !matches!(self.tables.peek(index)?, Peek::Unknown) {
+            return Ok(());
+        }
+        self.tables.read_row(index, end).await;
+        if !matches!(self.tables.peek(index)?, Peek::Unknown) {
+            return Ok(());
+        }
+        let mut wanted = Vec::new();
+        let mut next = index;
+        while next < end && wanted.len() < TABLES_AHEAD.min(self.tables.most_kept() / 2) {
+            wanted.push(next);
+            next = self.tables.next_table(next + 1, end);
+        }
+        // Whoever gets to a table that cannot be read meets the error there.
+        join_all(wanted.into_iter().map(|index| self.tables.table(index))).await;
+        Ok(())
+    }
+}
+
+/// What is behind an image, and what was last heard of it.
+struct Behind<'a> {
+    device: Option<&'a dyn BlockDevice>,
+    size: u64,
+    context: &'a Context,
+    /// Whether one extent is all that is wanted.
+    is_first: bool,
+    /// The last answer, in the image's own terms, and how much of it lies before what is asked for now.
+    answer: Vec<Extent>,
+    passed: usize,
+}
+
+impl<'a> Behind<'a> {
+    fn new(backing: Option<&'a HostFile>, context: &'a Context, is_first: bool) -> Self {
+        Self {
+            device: backing.map(|backing| &**backing.device()),
+            size: backing.map_or(0, HostFile::end),
+            context,
+            is_first,
+            answer: Vec::new(),
+            passed: 0,
+        }
+    }
+
+    /// Adds what shows in `range`, which the image has nothing of, until the list is longer than `most`. What lies
+    /// up to the end of `asked`, which begins as `range` does, is asked for at once. Says how far it came.
+    async fn push(
+        &mut self,
+        range: ByteRange,
+        asked: ByteRange,
+        most: usize,
+        list: &mut Vec<Extent>,
+    ) -> Result<u64> {
+        let mut at = range.start();
+        while at < range.end() && list.len() <= most {
+            let rest = ByteRange::between(at, range.end());
+            let next = match self.device {
+                Some(_) if at < self.size => self.next(rest, asked.end()).await?,
+                device => Extent {
+                    range: rest,
+                    status: self.status_of_nothing(device.is_some()),
+                },
+            };
+            push_merged(list, next);
+            at = next.range.end();
+        }
+        Ok(at)
+    }
+
+    /// The status of what is in no image: what lies behind the end of a backing file counts as that file's.
+    fn status_of_nothing(&self, has_backing: bool) -> Status {
+        match self.context {
+            Context::AllocationDepth if has_backing => BEHIND,
+            Context::AllocationDepth => Status(0),
+            _ => Status::HOLE_ZERO,
+        }
+    }
+
+    /// The first extent of `range`, which begins before the end of the backing file.
+    async fn next(&mut self, range: ByteRange, asked_end: u64) -> Result<Extent> {
+        let at = range.start();
+        loop {
+            while let Some(known) = self.answer.get(self.passed) {
+                if known.range.end() <= at {
+                    self.passed += 1;
+                    continue;
+                }
+                if known.range.start() > at {
+                    break;
+                }
+                return Ok(Extent {
+                    range: known.range.intersection(range),
+                    status: known.status,
+                });
+            }
+            let end = if self.is_first {
+                range.end()
+            } else {
+                asked_end
+            };
+            self.ask(ByteRange::between(at, end.min(self.size))).await?;
+        }
+    }
+
+    /// Asks the backing file about `range`, which it has. There is an answer about its start afterwards.
+    async fn ask(&mut self, range: ByteRange) -> Result<()> {
+        self.passed = 0;
+        self.answer.clear();
+        let whole = |status| vec![Extent { range, status }];
+        let unknown = match self.context {
+            Context::AllocationDepth => BEHIND,
+            _ => Status::DATA,
+        };
+        let Some(device) = self.device else {
+            self.answer = whole(unknown);
+            return Ok(());
+        };
+        // What knows nothing of chains has all of itself.
+        if !device.info().contexts.contains(self.context) {
+            self.answer = whole(unknown);
+            return Ok(());
+        }
+        let answer = match self.is_first {
+            true => device.first_extent(range, self.context).await,
+            false => device.extents(range, self.context).await,
+        };
+        self.answer = match answer {
+            Err(error) if error.kind() == ErrorKind::Unsupported => whole(unknown),
+            answer => answer?,
+        };
+        // An answer that leaves the range, or a part of it out, is not believed.
+        let mut at = range.start();
+        let is_row = |extent: &Extent| {
+            let goes_on = extent.range.start() == at && !extent.range.is_empty();
+            at = extent.range.end();
+            goes_on && at <= range.end()
+        };
+        if self.answer.is_empty() || !self.answer.iter().all(is_row) {
+            self.answer = whole(unknown);
+        }
+        if *self.context == Context::AllocationDepth {
+            for extent in &mut self.answer {
+                let depth = extent.status.0;
+                extent.status = Status(if depth == 0 {
+                    0
+                } else {
+                    depth.saturating_add(1)
+                });
+            }
+        }
+        Ok(())
+    }
+}

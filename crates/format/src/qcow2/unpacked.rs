@@ -1,0 +1,233 @@
+//! Compressed clusters: fetched together where they lie together, unpacked on threads of their own, and a few of
+//! them kept for those who read them in small pieces.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use blockferry_block::{Buffer, BufferPool, ByteRange, Result};
+
+use super::{
+    codec::Decompressor,
+    entry::Compressed,
+    flights::Flights,
+    geometry::{Geometry, corrupt},
+    header::Compression,
+    host::HostFile,
+    pool,
+};
+
+/// How many bytes of unpacked clusters are kept, but at least a few clusters.
+const KEPT: u64 = 4 << 20;
+const FEWEST: u64 = 4;
+
+/// Clusters that are unpacked one after the other by one thread, in bytes of the disk: enough to be worth the way to
+/// that thread, few enough for several of them.
+const TOGETHER: u64 = 256 << 10;
+
+/// What lies between two clusters that are fetched together, in bytes at most.
+const GAP: u64 = 4 << 10;
+
+/// The buffers for packed and unpacked clusters that are kept for the next.
+const BUFFERS: usize = 16;
+
+/// What unpacking needs, and what it leaves for the next reader. Shared by all handles.
+pub(crate) struct Unpacked {
+    geometry: Geometry,
+    compression: Compression,
+    most: usize,
+    kept: Mutex<Kept>,
+    /// By where they begin, and the changes that were made before.
+    under_way: Arc<Flights<(u64, u64), Arc<Buffer>>>,
+    packed: BufferPool,
+    scratch: BufferPool,
+}
+
+#[derive(Default)]
+struct Kept {
+    /// By where they begin in the file; the last that was used comes first.
+    clusters: VecDeque<(u64, Arc<Buffer>)>,
+    /// How often clusters were given up by a writer.
+    changes: u64,
+}
+
+/// One compressed cluster of a request, all of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Whole {
+    /// Where on the disk.
+    pub(crate) guest: u64,
+    pub(crate) packed: Compressed,
+}
+
+/// Clusters that are fetched by one read and unpacked by one thread.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    /// By where they lie in the file.
+    pub(crate) clusters: Vec<Whole>,
+    range: ByteRange,
+}
+
+impl Batch {
+    /// The batches of `clusters`, which come in the order of the disk.
+    pub(crate) fn cut(mut clusters: Vec<Whole>, geometry: Geometry) -> Vec<Self> {
+        // Whoever compresses in parallel may have written neighbours in another order.
+        clusters.sort_by_key(|cluster| cluster.packed.offset);
+        let most = (TOGETHER >> geometry.cluster_bits).max(1) as usize;
+        let mut batches: Vec<Self> = Vec::new();
+        for cluster in clusters {
+            let start = cluster.packed.offset;
+            let end = start.saturating_add(cluster.packed.length);
+            match batches.last_mut() {
+                Some(last) if last.clusters.len() < most && start <= last.range.end() + GAP => {
+                    let end = end.max(last.range.end());
+                    last.range = ByteRange::between(last.range.start(), end);
+                    last.clusters.push(cluster);
+                }
+                _ => batches.push(Self {
+                    range: ByteRange::between(start, end),
+                    clusters: vec![cluster],
+                }),
+            }
+        }
+        batches
+    }
+}
+
+impl Unpacked {
+    pub(crate) fn new(geometry: Geometry, compression: Compression) -> Self {
+        let cluster = geometry.cluster_size();
+        let together = TOGETHER.max(cluster) as usize;
+        Self {
+            geometry,
+            compression,
+            most: (KEPT / cluster).clamp(FEWEST, 64) as usize,
+            kept: Mutex::default(),
+            under_way: Arc::default(),
+            packed: BufferPool::new(together, BUFFERS),
+            scratch: BufferPool::new(together, BUFFERS),
+        }
+    }
+
+    /// A buffer of `length` bytes for a part of a request.
+    pub(crate) fn scratch(&self, length: u64) -> Buffer {
+        self.scratch.take(length as usize)
+    }
+
+    /// Unpacks `batch` into `buffer`, which begins at `start` of the disk and has room for all of its clusters.
+    ///
+    /// # Errors
+    /// `Corrupt`, naming the cluster; what reading failed with.
+    pub(crate) async fn unpack(
+        &self,
+        file: &HostFile,
+        batch: Batch,
+        start: u64,
+        buffer: Buffer,
+    ) -> Result<Buffer> {
+        let places: Vec<_> = batch.clusters.iter().map(|it| it.guest - start).collect();
+        self.unpack_to(file, batch, places, buffer).await
+    }
+
+    /// Unpacks `batch` into a buffer that has its clusters one after the other.
+    ///
+    /// # Errors
+    /// As [`unpack`](Self::unpack).
+    pub(crate) async fn unpack_in_a_row(&self, file: &HostFile, batch: Batch) -> Result<Buffer> {
+        let cluster = self.geometry.cluster_size();
+        let places = (0..batch.clusters.len() as u64).map(|number| number * cluster);
+        let places: Vec<_> = places.collect();
+        let buffer = self.scratch(places.len() as u64 * cluster);
+        self.unpack_to(file, batch, places, buffer).await
+    }
+
+    async fn unpack_to(
+        &self,
+        file: &HostFile,
+        batch: Batch,
+        places: Vec<u64>,
+        mut buffer: Buffer,
+    ) -> Result<Buffer> {
+        let packed = self.fetch(file, &batch).await?;
+        let (compression, size) = (self.compression, self.geometry.cluster_size() as usize);
+        let unpacking = pool::unpack(move |decompressor: &mut Decompressor| {
+            for (cluster, place) in batch.clusters.iter().zip(places) {
+                let from = (cluster.packed.offset - batch.range.start()) as usize;
+                let stream = &packed[from..][..cluster.packed.length as usize];
+                let out = &mut buffer[place as usize..][..size];
+                let done = decompressor.decompress(compression, stream, out);
+                done.map_err(|error| {
+                    let (guest, host) = (cluster.guest, cluster.packed.offset);
+                    corrupt(format!(
+                        "at guest offset {guest:#x}, from {host:#x}: {error}"
+                    ))
+                })?;
+            }
+            Ok(buffer)
+        });
+        unpacking.await?
+    }
+
+    async fn fetch(&self, file: &HostFile, batch: &Batch) -> Result<Buffer> {
+        let buffer = self.packed.take(batch.range.len() as usize);
+        let guest = batch.clusters.first().map_or(0, |cluster| cluster.guest);
+        let name = || format!("the compressed cluster for guest offset {guest:#x}");
+        file.read_padded(batch.range.start(), buffer, name).await
+    }
+
+    /// The unpacked `cluster`, for those who want a part of it: kept for the next who wants another part.
+    ///
+    /// # Errors
+    /// As [`unpack`](Self::unpack).
+    pub(crate) async fn cluster(
+        self: &Arc<Self>,
+        file: &HostFile,
+        cluster: Whole,
+    ) -> Result<Arc<Buffer>> {
+        let key = cluster.packed.offset;
+        if let Some(known) = self.known(key) {
+            return Ok(known);
+        }
+        let changes = self.kept().changes;
+        let (unpacked, file) = (Arc::clone(self), file.clone());
+        let unpack = async move {
+            let [batch] = <[Batch; 1]>::try_from(Batch::cut(vec![cluster], unpacked.geometry))
+                .map_err(|_| corrupt("one cluster makes one batch"))?;
+            let buffer = Buffer::zeroed(unpacked.geometry.cluster_size() as usize);
+            let buffer = unpacked.unpack(&file, batch, cluster.guest, buffer).await?;
+            let buffer = Arc::new(buffer);
+            unpacked.keep(key, &buffer, changes);
+            Ok(buffer)
+        };
+        self.under_way.join((key, changes), unpack).await
+    }
+
+    /// The unpacked cluster that begins at `offset` of the file, if it is kept.
+    pub(crate) fn known(&self, offset: u64) -> Option<Arc<Buffer>> {
+        let mut kept = self.kept();
+        let place = kept.clusters.iter().position(|(key, _)| *key == offset)?;
+        let entry = kept.clusters.remove(place)?;
+        let buffer = Arc::clone(&entry.1);
+        kept.clusters.push_front(entry);
+        Some(buffer)
+    }
+
+    /// Forgets all: clusters in the file are given up, and others may come to lie there.
+    pub(crate) fn forget(&self) {
+        let mut kept = self.kept();
+        kept.changes += 1;
+        kept.clusters.clear();
+    }
+
+    fn keep(&self, key: u64, buffer: &Arc<Buffer>, changes: u64) {
+        let mut kept = self.kept();
+        if kept.changes == changes {
+            kept.clusters.truncate(self.most - 1);
+            kept.clusters.push_front((key, Arc::clone(buffer)));
+        }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
