@@ -1,0 +1,7 @@
+//! Images that qemu's tools made, read here: the bytes, and what is known of them.
+
+#[path = "../../src/qcow2/qemu.rs"]
+mod qemu;
+mod support;
+
+mod options;
