@@ -102,6 +102,16 @@ impl RangeSet {
         (offset < *end).then(|| ByteRange::between(*start, *end))
     }
 
+    /// The parts of `range` that are in it, from the front to the back.
+    #[must_use]
+    pub fn present_in(&self, range: ByteRange) -> Vec<ByteRange> {
+        let before = self.ranges.range(..range.start()).next_back();
+        let others = self.ranges.range(range.start()..range.end());
+        let parts = before.into_iter().chain(others);
+        let parts = parts.map(|(start, end)| ByteRange::between(*start, *end).intersection(range));
+        parts.filter(|part| !part.is_empty()).collect()
+    }
+
     /// The parts of `range` that are not in it, from the front to the back.
     #[must_use]
     pub fn missing_in(&self, range: ByteRange) -> Vec<ByteRange> {
@@ -175,6 +185,10 @@ mod tests {
                 let missing: Vec<_> = missing.iter().flat_map(|range| range.start()..range.end()).collect();
                 let expected: Vec<_> = (start..end).filter(|at| !model[*at as usize]).collect();
                 prop_assert_eq!(missing, expected);
+                let present = set.present_in(ByteRange::between(start, end));
+                let present: Vec<_> = present.iter().flat_map(|range| range.start()..range.end()).collect();
+                let expected: Vec<_> = (start..end).filter(|at| model[*at as usize]).collect();
+                prop_assert_eq!(present, expected);
             }
         }
     }

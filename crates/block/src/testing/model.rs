@@ -240,7 +240,7 @@ impl<'a> Model<'a> {
         let start = start - start % minimum;
         let range = ByteRange::between(start, end.min(start + length));
         // Only the end of the device may be off the blocks.
-        if range.end() == end {
+        if range.end() == end && end >= self.size() {
             return range;
         }
         ByteRange::between(start, range.end() - range.end() % minimum)
