@@ -7,7 +7,7 @@ use super::geometry::{Geometry, corrupt};
 /// The refcount of what an entry of a table points at is exactly one, so it may be written in place.
 pub(crate) const COPIED: u64 = 1 << 63;
 /// The cluster is compressed.
-const COMPRESSED: u64 = 1 << 62;
+pub(crate) const COMPRESSED: u64 = 1 << 62;
 /// The cluster reads as zeroes (version 3 without subclusters).
 const ZERO: u64 = 1;
 /// The bits of an entry, of the L1 table, too, that hold an offset in the file.

@@ -20,7 +20,7 @@ const OUR_LENGTH: usize = 112;
 pub(crate) const LONGEST_NAME: u32 = 1023;
 /// qemu's bounds on tables: an L1 table of 32 MiB, a refcount table of 8 MiB, 65536 snapshots.
 pub(crate) const LARGEST_L1: u64 = 32 << 20;
-const LARGEST_REFCOUNT_TABLE: u64 = 8 << 20;
+pub(crate) const LARGEST_REFCOUNT_TABLE: u64 = 8 << 20;
 const MOST_SNAPSHOTS: u32 = 65536;
 
 const BACKING_FORMAT: u32 = 0xe279_2aca;

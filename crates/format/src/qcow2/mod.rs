@@ -18,6 +18,7 @@
 //!  details    what an image says of itself
 //!  refcounts  how often clusters are used, as it stands in the file
 //!  check      whether an image is sound
+//!  new        an image that is made, by who knows all of its contents
 //!  options    how images are opened and made
 //! ```
 
@@ -32,6 +33,7 @@ mod geometry;
 mod header;
 mod host;
 mod image;
+mod new;
 mod options;
 mod pool;
 #[cfg(test)]
@@ -50,5 +52,6 @@ pub use check::{CheckReport, check};
 pub use details::Details;
 pub use header::Compression;
 pub use image::Image;
+pub use new::NewImage;
 pub use options::{Backing, CreateOptions, DataFile, OpenOptions, Preallocation};
 pub use snapshots::Snapshot;

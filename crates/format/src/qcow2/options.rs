@@ -64,7 +64,7 @@ pub struct CreateOptions {
 }
 
 /// What a new image allocates in advance.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Preallocation {
     /// Nothing.
     #[default]

@@ -1,0 +1,7 @@
+//! New images, written in every way there is, and read by qemu-img.
+
+#![allow(clippy::print_stdout, reason = "a test that is skipped says why")]
+
+mod damage;
+mod plain;
+mod support;
