@@ -354,3 +354,6 @@ async fn again(file: &HostFile) -> Result<HostFile> {
     }
     Ok(file.through(device.reopen().await?))
 }
+
+#[cfg(test)]
+mod tests;

@@ -45,6 +45,8 @@ mod snapshots;
 mod status;
 mod table_cache;
 mod tables;
+#[cfg(test)]
+mod testing;
 mod unpacked;
 
 pub use bitmaps::BitmapDetails;
