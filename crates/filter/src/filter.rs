@@ -89,6 +89,8 @@ pub struct Counters {
     pub export: String,
     /// What was counted, each in lower case with underscores: `source_calls`.
     pub counts: Vec<(&'static str, u64)>,
+    /// What people should hear of, each in a sentence without a full stop.
+    pub warnings: Vec<String>,
 }
 
 /// A filter as it was written: `NAME[:PARAMETERS]`.

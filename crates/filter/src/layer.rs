@@ -42,6 +42,12 @@ pub trait DeviceLayer: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// What people should hear of, see [`Counters::warnings`]; told with what was counted.
+    fn warnings(&self, shared: &Self::Shared) -> Vec<String> {
+        let _ = shared;
+        Vec::new()
+    }
+
     /// Whether what handles shared must be kept although none is left, until [`close`](Self::close): it holds
     /// what was written, or is a result. What need not be is kept for a while all the same.
     fn must_keep(&self, shared: &Self::Shared) -> bool {
@@ -112,6 +118,7 @@ impl<L: DeviceLayer> PerExport<L> {
             filter: self.layer.name(),
             export: export.to_owned(),
             counts,
+            warnings: self.layer.warnings(shared),
         })
     }
 

@@ -2,7 +2,7 @@
 
 use crate::{
     FilterKind, abilities, blocksize, cache, cacheextents, cow, delay, error, exitlast, extentlist,
-    log, offset, packed, partition, rate, readahead, retry, stats, tar, truncate,
+    log, offset, packed, partition, rate, readahead, retry, salvage, stats, tar, truncate,
 };
 
 /// All filters, by their names.
@@ -28,6 +28,7 @@ pub static FILTERS: &[&FilterKind] = &[
     &readahead::READ_AHEAD,
     &abilities::READ_ONLY,
     &retry::RETRY,
+    &salvage::SALVAGE,
     &stats::STATS,
     &tar::TAR,
     &truncate::TRUNCATE,
