@@ -286,8 +286,11 @@ impl Header {
         for (kind, body) in &self.unknown {
             extension(&mut bytes, *kind, body);
         }
-        if geometry.version >= 3 {
-            extension(&mut bytes, FEATURE_NAMES, &feature_names());
+        // Names for those who do not know a feature: where clusters are small there may be no room for them.
+        let names = feature_names();
+        let others = bytes.len() + 16 + self.backing.as_ref().map_or(0, Vec::len);
+        if geometry.version >= 3 && (others + names.len()) as u64 <= geometry.cluster_size() {
+            extension(&mut bytes, FEATURE_NAMES, &names);
         }
         put64(&mut bytes, 0);
         if let Some(name) = &self.backing {
