@@ -16,7 +16,7 @@ pub struct OpenOptions {
     /// Whether it is to be written. Without it nothing in the file is ever changed, not even a dirty bit.
     pub writable: bool,
     /// The internal snapshot to read instead of the present state, by its ID or its name: the ID is looked for
-    /// first. It cannot be written.
+    /// first, unless `snapshot.id=` or `snapshot.name=` in front says which it is. It cannot be written.
     pub snapshot: Option<String>,
     /// The largest virtual size that is opened, in bytes; `None`: any that an image can have.
     pub max_size: Option<u64>,

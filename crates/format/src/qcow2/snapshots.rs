@@ -83,13 +83,21 @@ impl SnapshotTable {
         Ok(Self { snapshots, range })
     }
 
-    /// The snapshot of that ID, or else of that name.
+    /// The snapshot of that ID, or else of that name. As qemu-img has it, `snapshot.id=` or `snapshot.name=` in front
+    /// says which of the two is meant.
     ///
     /// # Errors
     /// `NotFound`.
     pub(crate) fn find(&self, wanted: &str) -> Result<&Snapshot> {
-        let by_id = self.snapshots.iter().find(|it| it.id == wanted);
-        let found = by_id.or_else(|| self.snapshots.iter().find(|it| it.name == wanted));
+        let of_id = |id: &str| self.snapshots.iter().find(|it| it.id == id);
+        let of_name = |name: &str| self.snapshots.iter().find(|it| it.name == name);
+        let id = wanted.strip_prefix("snapshot.id=");
+        let name = wanted.strip_prefix("snapshot.name=");
+        let found = match (id, name) {
+            (Some(id), _) => of_id(id),
+            (_, Some(name)) => of_name(name),
+            (None, None) => of_id(wanted).or_else(|| of_name(wanted)),
+        };
         found.ok_or_else(|| {
             let wanted = printable(OsStr::new(wanted));
             let message = format!("there is no snapshot of the ID or name \"{wanted}\"");
@@ -234,6 +242,9 @@ mod tests {
         let table = table.await.expect("valid");
         assert_eq!(table.find("1").expect("found").name, "x");
         assert_eq!(table.find("x").expect("found").id, "1");
+        assert_eq!(table.find("snapshot.name=1").expect("found").id, "2");
+        assert_eq!(table.find("snapshot.id=1").expect("found").name, "x");
+        assert!(table.find("snapshot.id=x").is_err());
         let error = table.find("\u{1b}y").expect_err("none").to_string();
         assert!(error.contains("\"\\u{1b}y\""), "{error}");
     }
