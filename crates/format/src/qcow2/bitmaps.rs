@@ -19,7 +19,7 @@ const LONGEST_DIRECTORY: u64 = 16 << 20;
 /// How many bitmaps there can be (qemu's bound).
 const MOST_BITMAPS: u32 = 65535;
 /// How many entries a bitmap's table can have (qemu's bound).
-const MOST_ENTRIES: u64 = 0x800_0000;
+pub(crate) const MOST_ENTRIES: u64 = 0x800_0000;
 /// How long the extra data of an entry can be. Nobody has defined any.
 const LONGEST_EXTRA: usize = 1024;
 /// The length of what every entry of the directory begins with.

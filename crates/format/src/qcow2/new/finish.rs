@@ -34,6 +34,7 @@ impl NewImage {
         let mut counting = Counting::new(self);
         counting.add_tables(&tables);
         counting.add(l1);
+        let bitmaps = self.write_bitmaps(&mut counting).await?;
         let refcount_table = counting.write().await?;
         let end = self.places.end();
         self.file.set_size(end).await?;
@@ -44,7 +45,9 @@ impl NewImage {
         self.file.flush().await?;
 
         let geometry = self.options.geometry(stored_size(size));
-        let header = header(&self.options, geometry, l1, refcount_table);
+        let mut header = header(&self.options, geometry, l1, refcount_table);
+        header.bitmaps = bitmaps;
+        header.autoclear.set(Autoclear::BITMAPS, bitmaps.is_some());
         let bytes = header.encode()?;
         let length = (bytes.len() as u64).next_multiple_of(self.file.block().max(512));
         let mut first = Buffer::zeroed(length as usize);

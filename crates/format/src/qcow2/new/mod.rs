@@ -11,6 +11,7 @@
 //! ```
 
 mod below;
+mod bitmaps;
 mod classify;
 mod doubt;
 mod finish;
@@ -34,7 +35,7 @@ use blockferry_block::{
     ZeroFlags, check_allocation, range_of, request_range,
 };
 
-use self::{below::Below, doubt::Doubt, map::Map, places::Places};
+use self::{below::Below, bitmaps::NewBitmap, doubt::Doubt, map::Map, places::Places};
 use super::{CreateOptions, Preallocation, geometry::Geometry, header::LARGEST_L1};
 
 /// How much memory the tables may take, in bytes: those of half a TiB in the usual clusters.
@@ -64,6 +65,8 @@ pub struct NewImage {
     fixed: Option<Mutex<RangeSet>>,
     /// Nothing is written any more.
     is_closed: AtomicBool,
+    /// Those that it is to have.
+    bitmaps: Mutex<Vec<NewBitmap>>,
     /// Held by who finishes it.
     end: tokio::sync::Mutex<End>,
 }
@@ -144,6 +147,7 @@ impl NewImage {
             doubt: Doubt::default(),
             fixed,
             is_closed: AtomicBool::new(false),
+            bitmaps: Mutex::default(),
             end: tokio::sync::Mutex::default(),
         })
     }

@@ -1,0 +1,244 @@
+//! Persistent bitmaps of a new image (specification, "Bitmaps"): what another device says is dirty, under the same
+//! name.
+
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use blockferry_block::{
+    BlockDevice, Buffer, ByteRange, Context, Error, ErrorKind, Operation, Result,
+};
+
+use super::{NewImage, finish::stored_size, refcounts::Counting};
+use crate::qcow2::{
+    BitmapDetails,
+    bitmaps::{Bitmap, Bits, MOST_ENTRIES, encode_directory},
+    header::BitmapsExtension,
+};
+
+/// A bitmap that the image is to have.
+pub(super) struct NewBitmap {
+    details: BitmapDetails,
+    /// Who knows what is dirty.
+    source: Arc<dyn BlockDevice>,
+}
+
+impl NewImage {
+    /// Gives the image a persistent bitmap like that of `source` with this name, as it is when the image is
+    /// [finished](Self::finish).
+    ///
+    /// # Errors
+    /// `InvalidInput` where the image can have none, or where that name is taken already, and for a bitmap that is
+    /// not consistent (`in_use`).
+    pub fn add_bitmap(&self, details: BitmapDetails, source: Arc<dyn BlockDevice>) -> Result<()> {
+        let refuse = |message: &str| Err(Error::with_message(ErrorKind::InvalidInput, message));
+        if self.options.version < 3 {
+            return refuse("version 2 (compat=0.10) knows no bitmaps");
+        }
+        if details.in_use {
+            return refuse("a bitmap that was in use does not say all that was written");
+        }
+        let context = Context::DirtyBitmap(details.name.clone());
+        if !source.info().contexts.contains(&context) {
+            return refuse("the source has no such bitmap");
+        }
+        let mut bitmaps = self.bitmaps();
+        if bitmaps
+            .iter()
+            .any(|known| known.details.name == details.name)
+        {
+            return refuse("the image has a bitmap of that name");
+        }
+        bitmaps.push(NewBitmap { details, source });
+        Ok(())
+    }
+
+    fn bitmaps(&self) -> MutexGuard<'_, Vec<NewBitmap>> {
+        self.bitmaps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes the bitmaps and their directory, if there are any.
+    pub(super) async fn write_bitmaps(
+        &self,
+        counting: &mut Counting<'_>,
+    ) -> Result<Option<BitmapsExtension>> {
+        let wanted: Vec<_> = {
+            let bitmaps = self.bitmaps();
+            let wanted = bitmaps.iter();
+            wanted
+                .map(|bitmap| (bitmap.details.clone(), Arc::clone(&bitmap.source)))
+                .collect()
+        };
+        if wanted.is_empty() {
+            return Ok(None);
+        }
+        let mut bitmaps = Vec::with_capacity(wanted.len());
+        for (details, source) in wanted {
+            bitmaps.push(self.write_bitmap(details, &*source, counting).await?);
+        }
+        let directory = encode_directory(&bitmaps);
+        let place = self.store(&directory, counting).await?;
+        Ok(Some(BitmapsExtension {
+            count: bitmaps.len() as u32,
+            directory: ByteRange::between(place, place + directory.len() as u64),
+        }))
+    }
+
+    /// Writes one bitmap, a cluster of it at a time, and its table.
+    async fn write_bitmap(
+        &self,
+        details: BitmapDetails,
+        source: &dyn BlockDevice,
+        counting: &mut Counting<'_>,
+    ) -> Result<Bitmap> {
+        let context = Context::DirtyBitmap(details.name.clone());
+        let mut bitmap = Bitmap {
+            details,
+            is_known: true,
+            table: ByteRange::default(),
+        };
+        let geometry = self.options.geometry(stored_size(self.size()));
+        let entries = bitmap.entries_for(geometry);
+        if entries > MOST_ENTRIES {
+            let message = "the disk is too large for a bitmap of this granularity";
+            return Err(Error::with_message(ErrorKind::InvalidInput, message));
+        }
+        let disk = ByteRange::between(0, geometry.size);
+        let mut table = Vec::new();
+        for part in disk.pieces(bitmap.span(geometry)) {
+            let mut bits = Cluster::new(part, bitmap.details.granularity, self.cluster_size());
+            bits.fill(source, &context).await?;
+            let entry = match bits.dirty {
+                Dirty::Nothing => Bits::Zeroes,
+                Dirty::Everything => Bits::Ones,
+                Dirty::Some(bytes) => Bits::Host(self.store(&bytes, counting).await?),
+            };
+            table.extend(entry.encode().to_be_bytes());
+        }
+        let place = self.store(&table, counting).await?;
+        bitmap.table = ByteRange::between(place, place + table.len() as u64);
+        Ok(bitmap)
+    }
+
+    /// Writes `bytes` to new clusters and says where they are.
+    async fn store(&self, bytes: &[u8], counting: &mut Counting<'_>) -> Result<u64> {
+        let cluster = self.cluster_size();
+        let count = (bytes.len() as u64).div_ceil(cluster);
+        let start = self.places.take(count)?;
+        let place = ByteRange::between(start, start + count * cluster);
+        counting.add(place);
+        self.file.check_room(place.end())?;
+        for (piece, bytes) in place.pieces(cluster).zip(bytes.chunks(cluster as usize)) {
+            let mut data = Buffer::zeroed(cluster as usize);
+            data[..bytes.len()].copy_from_slice(bytes);
+            self.file.write_blocks(piece.start(), data).await?;
+        }
+        Ok(start)
+    }
+}
+
+/// One cluster of a bitmap.
+struct Cluster {
+    /// The part of the disk that it tells of.
+    range: ByteRange,
+    granularity: u64,
+    cluster_size: u64,
+    dirty: Dirty,
+}
+
+/// Which of its bits are set.
+enum Dirty {
+    Nothing,
+    Everything,
+    /// As they are stored: the first one is the lowest of the first byte.
+    Some(Vec<u8>),
+}
+
+impl Cluster {
+    fn new(range: ByteRange, granularity: u64, cluster_size: u64) -> Self {
+        Self {
+            range,
+            granularity,
+            cluster_size,
+            dirty: Dirty::Nothing,
+        }
+    }
+
+    /// Sets the bits of what `source` says is dirty.
+    async fn fill(&mut self, source: &dyn BlockDevice, context: &Context) -> Result<()> {
+        let known = self
+            .range
+            .intersection(ByteRange::between(0, source.info().size));
+        let mut offset = known.start();
+        while offset < known.end() {
+            let rest = ByteRange::between(offset, known.end());
+            let extents = source.extents(rest, context).await?;
+            let mut end = offset;
+            for extent in extents {
+                let range = extent.range.intersection(rest);
+                end = end.max(range.end());
+                if extent.status.0 & DIRTY != 0 {
+                    self.set(range);
+                }
+            }
+            if end == offset {
+                let message = "the source does not say what is dirty";
+                let error = Error::with_message(ErrorKind::Io, message);
+                return Err(error
+                    .during(Operation::Extents)
+                    .at(rest.start(), rest.len()));
+            }
+            offset = end;
+        }
+        Ok(())
+    }
+
+    /// Sets the bits that tell of anything in `range`.
+    fn set(&mut self, range: ByteRange) {
+        if range == self.range {
+            self.dirty = Dirty::Everything;
+            return;
+        }
+        if matches!(self.dirty, Dirty::Nothing) {
+            self.dirty = Dirty::Some(vec![0; self.cluster_size as usize]);
+        }
+        let Dirty::Some(bytes) = &mut self.dirty else {
+            return;
+        };
+        let first = (range.start() - self.range.start()) / self.granularity;
+        let end = (range.end() - self.range.start()).div_ceil(self.granularity);
+        let mut bit = first;
+        while bit < end {
+            let at = (bit / 8) as usize;
+            if bit.is_multiple_of(8) && end - bit >= 8 {
+                bytes[at] = u8::MAX;
+                bit += 8;
+            } else {
+                bytes[at] |= 1 << (bit % 8);
+                bit += 1;
+            }
+        }
+    }
+}
+
+/// The bit of a status that says that a range is dirty (NBD's `qemu:dirty-bitmap:`).
+const DIRTY: u64 = 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_begin_at_the_lowest_of_the_first_byte() {
+        let range = ByteRange::between(1 << 20, 2 << 20);
+        let mut cluster = Cluster::new(range, 512, 512);
+        let at = |start: u64, end: u64| ByteRange::between((1 << 20) + start, (1 << 20) + end);
+        cluster.set(at(512, 1024));
+        cluster.set(at(4095, 4097));
+        cluster.set(at(8192, 16384 + 1));
+        let Dirty::Some(bytes) = &cluster.dirty else {
+            panic!("some are set");
+        };
+        assert_eq!(bytes[..6], [0b1000_0010, 1, 0xff, 0xff, 1, 0]);
+        cluster.set(range);
+        assert!(matches!(cluster.dirty, Dirty::Everything));
+    }
+}
