@@ -5,7 +5,7 @@
 //!                         ├─ the file below, or the data file  (the caller's buffer goes down as it is)
 //!                         ├─ the backing file
 //!                         └─ Unpacked: compressed clusters
-//!   extents ─ status      mapping ─ the first run, as far as its table is in memory
+//!   extents ─ status (and the holes of the file)      mapping ─ the first run, as far as its table is in memory
 //! ```
 
 use std::{fmt, sync::Arc};
@@ -103,6 +103,8 @@ impl Image {
             data,
             backing,
             unpacked: Arc::new(Unpacked::new(geometry, header.compression)),
+            // As qemu has it: the holes of a data file are not looked for.
+            holes: (!options.writable && !geometry.data_file).then(Arc::default),
         };
         bitmaps.retain(Bitmap::is_consistent);
         let state = State {

@@ -11,6 +11,7 @@
 //!  read       a request from its runs
 //!  unpacked   compressed clusters, on the threads of the pool
 //!  status     holes, zeroes, and which image of a chain has them
+//!  holes      those of the file that clusters lie in
 //!  image      all of that as a device
 //!  codec      one cluster compressed or decompressed
 //!  snapshots  the table of internal snapshots
@@ -31,6 +32,7 @@ mod entry;
 mod flights;
 mod geometry;
 mod header;
+mod holes;
 mod host;
 mod image;
 mod new;

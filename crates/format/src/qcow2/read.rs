@@ -6,15 +6,17 @@ use blockferry_block::{Buffer, ByteRange, Result};
 use futures_util::{StreamExt, TryStreamExt, future::try_join, stream};
 
 use super::{
+    entry::Compressed,
     geometry::{Geometry, corrupt},
+    holes::Holes,
     host::HostFile,
     runs::{Joined, Run, Source},
     tables::{Peek, Tables},
-    unpacked::{Batch, Unpacked, Whole},
+    unpacked::{Batch, TOGETHER, Unpacked, Whole},
 };
 
 /// How many parts of a request are read at a time.
-const SIDE_BY_SIDE: usize = 16;
+pub(crate) const SIDE_BY_SIDE: usize = 16;
 
 /// What is needed to read: the files, through one handle, and what is known of them, shared by all handles.
 #[derive(Clone)]
@@ -26,13 +28,13 @@ pub(crate) struct Reader {
     /// What shows where nothing is allocated.
     pub(crate) backing: Option<HostFile>,
     pub(crate) unpacked: Arc<Unpacked>,
+    /// The holes of the data file, where nobody writes it.
+    pub(crate) holes: Option<Arc<Holes>>,
 }
 
 /// A part of a request that is read by itself.
 enum Part {
-    Plain(Run),
-    /// A part of a compressed cluster.
-    Piece(Run, Whole),
+    Run(Run),
     Batch(Batch),
 }
 
@@ -51,30 +53,30 @@ impl Reader {
     pub(crate) async fn read(&self, range: ByteRange, buffer: Buffer) -> Result<Buffer> {
         if let Some(run) = self.known_run(range)?
             && run.range == range
-            && !matches!(run.source, Source::Compressed(_))
         {
             return self.read_run(run, buffer).await;
         }
         let mut runs = self.runs(range).await?;
-        match runs[..] {
-            [run] if !matches!(run.source, Source::Compressed(_)) => {
-                return self.read_run(run, buffer).await;
-            }
-            _ => {}
+        if let [run] = runs[..] {
+            return self.read_run(run, buffer).await;
         }
         // The first run is read where it belongs, if its bytes only have to be read.
         let first = match runs.first() {
             Some(run) if matches!(run.source, Source::Host(_)) => Some(runs.remove(0)),
             _ => None,
         };
-        let mut parts = self.parts(runs);
-        if let (None, [Part::Batch(batch)]) = (first, &parts[..])
-            && batch.clusters.len() as u64 * self.geometry.cluster_size() == range.len()
-            && let Some(Part::Batch(batch)) = parts.pop()
-        {
+        let (parts, batches) = self.parts(runs);
+        let clusters = batches.iter().map(|batch| batch.clusters.len() as u64);
+        let unpacked = clusters.sum::<u64>() << self.geometry.cluster_bits;
+        if unpacked == range.len() && unpacked <= TOGETHER {
             let start = range.start();
-            return self.unpacked.unpack(&self.data, batch, start, buffer).await;
+            return self
+                .unpacked
+                .unpack(&self.data, batches, start, buffer)
+                .await;
         }
+        let batches = batches.into_iter().map(Part::Batch);
+        let parts = parts.into_iter().chain(batches);
         let parts = stream::iter(parts).map(|part| self.read_part(part));
         let filling = parts.buffer_unordered(SIDE_BY_SIDE).try_collect::<Vec<_>>();
         let (mut buffer, filled) = try_join(self.read_first(first, buffer), filling).await?;
@@ -157,10 +159,11 @@ impl Reader {
         Ok(buffer)
     }
 
-    /// Fills `buffer` with `run`, which is not compressed and as long.
+    /// Fills `buffer` with `run`, which is as long.
     async fn read_run(&self, run: Run, mut buffer: Buffer) -> Result<Buffer> {
         match (run.source, &self.backing) {
             (Source::Host(host), _) => self.read_host(run.range, host, buffer).await,
+            (Source::Compressed(packed), _) => self.read_packed(run.range, packed, buffer).await,
             (Source::Behind, Some(backing)) if run.range.start() < backing.end() => {
                 let name = || "the backing file".to_owned();
                 backing.read_padded(run.range.start(), buffer, name).await
@@ -196,46 +199,55 @@ impl Reader {
         self.data.read_padded(host, buffer, name).await
     }
 
-    /// What of `runs` is read together.
-    fn parts(&self, runs: Vec<Run>) -> Vec<Part> {
-        let cluster = self.geometry.cluster_size();
+    /// Fills `buffer` with `range`, which lies in one compressed cluster.
+    async fn read_packed(
+        &self,
+        range: ByteRange,
+        packed: Compressed,
+        mut buffer: Buffer,
+    ) -> Result<Buffer> {
+        let whole = self.whole(range, packed);
+        if range.len() == self.geometry.cluster_size() {
+            let batches = Batch::cut(vec![whole], self.geometry);
+            return self
+                .unpacked
+                .unpack(&self.data, batches, whole.guest, buffer)
+                .await;
+        }
+        let cluster = self.unpacked.cluster(&self.data, whole).await?;
+        let from = (range.start() - whole.guest) as usize;
+        let length = buffer.len();
+        buffer.copy_from_slice(&cluster[from..][..length]);
+        Ok(buffer)
+    }
+
+    /// The cluster that `range` is a part of.
+    fn whole(&self, range: ByteRange, packed: Compressed) -> Whole {
+        let guest = range.start() - range.start() % self.geometry.cluster_size();
+        Whole { guest, packed }
+    }
+
+    /// What of `runs` is read by itself, and which clusters are unpacked together.
+    fn parts(&self, runs: Vec<Run>) -> (Vec<Part>, Vec<Batch>) {
         let mut wholes = Vec::new();
         let mut parts = Vec::new();
         for run in runs {
-            let Source::Compressed(packed) = run.source else {
-                parts.push(Part::Plain(run));
-                continue;
-            };
-            let guest = run.range.start() - run.range.start() % cluster;
-            let whole = Whole { guest, packed };
-            if run.range.len() == cluster {
-                wholes.push(whole);
-            } else {
-                parts.push(Part::Piece(run, whole));
+            match run.source {
+                Source::Compressed(packed) if run.range.len() == self.geometry.cluster_size() => {
+                    wholes.push(self.whole(run.range, packed));
+                }
+                _ => parts.push(Part::Run(run)),
             }
         }
-        let batches = Batch::cut(wholes, self.geometry).into_iter();
-        parts.extend(batches.map(Part::Batch));
-        parts
+        (parts, Batch::cut(wholes, self.geometry))
     }
 
     async fn read_part(&self, part: Part) -> Result<Filled> {
         match part {
-            Part::Plain(run) => {
+            Part::Run(run) => {
                 let buffer = self.unpacked.scratch(run.range.len());
                 Ok(Filled {
                     buffer: self.read_run(run, buffer).await?,
-                    ranges: vec![run.range],
-                })
-            }
-            Part::Piece(run, whole) => {
-                let cluster = self.unpacked.cluster(&self.data, whole).await?;
-                let mut buffer = self.unpacked.scratch(run.range.len());
-                let from = (run.range.start() - whole.guest) as usize;
-                let length = buffer.len();
-                buffer.copy_from_slice(&cluster[from..][..length]);
-                Ok(Filled {
-                    buffer,
                     ranges: vec![run.range],
                 })
             }

@@ -1,9 +1,11 @@
 //! A range of the disk as a row of runs: where the bytes of each come from.
 
+use std::sync::atomic::Ordering;
+
 use blockferry_block::{ByteRange, Error, Result};
 
 use super::{
-    entry::{Cluster, Compressed},
+    entry::{COPIED, Cluster, Compressed, OFFSET},
     geometry::{Geometry, corrupt},
     tables::L2Table,
 };
@@ -39,13 +41,21 @@ pub(crate) enum Joined {
 }
 
 impl Source {
+    /// Where the bytes `length` behind its first one come from.
+    fn after(self, length: u64) -> Self {
+        match self {
+            Self::Host(host) => Self::Host(host + length),
+            other => other,
+        }
+    }
+
     /// Whether `next`, which begins `length` bytes behind it, goes on with it.
     fn continues(self, length: u64, next: Self, joined: Joined) -> bool {
         use Source::{Behind, Compressed, Host, Zero};
         match (self, next) {
             (Behind, Behind) | (Zero, Zero) => true,
             (Host(_) | Compressed(_), Host(_) | Compressed(_)) if joined == Joined::Alike => true,
-            (Host(host), Host(next)) => host + length == next,
+            (Host(_), Host(_)) => self.after(length) == next,
             _ => false,
         }
     }
@@ -66,6 +76,17 @@ impl Run {
         let (source, mut at) = piece(table, geometry, range.start())?;
         let limit = range.end();
         while at < limit {
+            let rest = ByteRange::between(at, limit);
+            at = skip(
+                table,
+                geometry,
+                rest,
+                source.after(at - range.start()),
+                joined,
+            );
+            if at >= limit {
+                break;
+            }
             // Damage further on is met by whoever gets there.
             let Ok((next, end)) = piece(table, geometry, at) else {
                 break;
@@ -94,6 +115,38 @@ impl Run {
         }
         list.push(next);
     }
+}
+
+/// The end of the clusters from the start of `range`, a cluster's, whose entries say at first sight that they go on
+/// with a run that comes from `source` there. Most entries do, and whole tables are looked at for one answer.
+fn skip(
+    table: &L2Table,
+    geometry: Geometry,
+    range: ByteRange,
+    source: Source,
+    joined: Joined,
+) -> u64 {
+    let (_, first) = geometry.indices(range.start());
+    let last = geometry.indices(range.end() - 1).1;
+    let words = table.words().and_then(|words| words.get(first..=last));
+    let Some(words) = words.filter(|_| !geometry.data_file) else {
+        return range.start();
+    };
+    let words = words.iter().map(|word| word.load(Ordering::Acquire));
+    let cluster = geometry.cluster_size();
+    let is_plain = |word: u64| word & !(COPIED | OFFSET & !(cluster - 1)) == 0;
+    let count = match (source, joined) {
+        (Source::Behind, _) => words.take_while(|word| *word == 0).count(),
+        (Source::Host(_), Joined::Alike) => words
+            .take_while(|word| is_plain(*word) && word & OFFSET != 0)
+            .count(),
+        (Source::Host(host), Joined::InARow) => words
+            .zip((host..).step_by(cluster as usize))
+            .take_while(|(word, host)| is_plain(*word) && word & OFFSET == *host)
+            .count(),
+        _ => 0,
+    };
+    (range.start() + count as u64 * cluster).min(range.end())
 }
 
 /// Where the bytes from `guest` on come from, and the end of what its cluster, or its subclusters, say of that.

@@ -1,7 +1,7 @@
 //! What is known of ranges of the disk: holes and zeroes, and which image of a chain has them.
 
 use blockferry_block::{
-    BlockDevice, ByteRange, Context, ErrorKind, Extent, Result, Status, push_merged,
+    BlockDevice, ByteRange, Context, ErrorKind, Extent, RangeSet, Result, Status, push_merged,
 };
 use futures_util::future::join_all;
 
@@ -35,6 +35,15 @@ impl Reader {
         most: usize,
     ) -> Result<Vec<Extent>> {
         let mut behind = Behind::new(self.backing.as_ref(), context, most == 1);
+        let holes = match (&self.holes, context) {
+            (Some(holes), Context::Allocation) => Some(holes.of(&self.data, self.geometry).await),
+            _ => None,
+        };
+        let holes = holes.filter(|holes| !holes.is_empty());
+        let joined = match holes {
+            Some(_) => Joined::InARow,
+            None => Joined::Alike,
+        };
         let mut list = Vec::new();
         let mut at = range.start();
         // The last extent may still grow, so there may be one too many before it is enough.
@@ -59,20 +68,24 @@ impl Reader {
                 Some(table) => {
                     let mut part = within;
                     while !part.is_empty() && list.len() <= most {
-                        let run = Run::first(&table, self.geometry, part, Joined::Alike)?;
+                        let run = Run::first(&table, self.geometry, part, joined)?;
                         let status = match (run.source, context) {
                             (Source::Behind, _) => None,
                             (_, Context::AllocationDepth) => Some(OWN),
                             (Source::Zero, _) => Some(Status::HOLE_ZERO),
                             _ => Some(Status::DATA),
                         };
-                        let end = match status {
-                            Some(status) => {
+                        let end = match (status, holes, run.source) {
+                            (Some(Status::DATA), Some(holes), Source::Host(host)) => {
+                                push_host(&mut list, run.range, host, holes);
+                                run.range.end()
+                            }
+                            (Some(status), ..) => {
                                 let range = run.range;
                                 push_merged(&mut list, Extent { range, status });
                                 range.end()
                             }
-                            None => {
+                            (None, ..) => {
                                 let asked = ByteRange::between(run.range.start(), range.end());
                                 behind.push(run.range, asked, most, &mut list).await?
                             }
@@ -113,6 +126,22 @@ impl Reader {
         join_all(wanted.into_iter().map(|index| self.tables.table(index))).await;
         Ok(())
     }
+}
+
+/// Adds `range`, which lies from `host` on in a file that has `holes`.
+fn push_host(list: &mut Vec<Extent>, range: ByteRange, host: u64, holes: &RangeSet) {
+    let mut at = host;
+    let guest = |host_offset: u64| range.start() + (host_offset - host);
+    let mut push = |start: u64, end: u64, status| {
+        let range = ByteRange::between(guest(start), guest(end));
+        push_merged(list, Extent { range, status });
+    };
+    for hole in holes.present_in(ByteRange::between(host, host + range.len())) {
+        push(at, hole.start(), Status::DATA);
+        push(hole.start(), hole.end(), Status::ZERO);
+        at = hole.end();
+    }
+    push(at, host + range.len(), Status::DATA);
 }
 
 /// What is behind an image, and what was last heard of it.

@@ -193,8 +193,9 @@ impl Tables {
 
     /// The first L2 table from `index` on, and before `end`, that there is; `end` where there is none.
     pub(crate) fn next_table(&self, index: u64, end: u64) -> u64 {
-        let from = usize::try_from(index).unwrap_or(usize::MAX);
-        let rest = self.shared.l1.get(from..).unwrap_or_default();
+        let place = |index: u64| usize::try_from(index).unwrap_or(usize::MAX);
+        let to = place(end).min(self.shared.l1.len());
+        let rest = self.shared.l1.get(place(index)..to).unwrap_or_default();
         let is_there = |word: &AtomicU64| word.load(Ordering::Relaxed) & OFFSET != 0;
         let skipped = rest.iter().position(is_there);
         skipped.map_or(end, |skipped| end.min(index + skipped as u64))
@@ -301,6 +302,11 @@ impl L2Table {
             }
             std::thread::yield_now();
         }
+    }
+
+    /// The words of all entries, where each has one.
+    pub(crate) fn words(&self) -> Option<&[AtomicU64]> {
+        (!self.extended).then_some(&self.words)
     }
 
     /// Sets entry `index`, which is below [`len`](Self::len). Readers see the old one or the new one.

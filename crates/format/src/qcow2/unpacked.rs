@@ -7,6 +7,7 @@ use std::{
 };
 
 use blockferry_block::{Buffer, BufferPool, ByteRange, Result};
+use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::{
     codec::Decompressor,
@@ -16,6 +17,7 @@ use super::{
     header::Compression,
     host::HostFile,
     pool,
+    read::SIDE_BY_SIDE,
 };
 
 /// How many bytes of unpacked clusters are kept, but at least a few clusters.
@@ -24,13 +26,13 @@ const FEWEST: u64 = 4;
 
 /// Clusters that are unpacked one after the other by one thread, in bytes of the disk: enough to be worth the way to
 /// that thread, few enough for several of them.
-const TOGETHER: u64 = 256 << 10;
+pub(crate) const TOGETHER: u64 = 256 << 10;
 
 /// What lies between two clusters that are fetched together, in bytes at most.
 const GAP: u64 = 4 << 10;
 
 /// The buffers for packed and unpacked clusters that are kept for the next.
-const BUFFERS: usize = 16;
+const BUFFERS: usize = 32;
 
 /// What unpacking needs, and what it leaves for the next reader. Shared by all handles.
 pub(crate) struct Unpacked {
@@ -114,19 +116,22 @@ impl Unpacked {
         self.scratch.take(length as usize)
     }
 
-    /// Unpacks `batch` into `buffer`, which begins at `start` of the disk and has room for all of its clusters.
+    /// Unpacks `batches` into `buffer`, which begins at `start` of the disk and has room for all of their clusters.
     ///
     /// # Errors
     /// `Corrupt`, naming the cluster; what reading failed with.
     pub(crate) async fn unpack(
         &self,
         file: &HostFile,
-        batch: Batch,
+        batches: Vec<Batch>,
         start: u64,
         buffer: Buffer,
     ) -> Result<Buffer> {
-        let places: Vec<_> = batch.clusters.iter().map(|it| it.guest - start).collect();
-        self.unpack_to(file, batch, places, buffer).await
+        let fetched = stream::iter(batches).map(|batch| self.fetch(file, batch));
+        let fetched = fetched.buffer_unordered(SIDE_BY_SIDE).try_collect();
+        let fetched = fetched.await?;
+        self.unpack_to(fetched, buffer, move |guest, _| guest - start)
+            .await
     }
 
     /// Unpacks `batch` into a buffer that has its clusters one after the other.
@@ -135,26 +140,30 @@ impl Unpacked {
     /// As [`unpack`](Self::unpack).
     pub(crate) async fn unpack_in_a_row(&self, file: &HostFile, batch: Batch) -> Result<Buffer> {
         let cluster = self.geometry.cluster_size();
-        let places = (0..batch.clusters.len() as u64).map(|number| number * cluster);
-        let places: Vec<_> = places.collect();
-        let buffer = self.scratch(places.len() as u64 * cluster);
-        self.unpack_to(file, batch, places, buffer).await
+        let buffer = self.scratch(batch.clusters.len() as u64 * cluster);
+        let fetched = vec![self.fetch(file, batch).await?];
+        self.unpack_to(fetched, buffer, move |_, number| number * cluster)
+            .await
     }
 
+    /// Unpacks what was fetched; each cluster goes to where `place` says by its place on the disk and its number.
     async fn unpack_to(
         &self,
-        file: &HostFile,
-        batch: Batch,
-        places: Vec<u64>,
+        fetched: Vec<(Batch, Buffer)>,
         mut buffer: Buffer,
+        place: impl Fn(u64, u64) -> u64 + Send + 'static,
     ) -> Result<Buffer> {
-        let packed = self.fetch(file, &batch).await?;
         let (compression, size) = (self.compression, self.geometry.cluster_size() as usize);
         let unpacking = pool::unpack(move |decompressor: &mut Decompressor| {
-            for (cluster, place) in batch.clusters.iter().zip(places) {
-                let from = (cluster.packed.offset - batch.range.start()) as usize;
-                let stream = &packed[from..][..cluster.packed.length as usize];
-                let out = &mut buffer[place as usize..][..size];
+            let clusters = fetched.iter().flat_map(|(batch, packed)| {
+                let start = batch.range.start();
+                batch.clusters.iter().map(move |cluster| {
+                    let from = (cluster.packed.offset - start) as usize;
+                    (cluster, &packed[from..][..cluster.packed.length as usize])
+                })
+            });
+            for ((cluster, stream), number) in clusters.zip(0..) {
+                let out = &mut buffer[place(cluster.guest, number) as usize..][..size];
                 let done = decompressor.decompress(compression, stream, out);
                 done.map_err(|error| {
                     let (guest, host) = (cluster.guest, cluster.packed.offset);
@@ -168,11 +177,12 @@ impl Unpacked {
         unpacking.await?
     }
 
-    async fn fetch(&self, file: &HostFile, batch: &Batch) -> Result<Buffer> {
+    async fn fetch(&self, file: &HostFile, batch: Batch) -> Result<(Batch, Buffer)> {
         let buffer = self.packed.take(batch.range.len() as usize);
         let guest = batch.clusters.first().map_or(0, |cluster| cluster.guest);
         let name = || format!("the compressed cluster for guest offset {guest:#x}");
-        file.read_padded(batch.range.start(), buffer, name).await
+        let packed = file.read_padded(batch.range.start(), buffer, name).await?;
+        Ok((batch, packed))
     }
 
     /// The unpacked `cluster`, for those who want a part of it: kept for the next who wants another part.
@@ -191,11 +201,10 @@ impl Unpacked {
         let changes = self.kept().changes;
         let (unpacked, file) = (Arc::clone(self), file.clone());
         let unpack = async move {
-            let [batch] = <[Batch; 1]>::try_from(Batch::cut(vec![cluster], unpacked.geometry))
-                .map_err(|_| corrupt("one cluster makes one batch"))?;
+            let batches = Batch::cut(vec![cluster], unpacked.geometry);
             let buffer = Buffer::zeroed(unpacked.geometry.cluster_size() as usize);
-            let buffer = unpacked.unpack(&file, batch, cluster.guest, buffer).await?;
-            let buffer = Arc::new(buffer);
+            let unpacking = unpacked.unpack(&file, batches, cluster.guest, buffer);
+            let buffer = Arc::new(unpacking.await?);
             unpacked.keep(key, &buffer, changes);
             Ok(buffer)
         };

@@ -191,3 +191,33 @@ async fn a_raw_backing_file_of_any_length_shows() {
         assert_eq!(depths, [2, 1, 2, 1, 2, 1, 2], "{name}");
     }
 }
+
+#[tokio::test]
+async fn what_was_allocated_in_advance_is_zero_where_the_file_has_holes() {
+    if !is_installed() {
+        return;
+    }
+    let directory = tempdir().expect("a directory");
+    let directory = directory.path();
+    for (number, options) in [
+        "preallocation=metadata",
+        "preallocation=falloc",
+        "preallocation=metadata,extended_l2=on",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("{number}.qcow2");
+        qemu_img(
+            directory,
+            &format!("create -q -f qcow2 -o {options} {name} 20M"),
+        );
+        qemu_io(
+            directory,
+            &name,
+            &["write -P 3 10M 5M", "write -z 12M 64k", "write -P 4 19M 1M"],
+        );
+        let image = open(directory, &name).await;
+        compare(directory, &name, &image).await;
+    }
+}
