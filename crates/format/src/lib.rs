@@ -11,6 +11,8 @@
 
 #![forbid(unsafe_code)]
 
+#[doc(hidden)]
+pub mod fuzzing;
 mod probe;
 pub mod qcow2;
 mod related;

@@ -55,6 +55,7 @@ pub use bitmaps::BitmapDetails;
 pub use check::{CheckReport, check};
 pub use details::Details;
 pub use header::Compression;
+pub(crate) use header::Header;
 pub use image::Image;
 pub use new::NewImage;
 pub use options::{Backing, CreateOptions, DataFile, OpenOptions, Preallocation};

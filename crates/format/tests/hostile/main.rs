@@ -1,0 +1,228 @@
+//! Images from strangers: whatever is in them, there is an answer or an error in one line, after few reads and with
+//! little memory.
+
+#![forbid(unsafe_code)]
+
+mod images;
+
+use std::sync::Arc;
+
+use blockferry_block::{
+    BlockDevice, Buffer, ByteRange, Context, Error, ErrorKind, MemoryDevice, Operation, Result,
+    testing::FaultyDevice,
+};
+use blockferry_format::{
+    NoRelatives,
+    qcow2::{Details, Image, OpenOptions, check},
+};
+use images::{Builder, DISK, Found, cases};
+
+/// How many bytes of a disk are read at a time.
+const PIECE: u64 = 64 << 10;
+/// Of a larger disk only the beginning and the end are read.
+const MOST: u64 = 16 * PIECE;
+/// How often a file of 32 KiB may be read from, for all that is done with it.
+const MOST_READS: u64 = 5000;
+
+fn options(snapshot: Option<&str>) -> OpenOptions {
+    let mut options = OpenOptions::default();
+    options.snapshot = snapshot.map(str::to_owned);
+    options
+}
+
+async fn open(below: &Arc<dyn BlockDevice>, snapshot: Option<&str>) -> Result<Image> {
+    Image::open(Arc::clone(below), &NoRelatives, &options(snapshot)).await
+}
+
+/// Asks for all extents of the disk in one context, as far as it goes.
+async fn walk(image: &Image, context: &Context) -> Result<()> {
+    let size = image.info().size;
+    let mut at = 0;
+    for _ in 0..10_000 {
+        if at == size {
+            break;
+        }
+        let range = ByteRange::between(at, size);
+        let extents = image.extents(range, context).await?;
+        assert!(!extents.is_empty(), "{context} at {at}");
+        for extent in extents {
+            assert_eq!(extent.range.start(), at, "{context}");
+            assert!(!extent.range.is_empty() && extent.range.end() <= size);
+            at = extent.range.end();
+        }
+    }
+    Ok(())
+}
+
+async fn read(image: &Image) -> Result<()> {
+    let size = image.info().size;
+    let mut pieces: Vec<_> = match size {
+        0..=MOST => ByteRange::between(0, size).pieces(PIECE).collect(),
+        _ => vec![
+            ByteRange::between(0, PIECE),
+            ByteRange::between(size - PIECE, size),
+        ],
+    };
+    pieces.push(ByteRange::between(size / 2, size / 2 + size.min(3) / 2));
+    for piece in pieces {
+        let buffer = Buffer::zeroed(piece.len() as usize);
+        image.read(piece.start(), buffer).await?;
+    }
+    Ok(())
+}
+
+/// Does everything with an image that is not to be written, and says where that ended and how.
+async fn look(below: &Arc<dyn BlockDevice>, found: Found) -> (Found, Result<()>) {
+    let snapshot = match found {
+        Found::Snapshot(name) => Some(name),
+        _ => None,
+    };
+    let image = match open(below, snapshot).await {
+        Ok(image) => image,
+        Err(error) if snapshot.is_some() => return (found, Err(error)),
+        Err(error) => return (Found::Open, Err(error)),
+    };
+    if let Found::Bitmap(name) = found {
+        let context = Context::DirtyBitmap(name.to_owned());
+        return (found, walk(&image, &context).await);
+    }
+    let read = read(&image).await;
+    for context in image.info().contexts.clone() {
+        // Contexts may know less of the damage than a read finds.
+        let walked = walk(&image, &context).await;
+        if let (Err(error), Context::Allocation, true) = (&walked, &context, read.is_ok()) {
+            panic!("{context} fails where reading does not: {error}");
+        }
+    }
+    let _ = image.details();
+    match read {
+        Ok(()) => (Found::Nowhere, Ok(())),
+        Err(error) => (Found::Read, Err(error)),
+    }
+}
+
+fn is_one_line(error: &Error) -> bool {
+    !error.to_string().chars().any(char::is_control)
+}
+
+fn device(bytes: Vec<u8>) -> Arc<FaultyDevice> {
+    Arc::new(FaultyDevice::new(Arc::new(MemoryDevice::from_bytes(bytes))))
+}
+
+/// The most memory that this process has had, in KiB.
+fn most_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("a status");
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"));
+    let word = line.and_then(|line| line.split_whitespace().nth(1));
+    word.and_then(|word| word.parse().ok()).expect("a number")
+}
+
+#[tokio::test]
+async fn every_lie_ends_in_one_line() {
+    let mut wrong = Vec::new();
+    for case in cases() {
+        let counted = device(case.image);
+        let below: Arc<dyn BlockDevice> = Arc::clone(&counted) as _;
+        let (found, result) = look(&below, case.found).await;
+        let said = match &result {
+            Ok(()) => String::new(),
+            Err(error) => {
+                assert!(is_one_line(error), "{}: {error}", case.name);
+                error.to_string()
+            }
+        };
+        if (found, &*said) != (case.found, case.error) {
+            wrong.push(format!("{}: {found:?} {said:?}", case.name));
+        }
+        let reads = counted.calls(Operation::Read);
+        assert!(reads < MOST_READS, "{}: {reads} reads", case.name);
+        // A check says what is wrong, or why it cannot.
+        if let Err(error) = check(&*below).await {
+            assert!(is_one_line(&error), "{}: {error}", case.name);
+        }
+        if let Err(error) = Details::read(&below).await {
+            assert!(is_one_line(&error), "{}: {error}", case.name);
+        }
+        let reads = counted.calls(Operation::Read);
+        assert!(
+            reads < 2 * MOST_READS,
+            "{}: {reads} reads in all",
+            case.name
+        );
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let memory = most_memory();
+    assert!(memory < 256 << 10, "{memory} KiB");
+}
+
+#[tokio::test]
+async fn a_file_cut_short_anywhere_is_an_error_or_what_is_left() {
+    let whole = Builder::sound().rich().build();
+    let size = whole.len();
+    let lengths = (0..600).chain((600..size).step_by(251));
+    for length in lengths.chain((0..=size).step_by(512)) {
+        let below: Arc<dyn BlockDevice> = device(whole[..length].to_vec());
+        for found in [Found::Nowhere, Found::Snapshot("s"), Found::Bitmap("b")] {
+            let (_, result) = look(&below, found).await;
+            if let Err(error) = &result {
+                assert!(is_one_line(error), "{length}: {error}");
+                let expected = [ErrorKind::Corrupt, ErrorKind::UnexpectedEnd];
+                assert!(expected.contains(&error.kind()), "{length}: {error:?}");
+            }
+            assert!(
+                length < size || result.is_ok(),
+                "the whole of it is sound: {result:?}"
+            );
+        }
+        let _ = check(&*below).await;
+    }
+}
+
+#[tokio::test]
+async fn a_small_file_with_a_huge_disk_is_refused_where_that_is_wished() {
+    let below: Arc<dyn BlockDevice> = device(Builder::huge().build());
+    let size = open(&below, None).await.expect("sparse").info().size;
+    assert_eq!(size, 1 << 43);
+    let mut limited = OpenOptions::default();
+    limited.max_size = Some(1 << 40);
+    let refused = Image::open(Arc::clone(&below), &NoRelatives, &limited).await;
+    let Err(error) = refused else {
+        panic!("it is too large");
+    };
+    let error = error.to_string();
+    assert!(
+        error.contains("8.0 TiB is above the bound of 1.0 TiB"),
+        "{error}"
+    );
+    limited.max_size = Some(1 << 43);
+    let image = Image::open(below, &NoRelatives, &limited).await;
+    image.expect("just so large");
+}
+
+#[tokio::test]
+async fn every_byte_of_the_tables_may_be_anything() {
+    let whole = Builder::sound().rich().build();
+    // The header and its extensions, and the beginnings of all tables.
+    let places = (0..256).chain(
+        (4096..whole.len())
+            .step_by(4096)
+            .flat_map(|start| start..start + 72),
+    );
+    for place in places {
+        for value in [0, 0x81, 0xff] {
+            let mut bytes = whole.clone();
+            bytes[place] = value;
+            let counted = device(bytes);
+            let below: Arc<dyn BlockDevice> = Arc::clone(&counted) as _;
+            for found in [Found::Nowhere, Found::Snapshot("s"), Found::Bitmap("b")] {
+                if let (_, Err(error)) = look(&below, found).await {
+                    assert!(is_one_line(&error), "{place} {value}: {error}");
+                }
+            }
+            let _ = check(&*below).await;
+            let reads = counted.calls(Operation::Read);
+            assert!(reads < 4 * MOST_READS, "{place} {value}: {reads} reads");
+        }
+    }
+    assert!(whole.len() as u64 <= DISK);
+}
