@@ -12,6 +12,7 @@ use crate::{
 
 use super::{
     Connection, Endpoint, EndpointKind, OpenDevice, OpenOptions,
+    formats::interpret,
     open::{open_device, open_pool, opening, start_script},
 };
 
@@ -35,14 +36,25 @@ pub async fn open_exports(
     options: &OpenOptions,
 ) -> Result<OpenExports> {
     if let Some((pool, connection)) = open_pool(endpoint, options).await? {
+        if !endpoint.is_bytes() {
+            let device = Arc::new(pool) as Arc<dyn BlockDevice>;
+            let opened = OpenDevice { device, connection };
+            let opened = interpret(endpoint, access, options, opened).await?;
+            return Ok(OpenExports {
+                exports: Arc::new(SingleExport::new(opened.device)),
+                connection: opened.connection,
+            });
+        }
         return Ok(OpenExports {
             exports: Arc::new(Proxy(pool)),
             connection,
         });
     }
     let exports: Arc<dyn Exports> = match endpoint.kind() {
-        EndpointKind::Script(script) => Arc::new(start_script(endpoint, script, options).await?),
-        EndpointKind::Directory(path) => {
+        EndpointKind::Script(script) if endpoint.is_bytes() => {
+            Arc::new(start_script(endpoint, script, options).await?)
+        }
+        EndpointKind::Directory(path) if endpoint.is_bytes() => {
             let directory = DirectoryExports::open(path, access);
             Arc::new(directory.map_err(opening(endpoint))?)
         }

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -17,7 +17,7 @@ use crate::{
     filter::{Chain, Counters, NamedFilter},
 };
 
-use super::{Connection, Endpoint, OpenDevice, OpenOptions, open::open_unfiltered};
+use super::{Connection, Endpoint, FormatKind, OpenDevice, OpenOptions, open::open_unfiltered};
 
 /// How long filters may take for their last words after a failure.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -40,6 +40,7 @@ impl Filters {
             endpoint: endpoint.clone(),
             access: access_below(filters, access),
             options: options.clone(),
+            format: OnceLock::new(),
             connection: Mutex::default(),
             is_closing: AtomicBool::new(false),
         });
@@ -105,12 +106,22 @@ struct Anew {
     endpoint: Endpoint,
     access: Access,
     options: OpenOptions,
+    /// What it was taken for when it was opened first. A disk that was written since may begin like any image.
+    format: OnceLock<FormatKind>,
     /// Of the device that was opened last.
     connection: Mutex<Option<Connection>>,
     is_closing: AtomicBool,
 }
 
 impl Anew {
+    fn endpoint(&self) -> Endpoint {
+        let endpoint = self.endpoint.clone();
+        match self.format.get() {
+            Some(kind) => endpoint.taken_for(*kind),
+            None => endpoint,
+        }
+    }
+
     fn connection(&self) -> MutexGuard<'_, Option<Connection>> {
         self.connection
             .lock()
@@ -133,7 +144,8 @@ impl Exports for Anew {
             if let Some(before) = before {
                 before.abandon().await;
             }
-            let opened = open_unfiltered(&self.endpoint, self.access, &self.options).await?;
+            let opened = open_unfiltered(&self.endpoint(), self.access, &self.options).await?;
+            let _ = self.format.set(opened.connection.format());
             *self.connection() = Some(opened.connection);
             Ok(OpenExport::new(opened.device))
         })

@@ -3,7 +3,19 @@
 //! Whoever says nothing gets the bytes. Only a regular local file is ever looked at to find out: what a block device
 //! or another server holds was written by somebody's guest, who could make it look like anything.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
+
+use crate::{
+    block::{
+        Access, BlockDevice, ByteRange, Error, ErrorKind, FileDevice, Mapping, Result,
+        read_exact_at,
+    },
+    format::{PROBE_LENGTH, probe, qcow2},
+};
+
+use blockferry_sys as sys;
+
+use super::{Endpoint, EndpointKind, OpenDevice, OpenOptions, open::opening, related::Relatives};
 
 /// What the bytes of an endpoint are taken for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -59,3 +71,114 @@ impl fmt::Display for FormatKind {
         })
     }
 }
+
+/// Makes the disk of what was opened as bytes: itself, or what is in the image that it is.
+pub(super) async fn interpret(
+    endpoint: &Endpoint,
+    access: Access,
+    options: &OpenOptions,
+    opened: OpenDevice,
+) -> Result<OpenDevice> {
+    let OpenDevice {
+        device,
+        mut connection,
+    } = opened;
+    let interpreted = async {
+        match told(endpoint, &*device).await? {
+            FormatKind::Qcow2 => qcow2(endpoint, access, options, &device).await.map(Some),
+            _ if endpoint.format().snapshot.is_some() => {
+                let message = "only a qcow2 image has snapshots, and this is none";
+                Err(Error::with_message(ErrorKind::InvalidInput, message))
+            }
+            _ => Ok(None),
+        }
+    };
+    match interpreted.await {
+        Ok(None) => Ok(OpenDevice { device, connection }),
+        Ok(Some(image)) => {
+            let device: Arc<dyn BlockDevice> = Arc::clone(&image) as _;
+            connection.image = Some(image);
+            Ok(OpenDevice { device, connection })
+        }
+        Err(error) => {
+            drop(device);
+            connection.abandon().await;
+            Err(opening(endpoint)(error))
+        }
+    }
+}
+
+/// The format of `device`: what was said, or what it begins with.
+async fn told(endpoint: &Endpoint, device: &dyn BlockDevice) -> Result<FormatKind> {
+    match endpoint.format().kind {
+        FormatKind::Probe if may_probe(endpoint, device) => probed(device).await,
+        FormatKind::Probe => Ok(FormatKind::Raw),
+        kind => Ok(kind),
+    }
+}
+
+/// Whether it is a regular file of this machine.
+fn may_probe(endpoint: &Endpoint, device: &dyn BlockDevice) -> bool {
+    let is_local = matches!(
+        endpoint.kind(),
+        EndpointKind::File(_) | EndpointKind::Descriptor(_) | EndpointKind::Standard
+    );
+    match device.mapping(ByteRange::between(0, 1)) {
+        Mapping::File { fd, .. } if is_local => {
+            sys::inspect(fd).is_ok_and(|facts| facts.kind == sys::FileKind::Regular)
+        }
+        _ => false,
+    }
+}
+
+/// The format that `device` seems to be in.
+///
+/// # Errors
+/// `Unsupported` for one that is not read here.
+pub(super) async fn probed(device: &dyn BlockDevice) -> Result<FormatKind> {
+    let length = device.info().size.min(PROBE_LENGTH as u64);
+    let start = read_exact_at(device, ByteRange::between(0, length)).await?;
+    match probe(&start) {
+        None => Ok(FormatKind::Raw),
+        Some("qcow2") => Ok(FormatKind::Qcow2),
+        Some(other) => {
+            let message = format!(
+                "it is an image in the format {other}, which is not read yet; -f raw reads its bytes"
+            );
+            Err(Error::with_message(ErrorKind::Unsupported, message))
+        }
+    }
+}
+
+async fn qcow2(
+    endpoint: &Endpoint,
+    access: Access,
+    options: &OpenOptions,
+    device: &Arc<dyn BlockDevice>,
+) -> Result<Arc<qcow2::Image>> {
+    let format = endpoint.format();
+    let writable = access == Access::ReadWrite && format.snapshot.is_none();
+    let below = match writable {
+        true => growable(device)?,
+        false => Arc::clone(device),
+    };
+    let relatives = Relatives::of(endpoint, device, options);
+    let mut opening = relatives.options();
+    opening.writable = writable;
+    opening.snapshot.clone_from(&format.snapshot);
+    let image = qcow2::Image::open(below, &relatives, &opening).await?;
+    Ok(Arc::new(image))
+}
+
+/// The same device; where it is a regular file, one that can grow, as an image does that is written.
+fn growable(device: &Arc<dyn BlockDevice>) -> Result<Arc<dyn BlockDevice>> {
+    let Mapping::File { fd, .. } = device.mapping(ByteRange::between(0, 1)) else {
+        return Ok(Arc::clone(device));
+    };
+    let file = fd.try_clone_to_owned()?.into();
+    let file = FileDevice::from_file(file, Arc::clone(&device.info().name))?;
+    Ok(Arc::new(file.growable()))
+}
+
+#[cfg(test)]
+mod tests;

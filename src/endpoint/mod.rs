@@ -24,12 +24,14 @@
 
 mod child;
 mod command;
+mod deep_chain;
 mod destination_file;
 mod exports;
 mod filtered;
 mod formats;
 mod open;
 mod parse;
+mod related;
 mod sources;
 mod space;
 

@@ -21,6 +21,7 @@ use crate::{
     client::{Client, ConnectOptions, Gone, Pool, PoolObserver, PoolOptions},
     copy::{Destination, Source},
     filter::Counters,
+    format::qcow2::{Details, Image},
     proto::{NbdUri, Transport},
     script::{Script, ScriptOptions},
 };
@@ -28,7 +29,8 @@ use crate::{
 use blockferry_sys as sys;
 
 use super::{
-    DestinationFile, Endpoint, EndpointKind, ServerChild, ServerCommand, filtered::Filters,
+    DestinationFile, Endpoint, EndpointKind, FormatKind, ServerChild, ServerCommand,
+    filtered::Filters, formats::interpret,
 };
 
 /// How endpoints are opened.
@@ -93,6 +95,8 @@ const GOODBYE: Duration = Duration::from_secs(2);
 pub struct Connection {
     /// With these the rest is theirs.
     filters: Option<Box<Filters>>,
+    /// The image that the device is the disk of. It is closed before what it lies in.
+    pub(super) image: Option<Arc<Image>>,
     // In this order: the client goes before the server does.
     client: Option<Client>,
     pool: Option<Pool>,
@@ -136,6 +140,28 @@ impl Connection {
         }
     }
 
+    /// What there is to be told of the image that the device is the disk of; `None` where the bytes are the disk.
+    #[must_use]
+    pub fn details(&self) -> Option<Details> {
+        if let Some(filters) = &self.filters {
+            return filters.connection().as_ref()?.details();
+        }
+        self.image.as_ref().map(|image| image.details())
+    }
+
+    /// What the bytes of the endpoint were taken for: never [`FormatKind::Probe`].
+    #[must_use]
+    pub fn format(&self) -> FormatKind {
+        if let Some(filters) = &self.filters {
+            let connection = filters.connection();
+            return connection.as_ref().map(Self::format).unwrap_or_default();
+        }
+        match self.image {
+            Some(_) => FormatKind::Qcow2,
+            None => FormatKind::Raw,
+        }
+    }
+
     /// Closes the image, if it is one, says goodbye to the server, and stops it if it was started for us. A server
     /// that does not listen any more is not waited for.
     ///
@@ -145,6 +171,10 @@ impl Connection {
         if let Some(filters) = self.filters.take() {
             return filters.close().await;
         }
+        let closed = match self.image.take() {
+            Some(image) => image.close().await,
+            None => Ok(()),
+        };
         if let Some(client) = self.client.take() {
             let _ = tokio::time::timeout(GOODBYE, client.disconnect()).await;
         }
@@ -159,7 +189,7 @@ impl Connection {
             let _ = file.seek(SeekFrom::End(0));
         }
         self.abandon().await;
-        Ok(())
+        closed
     }
 
     /// Goes without a goodbye, after a failure; a server that was started for us is stopped. An image is closed, if
@@ -167,6 +197,9 @@ impl Connection {
     pub async fn abandon(mut self) {
         if let Some(filters) = self.filters.take() {
             return filters.abandon().await;
+        }
+        if let Some(image) = self.image.take() {
+            let _ = tokio::time::timeout(GOODBYE, image.close()).await;
         }
         drop((self.client.take(), self.pool.take()));
         if let Some(mut child) = self.child.take() {
@@ -235,6 +268,26 @@ pub async fn open_device(
 
 /// Opens what is behind the filters of an endpoint: the disk, if it is an image in a format.
 pub(super) async fn open_unfiltered(
+    endpoint: &Endpoint,
+    access: Access,
+    options: &OpenOptions,
+) -> Result<OpenDevice> {
+    let opened = match endpoint.format().kind {
+        FormatKind::Qcow2 => {
+            // The contexts that were asked for are those of the image.
+            let below = OpenOptions {
+                contexts: vec![Context::Allocation],
+                ..options.clone()
+            };
+            open_bytes(endpoint, access, &below).await?
+        }
+        _ => open_bytes(endpoint, access, options).await?,
+    };
+    interpret(endpoint, access, options, opened).await
+}
+
+/// Opens the bytes that an endpoint is.
+async fn open_bytes(
     endpoint: &Endpoint,
     access: Access,
     options: &OpenOptions,
@@ -323,6 +376,7 @@ pub async fn open_source(endpoint: &Endpoint, options: &OpenOptions) -> Result<O
     if matches!(endpoint.kind(), EndpointKind::Standard)
         && let Some(opened) = standard_input()
     {
+        let opened = interpret(endpoint, Access::ReadOnly, options, opened).await?;
         let OpenDevice { device, connection } = opened;
         return Ok(OpenSource {
             source: Source::Device(device),

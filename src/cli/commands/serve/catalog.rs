@@ -7,7 +7,7 @@ use tokio::sync::Mutex;
 use crate::{
     block::{
         Access, BlockDevice, BoxFuture, ClientFacts, ErrorKind, ExportEntry, Exports, OpenExport,
-        Result, Wish, no_such_export,
+        Result, SingleExport, Wish, no_such_export,
     },
     cli::{
         failure::Failure,
@@ -15,8 +15,8 @@ use crate::{
     },
     client::PoolObserver,
     endpoint::{
-        Connection, Endpoint, EndpointKind, OpenExports, OpenOptions, access_below, open_device,
-        open_exports,
+        Connection, Endpoint, EndpointKind, FormatKind, OpenDevice, OpenExports, OpenOptions,
+        access_below, open_device, open_exports,
     },
     filter::{Chain, Counters},
 };
@@ -128,14 +128,22 @@ impl Catalog {
             EndpointKind::File(_) | EndpointKind::Split(_)
         );
         let exports: Arc<dyn Exports> = if is_cheap && served.open == Opening::OnDemand {
-            let on_demand = OnDemand {
-                endpoint: source.clone(),
-                access,
-                options,
-                current: Mutex::default(),
-            };
-            on_demand.device().await.map_err(explain)?;
-            Arc::new(on_demand)
+            let opened = open_device(source, access, &options).await;
+            let OpenDevice { device, connection } = opened.map_err(explain)?;
+            match connection.format() {
+                // What a client writes does not make it an image, however it begins.
+                FormatKind::Raw => Arc::new(OnDemand {
+                    endpoint: source.clone().taken_for(FormatKind::Raw),
+                    access,
+                    options,
+                    current: Mutex::default(),
+                }),
+                // It is closed in good order at the end, and never open twice.
+                _ => {
+                    self.connections.push(connection);
+                    Arc::new(SingleExport::new(device))
+                }
+            }
         } else if served.open == Opening::FirstUse {
             Arc::new(Late::new(source.clone(), access, options))
         } else {
@@ -217,10 +225,11 @@ impl Catalog {
 
 /// Whether a source has exports of its own, with names of its own.
 fn has_names(source: &Endpoint) -> bool {
-    matches!(
+    let has_several = matches!(
         source.kind(),
         EndpointKind::Script(_) | EndpointKind::Directory(_)
-    )
+    );
+    has_several && source.is_bytes()
 }
 
 impl Shelf {
