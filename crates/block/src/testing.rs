@@ -1,5 +1,5 @@
-//! For the tests of whatever is a device, or sits on top of one: a device that fails on demand, and a
-//! comparison of any device with a plain row of bytes.
+//! For the tests of whatever is a device, or sits on top of one: a device that fails on demand, one
+//! whose power can be cut, and a comparison of any device with a plain row of bytes.
 //!
 //! ```
 //! # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
@@ -18,7 +18,9 @@
 
 pub mod answers;
 mod faulty;
+mod forgetful;
 mod model;
 
 pub use faulty::{Fault, FaultyDevice, Rule};
+pub use forgetful::{ForgetfulDevice, Survival};
 pub use model::check_device;
