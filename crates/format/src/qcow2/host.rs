@@ -6,8 +6,8 @@ use std::sync::{
 };
 
 use blockferry_block::{
-    BlockDevice, Buffer, BufferPool, ByteRange, Operation, Result, range_of, read_exact_at,
-    request_range,
+    BlockDevice, Buffer, BufferPool, ByteRange, Operation, Result, WriteFlags, range_of,
+    read_exact_at, request_range,
 };
 
 use super::geometry::corrupt;
@@ -68,8 +68,25 @@ impl HostFile {
             return self.device.read(offset, buffer).await;
         }
         let mut buffer = buffer;
-        let read = read_exact_at(&*self.device, range).await?;
-        buffer.copy_from_slice(&read);
+        if range.end() <= self.device.info().size {
+            let read = read_exact_at(&*self.device, range).await?;
+            buffer.copy_from_slice(&read);
+            return Ok(buffer);
+        }
+        // It has grown, which the device's size does not tell.
+        let limits = self.device.info().limits;
+        let minimum = u64::from(limits.minimum.max(1));
+        let longest = u64::from(limits.maximum - limits.maximum % limits.minimum.max(1));
+        let end = range.end().next_multiple_of(minimum).min(self.end());
+        let around = ByteRange::between(offset - offset % minimum, end.max(range.end()));
+        for piece in around.pieces(longest.max(minimum)) {
+            let read = Buffer::zeroed(piece.len() as usize);
+            let read = self.device.read(piece.start(), read).await?;
+            let own = piece.intersection(range);
+            let (from, to) = (own.start() - piece.start(), own.start() - offset);
+            let length = own.len() as usize;
+            buffer[to as usize..][..length].copy_from_slice(&read[from as usize..][..length]);
+        }
         Ok(buffer)
     }
 
@@ -102,6 +119,49 @@ impl HostFile {
         buffer.set_len(length);
         buffer[there..].fill(0);
         Ok(buffer)
+    }
+
+    /// Writes `data` at `offset`, both on the file's blocks, in as few requests as there can be, and gives it back.
+    ///
+    /// # Errors
+    /// What a write failed with: any part of it may have been written.
+    pub(crate) async fn write(&self, offset: u64, data: Buffer) -> Result<Buffer> {
+        let range = request_range(Operation::Write, offset, &data)?;
+        let limits = self.device.info().limits;
+        let longest = u64::from(limits.maximum - limits.maximum % limits.minimum.max(1)).max(1);
+        if range.len() <= longest {
+            let data = self.device.write(offset, data, WriteFlags::empty()).await?;
+            self.grown_to(range.end());
+            return Ok(data);
+        }
+        let mut rest = range;
+        while !rest.is_empty() {
+            let (piece, tail) = rest.split_at(longest);
+            let from = (piece.start() - offset) as usize;
+            let part = Buffer::from(&data[from..][..piece.len() as usize]);
+            let flags = WriteFlags::empty();
+            self.device.write(piece.start(), part, flags).await?;
+            self.grown_to(piece.end());
+            rest = tail;
+        }
+        Ok(data)
+    }
+
+    /// Writes a few bytes anywhere: what else is in the file's blocks there is read before.
+    ///
+    /// # Errors
+    /// What reading or writing failed with.
+    pub(crate) async fn patch(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let minimum = u64::from(self.device.info().limits.minimum.max(1));
+        let start = offset - offset % minimum;
+        let end = (offset + bytes.len() as u64).next_multiple_of(minimum);
+        let mut buffer = Buffer::zeroed((end - start) as usize);
+        if buffer.len() > bytes.len() {
+            let name = || "what is to be changed".to_owned();
+            buffer = self.read_padded(start, buffer, name).await?;
+        }
+        buffer[(offset - start) as usize..][..bytes.len()].copy_from_slice(bytes);
+        self.write(start, buffer).await.map(drop)
     }
 
     /// As [`read_padded`](Self::read_padded), into a buffer of `pool`.

@@ -12,8 +12,8 @@ use std::{fmt, sync::Arc};
 
 use blockferry_block::{
     BlockDevice, BlockLimits, BoxFuture, Buffer, ByteRange, Capabilities, Context, DeviceInfo,
-    Error, ErrorKind, Extent, HumanSize, Mapping, Operation, Payload, PipeBuffer, Result, range_of,
-    request_range,
+    Error, ErrorKind, Extent, HumanSize, Mapping, Operation, Payload, PipeBuffer, Result,
+    WriteFlags, ZeroFlags, range_of, request_range,
 };
 
 use super::{
@@ -28,6 +28,7 @@ use super::{
     status::MOST_EXTENTS,
     tables::Tables,
     unpacked::Unpacked,
+    write::Writer,
 };
 use crate::{Related, RelatedFile};
 
@@ -53,6 +54,8 @@ struct State {
     bitmaps: Vec<Bitmap>,
     /// Of the disk as it is now, to which bitmaps belong.
     geometry: Geometry,
+    /// Of an image that is written.
+    writer: Option<Writer>,
 }
 
 impl Image {
@@ -106,11 +109,20 @@ impl Image {
             // As qemu has it: the holes of a data file are not looked for.
             holes: (!options.writable && !geometry.data_file).then(Arc::default),
         };
+        let writer = match (options.writable, &options.snapshot) {
+            (false, _) => None,
+            (true, None) => Some(Writer::open(&file, &reader, &header, &bitmaps).await?),
+            (true, Some(_)) => {
+                let message = "a snapshot cannot be written";
+                return Err(Error::with_message(ErrorKind::ReadOnly, message));
+            }
+        };
         bitmaps.retain(Bitmap::is_consistent);
         let state = State {
             details,
             bitmaps,
             geometry: header.geometry,
+            writer,
         };
         let image = Self::with(reader, file, Arc::new(state));
         // Whoever asks first whether anything can be mapped asks about the beginning. An error there is for whoever
@@ -135,12 +147,26 @@ impl Image {
         self.state.details.clone()
     }
 
-    /// Puts everything in its place. Nothing is to be done for an image that was only read.
+    /// Puts everything in its place. Nothing is to be done for an image that was only read; one that was written and
+    /// is not closed has all that was flushed, and may have lost space.
     ///
     /// # Errors
-    /// None of an image that was only read.
+    /// None of an image that was only read; what writing the tables failed with.
     pub async fn close(&self) -> Result<()> {
-        Ok(())
+        match &self.state.writer {
+            Some(writer) => writer.close().await,
+            None => Ok(()),
+        }
+    }
+
+    /// What writes, after a check that a request lies on the disk.
+    fn writer(&self, operation: Operation, range: ByteRange) -> Result<&Writer> {
+        self.check(operation, range)?;
+        self.state.writer.as_ref().ok_or_else(|| {
+            Error::new(ErrorKind::ReadOnly)
+                .during(operation)
+                .at(range.start(), range.len())
+        })
     }
 
     /// Checks that a request lies on the disk.
@@ -204,6 +230,9 @@ fn info(reader: &Reader, file: &HostFile, state: &State) -> DeviceInfo {
     let bitmaps = state.bitmaps.iter();
     let bitmaps = bitmaps.map(|bitmap| Context::DirtyBitmap(bitmap.details.name.clone()));
     info.contexts.extend(bitmaps);
+    if let Some(writer) = &state.writer {
+        writer.describe(&mut info);
+    }
     info
 }
 
@@ -257,6 +286,7 @@ impl BlockDevice for Image {
         Box::pin(async move {
             let range = request_range(Operation::Read, offset, &buffer)?;
             self.check(Operation::Read, range)?;
+            let _pass = self.state.writer.as_ref().map(Writer::enter);
             let read = self.reader.read(range, buffer).await;
             read.map_err(told(Operation::Read, range))
         })
@@ -271,6 +301,7 @@ impl BlockDevice for Image {
         Box::pin(async move {
             let range = range_of(Operation::Read, offset, length as u64)?;
             self.check(Operation::Read, range)?;
+            let _pass = self.state.writer.as_ref().map(Writer::enter);
             let data = &self.reader.data;
             if let Some(run) = self.plain_run(range)
                 && run.range == range
@@ -283,6 +314,41 @@ impl BlockDevice for Image {
             drop(pipe);
             let buffer = self.read(offset, Buffer::zeroed(length)).await?;
             Ok(Payload::Memory(buffer))
+        })
+    }
+
+    fn write(&self, offset: u64, data: Buffer, flags: WriteFlags) -> BoxFuture<'_, Result<Buffer>> {
+        Box::pin(async move {
+            let range = request_range(Operation::Write, offset, &data)?;
+            let writer = self.writer(Operation::Write, range)?;
+            let written = writer.write(range, data, flags).await;
+            written.map_err(told(Operation::Write, range))
+        })
+    }
+
+    fn zero(&self, range: ByteRange, flags: ZeroFlags) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let writer = self.writer(Operation::Zero, range)?;
+            let zeroed = writer.zero(range, flags).await;
+            zeroed.map_err(told(Operation::Zero, range))
+        })
+    }
+
+    fn trim(&self, range: ByteRange, flags: WriteFlags) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let writer = self.writer(Operation::Trim, range)?;
+            let trimmed = writer.trim(range, flags).await;
+            trimmed.map_err(told(Operation::Trim, range))
+        })
+    }
+
+    fn flush(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let Some(writer) = &self.state.writer else {
+                return Ok(());
+            };
+            let flushed = writer.flush().await;
+            flushed.map_err(|error| error.during(Operation::Flush))
         })
     }
 

@@ -20,9 +20,13 @@
 //!  refcounts  how often clusters are used, as it stands in the file
 //!  check      whether an image is sound
 //!  new        an image that is made, by who knows all of its contents
+//!  write      images written in place: clusters allocated, tables committed in their order
+//!  allocate   which clusters of the file are free
+//!  gate       who is looking at clusters
 //!  options    how images are opened and made
 //! ```
 
+mod allocate;
 mod bitmaps;
 mod check;
 mod codec;
@@ -30,6 +34,7 @@ mod details;
 mod entries;
 mod entry;
 mod flights;
+mod gate;
 mod geometry;
 mod header;
 mod holes;
@@ -50,6 +55,7 @@ mod tables;
 #[cfg(test)]
 mod testing;
 mod unpacked;
+mod write;
 
 pub use bitmaps::BitmapDetails;
 pub use check::{CheckReport, check};

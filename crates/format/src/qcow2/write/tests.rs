@@ -1,0 +1,253 @@
+//! Images of every kind, written through everything there is and compared with a row of bytes; afterwards they are
+//! sound, and so say we and `qemu-img`.
+
+mod crash;
+
+use blockferry_block::{
+    BlockDevice, BoxFuture, MemoryDevice, Operation,
+    testing::{FaultyDevice, check_device},
+};
+
+use super::*;
+use crate::{
+    NoRelatives, Related, RelatedFile,
+    qcow2::{
+        Image, OpenOptions, check,
+        testing::{Content, ImageBuilder},
+    },
+};
+
+/// Opens other files as these devices.
+#[derive(Clone, Default)]
+struct Relatives {
+    backing: Option<Arc<dyn BlockDevice>>,
+    data: Option<Arc<dyn BlockDevice>>,
+}
+
+impl Related for Relatives {
+    fn open<'a>(
+        &'a self,
+        file: &'a RelatedFile,
+        writable: bool,
+    ) -> BoxFuture<'a, Result<Arc<dyn BlockDevice>>> {
+        let device = match file.role {
+            crate::Role::Backing => &self.backing,
+            crate::Role::Data => &self.data,
+        };
+        match device {
+            Some(device) => Box::pin(async move { Ok(Arc::clone(device)) }),
+            None => NoRelatives.open(file, writable),
+        }
+    }
+}
+
+fn writable() -> OpenOptions {
+    OpenOptions {
+        writable: true,
+        ..OpenOptions::default()
+    }
+}
+
+async fn open_with(below: Arc<dyn BlockDevice>, relatives: &Relatives) -> Image {
+    let opened = Image::open(below, relatives, &writable()).await;
+    opened.expect("it can be written")
+}
+
+async fn open(below: Arc<dyn BlockDevice>) -> Image {
+    open_with(below, &Relatives::default()).await
+}
+
+/// A cluster that looks like text.
+fn text(number: u64, size: u64) -> Vec<u8> {
+    let words = (0..size / 8).flat_map(|at| (number * 1_000 + at % 100).to_le_bytes());
+    words.collect()
+}
+
+/// One of everything, some of it in a row.
+fn everything(cluster_bits: u32, clusters: u64) -> ImageBuilder {
+    let size = 1 << cluster_bits;
+    let mut image = ImageBuilder::new(cluster_bits, clusters * size - size / 2 + 13);
+    for number in 0..clusters {
+        image = match number % 10 {
+            1 | 2 | 6 => image.with(number, Content::Data(text(number, size))),
+            3 => image.with(number, Content::Zero),
+            4 => image.with(number, Content::ZeroKept),
+            7 | 8 => image.with(number, Content::Compressed(text(number, size))),
+            _ => image,
+        };
+    }
+    image
+}
+
+fn subclusters(clusters: u64) -> ImageBuilder {
+    let mut image = everything(14, clusters);
+    image.geometry.extended = true;
+    let bytes = text(77, 1 << 14);
+    image
+        .with(0, Content::Mixed(0x00ff_0f01, 0xff00_0000, bytes.clone()))
+        .with(5, Content::Mixed(0, 0x8000_0001, bytes.clone()))
+        .with(9, Content::Mixed(0xffff_fffe, 0, bytes))
+}
+
+fn backed(mut image: ImageBuilder) -> ImageBuilder {
+    image.backing = Some((b"base".to_vec(), "raw".to_owned()));
+    image
+}
+
+fn with_order(mut image: ImageBuilder, order: u32) -> ImageBuilder {
+    image.geometry.refcount_order = order;
+    image
+}
+
+fn memory(image: &ImageBuilder) -> Arc<MemoryDevice> {
+    Arc::new(MemoryDevice::from_bytes(image.build()).growable())
+}
+
+/// The image as it is now in the device.
+fn copy(below: &MemoryDevice) -> Arc<MemoryDevice> {
+    Arc::new(MemoryDevice::from_bytes(below.contents()).growable())
+}
+
+async fn contents(device: &dyn BlockDevice) -> Vec<u8> {
+    let buffer = Buffer::zeroed(device.info().size as usize);
+    device.read(0, buffer).await.expect("read").to_vec()
+}
+
+async fn check_clean(below: &MemoryDevice, what: &str) {
+    let report = check(&*copy(below)).await.expect("checked");
+    assert!(report.is_clean(), "{what}: {report:?}");
+}
+
+/// Images of all kinds, with what they need.
+fn kinds() -> Vec<(String, ImageBuilder, Relatives)> {
+    let behind = |size: usize| Relatives {
+        backing: Some(Arc::new(MemoryDevice::from_bytes(text(5, size as u64)))),
+        data: None,
+    };
+    let none = Relatives::default;
+    let mut kinds = vec![
+        ("512".to_owned(), everything(9, 300), none()),
+        ("4k".to_owned(), everything(12, 60), none()),
+        ("64k".to_owned(), everything(16, 20), none()),
+        ("subclusters".to_owned(), subclusters(20), none()),
+        ("empty".to_owned(), ImageBuilder::new(9, 1_000_003), none()),
+        (
+            "backed".to_owned(),
+            backed(everything(12, 60)),
+            behind(150_000),
+        ),
+        (
+            "backed subclusters".to_owned(),
+            backed(subclusters(20)),
+            behind(200_000),
+        ),
+        (
+            "backed, empty".to_owned(),
+            backed(ImageBuilder::new(10, 400_000)),
+            behind(500_000),
+        ),
+    ];
+    for order in 0..=6 {
+        let image = with_order(ImageBuilder::new(9, 500_000), order);
+        kinds.push((format!("order {order}"), image, none()));
+    }
+    let mut old = backed(ImageBuilder::new(12, 300_000));
+    old.geometry.version = 2;
+    kinds.push(("version 2".to_owned(), old.clone(), behind(100_000)));
+    old.backing = None;
+    kinds.push(("version 2, alone".to_owned(), old, none()));
+    for extended in [false, true] {
+        let mut outside = ImageBuilder::new(14, 500_000);
+        outside.geometry.data_file = true;
+        outside.geometry.extended = extended;
+        let data: Arc<dyn BlockDevice> = Arc::new(MemoryDevice::new(500_000).growable());
+        let relatives = Relatives {
+            data: Some(data),
+            ..none()
+        };
+        kinds.push((format!("data file, {extended}"), outside, relatives));
+    }
+    kinds
+}
+
+#[tokio::test]
+async fn any_image_takes_any_request_and_is_clean_when_it_is_closed() {
+    for (turn, (what, image, relatives)) in kinds().into_iter().enumerate() {
+        let mut below = memory(&image);
+        for round in 0..3 {
+            below = copy(&below);
+            let image = open_with(below_again(&below, round), &relatives).await;
+            check_device(&image, (turn * 10 + round) as u64, 150).await;
+            image.close().await.expect("closed");
+            let expected = contents(&image).await;
+            drop(image);
+            check_clean(&below, &what).await;
+            let again = Image::open(copy(&below), &relatives, &OpenOptions::default()).await;
+            let again = again.expect("it opens again");
+            assert!(
+                contents(&again).await == expected,
+                "{what}: it reads as it was"
+            );
+        }
+    }
+}
+
+/// The same device, which takes only what keeps to blocks of a size of its own.
+fn below_again(below: &Arc<MemoryDevice>, round: usize) -> Arc<dyn BlockDevice> {
+    let below = FaultyDevice::new(below.clone());
+    Arc::new(below.with_info(|info| match round {
+        0 => {}
+        1 => info.limits.maximum = 64 << 10,
+        _ => info.limits.maximum = 7 << 10,
+    }))
+}
+
+#[tokio::test]
+async fn writes_to_clusters_of_its_own_need_nothing_else() {
+    let below = memory(&everything(16, 20));
+    let below = Arc::new(FaultyDevice::new(below));
+    let image = open(below.clone()).await;
+    let calls = |operation| below.calls(operation);
+    image.read(65536, Buffer::zeroed(1)).await.expect("read");
+    let before = (
+        calls(Operation::Read),
+        calls(Operation::Write),
+        calls(Operation::Flush),
+    );
+    for at in 0..32 {
+        let data = Buffer::from(&[at as u8; 4096][..]);
+        let place = 65536 + at * 4096;
+        image
+            .write(place, data, WriteFlags::empty())
+            .await
+            .expect("written");
+    }
+    image.flush().await.expect("flushed");
+    let after = (
+        calls(Operation::Read),
+        calls(Operation::Write),
+        calls(Operation::Flush),
+    );
+    assert_eq!(after, (before.0, before.1 + 32, before.2 + 1));
+}
+
+#[tokio::test]
+async fn tables_are_not_written_before_a_flush() {
+    let below = memory(&ImageBuilder::new(16, 1 << 30));
+    let below = Arc::new(FaultyDevice::new(below));
+    let image = open(below.clone()).await;
+    for at in 0..64 {
+        let data = Buffer::from(&[7; 1 << 20][..]);
+        image
+            .write(at << 20, data, WriteFlags::empty())
+            .await
+            .expect("written");
+    }
+    assert_eq!(below.calls(Operation::Write), 64, "data alone");
+    image.flush().await.expect("flushed");
+    let written = below.calls(Operation::Write);
+    assert!(written < 64 + 40, "{written}");
+    assert!(below.calls(Operation::Flush) <= 3);
+    image.flush().await.expect("flushed");
+    assert_eq!(below.calls(Operation::Write), written);
+}
