@@ -23,7 +23,8 @@ pub(crate) struct CompressionSettings {
 pub(crate) struct Compressor(Encoder);
 
 enum Encoder {
-    Zlib(Box<Compress>),
+    /// With its level.
+    Zlib(Box<Compress>, flate2::Compression),
     Deflate(Box<libdeflater::Compressor>),
     Zstd(CCtx<'static>),
 }
@@ -41,7 +42,7 @@ impl Compressor {
         let encoder = match (settings.kind, settings.window) {
             (Compression::Zlib, ..32768) => {
                 let level = flate2::Compression::new(settings.level.unwrap_or(3).min(9));
-                Encoder::Zlib(Box::new(Compress::new_with_window_bits(level, false, 12)))
+                Encoder::Zlib(narrow(level), level)
             }
             (Compression::Zlib, _) => {
                 let level = settings.level.unwrap_or(1).min(12);
@@ -66,16 +67,25 @@ impl Compressor {
         let room = cluster.len().saturating_sub(1).min(out.len());
         let out = out.get_mut(..room)?;
         match &mut self.0 {
-            Encoder::Zlib(encoder) => {
+            Encoder::Zlib(encoder, level) => {
                 encoder.reset();
                 let status = encoder.compress(cluster, out, FlushCompress::Finish);
-                let length = usize::try_from(encoder.total_out()).ok()?;
-                matches!(status, Ok(Status::StreamEnd)).then_some(length)
+                if !matches!(status, Ok(Status::StreamEnd)) {
+                    // zlib-rs 0.6.8 panics when it is reset within a stream again and again.
+                    *encoder = narrow(*level);
+                    return None;
+                }
+                usize::try_from(encoder.total_out()).ok()
             }
             Encoder::Deflate(encoder) => encoder.deflate_compress(cluster, out).ok(),
             Encoder::Zstd(context) => context.compress2(out, cluster).ok(),
         }
     }
+}
+
+/// An encoder with a window of 4 KiB.
+fn narrow(level: flate2::Compression) -> Box<Compress> {
+    Box::new(Compress::new_with_window_bits(level, false, 12))
 }
 
 impl Decompressor {

@@ -145,6 +145,24 @@ fn what_does_not_shrink_is_given_up() {
 }
 
 #[test]
+fn clusters_that_do_not_shrink_may_follow_each_other() {
+    for settings in settings() {
+        let mut compressor = Compressor::new(&settings);
+        let mut out = vec![0; 16 << 10];
+        for seed in 0..100 {
+            let cluster = noise(16 << 10, seed << 8);
+            assert_eq!(
+                compressor.compress(&cluster, &mut out),
+                None,
+                "{settings:?}"
+            );
+        }
+        let cluster = text(16 << 10, 1);
+        assert!(check(&settings, &mut compressor, &cluster).is_some());
+    }
+}
+
+#[test]
 fn the_largest_clusters_shrink_too() {
     for settings in [ZLIB, WIDE, ZSTD] {
         let mut compressor = Compressor::new(&settings);
