@@ -2,6 +2,7 @@
 
 #![allow(clippy::print_stdout, reason = "a test that is skipped says why")]
 
+mod compressed;
 mod damage;
 mod plain;
 mod support;

@@ -6,14 +6,8 @@ use blockferry_block::{BlockDevice, Buffer, ByteRange, Context, Status, WriteFla
 use blockferry_format::qcow2::{CreateOptions, NewImage, Preallocation};
 
 use crate::support::{
-    Place, assert_image, contents, has_qemu_img, make, memory, qemu_img, read_all, text,
+    Place, assert_image, contents, has_qemu_img, make, memory, options, qemu_img, read_all, text,
 };
-
-fn options(change: impl FnOnce(&mut CreateOptions)) -> CreateOptions {
-    let mut options = CreateOptions::default();
-    change(&mut options);
-    options
-}
 
 /// Every shape of image that these tests make, by name.
 fn shapes() -> Vec<(String, CreateOptions)> {
@@ -64,7 +58,7 @@ async fn qemu_reads_what_many_tasks_wrote_out_of_order() {
     for (number, (name, shape)) in shapes().into_iter().enumerate() {
         let seed = number as u64;
         let cluster = shape.cluster_size as usize;
-        let size = cluster.max(8192) * 40 + [0, 1, 511, 4095][number % 4];
+        let size = cluster * ((1 << 20) / cluster).clamp(5, 80) + [0, 1, 511, 4095][number % 4];
         let bytes = contents(size, cluster / 2, seed);
         let place = Place::new();
         let image = make(&place.file("new.qcow2"), shape, &bytes, seed).await;

@@ -80,6 +80,13 @@ pub(crate) fn contents(size: usize, block: usize, seed: u64) -> Vec<u8> {
     bytes
 }
 
+/// The usual options but for what `change` changes.
+pub(crate) fn options(change: impl FnOnce(&mut CreateOptions)) -> CreateOptions {
+    let mut options = CreateOptions::default();
+    change(&mut options);
+    options
+}
+
 /// A directory and the files in it.
 pub(crate) struct Place {
     directory: tempfile::TempDir,

@@ -17,6 +17,9 @@ impl NewImage {
     /// Writes everything but the header, makes it durable, then the header, durably.
     pub(super) async fn complete(&self) -> Result<()> {
         let size = self.size();
+        if let Some(pipeline) = &self.pipeline {
+            pipeline.end(&self.file).await?;
+        }
         self.doubt.check(size)?;
         let tables = match self.fixed_place() {
             Some(first) => {

@@ -13,9 +13,12 @@
 mod below;
 mod bitmaps;
 mod classify;
+mod compressed;
 mod doubt;
 mod finish;
 mod map;
+mod packer;
+mod pipeline;
 mod places;
 mod read;
 mod refcounts;
@@ -35,8 +38,14 @@ use blockferry_block::{
     ZeroFlags, check_allocation, range_of, request_range,
 };
 
-use self::{below::Below, bitmaps::NewBitmap, doubt::Doubt, map::Map, places::Places};
-use super::{CreateOptions, Preallocation, geometry::Geometry, header::LARGEST_L1};
+use self::{
+    below::Below, bitmaps::NewBitmap, doubt::Doubt, map::Map, packer::Packer, pipeline::Pipeline,
+    places::Places,
+};
+use super::{
+    CreateOptions, Preallocation, codec::CompressionSettings, geometry::Geometry,
+    header::LARGEST_L1,
+};
 
 /// How much memory the tables may take, in bytes: those of half a TiB in the usual clusters.
 const TABLE_MEMORY: u64 = 64 << 20;
@@ -46,6 +55,9 @@ const TABLE_MEMORY: u64 = 64 << 20;
 /// It is written in whole clusters, each of them once or again: what was written last counts. It can be read, for
 /// those who want to see that it holds what they wrote. Where no size was given it takes that of
 /// [`resize`](BlockDevice::resize), or grows with what is written.
+///
+/// Compressed clusters are on their way for a while after they were written: what goes wrong with them is told to who
+/// writes next, flushes or finishes, and to all that follow.
 ///
 /// Clusters of zeroes are not stored, and neither is what equals the backing file where that is known. A write that
 /// failed must be made again before the image can be finished.
@@ -58,6 +70,8 @@ pub struct NewImage {
     data_file: Option<Arc<Below>>,
     places: Arc<Places>,
     map: Map,
+    /// What compresses, if anything is compressed.
+    pipeline: Option<Pipeline>,
     size: AtomicU64,
     /// Where writes failed or were given up.
     doubt: Doubt,
@@ -136,6 +150,16 @@ impl NewImage {
             Arc::clone(&file),
             Arc::clone(&places),
         );
+        let pipeline = options.compress.then(|| {
+            let settings = CompressionSettings {
+                kind: options.compression,
+                level: options.compression_level,
+                window: options.compression_window,
+            };
+            let packer = Packer::new(geometry, Arc::clone(&places), file.block());
+            let (threads, in_order) = (options.threads, options.in_order);
+            Pipeline::new(settings, geometry, threads, in_order, packer)
+        });
         Ok(Self {
             info: describe(&below, data_file.as_deref(), &options),
             options,
@@ -143,6 +167,7 @@ impl NewImage {
             data_file,
             places,
             map,
+            pipeline,
             size: AtomicU64::new(size),
             doubt: Doubt::default(),
             fixed,
@@ -362,10 +387,16 @@ impl BlockDevice for NewImage {
 
     fn flush(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
-            if let Some(data) = &self.data_file {
-                data.flush().await?;
-            }
-            self.file.flush().await
+            let flushed = async {
+                self.drain().await?;
+                if let Some(data) = &self.data_file {
+                    data.flush().await?;
+                }
+                self.file.flush().await
+            };
+            flushed
+                .await
+                .map_err(|error| error.during(Operation::Flush))
         })
     }
 

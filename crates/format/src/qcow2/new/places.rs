@@ -63,6 +63,13 @@ impl Places {
         self.given_back_mut().insert(range);
     }
 
+    /// What was taken from `start` to `end` was not used. Nothing happens where others have taken more since.
+    pub(super) fn give_back_last(&self, start: u64, end: u64) {
+        let (first, next) = (start >> self.cluster_bits, end >> self.cluster_bits);
+        let (success, failure) = (Ordering::Relaxed, Ordering::Relaxed);
+        let _ = self.next.compare_exchange(next, first, success, failure);
+    }
+
     /// The length of the file, as far as places were given out.
     pub(super) fn end(&self) -> u64 {
         self.next.load(Ordering::Relaxed) << self.cluster_bits

@@ -2,18 +2,19 @@
 
 use blockferry_block::{
     BlockDevice, Buffer, ByteRange, Context, Error, ErrorKind, Extent, Mapping, Result, Status,
-    push_merged, run_blocking,
+    push_merged,
 };
 
 use super::{
     NewImage,
     classify::read_padded,
     map::{decode, spans},
+    pipeline::Pipeline,
 };
 use crate::qcow2::{
-    codec::Decompressor,
     entry::{Cluster, Compressed},
     geometry::SUBCLUSTERS,
+    pool::unpack,
 };
 
 /// How many parts of different kinds are told at a time.
@@ -47,6 +48,7 @@ impl NewImage {
         if range.end() > self.size() {
             return Err(Error::new(ErrorKind::OutOfBounds));
         }
+        self.drain().await?;
         let mut buffer = buffer;
         let mut rest = range;
         while !rest.is_empty() {
@@ -142,17 +144,18 @@ impl NewImage {
         let stream = self.file.read(place.offset, stream).await?;
         let mut cluster = Buffer::zeroed(self.cluster_size() as usize);
         let kind = self.options.compression;
-        run_blocking(move || {
-            Decompressor::new().decompress(kind, &stream, &mut cluster)?;
+        let unpacked = unpack(move |decompressor| {
+            decompressor.decompress(kind, &stream, &mut cluster)?;
             Ok(cluster)
-        })
-        .await?
+        });
+        unpacked.await?
     }
 
     pub(super) async fn find_extents(&self, range: ByteRange) -> Result<Vec<Extent>> {
         if range.end() > self.size() {
             return Err(Error::new(ErrorKind::OutOfBounds));
         }
+        self.settle(range).await?;
         let mut extents = Vec::new();
         for part in self.parts(range).await? {
             let status = match (part.origin, &self.options.backing) {
@@ -178,7 +181,8 @@ impl NewImage {
 
     pub(super) fn map_range(&self, range: ByteRange) -> Mapping<'_> {
         let range = range.intersection(ByteRange::between(0, self.size()));
-        if range.is_empty() {
+        let is_under_way = |pipeline: &Pipeline| !pipeline.is_idle();
+        if range.is_empty() || self.pipeline.as_ref().is_some_and(is_under_way) {
             return Mapping::Opaque;
         }
         if let Some(first) = self.fixed_place() {

@@ -48,6 +48,9 @@ impl NewImage {
     }
 
     async fn write_mapped(&self, range: ByteRange, data: Buffer) -> Result<Buffer> {
+        if let Some(pipeline) = &self.pipeline {
+            return self.write_compressed(range, data, pipeline).await;
+        }
         let pieces = self.classify(range, &data).await?;
         if let [piece] = &pieces[..] {
             return self.write_piece(piece, data).await;
@@ -165,6 +168,7 @@ impl NewImage {
             return Ok(());
         }
         let keep = flags.contains(ZeroFlags::NO_HOLE);
+        self.settle(range).await?;
         let change = self.doubt.begin(range);
         if let Some(first) = self.fixed_place() {
             self.zero_fixed(range, first, keep).await?;
@@ -343,7 +347,7 @@ impl NewImage {
     }
 
     /// Takes the places of the clusters of `range` away; their fates are no data.
-    async fn forget(&self, range: ByteRange, fates: &[Fate]) -> Result<()> {
+    pub(super) async fn forget(&self, range: ByteRange, fates: &[Fate]) -> Result<()> {
         let geometry = self.geometry();
         let mut fates = fates.iter();
         for (index, first, count) in spans(geometry, range) {
@@ -416,6 +420,7 @@ impl NewImage {
         }
         let start = range.start().next_multiple_of(cluster);
         let rest = ByteRange::between(start, range.end());
+        self.settle(rest).await?;
         if !rest.is_empty() {
             self.with_fixed(|written| written.remove(rest));
             self.forget_all(rest).await?;
