@@ -5,3 +5,4 @@ mod qemu;
 mod support;
 
 mod options;
+mod states;
