@@ -1,10 +1,14 @@
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use blockferry_block::{
     ErrorKind, MemoryDevice, Status,
     testing::{Fault, FaultyDevice, Rule, answers, check_device},
 };
 use futures_util::future::join_all;
+use proptest::prelude::*;
 
 use super::*;
 use crate::{
@@ -535,5 +539,163 @@ async fn what_lies_in_one_place_can_be_moved_by_a_pipe() {
             panic!("more than one place");
         };
         assert!(bytes[..] == read(&image, start, CLUSTER).await.expect("read")[..]);
+    }
+}
+
+/// A device of which there are as many handles as anyone wants.
+struct Connection {
+    below: Arc<dyn BlockDevice>,
+    info: DeviceInfo,
+    opened: Arc<AtomicUsize>,
+    /// How many were opened before it.
+    number: usize,
+    reads: Arc<[AtomicUsize; 3]>,
+}
+
+impl Connection {
+    fn new(below: Arc<dyn BlockDevice>) -> Self {
+        let mut info = below.info().clone();
+        info.capabilities |= Capabilities::REOPEN;
+        Self {
+            below,
+            info,
+            opened: Arc::default(),
+            number: 0,
+            reads: Arc::default(),
+        }
+    }
+}
+
+impl BlockDevice for Connection {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn read(&self, offset: u64, buffer: Buffer) -> BoxFuture<'_, Result<Buffer>> {
+        self.reads[self.number].fetch_add(1, Ordering::Relaxed);
+        self.below.read(offset, buffer)
+    }
+
+    fn reopen(&self) -> BoxFuture<'_, Result<Arc<dyn BlockDevice>>> {
+        let again = Self {
+            below: Arc::clone(&self.below),
+            info: self.info.clone(),
+            opened: Arc::clone(&self.opened),
+            number: self.opened.fetch_add(1, Ordering::Relaxed) + 1,
+            reads: Arc::clone(&self.reads),
+        };
+        Box::pin(async { Ok(Arc::new(again) as Arc<dyn BlockDevice>) })
+    }
+}
+
+#[tokio::test]
+async fn handles_share_tables_and_read_through_their_own_connections() {
+    let below = Connection::new(memory(&everything(16)));
+    let reads = Arc::clone(&below.reads);
+    let reads = |number: usize| reads[number].load(Ordering::Relaxed);
+    let first = open(Arc::new(below)).await;
+    assert!(
+        first
+            .info()
+            .can(Capabilities::REOPEN | Capabilities::MULTI_CONN)
+    );
+    let opening = reads(0);
+    let second = first.reopen().await.expect("another");
+    assert!(read(&*second, CLUSTER, CLUSTER).await.expect("read") == text(1, CLUSTER));
+    assert_eq!((reads(0), reads(1)), (opening, 1), "the table is known");
+    drop(first);
+    let third = second.reopen().await.expect("one more");
+    check_device(&*third, 3, 50).await;
+    assert!(reads(2) > 0);
+
+    let alone = open(memory(&everything(16))).await;
+    assert!(!alone.info().can(Capabilities::REOPEN));
+    let refused = alone.reopen().await.err().expect("one is all there is");
+    assert_eq!(refused.kind(), ErrorKind::Unsupported);
+}
+
+/// What of the disk a byte of `content` shows: `None` is what is behind the image.
+fn shown(content: Option<&Content>, at: usize, subcluster: usize) -> Option<u8> {
+    match content {
+        Some(Content::Data(bytes) | Content::Compressed(bytes)) => Some(bytes[at]),
+        Some(Content::Zero | Content::ZeroKept) => Some(0),
+        Some(Content::Mixed(allocated, zero, bytes)) => {
+            let bit = at / subcluster;
+            match (allocated >> bit & 1, zero >> bit & 1) {
+                (1, _) => Some(bytes[at]),
+                (_, 1) => Some(0),
+                _ => None,
+            }
+        }
+        _ => None,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn any_image_shows_what_was_put_into_it(
+        bits in 9_u32..=16,
+        is_extended in any::<bool>(),
+        is_zstd in any::<bool>(),
+        length in 1_u64..200_000,
+        behind in prop::option::of(0_usize..250_000),
+        kinds in prop::collection::vec((0_u8..9, any::<u32>(), any::<u32>()), 0..60),
+    ) {
+        let bits = if is_extended { bits.max(14) } else { bits };
+        let size = 1_u64 << bits;
+        let mut image = ImageBuilder::new(bits, length);
+        image.geometry.extended = is_extended;
+        if is_zstd {
+            image.compression = Compression::Zstd;
+        }
+        let last = length.div_ceil(size);
+        for ((kind, first, second), number) in kinds.into_iter().zip(0..last) {
+            let bytes = text(number + 1, size);
+            let content = match kind {
+                0..=2 => Content::Data(bytes),
+                3..=4 => Content::Compressed(bytes),
+                5 => Content::Zero,
+                6 => Content::ZeroKept,
+                7 if is_extended => Content::Mixed(first & !second, second, bytes),
+                _ => continue,
+            };
+            image = image.with(number, content);
+        }
+        let behind = behind.map(|length| text(99, length as u64 + 8));
+        if behind.is_some() {
+            image = backed(image);
+        }
+        let subcluster = image.geometry.subcluster_size() as usize;
+        let expected: Vec<u8> = (0..length)
+            .map(|at| {
+                let content = image.clusters.get(&(at / size));
+                let own = shown(content, (at % size) as usize, subcluster);
+                let other = || behind.as_ref().and_then(|bytes| bytes.get(at as usize).copied());
+                own.or_else(other).unwrap_or(0)
+            })
+            .collect();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        runtime.block_on(async {
+            let behind = MemoryDevice::from_bytes(behind.unwrap_or_default());
+            let image = open_before(&image, Arc::new(behind)).await;
+            for step in [length, 3_001] {
+                for piece in ByteRange::between(0, length).pieces(step) {
+                    let read = read(&image, piece.start(), piece.len()).await.expect("read");
+                    let expected = &expected[piece.start() as usize..piece.end() as usize];
+                    assert!(read == expected, "{piece}");
+                }
+            }
+            let whole = ByteRange::between(0, length);
+            let list = image.extents(whole, &Context::Allocation).await.expect("an answer");
+            for Extent { range, status } in list {
+                let bytes = &expected[range.start() as usize..range.end() as usize];
+                assert!(!status.is_zero() || blockferry_block::is_zero(bytes), "{range}");
+                let part = image.mapping(range);
+                let is_zero = matches!(part, Mapping::Zero { length } if length <= range.len());
+                assert!(!is_zero || status.is_zero(), "{range}");
+            }
+        });
     }
 }
