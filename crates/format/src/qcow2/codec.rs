@@ -1,12 +1,15 @@
 //! One cluster compressed, one cluster decompressed.
 //!
 //! Both keep their tables and contexts between clusters: each thread has one of its own, and nothing is allocated
-//! for a cluster. What a cluster's bytes are worth is known here, where they lie in the file is not.
+//! for a cluster. Where the bytes lie in the file is not known here.
+
+mod deflate;
 
 use blockferry_block::Result;
 use flate2::{Compress, FlushCompress, Status};
 use zstd::zstd_safe::{self, CCtx, CParameter, DCtx};
 
+use self::deflate::Deflater;
 use super::{geometry::corrupt, header::Compression};
 
 /// How clusters are compressed.
@@ -23,9 +26,12 @@ pub(crate) struct CompressionSettings {
 pub(crate) struct Compressor(Encoder);
 
 enum Encoder {
-    /// With its level.
+    /// The fast one, for any window.
+    Deflate(Deflater),
+    /// For levels above what that one is worth, within the small window.
     Zlib(Box<Compress>, flate2::Compression),
-    Deflate(Box<libdeflater::Compressor>),
+    /// The same for the large window, which it always uses.
+    Libdeflate(libdeflater::Compressor),
     Zstd(CCtx<'static>),
 }
 
@@ -39,19 +45,26 @@ impl Compressor {
     /// A compressor that works as `settings` say, which are what
     /// [`CreateOptions::check`](super::CreateOptions::check) allows.
     pub(crate) fn new(settings: &CompressionSettings) -> Self {
+        let level = settings.level;
         let encoder = match (settings.kind, settings.window) {
-            (Compression::Zlib, ..32768) => {
-                let level = flate2::Compression::new(settings.level.unwrap_or(3).min(9));
-                Encoder::Zlib(narrow(level), level)
-            }
-            (Compression::Zlib, _) => {
-                let level = settings.level.unwrap_or(1).min(12);
-                let level = libdeflater::CompressionLvl::new(level as i32).unwrap_or_default();
-                Encoder::Deflate(Box::new(libdeflater::Compressor::new(level)))
-            }
+            (Compression::Zlib, window @ ..32768) => match level {
+                None | Some(..=8) => Encoder::Deflate(Deflater::new(window)),
+                Some(level) => {
+                    let level = flate2::Compression::new(level.min(9));
+                    Encoder::Zlib(narrow(level), level)
+                }
+            },
+            (Compression::Zlib, window) => match level {
+                Some(2..=3) => Encoder::Deflate(Deflater::new(window)),
+                level => {
+                    let level = level.unwrap_or(1).clamp(1, 12) as i32;
+                    let level = libdeflater::CompressionLvl::new(level).unwrap_or_default();
+                    Encoder::Libdeflate(libdeflater::Compressor::new(level))
+                }
+            },
             (Compression::Zstd, _) => {
                 let mut context = CCtx::create();
-                let level = settings.level.unwrap_or(3).min(22) as i32;
+                let level = level.unwrap_or(3).min(22) as i32;
                 // Every level that the options allow is one that the library knows.
                 let _ = context.set_parameter(CParameter::CompressionLevel(level));
                 Encoder::Zstd(context)
@@ -64,9 +77,10 @@ impl Compressor {
     /// it took; `None` when they would be no fewer than the cluster's: then it is stored as it is, and what `out`
     /// holds is of no use.
     pub(crate) fn compress(&mut self, cluster: &[u8], out: &mut [u8]) -> Option<usize> {
-        let room = cluster.len().saturating_sub(1).min(out.len());
-        let out = out.get_mut(..room)?;
+        let room = cluster.len().checked_sub(1)?.min(out.len());
+        let out = &mut out[..room];
         match &mut self.0 {
+            Encoder::Deflate(encoder) => encoder.compress(cluster, out),
             Encoder::Zlib(encoder, level) => {
                 encoder.reset();
                 let status = encoder.compress(cluster, out, FlushCompress::Finish);
@@ -77,7 +91,7 @@ impl Compressor {
                 }
                 usize::try_from(encoder.total_out()).ok()
             }
-            Encoder::Deflate(encoder) => encoder.deflate_compress(cluster, out).ok(),
+            Encoder::Libdeflate(encoder) => encoder.deflate_compress(cluster, out).ok(),
             Encoder::Zstd(context) => context.compress2(out, cluster).ok(),
         }
     }
