@@ -154,7 +154,7 @@ impl Image {
     /// None of an image that was only read; what writing the tables failed with.
     pub async fn close(&self) -> Result<()> {
         match &self.state.writer {
-            Some(writer) => writer.close().await,
+            Some(writer) => writer.close().await.map_err(told_of_tables),
             None => Ok(()),
         }
     }
@@ -268,6 +268,14 @@ fn told(operation: Operation, range: ByteRange) -> impl FnOnce(Error) -> Error {
     }
 }
 
+/// An error of a file below, told as one of making things durable: where it was there says nothing to anyone else.
+fn told_of_tables(error: Error) -> Error {
+    let message = "what was written could not be made durable";
+    Error::with_message(error.kind(), message)
+        .because(error)
+        .during(Operation::Flush)
+}
+
 impl fmt::Debug for Image {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Image")
@@ -348,7 +356,7 @@ impl BlockDevice for Image {
                 return Ok(());
             };
             let flushed = writer.flush().await;
-            flushed.map_err(|error| error.during(Operation::Flush))
+            flushed.map_err(told_of_tables)
         })
     }
 
