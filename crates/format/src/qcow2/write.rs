@@ -233,6 +233,8 @@ impl Writer {
         if shared.zeroes_fast() {
             info.capabilities |= Capabilities::FAST_ZERO;
         }
+        // What is written goes through the handle that the image was opened with: no other can take its place.
+        info.capabilities -= Capabilities::REOPEN;
     }
 
     /// Keeps clusters that are looked up from now on from being used for something else, until it is dropped.
