@@ -699,3 +699,34 @@ proptest! {
         });
     }
 }
+
+#[tokio::test]
+async fn one_table_for_a_whole_disk_is_walked_in_bounded_steps() {
+    // Entries of 64 KiB clusters, all of them data, in all tables that a disk of 16 TiB can have: the same table.
+    let mut image = ImageBuilder::new(16, 16 << 40);
+    for number in 0..8192 {
+        let word = COPIED | (number + 9) << 16;
+        let entry = Entry {
+            word,
+            subclusters: 0,
+        };
+        image = image.with(number, Content::Entry(entry));
+    }
+    let mut bytes = image.build();
+    let (l1, tables) = (1 << 16, 1 << 15);
+    let first: [u8; 8] = bytes[l1..l1 + 8].try_into().expect("eight");
+    for table in 0..tables {
+        bytes[l1 + table * 8..][..8].copy_from_slice(&first);
+    }
+    let image = open(Arc::new(MemoryDevice::from_bytes(bytes))).await;
+    let whole = ByteRange::between(0, 16 << 40);
+    let list = image
+        .extents(whole, &Context::Allocation)
+        .await
+        .expect("an answer");
+    let [extent] = list[..] else {
+        panic!("one kind");
+    };
+    assert_eq!(extent.range, ByteRange::between(0, 128 << 30));
+    assert_eq!(extent.status, Status::DATA);
+}
