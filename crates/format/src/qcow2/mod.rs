@@ -23,6 +23,7 @@
 //!  write      images written in place: clusters allocated, tables committed in their order
 //!  allocate   which clusters of the file are free
 //!  gate       who is looking at clusters
+//!  laid_out   the file of an image, computed in advance and read from front to back
 //!  options    how images are opened and made
 //! ```
 
@@ -40,6 +41,7 @@ mod header;
 mod holes;
 mod host;
 mod image;
+mod laid_out;
 mod new;
 mod options;
 mod pool;
@@ -63,6 +65,7 @@ pub use details::Details;
 pub use header::Compression;
 pub(crate) use header::Header;
 pub use image::Image;
+pub use laid_out::LaidOut;
 pub use new::NewImage;
 pub use options::{Backing, CreateOptions, DataFile, OpenOptions, Preallocation};
 pub use snapshots::Snapshot;

@@ -2,7 +2,9 @@
 
 #![allow(clippy::print_stdout, reason = "a test that is skipped says why")]
 
+mod behind;
 mod compressed;
 mod damage;
+mod laid_out;
 mod plain;
 mod support;

@@ -42,6 +42,10 @@ use self::{
     below::Below, bitmaps::NewBitmap, doubt::Doubt, map::Map, packer::Packer, pipeline::Pipeline,
     places::Places,
 };
+pub(crate) use self::{
+    finish::{encode as encode_entry, header, stored_size},
+    refcounts::checked_sizes as refcount_sizes,
+};
 use super::{
     CreateOptions, Preallocation, codec::CompressionSettings, geometry::Geometry,
     header::LARGEST_L1,
@@ -115,7 +119,7 @@ impl NewImage {
             .check()
             .map_err(|error| error.during(Operation::Open))?;
         let size = options.size.unwrap_or(0);
-        check_size(&options, size).map_err(|error| error.during(Operation::Open))?;
+        check_layout(&options, size).map_err(|error| error.during(Operation::Open))?;
         let geometry = options.geometry(size);
         // Names that are too long are refused before anything is written.
         let nowhere = ByteRange::between(0, 0);
@@ -266,7 +270,7 @@ impl NewImage {
             return refuse(ErrorKind::InvalidInput, &message);
         }
         if range.end() > size {
-            check_size(&self.options, range.end())
+            check_layout(&self.options, range.end())
                 .map_err(|error| error.during(operation).at(range.start(), range.len()))?;
             self.size.fetch_max(range.end(), Ordering::AcqRel);
         }
@@ -310,7 +314,7 @@ fn describe(
 }
 
 /// Fails where no image of that kind can have `size` bytes.
-fn check_size(options: &CreateOptions, size: u64) -> Result<()> {
+pub(crate) fn check_layout(options: &CreateOptions, size: u64) -> Result<()> {
     let geometry = options.geometry(size);
     if i64::try_from(size).is_ok() && geometry.l1_entries().saturating_mul(8) <= LARGEST_L1 {
         return Ok(());

@@ -3,14 +3,16 @@
 //! Where nothing is compressed everything has one reference but what was given back. Compressed clusters share
 //! clusters of the file; how many touch each is counted by a walk through all tables, a window of the file at a time.
 
-use blockferry_block::{Buffer, ByteRange, RangeSet, Result};
+use blockferry_block::{Buffer, ByteRange, Error, ErrorKind, RangeSet, Result};
 
 use super::{
     NewImage,
     finish::{WRITTEN_AT_ONCE, disturbed},
     map::decode,
 };
-use crate::qcow2::{entry::Cluster, geometry::Geometry};
+use crate::qcow2::{
+    entry::Cluster, geometry::Geometry, header::LARGEST_REFCOUNT_TABLE, refcounts::set_refcount,
+};
 
 /// How many clusters are counted at a time, about.
 const WINDOW: u64 = 4 << 20;
@@ -155,8 +157,22 @@ impl Counts {
     }
 }
 
+/// As [`sizes`].
+///
+/// # Errors
+/// `NoSpace` where the table would be longer than it can be.
+pub(crate) fn checked_sizes(geometry: Geometry, used: u64) -> Result<(u64, u64)> {
+    let (blocks, table) = sizes(geometry, used);
+    let longest = LARGEST_REFCOUNT_TABLE.max(geometry.cluster_size());
+    if table.saturating_mul(geometry.cluster_size()) <= longest {
+        return Ok((blocks, table));
+    }
+    let message = "the image is longer than its refcounts can count: take larger clusters";
+    Err(Error::with_message(ErrorKind::NoSpace, message))
+}
+
 /// How many blocks count `used` clusters and themselves and their table, and how many clusters that table has.
-pub(crate) fn sizes(geometry: Geometry, used: u64) -> (u64, u64) {
+fn sizes(geometry: Geometry, used: u64) -> (u64, u64) {
     let per_block = geometry.refcounts_per_block();
     let (mut blocks, mut table) = (1, 1);
     loop {
@@ -180,52 +196,18 @@ async fn write_blocks(image: &NewImage, range: ByteRange, counts: &[u64]) -> Res
     for piece in range.pieces(WRITTEN_AT_ONCE.max(cluster)) {
         let mut bytes = Buffer::zeroed(piece.len() as usize);
         for (block, counts) in bytes.chunks_exact_mut(cluster as usize).zip(&mut counts) {
-            encode(counts, geometry.refcount_order, block);
+            for (index, count) in counts.iter().enumerate() {
+                set_refcount(block, geometry.refcount_order, index, *count);
+            }
         }
         image.file.write_blocks(piece.start(), bytes).await?;
     }
     Ok(())
 }
 
-/// Writes counts as a block has them (specification, "Host cluster management").
-fn encode(counts: &[u64], order: u32, block: &mut [u8]) {
-    if order >= 3 {
-        let width = 1 << (order - 3);
-        for (bytes, count) in block.chunks_exact_mut(width).zip(counts) {
-            bytes.copy_from_slice(&count.to_be_bytes()[8 - width..]);
-        }
-        return;
-    }
-    let bits = 1 << order;
-    for (byte, counts) in block.iter_mut().zip(counts.chunks(8 / bits)) {
-        let shifts = (0..).step_by(bits);
-        *byte = counts
-            .iter()
-            .zip(shifts)
-            .fold(0, |byte, (count, shift)| byte | (*count as u8) << shift);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn counts_of_any_width_are_in_their_places() {
-        let counts = [1, 0, 1, 1, 0, 0, 0, 1];
-        let mut block = [0; 1];
-        encode(&counts, 0, &mut block);
-        assert_eq!(block, [0b1000_1101]);
-        let mut block = [0; 2];
-        encode(&[3, 1, 0, 2, 1], 1, &mut block);
-        assert_eq!(block, [0b1000_0111, 1]);
-        let mut block = [0; 4];
-        encode(&[0x102, 3], 4, &mut block);
-        assert_eq!(block, [1, 2, 0, 3]);
-        let mut block = [0; 8];
-        encode(&[0x102], 6, &mut block);
-        assert_eq!(block, [0, 0, 0, 0, 0, 0, 1, 2]);
-    }
 
     #[test]
     fn blocks_count_themselves() {

@@ -8,7 +8,7 @@ use blockferry_block::{
 };
 
 use super::{
-    NewImage, check_size,
+    NewImage, check_layout,
     classify::{ALL, Fate, Piece},
     map::{Table, spans},
 };
@@ -395,7 +395,7 @@ impl NewImage {
             let message = "the image is finished";
             return Err(Error::with_message(ErrorKind::InvalidInput, message));
         }
-        check_size(&self.options, size)?;
+        check_layout(&self.options, size)?;
         let before = self.size();
         if size < before {
             self.cut_off(ByteRange::between(size, before)).await?;
