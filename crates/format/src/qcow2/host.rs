@@ -6,8 +6,8 @@ use std::sync::{
 };
 
 use blockferry_block::{
-    BlockDevice, Buffer, BufferPool, ByteRange, Operation, Result, WriteFlags, range_of,
-    read_exact_at, request_range,
+    BlockDevice, Buffer, ByteRange, Operation, Result, WriteFlags, range_of, read_exact_at,
+    request_range,
 };
 
 use super::geometry::corrupt;
@@ -162,16 +162,5 @@ impl HostFile {
         }
         buffer[(offset - start) as usize..][..bytes.len()].copy_from_slice(bytes);
         self.write(start, buffer).await.map(drop)
-    }
-
-    /// As [`read_padded`](Self::read_padded), into a buffer of `pool`.
-    pub(crate) async fn read_pooled(
-        &self,
-        range: ByteRange,
-        pool: &BufferPool,
-        what: impl FnOnce() -> String,
-    ) -> Result<Buffer> {
-        let buffer = pool.take(range.len() as usize);
-        self.read_padded(range.start(), buffer, what).await
     }
 }

@@ -40,19 +40,14 @@ pub(crate) struct Unpacked {
     compression: Compression,
     most: usize,
     kept: Mutex<Kept>,
-    /// By where they begin, and the changes that were made before.
-    under_way: Arc<Flights<(u64, u64), Arc<Buffer>>>,
+    under_way: Arc<Flights<u64, Arc<Buffer>>>,
     packed: BufferPool,
     scratch: BufferPool,
 }
 
-#[derive(Default)]
-struct Kept {
-    /// By where they begin in the file; the last that was used comes first.
-    clusters: VecDeque<(u64, Arc<Buffer>)>,
-    /// How often clusters were given up by a writer.
-    changes: u64,
-}
+/// Clusters by where they begin in the file; the last that was used comes first. Nobody compresses clusters of an image
+/// that is written in place, so what came from a place is never replaced by something else.
+type Kept = VecDeque<(u64, Arc<Buffer>)>;
 
 /// One compressed cluster of a request, all of it.
 #[derive(Clone, Copy, Debug)]
@@ -198,42 +193,32 @@ impl Unpacked {
         if let Some(known) = self.known(key) {
             return Ok(known);
         }
-        let changes = self.kept().changes;
         let (unpacked, file) = (Arc::clone(self), file.clone());
         let unpack = async move {
             let batches = Batch::cut(vec![cluster], unpacked.geometry);
             let buffer = Buffer::zeroed(unpacked.geometry.cluster_size() as usize);
             let unpacking = unpacked.unpack(&file, batches, cluster.guest, buffer);
             let buffer = Arc::new(unpacking.await?);
-            unpacked.keep(key, &buffer, changes);
+            unpacked.keep(key, &buffer);
             Ok(buffer)
         };
-        self.under_way.join((key, changes), unpack).await
+        self.under_way.join(key, unpack).await
     }
 
     /// The unpacked cluster that begins at `offset` of the file, if it is kept.
     pub(crate) fn known(&self, offset: u64) -> Option<Arc<Buffer>> {
         let mut kept = self.kept();
-        let place = kept.clusters.iter().position(|(key, _)| *key == offset)?;
-        let entry = kept.clusters.remove(place)?;
+        let place = kept.iter().position(|(key, _)| *key == offset)?;
+        let entry = kept.remove(place)?;
         let buffer = Arc::clone(&entry.1);
-        kept.clusters.push_front(entry);
+        kept.push_front(entry);
         Some(buffer)
     }
 
-    /// Forgets all: clusters in the file are given up, and others may come to lie there.
-    pub(crate) fn forget(&self) {
+    fn keep(&self, key: u64, buffer: &Arc<Buffer>) {
         let mut kept = self.kept();
-        kept.changes += 1;
-        kept.clusters.clear();
-    }
-
-    fn keep(&self, key: u64, buffer: &Arc<Buffer>, changes: u64) {
-        let mut kept = self.kept();
-        if kept.changes == changes {
-            kept.clusters.truncate(self.most - 1);
-            kept.clusters.push_front((key, Arc::clone(buffer)));
-        }
+        kept.truncate(self.most - 1);
+        kept.push_front((key, Arc::clone(buffer)));
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {

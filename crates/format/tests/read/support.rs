@@ -11,7 +11,7 @@ use blockferry_format::{
     qcow2::{Image, OpenOptions},
 };
 
-use crate::qemu::qemu_img;
+use crate::qemu::{number, qemu_check, qemu_img};
 
 /// Opens whatever lies in one directory.
 pub(crate) struct Directory<'a>(pub(crate) &'a Path);
@@ -146,6 +146,12 @@ fn depths(lines: &[Line], own: &[Extent]) -> Vec<Extent> {
 
 /// Compares everything that can be asked of `image` with what qemu says of the image of that name.
 pub(crate) async fn compare(directory: &Path, name: &str, image: &Image) {
+    let report = qemu_check(directory, name);
+    assert_eq!(
+        number(&report, "corruptions"),
+        0,
+        "{name}: a sound image to begin with"
+    );
     let expected = contents_for_qemu(directory, name, "");
     let read = contents(image).await;
     assert_eq!(read.len(), expected.len(), "{name}");
