@@ -15,7 +15,11 @@ use crate::{
 
 use blockferry_sys as sys;
 
-use super::{Endpoint, EndpointKind, OpenDevice, OpenOptions, open::opening, related::Relatives};
+use super::{
+    Endpoint, EndpointKind, OpenDevice, OpenOptions,
+    open::{open_device, opening},
+    related::Relatives,
+};
 
 /// What the bytes of an endpoint are taken for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -106,6 +110,33 @@ pub(super) async fn interpret(
             Err(opening(endpoint)(error))
         }
     }
+}
+
+/// What the image says of itself that an endpoint is, without its filters; `None` where its bytes are the disk.
+/// Nothing else that it names is opened, and nothing is changed.
+///
+/// # Errors
+/// As [`open_device`], but those of the files that the image names.
+pub async fn image_details(
+    endpoint: &Endpoint,
+    options: &OpenOptions,
+) -> Result<Option<qcow2::Details>> {
+    if endpoint.format().kind == FormatKind::Raw {
+        return Ok(None);
+    }
+    let bytes = endpoint.clone().interpreted(FormatKind::Raw);
+    let bytes = bytes.behind(Vec::new());
+    let OpenDevice { device, connection } = open_device(&bytes, Access::ReadOnly, options).await?;
+    let details = async {
+        match told(endpoint, &*device).await? {
+            FormatKind::Qcow2 => qcow2::Details::read(&device).await.map(Some),
+            _ => Ok(None),
+        }
+    };
+    let details = details.await.map_err(opening(endpoint));
+    drop(device);
+    connection.abandon().await;
+    details
 }
 
 /// The format of `device`: what was said, or what it begins with.

@@ -42,7 +42,7 @@ pub use command::{ServerCommand, collapse_groups};
 pub use destination_file::DestinationFile;
 pub use exports::{OpenExports, open_exports};
 pub(crate) use filtered::access_below;
-pub use formats::{FormatKind, ImageFormat};
+pub use formats::{FormatKind, ImageFormat, image_details};
 pub use open::{
     Connection, OpenDestination, OpenDevice, OpenOptions, OpenSource, is_same_image,
     open_destination, open_device, open_source,

@@ -10,7 +10,7 @@ use crate::{
     },
 };
 
-use super::super::super::args::Size;
+use super::{super::super::args::Size, image::Image};
 
 /// Everything that is shown.
 #[derive(Debug, Serialize)]
@@ -50,6 +50,9 @@ pub(crate) struct Export {
     pub(crate) error: Option<String>,
     #[serde(flatten)]
     pub(crate) details: Option<Details>,
+    /// What is known of the image that its bytes are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) format: Option<Image>,
 }
 
 #[derive(Debug, Serialize)]
@@ -111,11 +114,15 @@ impl Facts {
         }
     }
 
-    /// A device that needs no server.
-    pub(crate) fn of_device(info: &DeviceInfo) -> Self {
+    /// A device that needs no server, and the image that it is the disk of.
+    pub(crate) fn of_device(info: &DeviceInfo, image: Option<Image>) -> Self {
+        let export = Export {
+            format: image,
+            ..Export::of_device(info)
+        };
         Self {
             server: None,
-            exports: vec![Export::of_device(info)],
+            exports: vec![export],
         }
     }
 }
@@ -158,6 +165,7 @@ impl Export {
             uri: uri.and_then(|uri| uri_of(uri, name)),
             error: None,
             details: Some(details),
+            format: None,
         }
     }
 
@@ -175,6 +183,7 @@ impl Export {
                 uri: None,
                 error: Some(error.to_string()),
                 details: None,
+                format: None,
             },
         };
         Self {
@@ -203,6 +212,7 @@ impl Export {
             uri: None,
             error: None,
             details: Some(details),
+            format: None,
         }
     }
 }
@@ -327,7 +337,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_device_has_no_server() {
-        let facts = Facts::of_device(&DeviceInfo::new("disk.raw", 513));
+        let facts = Facts::of_device(&DeviceInfo::new("disk.raw", 513), None);
         assert!(facts.server.is_none());
         assert_eq!(facts.exports[0].name, "disk.raw");
         assert_eq!(

@@ -3,16 +3,20 @@
 //! | file | what it does |
 //! |---|---|
 //! | `facts` | what is known, whatever it came from |
+//! | `image` | what is known of an image in a format |
 //! | `text`, `json` | how it is shown; `compat/nbdinfo` shows it in the same way |
 
 pub(crate) mod facts;
+mod image;
 pub(crate) mod json;
 pub(crate) mod text;
 
+use std::sync::Arc;
+
 use crate::{
-    block::{Access, Error},
+    block::{Access, DeviceInfo, Error, ErrorKind},
     client::{ConnectOptions, blocking},
-    endpoint::{Endpoint, EndpointKind, ServerChild, open_device},
+    endpoint::{Endpoint, EndpointKind, ServerChild, image_details, open_device},
     proto::NbdUri,
 };
 
@@ -23,12 +27,13 @@ use super::super::{
     style::Colour,
 };
 use facts::Facts;
+use image::Image;
 
 type Result<T, E = Error> = std::result::Result<T, E>;
 
 pub(crate) fn run(job: &InfoJob) -> Result<(), Failure> {
     let facts = match job.endpoint.kind() {
-        EndpointKind::Nbd(_) | EndpointKind::Command(_) => {
+        EndpointKind::Nbd(_) | EndpointKind::Command(_) if job.endpoint.is_bytes() => {
             ask_server(&job.endpoint, job.timeouts, |server| match job.list {
                 true => list(server),
                 false => export(server),
@@ -103,11 +108,23 @@ pub(crate) fn list(server: &Asked<'_>) -> Result<Facts> {
 fn look(job: &InfoJob) -> Result<Facts, Failure> {
     let options = open_options(job.timeouts);
     let runtime = super::runtime()?;
+    if let Some(details) = runtime.block_on(image_details(&job.endpoint, &options))? {
+        let image = Some(Image::from(&details));
+        let info = match runtime.block_on(open_device(&job.endpoint, Access::ReadOnly, &options)) {
+            Ok(open) => open.device.info().clone(),
+            // What it says of itself can be told without the files that it needs.
+            Err(error) if error.kind() == ErrorKind::NotPermitted => {
+                DeviceInfo::new(Arc::clone(job.endpoint.name()), details.virtual_size)
+            }
+            Err(error) => return Err(error.into()),
+        };
+        return Ok(Facts::of_device(&info, image));
+    }
     let open = |access| runtime.block_on(open_device(&job.endpoint, access, &options));
     let is_file = matches!(job.endpoint.kind(), EndpointKind::File(path) if path.is_file());
     let open = match is_file.then(|| open(Access::ReadWrite)) {
         Some(Ok(open)) => open,
         _ => open(Access::ReadOnly)?,
     };
-    Ok(Facts::of_device(open.device.info()))
+    Ok(Facts::of_device(open.device.info(), None))
 }

@@ -2,12 +2,15 @@
 
 use std::fmt::{self, Display, Write};
 
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
 use super::super::super::{
     args::Size,
     style::{Colour, Paint},
 };
 use super::{
     facts::{Abilities, BlockSizes, Details, Export, Facts, Server},
+    image::Image,
     json::Escaped,
 };
 
@@ -69,6 +72,64 @@ impl Text {
         if let Some(details) = &export.details {
             self.details(details);
         }
+        if let Some(image) = &export.format {
+            self.image(image);
+        }
+    }
+
+    fn image(&mut self, image: &Image) {
+        self.line("format", image.name);
+        self.fact("compat", image.compat);
+        self.fact("cluster-size", WithUnit(image.cluster_size));
+        self.fact("refcount-bits", image.refcount_bits);
+        self.fact("compression-type", image.compression_type);
+        let marks = [
+            ("lazy-refcounts", image.lazy_refcounts),
+            ("extended-l2", image.extended_l2),
+            ("dirty-flag", image.dirty_flag),
+            ("corrupt", image.corrupt),
+        ];
+        for (key, is_set) in marks {
+            self.fact(key, is_set);
+        }
+        if let Some(name) = &image.backing_filename {
+            self.fact("backing-filename", Printable(name));
+        }
+        if let Some(format) = &image.backing_filename_format {
+            self.fact("backing-filename-format", Printable(format));
+        }
+        if let (Some(name), Some(raw)) = (&image.data_file, image.data_file_raw) {
+            self.fact("data-file", Printable(name));
+            self.fact("data-file-raw", raw);
+        }
+        for state in &image.snapshots {
+            let (id, name) = (Printable(&state.id), Printable(&state.name));
+            let (size, vm) = (Size(state.virtual_size), Size(state.vm_state_size));
+            self.fact(
+                "snapshot",
+                format_args!(
+                    "{id} \"{name}\", {}, {size}, VM state {vm}",
+                    Date(state.date_sec)
+                ),
+            );
+        }
+        for bitmap in &image.bitmaps {
+            let (name, granularity) = (Printable(&bitmap.name), Size(bitmap.granularity));
+            let flags: String = bitmap
+                .flags
+                .iter()
+                .map(|flag| format!(", {flag}"))
+                .collect();
+            self.fact(
+                "bitmap",
+                format_args!("\"{name}\", granularity {granularity}{flags}"),
+            );
+        }
+    }
+
+    /// A line about the image.
+    fn fact(&mut self, key: &str, value: impl Display) {
+        let _ = writeln!(self.text, "\t\t{key}: {value}");
     }
 
     fn details(&mut self, details: &Details) {
@@ -143,7 +204,21 @@ impl Display for WithUnit {
     }
 }
 
-/// What a server said, without what steers a terminal or ends the line.
+/// A moment, in seconds since 1970.
+struct Date(u64);
+
+impl Display for Date {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let moment = i64::try_from(self.0).ok();
+        let moment = moment.and_then(|second| OffsetDateTime::from_unix_timestamp(second).ok());
+        match moment.and_then(|moment| moment.format(&Rfc3339).ok()) {
+            Some(text) => f.write_str(&text),
+            None => write!(f, "{} seconds after 1970", self.0),
+        }
+    }
+}
+
+/// What a server or an image said, without what steers a terminal or ends the line.
 struct Printable<'a>(&'a str);
 
 impl Display for Printable<'_> {
@@ -162,7 +237,10 @@ impl Display for Printable<'_> {
 mod tests {
     use super::*;
     use crate::{
-        cli::commands::info::facts::tests::negotiated,
+        cli::commands::info::{
+            facts::tests::negotiated,
+            image::{Bitmap, State},
+        },
         proto::{BlockSizes as Sizes, NbdUri, ReplyMode},
     };
 
@@ -237,6 +315,62 @@ export=\"x\":
             "{text}"
         );
         assert!(!text.contains(['\u{1b}', '\u{9b}']), "{text}");
+    }
+
+    #[test]
+    fn what_an_image_says_is_shown_below_its_format() {
+        let mut facts = facts();
+        facts.exports[0].format = Some(Image {
+            name: "qcow2",
+            compat: "1.1",
+            virtual_size: 1 << 30,
+            cluster_size: 65536,
+            refcount_bits: 16,
+            compression_type: "zstd",
+            lazy_refcounts: false,
+            extended_l2: true,
+            corrupt: false,
+            dirty_flag: true,
+            backing_filename: Some("ba\nse".to_owned()),
+            backing_filename_format: Some("raw".to_owned()),
+            data_file: Some("data".to_owned()),
+            data_file_raw: Some(true),
+            snapshots: vec![State {
+                id: "1".to_owned(),
+                name: "a\u{1b}b".to_owned(),
+                virtual_size: 1 << 20,
+                vm_state_size: 0,
+                date_sec: 1_700_000_000,
+                date_nsec: 0,
+                vm_clock_sec: 0,
+                vm_clock_nsec: 0,
+                icount: None,
+            }],
+            bitmaps: vec![Bitmap {
+                name: "b0".to_owned(),
+                granularity: 65536,
+                flags: vec!["in-use", "auto"],
+            }],
+        });
+        let expected = "\
+\tformat: qcow2
+\t\tcompat: 1.1
+\t\tcluster-size: 65536 (64K)
+\t\trefcount-bits: 16
+\t\tcompression-type: zstd
+\t\tlazy-refcounts: false
+\t\textended-l2: true
+\t\tdirty-flag: true
+\t\tcorrupt: false
+\t\tbacking-filename: ba\\u000ase
+\t\tbacking-filename-format: raw
+\t\tdata-file: data
+\t\tdata-file-raw: true
+\t\tsnapshot: 1 \"a\\u001bb\", 2023-11-14T22:13:20Z, 1M, VM state 0
+\t\tbitmap: \"b0\", granularity 64K, in-use, auto
+";
+        let shown = text(&facts, Colour::Never);
+        assert!(shown.ends_with(expected), "{shown}");
     }
 
     #[test]
