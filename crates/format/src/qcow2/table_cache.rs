@@ -56,14 +56,23 @@ impl TableCache {
         self.read().find(index)
     }
 
-    /// Keeps `table`, unless there is one already: gives what is here then.
-    pub(crate) fn keep(&self, index: u64, table: Arc<L2Table>) -> Arc<L2Table> {
+    /// Keeps `table`, unless there is one already: gives what is here then. `None` where it may have been changed since
+    /// it was read.
+    pub(crate) fn keep(
+        &self,
+        index: u64,
+        table: Arc<L2Table>,
+        reader: Reader,
+    ) -> Option<Arc<L2Table>> {
         let mut kept = self.write();
         if let Some(table) = kept.find(index) {
-            return table;
+            return Some(table);
+        }
+        if kept.changes != reader.0 {
+            return None;
         }
         kept.insert(index, Arc::clone(&table), self.most);
-        table
+        Some(table)
     }
 
     /// Keeps `table` in the place of the one that is here.
@@ -165,11 +174,16 @@ mod tests {
         Arc::new(L2Table::empty(geometry))
     }
 
+    fn keep(cache: &TableCache, index: u64) -> Arc<L2Table> {
+        let kept = cache.keep(index, table(), cache.reader());
+        kept.expect("nothing has changed")
+    }
+
     #[test]
     fn tables_that_are_not_looked_at_are_forgotten_first() {
         let cache = TableCache::new(4);
         for index in 0..100 {
-            cache.keep(index, table());
+            keep(&cache, index);
             assert!(cache.find(index).is_some());
             assert!(cache.find(0).is_some(), "looked at after each");
         }
@@ -180,12 +194,12 @@ mod tests {
     #[test]
     fn a_table_that_is_held_or_pinned_stays() {
         let cache = TableCache::new(2);
-        let held = cache.keep(0, table());
-        let pinned = cache.keep(1, table());
+        let held = keep(&cache, 0);
+        let pinned = keep(&cache, 1);
         pinned.pin();
         drop(pinned);
         for index in 2..20 {
-            cache.keep(index, table());
+            keep(&cache, index);
         }
         assert!(
             cache
@@ -196,7 +210,7 @@ mod tests {
         drop(held);
         cache.find(1).expect("pinned").unpin();
         for index in 20..40 {
-            cache.keep(index, table());
+            keep(&cache, index);
         }
         assert!(cache.find(0).is_none() && cache.find(1).is_none());
     }
@@ -207,8 +221,9 @@ mod tests {
         let reader = cache.reader();
         cache.forget_readers();
         cache.keep_row(0, vec![table(), table()], reader);
+        assert!(cache.keep(0, table(), reader).is_none());
         assert!(cache.find(0).is_none());
-        let known = cache.keep(1, table());
+        let known = keep(&cache, 1);
         cache.keep_row(0, vec![table(), table()], cache.reader());
         assert!(cache.find(0).is_some());
         assert!(

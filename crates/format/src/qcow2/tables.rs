@@ -232,17 +232,23 @@ impl Tables {
 
     async fn fetch(&self, index: u64) -> Result<Arc<L2Table>> {
         let geometry = self.shared.geometry;
-        if let Some(table) = self.shared.cache.find(index) {
-            return Ok(table);
+        loop {
+            if let Some(table) = self.shared.cache.find(index) {
+                return Ok(table);
+            }
+            let Some(place) = self.place_of(index)? else {
+                return Ok(Arc::new(L2Table::empty(geometry)));
+            };
+            let reader = self.shared.cache.reader();
+            let buffer = Buffer::zeroed(geometry.cluster_size() as usize);
+            let name = || self.name_of(index);
+            let bytes = self.file.read_padded(place, buffer, name).await?;
+            let table = Arc::new(L2Table::parse(&bytes, geometry));
+            // Otherwise it may have been brought in, changed, written and forgotten by others meanwhile.
+            if let Some(table) = self.shared.cache.keep(index, table, reader) {
+                return Ok(table);
+            }
         }
-        let Some(place) = self.place_of(index)? else {
-            return Ok(Arc::new(L2Table::empty(geometry)));
-        };
-        let buffer = Buffer::zeroed(geometry.cluster_size() as usize);
-        let name = || self.name_of(index);
-        let bytes = self.file.read_padded(place, buffer, name).await?;
-        let table = Arc::new(L2Table::parse(&bytes, geometry));
-        Ok(self.shared.cache.keep(index, table))
     }
 
     /// For messages.

@@ -162,10 +162,11 @@ fn check_writable(header: &Header, bitmaps: &[Bitmap], files: [&HostFile; 2]) ->
             return refuse(ErrorKind::ReadOnly, "it cannot be written".to_owned());
         }
         let minimum = u64::from(info.limits.minimum.max(1));
-        if !header.geometry.cluster_size().is_multiple_of(minimum) {
+        let unit = header.geometry.subcluster_size();
+        if !unit.is_multiple_of(minimum) {
             let message = format!(
-                "its clusters of {} bytes are smaller than the blocks of what it lies in, {minimum} bytes",
-                header.geometry.cluster_size()
+                "its clusters, or their parts, have {unit} bytes, less than the blocks of what it lies in, \
+                 {minimum} bytes"
             );
             return refuse(ErrorKind::Unsupported, message);
         }

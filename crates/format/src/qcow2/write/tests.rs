@@ -205,6 +205,74 @@ fn below_again(below: &Arc<MemoryDevice>, round: usize) -> Arc<dyn BlockDevice> 
     }))
 }
 
+/// A device that takes whole blocks alone.
+struct OnBlocks {
+    below: Arc<MemoryDevice>,
+    info: DeviceInfo,
+}
+
+impl OnBlocks {
+    fn new(below: &Arc<MemoryDevice>, block: u32) -> Self {
+        let mut info = below.info().clone();
+        info.limits.minimum = block;
+        let below = Arc::clone(below);
+        Self { below, info }
+    }
+
+    fn check(&self, offset: u64, length: u64) {
+        let block = u64::from(self.info.limits.minimum);
+        let is_whole = |at: u64| at.is_multiple_of(block) || at == self.info.size;
+        assert!(
+            is_whole(offset) && is_whole(offset + length),
+            "{offset}+{length}"
+        );
+    }
+}
+
+impl BlockDevice for OnBlocks {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn read(&self, offset: u64, buffer: Buffer) -> BoxFuture<'_, Result<Buffer>> {
+        self.check(offset, buffer.len() as u64);
+        self.below.read(offset, buffer)
+    }
+
+    fn write(&self, offset: u64, data: Buffer, flags: WriteFlags) -> BoxFuture<'_, Result<Buffer>> {
+        self.check(offset, data.len() as u64);
+        self.below.write(offset, data, flags)
+    }
+
+    fn trim(&self, range: ByteRange, flags: WriteFlags) -> BoxFuture<'_, Result<()>> {
+        self.check(range.start(), range.len());
+        self.below.trim(range, flags)
+    }
+}
+
+#[tokio::test]
+async fn a_device_of_blocks_gets_whole_blocks() {
+    for (seed, block) in [(1, 512), (2, 4096)] {
+        for image in [
+            everything(12, 40),
+            everything(16, 12),
+            ImageBuilder::new(16, 1_000_003),
+        ] {
+            let below = memory(&image);
+            let image = open(Arc::new(OnBlocks::new(&below, block))).await;
+            assert_eq!(image.info().limits.minimum, block);
+            check_device(&image, seed, 100).await;
+            image.close().await.expect("closed");
+            check_clean(&below, "on blocks").await;
+        }
+        let below = memory(&subclusters(4));
+        let blocks = Arc::new(OnBlocks::new(&below, 2 * block));
+        let opened = Image::open(blocks, &NoRelatives, &writable()).await;
+        let refused = opened.expect_err("parts of clusters are smaller");
+        assert_eq!(refused.kind(), ErrorKind::Unsupported);
+    }
+}
+
 #[tokio::test]
 async fn writes_to_clusters_of_its_own_need_nothing_else() {
     let below = memory(&everything(16, 12));
