@@ -213,7 +213,7 @@ impl Writer {
             returned: Mutex::default(),
             freed: Mutex::default(),
             waiting: Mutex::default(),
-            worker: Worker::start()?,
+            worker: Worker::default(),
             is_untouched: AtomicBool::new(is_untouched),
             untouched: tokio::sync::Mutex::default(),
             autoclear: known,

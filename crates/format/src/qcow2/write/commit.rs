@@ -54,13 +54,18 @@ impl Shared {
         };
         if is_first {
             let shared = Arc::clone(self);
-            self.worker.leave(async move {
+            let left = self.worker.leave(async move {
                 let waiting = std::mem::take(&mut *lock(&shared.waiting));
                 let result = shared.commit_now().await;
                 for answer in waiting {
                     let _ = answer.send(result.clone());
                 }
             });
+            if let Err(error) = left {
+                for answer in std::mem::take(&mut *lock(&self.waiting)) {
+                    let _ = answer.send(Err(error.clone()));
+                }
+            }
         }
         answered.await.unwrap_or_else(|_| Err(gone()))
     }
