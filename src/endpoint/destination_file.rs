@@ -114,6 +114,23 @@ impl DestinationFile {
         Ok((device?, watched))
     }
 
+    /// Opens the regular file or block device at `path` to be written as it is: what it holds stays where nothing is
+    /// written.
+    ///
+    /// # Errors
+    /// What opening failed with: `NotFound` where nothing is there.
+    pub(super) fn open_in_place(path: &Path, name: &Arc<str>) -> Result<(FileDevice, Self)> {
+        let device = FileDevice::open(path, Access::ReadWrite)?;
+        let watched = Self {
+            name: Arc::clone(name),
+            path: path.to_owned(),
+            state: State::InPlace {
+                before: traces(path),
+            },
+        };
+        Ok((device, watched))
+    }
+
     /// Whether the file existed before, so that a failed copy leaves it behind, incomplete.
     #[must_use]
     pub fn existed(&self) -> bool {

@@ -17,7 +17,7 @@ use blockferry_sys as sys;
 
 use super::{
     Endpoint, EndpointKind, OpenDevice, OpenOptions,
-    open::{open_device, opening},
+    open::{Identity, open_device, opening},
     related::Relatives,
 };
 
@@ -99,9 +99,10 @@ pub(super) async fn interpret(
     };
     match interpreted.await {
         Ok(None) => Ok(OpenDevice { device, connection }),
-        Ok(Some(image)) => {
+        Ok(Some((image, followed))) => {
             let device: Arc<dyn BlockDevice> = Arc::clone(&image) as _;
             connection.image = Some(image);
+            connection.followed = followed;
             Ok(OpenDevice { device, connection })
         }
         Err(error) => {
@@ -186,7 +187,7 @@ async fn qcow2(
     access: Access,
     options: &OpenOptions,
     device: &Arc<dyn BlockDevice>,
-) -> Result<Arc<qcow2::Image>> {
+) -> Result<(Arc<qcow2::Image>, Vec<Identity>)> {
     let format = endpoint.format();
     let writable = access == Access::ReadWrite && format.snapshot.is_none();
     let below = match writable {
@@ -198,7 +199,8 @@ async fn qcow2(
     opening.writable = writable;
     opening.snapshot.clone_from(&format.snapshot);
     let image = qcow2::Image::open(below, &relatives, &opening).await?;
-    Ok(Arc::new(image))
+    let followed = relatives.followed().clone();
+    Ok((Arc::new(image), followed))
 }
 
 /// The same device; where it is a regular file, one that can grow, as an image does that is written.

@@ -26,9 +26,11 @@ mod child;
 mod command;
 mod deep_chain;
 mod destination_file;
+mod destination_format;
 mod exports;
 mod filtered;
 mod formats;
+mod image_options;
 mod open;
 mod parse;
 mod related;
@@ -40,9 +42,11 @@ pub use crate::block::{Parameter, ParameterPlace, ParameterType, escape_commas};
 pub use child::ServerChild;
 pub use command::{ServerCommand, collapse_groups};
 pub use destination_file::DestinationFile;
+pub use destination_format::{DestinationFormat, UnfinishedImage};
 pub use exports::{OpenExports, open_exports};
 pub(crate) use filtered::access_below;
 pub use formats::{FormatKind, ImageFormat, image_details};
+pub use image_options::{BackingName, DataFileName, NewQcow2, QCOW2_OPTIONS, image_options_help};
 pub use open::{
     Connection, OpenDestination, OpenDevice, OpenOptions, OpenSource, is_same_image,
     open_destination, open_device, open_source,

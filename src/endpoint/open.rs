@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File, Metadata},
     io::{self, Seek, SeekFrom},
+    mem,
     os::{
         fd::{AsFd, OwnedFd},
         unix::fs::{FileTypeExt, MetadataExt},
@@ -30,7 +31,7 @@ use blockferry_sys as sys;
 
 use super::{
     DestinationFile, Endpoint, EndpointKind, FormatKind, ServerChild, ServerCommand,
-    filtered::Filters, formats::interpret,
+    UnfinishedImage, filtered::Filters, formats::interpret,
 };
 
 /// How endpoints are opened.
@@ -60,6 +61,9 @@ pub struct OpenOptions {
     /// A destination file that is not whole is kept as `NAME.partial`, and gone on with where one is
     /// found; nor is a file emptied that was there before. For copies that are resumed.
     pub keep_partial: bool,
+    /// A destination that is there is written as it is, and nothing of it is emptied; a file that is not there is
+    /// not made.
+    pub in_place: bool,
     /// The directories in which files are opened that an image names (its backing file, its data file), or the very
     /// files; none unless set. For an image that is no local file relative names are looked for in them, in order.
     pub allow_backing: Vec<PathBuf>,
@@ -80,6 +84,7 @@ impl Default for OpenOptions {
             request_timeout: None,
             flush_timeout: None,
             keep_partial: false,
+            in_place: false,
             allow_backing: Vec::new(),
             max_size: None,
         }
@@ -97,6 +102,8 @@ pub struct Connection {
     filters: Option<Box<Filters>>,
     /// The image that the device is the disk of. It is closed before what it lies in.
     pub(super) image: Option<Arc<Image>>,
+    /// The files that were opened because the image, or one behind it, names them.
+    pub(super) followed: Vec<Identity>,
     // In this order: the client goes before the server does.
     client: Option<Client>,
     pool: Option<Pool>,
@@ -104,6 +111,8 @@ pub struct Connection {
     script: Option<Script>,
     /// The regular file that a standard stream is, whose position its other users expect behind the image.
     standard: Option<File>,
+    /// Those of the parts that it consists of.
+    parts: Vec<Self>,
 }
 
 impl Connection {
@@ -111,6 +120,9 @@ impl Connection {
     pub fn early_end(&mut self) -> Option<String> {
         if let Some(filters) = &self.filters {
             return filters.connection().as_mut()?.early_end();
+        }
+        if let Some(end) = self.parts.iter_mut().find_map(Self::early_end) {
+            return Some(end);
         }
         let child = self.child.as_mut()?;
         let end = child.early_end()?;
@@ -149,6 +161,19 @@ impl Connection {
         self.image.as_ref().map(|image| image.details())
     }
 
+    /// Whether `endpoint` is one of the files behind the image: a backing file, a data file. Nobody may write it
+    /// while the image is read.
+    #[must_use]
+    pub fn follows(&self, endpoint: &Endpoint) -> bool {
+        if let Some(filters) = &self.filters {
+            let connection = filters.connection();
+            return connection.as_ref().is_some_and(|it| it.follows(endpoint));
+        }
+        let files = identities(endpoint, &io::stdout());
+        files.iter().any(|file| self.followed.contains(file))
+            || self.parts.iter().any(|part| part.follows(endpoint))
+    }
+
     /// What the bytes of the endpoint were taken for: never [`FormatKind::Probe`].
     #[must_use]
     pub fn format(&self) -> FormatKind {
@@ -171,10 +196,13 @@ impl Connection {
         if let Some(filters) = self.filters.take() {
             return filters.close().await;
         }
-        let closed = match self.image.take() {
+        let mut closed = match self.image.take() {
             Some(image) => image.close().await,
             None => Ok(()),
         };
+        for part in mem::take(&mut self.parts) {
+            closed = closed.and(Box::pin(part.close()).await);
+        }
         if let Some(client) = self.client.take() {
             let _ = tokio::time::timeout(GOODBYE, client.disconnect()).await;
         }
@@ -201,6 +229,9 @@ impl Connection {
         if let Some(image) = self.image.take() {
             let _ = tokio::time::timeout(GOODBYE, image.close()).await;
         }
+        for part in mem::take(&mut self.parts) {
+            Box::pin(part.abandon()).await;
+        }
         drop((self.client.take(), self.pool.take()));
         if let Some(mut child) = self.child.take() {
             child.stop().await;
@@ -216,6 +247,7 @@ impl Connection {
         {
             return below.kill();
         }
+        mem::take(&mut self.parts).into_iter().for_each(Self::kill);
         if let Some(child) = &mut self.child {
             child.kill();
         }
@@ -246,6 +278,8 @@ pub struct OpenDestination {
     pub connection: Connection,
     /// The file, where it is one: to be committed once the copy is whole.
     pub file: Option<DestinationFile>,
+    /// The image in a format that is being made of it: to be finished before that.
+    pub image: Option<UnfinishedImage>,
 }
 
 /// Opens an endpoint that can be read and written anywhere, through its filters: no stream.
@@ -327,6 +361,7 @@ async fn open_bytes(
             let joined = joined.map_err(opening(endpoint))?;
             Arc::new(joined.named(Arc::clone(endpoint.name())))
         }
+        EndpointKind::Joined(parts) => return join(endpoint, parts, access, options).await,
         EndpointKind::Part { of, offset, length } => {
             let OpenDevice { device, connection } =
                 Box::pin(open_device(of, access, options)).await?;
@@ -349,6 +384,32 @@ async fn open_bytes(
         EndpointKind::Null(None) => return Err(refused(endpoint, "it holds no image")),
     };
     Ok(local(device))
+}
+
+/// Opens several as one.
+async fn join(
+    endpoint: &Endpoint,
+    parts: &[Endpoint],
+    access: Access,
+    options: &OpenOptions,
+) -> Result<OpenDevice> {
+    let mut connection = Connection::default();
+    let mut devices = Vec::with_capacity(parts.len());
+    for part in parts {
+        match Box::pin(open_device(part, access, options)).await {
+            Ok(opened) => {
+                connection.parts.push(opened.connection);
+                devices.push(opened.device);
+            }
+            Err(error) => {
+                connection.abandon().await;
+                return Err(error);
+            }
+        }
+    }
+    let joined = SplitDevice::new(devices).map_err(opening(endpoint))?;
+    let device = Arc::new(joined.named(Arc::clone(endpoint.name())));
+    Ok(OpenDevice { device, connection })
 }
 
 /// Opens an endpoint to copy from.
@@ -415,11 +476,13 @@ pub async fn open_destination(
         destination: Destination::Stream(stream),
         connection: Connection::default(),
         file: None,
+        image: None,
     };
     let from_device = |OpenDevice { device, connection }, file| OpenDestination {
         destination: Destination::Device(device),
         connection,
         file,
+        image: None,
     };
     match endpoint.kind() {
         kind if !kind.roles().destination => Err(refused(endpoint, "it cannot be written")),
@@ -434,11 +497,22 @@ pub async fn open_destination(
                 Ok(from_stream(Box::new(FdSink::new(fd, "standard output"))))
             }
         },
+        kind if options.in_place && is_pipe(kind) => {
+            let message = "a stream has nothing in its place: -n needs an image that is there";
+            Err(refused(endpoint, message))
+        }
         EndpointKind::File(path) if is_stream(path) => {
             let writing = fs::OpenOptions::new().write(true).clone();
             let file = open_waiting(writing, path, endpoint).await?;
             let sink = FdSink::new(file, Arc::clone(endpoint.name()));
             Ok(from_stream(Box::new(sink)))
+        }
+        EndpointKind::File(path) if options.in_place => {
+            let opened = DestinationFile::open_in_place(path, endpoint.name());
+            let (device, file) = opened.map_err(opening(endpoint))?;
+            let opened = local(Arc::new(device));
+            let opened = interpret(endpoint, Access::ReadWrite, options, opened).await?;
+            Ok(from_device(opened, Some(file)))
         }
         EndpointKind::File(path) => {
             let (device, file) = DestinationFile::open(path, endpoint.name(), options.keep_partial)
@@ -670,6 +744,15 @@ pub(super) fn refused(endpoint: &Endpoint, message: &str) -> Error {
         .on(endpoint.name())
 }
 
+/// Whether it is read and written from front to back only.
+fn is_pipe(kind: &EndpointKind) -> bool {
+    match kind {
+        EndpointKind::Standard => true,
+        EndpointKind::File(path) => is_stream(path),
+        _ => false,
+    }
+}
+
 /// Whether something without offsets lies there: a pipe, a character device, a socket.
 fn is_stream(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|metadata| {
@@ -684,8 +767,8 @@ pub fn is_same_image(one: &Endpoint, other: &Endpoint) -> bool {
     if let (EndpointKind::Nbd(one), EndpointKind::Nbd(other)) = (one.kind(), other.kind()) {
         return one == other;
     }
-    let others = identities(other, io::stdout());
-    let one = identities(one, io::stdin());
+    let others = identities(other, &io::stdout());
+    let one = identities(one, &io::stdin());
     one.iter().any(|file| others.contains(file))
 }
 
@@ -697,12 +780,16 @@ pub(super) enum Identity {
 }
 
 /// The files that an image consists of, as far as they can be told.
-fn identities(endpoint: &Endpoint, standard: impl AsFd) -> Vec<Identity> {
+fn identities(endpoint: &Endpoint, standard: &dyn AsFd) -> Vec<Identity> {
     let of_fd = |fd: OwnedFd| File::from(fd).metadata().ok();
     let metadata: Vec<Option<Metadata>> = match endpoint.kind() {
         EndpointKind::File(path) => vec![fs::metadata(path).ok()],
         EndpointKind::Split(paths) => paths.iter().map(|path| fs::metadata(path).ok()).collect(),
         EndpointKind::Part { of, .. } => return identities(of, standard),
+        EndpointKind::Joined(parts) => {
+            let parts = parts.iter();
+            return parts.flat_map(|part| identities(part, standard)).collect();
+        }
         EndpointKind::Standard => {
             vec![standard.as_fd().try_clone_to_owned().ok().and_then(of_fd)]
         }

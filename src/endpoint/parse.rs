@@ -59,6 +59,8 @@ pub enum EndpointKind {
     Script(ScriptOptions),
     /// `fd:N`: a file or block device that this process was started with.
     Descriptor(RawFd),
+    /// Several images, each behind the one before. Has no text of its own.
+    Joined(Vec<Endpoint>),
     /// A part of another image. Has no text of its own.
     Part {
         /// The whole.
@@ -222,6 +224,25 @@ impl Endpoint {
     pub fn behind(mut self, filters: Vec<NamedFilter>) -> Self {
         self.filters = filters;
         self
+    }
+
+    /// Several as one, each behind the one before.
+    #[must_use]
+    pub fn joined(parts: Vec<Self>) -> Self {
+        let names: Vec<_> = parts.iter().map(|part| &*part.name).collect();
+        Self::new(names.join(" + "), EndpointKind::Joined(parts))
+    }
+
+    /// The files and block devices of this machine that it consists of, by the names that were written.
+    #[must_use]
+    pub fn files(&self) -> Vec<PathBuf> {
+        match &self.kind {
+            EndpointKind::File(path) => vec![path.clone()],
+            EndpointKind::Split(paths) => paths.clone(),
+            EndpointKind::Joined(parts) => parts.iter().flat_map(Self::files).collect(),
+            EndpointKind::Part { of, .. } => of.files(),
+            _ => Vec::new(),
+        }
     }
 
     /// The filters in front of it, the first one nearest to its reader.

@@ -8,7 +8,7 @@ use std::{
     fs,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use crate::{
@@ -44,6 +44,8 @@ pub(super) struct Relatives {
     directory: Option<PathBuf>,
     /// The images on the way here, this one last, as far as they can be told.
     chain: Vec<Identity>,
+    /// All files of the whole chain that were opened, as far as they can be told.
+    followed: Arc<Mutex<Vec<Identity>>>,
     /// How many images there are on the way here.
     depth: usize,
     max_size: Option<u64>,
@@ -65,6 +67,7 @@ impl Relatives {
             allowed: options.allow_backing.clone().into(),
             directory,
             chain: identity_of(&**device).into_iter().collect(),
+            followed: Arc::default(),
             depth: 1,
             max_size: options.max_size,
             table_memory: TABLE_MEMORY,
@@ -77,6 +80,11 @@ impl Relatives {
         options.max_size = self.max_size;
         options.table_memory = self.table_memory;
         options
+    }
+
+    /// The files that were opened because an image of the chain names them.
+    pub(super) fn followed(&self) -> MutexGuard<'_, Vec<Identity>> {
+        self.followed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn follow(&self, file: &RelatedFile, writable: bool) -> Result<Arc<dyn BlockDevice>> {
@@ -108,6 +116,7 @@ impl Relatives {
                 return Err(Error::with_message(ErrorKind::Corrupt, message));
             }
             chain.push(identity);
+            self.followed().push(identity);
         }
         if format(file, &*device).await.map_err(failed)? == FormatKind::Raw {
             return Ok(device);
@@ -116,6 +125,7 @@ impl Relatives {
             allowed: Arc::clone(&self.allowed),
             directory: Some(directory_of(&path)),
             chain,
+            followed: Arc::clone(&self.followed),
             depth: self.depth + 1,
             max_size: self.max_size,
             table_memory: (self.table_memory / 2).max(LEAST_TABLE_MEMORY),

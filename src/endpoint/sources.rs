@@ -292,6 +292,17 @@ const READ_ONLY: Roles = Roles {
     served: true,
 };
 
+/// Sources that are joined, which have no text of their own.
+static JOINED: SourceKind = SourceKind {
+    name: "several sources",
+    roles: Roles {
+        source: true,
+        destination: false,
+        served: false,
+    },
+    ..NONE
+};
+
 /// What the rows have in common.
 const NONE: SourceKind = SourceKind {
     name: "",
@@ -433,6 +444,7 @@ impl EndpointKind {
             Self::Command(_) => "command",
             Self::File(_) => "file",
             Self::Part { of, .. } => return of.kind().source_kind(),
+            Self::Joined(_) => return &JOINED,
         };
         SourceKind::named(name).unwrap_or(&NONE)
     }

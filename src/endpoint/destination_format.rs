@@ -1,0 +1,238 @@
+//! What becomes of a destination: bytes as they are, or an image in a format.
+
+use std::{
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use crate::{
+    block::{Access, BlockDevice, Error, ErrorKind, Operation, Result},
+    copy::{Destination, Source},
+    format::qcow2::{Backing, CreateOptions, DataFile, NewImage},
+};
+
+use super::{
+    BackingName, Connection, DataFileName, DestinationFile, Endpoint, EndpointKind, NewQcow2,
+    OpenDestination, OpenDevice, OpenOptions, is_same_image,
+    open::{open_device, opening},
+    printable,
+};
+
+/// What a copy makes of its destination.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub enum DestinationFormat {
+    /// It becomes the image, byte for byte.
+    #[default]
+    Raw,
+    /// It is there already, and the image is written into it, byte for byte.
+    RawInPlace,
+    /// It becomes a qcow2 image.
+    Qcow2(Arc<NewQcow2>),
+    /// It is a qcow2 image already, which is written.
+    Qcow2InPlace,
+}
+
+impl DestinationFormat {
+    /// Whether the destination is there and keeps what is not written.
+    #[must_use]
+    pub fn is_in_place(&self) -> bool {
+        matches!(self, Self::RawInPlace | Self::Qcow2InPlace)
+    }
+}
+
+/// An image that is being made: no valid one before it is [finished](Self::finish).
+pub struct UnfinishedImage {
+    image: Arc<NewImage>,
+    data_file: Option<DestinationFile>,
+    /// What keeps the backing file open.
+    backing: Option<Connection>,
+}
+
+impl UnfinishedImage {
+    /// Completes the image, durably, and gives its data file its name. The image's own file is left to be committed.
+    ///
+    /// # Errors
+    /// What writing failed with, and what [`DestinationFile::commit_durably`] did.
+    pub async fn finish(self) -> Result<()> {
+        self.image.finish().await?;
+        if let Some(file) = self.data_file {
+            file.commit_durably()?;
+        }
+        match self.backing {
+            Some(backing) => backing.close().await,
+            None => Ok(()),
+        }
+    }
+
+    /// The image, for who has more to put into it.
+    #[must_use]
+    pub fn image(&self) -> &Arc<NewImage> {
+        &self.image
+    }
+}
+
+impl NewQcow2 {
+    /// Begins an image in a destination that was opened as bytes. What was there before is no image any more.
+    ///
+    /// # Errors
+    /// `InvalidInput` for what cannot be in this destination, what opening other files failed with, and what
+    /// writing did.
+    pub async fn begin(
+        &self,
+        endpoint: &Endpoint,
+        (source, source_endpoint): (Source, &Endpoint),
+        opened: OpenDestination,
+        options: &OpenOptions,
+    ) -> Result<(Source, OpenDestination)> {
+        let named = opening(endpoint);
+        let (others, create) = self
+            .open_others(endpoint, source_endpoint, &source, options)
+            .await
+            .map_err(opening(endpoint))?;
+        let OpenDestination {
+            destination,
+            connection,
+            file,
+            ..
+        } = opened;
+        match destination {
+            Destination::Device(below) => {
+                let image = NewImage::create(below, create).await.map_err(named)?;
+                let image = Arc::new(image);
+                let opened = OpenDestination {
+                    destination: Destination::Device(Arc::clone(&image) as _),
+                    connection,
+                    file,
+                    image: Some(UnfinishedImage {
+                        image,
+                        data_file: others.data_file,
+                        backing: others.backing,
+                    }),
+                };
+                Ok((source, opened))
+            }
+            Destination::Stream(_) => Err(named(refused(
+                "a qcow2 image is written at many offsets, and this is a stream: write it to a file",
+            ))),
+        }
+    }
+
+    /// Opens the other files that the image is to have.
+    async fn open_others(
+        &self,
+        endpoint: &Endpoint,
+        source_endpoint: &Endpoint,
+        source: &Source,
+        options: &OpenOptions,
+    ) -> Result<(Others, CreateOptions)> {
+        let mut create = self.create.clone();
+        if let Source::Device(device) = source {
+            create.size = Some(device.info().size);
+        }
+        let directory = match endpoint.kind() {
+            EndpointKind::File(path) => path.parent().map(Path::to_owned).unwrap_or_default(),
+            _ => PathBuf::new(),
+        };
+        let mut others = Others::default();
+        if let Some(backing) = &self.backing {
+            let opened = open_backing(backing, &directory, endpoint, options).await?;
+            create.backing = Some(Backing {
+                name: backing.name.as_bytes().to_vec(),
+                format: Some(opened.connection.format().to_string()),
+                device: Some(opened.device),
+            });
+            others.backing = Some(opened.connection);
+        }
+        if let Some(data_file) = &self.data_file {
+            let others_files = [endpoint, source_endpoint];
+            let (device, file) = open_data_file(data_file, &directory, others_files)?;
+            create.data_file = Some(DataFile {
+                name: data_file.name.as_bytes().to_vec(),
+                raw: data_file.raw,
+                device,
+            });
+            others.data_file = Some(file);
+        }
+        Ok((others, create))
+    }
+}
+
+/// The other files of an image, open.
+#[derive(Default)]
+struct Others {
+    backing: Option<Connection>,
+    data_file: Option<DestinationFile>,
+}
+
+/// Opens the backing file that somebody named. That allows this file, and none that it names itself.
+async fn open_backing(
+    backing: &BackingName,
+    directory: &Path,
+    destination: &Endpoint,
+    options: &OpenOptions,
+) -> Result<OpenDevice> {
+    check_name("backing file", &backing.name)?;
+    let path = Endpoint::from(directory.join(&backing.name)).interpreted(backing.format);
+    if is_same_image(&path, destination) {
+        return Err(refused("an image cannot be its own backing file"));
+    }
+    let opened = open_device(&path, Access::ReadOnly, options).await?;
+    if opened.connection.follows(destination) {
+        let message = format!("{path} has this image behind it, and cannot be its backing file");
+        opened.connection.abandon().await;
+        return Err(refused(&message));
+    }
+    Ok(opened)
+}
+
+/// Begins the data file.
+fn open_data_file(
+    data_file: &DataFileName,
+    directory: &Path,
+    others: [&Endpoint; 2],
+) -> Result<(Arc<dyn BlockDevice>, DestinationFile)> {
+    check_name("data file", &data_file.name)?;
+    let path = directory.join(&data_file.name);
+    let endpoint = Endpoint::from(path.clone());
+    if let Some(other) = others
+        .iter()
+        .find(|other| is_same_image(&endpoint, other) || is_same_path(&path, other))
+    {
+        return Err(refused(&format!(
+            "the data file {endpoint} is {other} itself: it needs a file of its own"
+        )));
+    }
+    let (device, file) = DestinationFile::open(&path, endpoint.name(), false)
+        .map_err(|error| error.during(Operation::Open).on(endpoint.name()))?;
+    Ok((Arc::new(device), file))
+}
+
+/// Whether the endpoint is a file of this very path, which may not be there yet.
+fn is_same_path(path: &Path, endpoint: &Endpoint) -> bool {
+    match endpoint.kind() {
+        EndpointKind::File(other) => {
+            std::path::absolute(path).ok() == std::path::absolute(other).ok()
+        }
+        _ => false,
+    }
+}
+
+/// Refuses names that those who read the image would not take for a file's.
+fn check_name(what: &str, name: &OsStr) -> Result<()> {
+    let bytes = name.as_bytes();
+    let end = bytes.iter().position(|byte| matches!(byte, b':' | b'/'));
+    if end.is_some_and(|end| bytes[end] == b':') {
+        let name = printable(name);
+        return Err(refused(&format!(
+            "{name} as a {what}: an image's readers would take it for a protocol; write ./{name}"
+        )));
+    }
+    Ok(())
+}
+
+fn refused(message: &str) -> Error {
+    Error::with_message(ErrorKind::InvalidInput, message).during(Operation::Open)
+}
