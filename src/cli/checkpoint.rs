@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     block::{BoxFuture, ByteRange, Error, ErrorKind, Operation, RangeSet, Result},
     copy::{Checkpoint, Destination, Done, SaveDone, Source},
-    endpoint::{DestinationFile, Endpoint, EndpointKind, printable},
+    endpoint::{DestinationFile, Endpoint, EndpointKind, FormatKind, ImageFormat, printable},
 };
 
 use super::failure::{Failure, without_number};
@@ -68,6 +68,14 @@ enum Image {
     },
     /// An NBD export, a server that is started for it, a generated image.
     Named { endpoint: String, size: u64 },
+    /// The disk of an image in a format.
+    Formatted {
+        image: Box<Image>,
+        format: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        snapshot: Option<String>,
+        size: u64,
+    },
     /// What is seen of an image through filters.
     Filtered {
         image: Box<Image>,
@@ -149,12 +157,7 @@ impl CheckpointFile {
             EndpointKind::File(path) => DestinationFile::partial_beside(path),
             _ => None,
         };
-        let files = |image: &Endpoint| match image.kind() {
-            EndpointKind::File(path) => vec![path.clone()],
-            EndpointKind::Split(paths) => paths.clone(),
-            _ => Vec::new(),
-        };
-        let images = files(source).into_iter().chain(files(destination));
+        let images = source.files().into_iter().chain(destination.files());
         let taken: Vec<_> = images.chain(partial).collect();
         match taken.iter().find(|taken| is_same(path, taken)) {
             None => Ok(()),
@@ -287,7 +290,7 @@ impl SaveDone for CheckpointFile {
 
 impl Image {
     fn source(endpoint: &Endpoint, size: u64) -> io::Result<Self> {
-        let image = Self::unfiltered(endpoint, size)?;
+        let image = Self::formatted(endpoint, size)?;
         Ok(match endpoint.filters() {
             [] => image,
             filters => Self::Filtered {
@@ -298,7 +301,22 @@ impl Image {
         })
     }
 
-    fn unfiltered(endpoint: &Endpoint, size: u64) -> io::Result<Self> {
+    /// The disk, where `endpoint` is known to be an image in a format.
+    fn formatted(endpoint: &Endpoint, size: u64) -> io::Result<Self> {
+        let image = Self::bytes(endpoint, size)?;
+        let ImageFormat { kind, snapshot } = endpoint.format();
+        Ok(match kind {
+            FormatKind::Raw | FormatKind::Probe => image,
+            FormatKind::Qcow2 => Self::Formatted {
+                image: Box::new(image),
+                format: kind.to_string(),
+                snapshot: snapshot.clone(),
+                size,
+            },
+        })
+    }
+
+    fn bytes(endpoint: &Endpoint, size: u64) -> io::Result<Self> {
         let file = |path: &PathBuf| {
             let metadata = fs::metadata(path)?;
             let version = FileVersion {
@@ -310,20 +328,24 @@ impl Image {
         match endpoint.kind() {
             EndpointKind::File(path) => file(path),
             EndpointKind::Split(paths) => Self::joined(endpoint, size, paths, file),
+            EndpointKind::Joined(parts) => Self::joined(endpoint, size, parts, |part| {
+                // Only the size of all of them is known.
+                Self::formatted(part, 0)
+            }),
             _ => Ok(Self::named(endpoint, size)),
         }
     }
 
-    fn joined(
+    fn joined<P>(
         endpoint: &Endpoint,
         size: u64,
-        paths: &[PathBuf],
-        file: impl Fn(&PathBuf) -> io::Result<Self>,
+        parts: &[P],
+        image: impl Fn(&P) -> io::Result<Self>,
     ) -> io::Result<Self> {
         Ok(Self::Joined {
             endpoint: endpoint.to_string(),
             size,
-            files: paths.iter().map(file).collect::<io::Result<_>>()?,
+            files: parts.iter().map(image).collect::<io::Result<_>>()?,
         })
     }
 
@@ -400,6 +422,15 @@ impl Image {
                 let differing = files.find_map(|(one, other)| one.difference(other));
                 differing.unwrap_or_else(|| format!("{name} has other files"))
             }
+            (Self::Formatted { image: one, .. }, Self::Formatted { image: other, .. }) => {
+                let differing = one.difference(other);
+                differing.unwrap_or_else(|| {
+                    format!("{name} has another size, or another snapshot is read")
+                })
+            }
+            (Self::Formatted { .. }, _) | (_, Self::Formatted { .. }) => {
+                format!("{name} is read in another format")
+            }
             (Self::Filtered { image: one, .. }, Self::Filtered { image: other, .. }) => {
                 let differing = one.difference(other);
                 differing.unwrap_or_else(|| format!("{name} is seen through other filters"))
@@ -422,6 +453,7 @@ impl Image {
             Self::BlockDevice { size, .. }
             | Self::Named { size, .. }
             | Self::Filtered { size, .. }
+            | Self::Formatted { size, .. }
             | Self::Joined { size, .. } => Some(*size),
         };
         let end = done.ranges.iter().last().map(ByteRange::end);
@@ -432,7 +464,7 @@ impl Image {
         match self {
             Self::File { path, .. } | Self::BlockDevice { path, .. } => path,
             Self::Named { endpoint, .. } | Self::Joined { endpoint, .. } => endpoint,
-            Self::Filtered { image, .. } => image.name(),
+            Self::Filtered { image, .. } | Self::Formatted { image, .. } => image.name(),
         }
     }
 }

@@ -6,7 +6,10 @@ use std::time::Duration;
 use crate::{
     block::{BlockDevice, ByteRange, Capabilities, Context, Error, ErrorKind, HumanSize, Result},
     copy::{CopyOptions, Destination, Source},
-    endpoint::{DestinationFile, Endpoint, EndpointKind, Space, printable},
+    endpoint::{
+        DestinationFile, DestinationFormat, Endpoint, EndpointKind, NewQcow2, Space, printable,
+    },
+    format::qcow2::Preallocation,
 };
 
 use super::options::CopyJob;
@@ -29,13 +32,29 @@ pub(crate) async fn check_room(
     if !device.info().can(Capabilities::RESIZE) {
         return Ok(None);
     }
+    let named = |error: Error| error.on(job.destination.name());
     let size = image.info().size;
-    check_limit(size, blockferry_sys::file_size_limit())
-        .map_err(|error| error.on(job.destination.name()))?;
-    let Some(space) = file.space()?.filter(|space| space.available < size) else {
+    let limit = blockferry_sys::file_size_limit();
+    let (most, limit) = match &job.format {
+        // Its data lies elsewhere.
+        DestinationFormat::Qcow2(new) if new.data_file.is_some() => return Ok(None),
+        DestinationFormat::Qcow2(new) => (size.saturating_add(tables(new, size)), limit),
+        _ => {
+            check_limit(size, limit).map_err(named)?;
+            (size, None)
+        }
+    };
+    let free = file.space()?.filter(|space| space.available < most);
+    if free.is_none() && limit.is_none_or(|limit| limit >= most) {
+        return Ok(None);
+    }
+    let needed = Needed::by(job, image.as_ref(), free.as_ref()).await;
+    if let Needed::Exactly(bytes) = needed {
+        check_limit(bytes, limit).map_err(named)?;
+    }
+    let Some(space) = free else {
         return Ok(None);
     };
-    let needed = Needed::by(job, image.as_ref(), &space).await;
     let place = printable(space.place.as_os_str());
     let free = HumanSize(space.available);
     match needed {
@@ -44,7 +63,7 @@ pub(crate) async fn check_room(
                 "it needs {} of space, and {place} has {free} free",
                 HumanSize(bytes)
             );
-            Err(Error::with_message(ErrorKind::NoSpace, message).on(job.destination.name()))
+            Err(named(Error::with_message(ErrorKind::NoSpace, message)))
         }
         Needed::UpTo(bytes) if bytes > space.available => Ok(Some(format!(
             "{}: it may need up to {} of space, and {place} has {free} free",
@@ -69,6 +88,14 @@ fn check_limit(size: u64, limit: Option<u64>) -> Result<()> {
     }
 }
 
+/// What the tables take of an image with so much data, in bytes, at the least.
+fn tables(new: &NewQcow2, data: u64) -> u64 {
+    let create = &new.create;
+    let clusters = data / u64::from(create.cluster_size);
+    let entry = if create.extended_l2 { 16 } else { 8 };
+    clusters.saturating_mul(entry) + clusters.saturating_mul(create.refcount_bits.into()) / 8
+}
+
 /// The space that an image will take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Needed {
@@ -78,7 +105,28 @@ enum Needed {
 }
 
 impl Needed {
-    async fn by(job: &CopyJob, image: &dyn BlockDevice, space: &Space) -> Self {
+    /// As the format of the destination has it: in a new image there are tables as well, and less of the data where
+    /// it is compressed, or where the backing file has it.
+    async fn by(job: &CopyJob, image: &dyn BlockDevice, space: Option<&Space>) -> Self {
+        let size = image.info().size;
+        let DestinationFormat::Qcow2(new) = &job.format else {
+            return Self::of_bytes(job, image, space).await;
+        };
+        let is_allocated = matches!(
+            new.create.preallocation,
+            Preallocation::Falloc | Preallocation::Full
+        );
+        match Self::of_bytes(job, image, space).await {
+            _ if is_allocated => Self::Exactly(size.saturating_add(tables(new, size))),
+            Self::Exactly(data) if new.create.compress || new.backing.is_some() => {
+                Self::UpTo(data.saturating_add(tables(new, data)))
+            }
+            Self::Exactly(data) => Self::Exactly(data.saturating_add(tables(new, data))),
+            Self::UpTo(data) => Self::UpTo(data.saturating_add(tables(new, data))),
+        }
+    }
+
+    async fn of_bytes(job: &CopyJob, image: &dyn BlockDevice, space: Option<&Space>) -> Self {
         let size = image.info().size;
         let CopyOptions {
             allocated,
@@ -90,7 +138,7 @@ impl Needed {
             return Self::Exactly(size);
         }
         if let EndpointKind::File(path) = job.source.kind()
-            && space.may_share_with(path)
+            && space.is_some_and(|space| space.may_share_with(path))
         {
             return Self::UpTo(0);
         }
@@ -100,7 +148,7 @@ impl Needed {
             false => None,
         };
         match data {
-            Some(data) if space.may_compress => Self::UpTo(data),
+            Some(data) if space.is_some_and(|space| space.may_compress) => Self::UpTo(data),
             Some(data) if sparse.is_none() || data < size => Self::Exactly(data),
             // Without a single hole: it may be that nobody knows where they are.
             Some(_) if knows_its_holes(&job.source) => Self::Exactly(size),

@@ -18,14 +18,15 @@ use crate::{
         commands,
         failure::Failure,
         options::{
-            CopyJob, DigestJob, DigestTo, ReportStyle, Show, Terminals, Timeouts, check_sides,
+            Bitmaps, CopyJob, DigestJob, DigestTo, ReportStyle, Show, Terminals, Timeouts, Trust,
+            check_sides,
         },
         output::{print, tell},
         percent::PercentTo,
         rate::Rate,
     },
     copy::{CopyOptions, Destination, DigestOptions, Order, Source},
-    endpoint::{Endpoint, EndpointKind, collapse_groups, printable},
+    endpoint::{DestinationFormat, Endpoint, EndpointKind, collapse_groups, printable},
 };
 
 use super::{
@@ -271,6 +272,9 @@ impl Choices {
         Ok(CopyJob {
             source,
             destination,
+            format: DestinationFormat::Raw,
+            bitmaps: Bitmaps::Ignored,
+            trust: Trust::default(),
             engine,
             checkpoint: None,
             digest: DigestJob {
@@ -286,6 +290,7 @@ impl Choices {
             warnings: true,
             verbose: false,
             describe: self.verbose.then_some(describe),
+            doubts: Vec::new(),
         })
     }
 

@@ -35,7 +35,7 @@ pub(crate) fn run(job: ChecksumJob) -> Result<(), Failure> {
 
 async fn checksum(job: ChecksumJob) -> Result<(), Failure> {
     let mut signals = Signals::listen().map_err(|error| Failure::system("signals", &error))?;
-    let mut options = open_options(job.timeouts);
+    let mut options = job.trust.in_options(open_options(job.timeouts));
     if !job.engine.extents {
         options.contexts.clear();
     }

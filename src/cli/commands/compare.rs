@@ -36,7 +36,7 @@ pub(crate) fn run(job: &CompareJob) -> Result<ExitCode, Failure> {
 
 async fn compare_images(job: &CompareJob) -> Result<ExitCode, Failure> {
     let mut signals = Signals::listen().map_err(|error| Failure::system("signals", &error))?;
-    let mut options = open_options(job.timeouts);
+    let mut options = job.trust.in_options(open_options(job.timeouts));
     if !job.engine.extents {
         options.contexts.clear();
     }

@@ -1,5 +1,7 @@
 //! `blockferry copy`: opens both sides, lets the engine run, and cleans up however it ends.
 
+mod image;
+
 use std::{
     convert::Infallible,
     fs,
@@ -10,11 +12,11 @@ use std::{
 };
 
 use crate::{
-    block::{DeviceInfo, ErrorKind, HumanSize},
+    block::{DeviceInfo, Error, ErrorKind, HumanSize},
     copy::{self, Control, CopyError, Destination, Digest, Report, Side, Source},
     endpoint::{
         Connection, DestinationFile, Endpoint, EndpointKind, OpenDestination, OpenOptions,
-        OpenSource, is_same_image, open_destination, open_source, printable,
+        OpenSource, UnfinishedImage, is_same_image, open_destination, open_source, printable,
     },
 };
 
@@ -29,6 +31,7 @@ use super::super::{
     signals::{Interrupt, Signals},
 };
 use super::checksum::{line, wrong_digest};
+use image::{begin, wanted_bitmaps};
 
 /// How long after the first request to end a copy may finish what is in flight.
 const GRACE: Duration = Duration::from_secs(5);
@@ -56,7 +59,7 @@ pub(crate) fn run(job: CopyJob) -> Result<(), Failure> {
 /// Copies, and makes a new file appear: then the copy is done. How long moving the data took is told, too.
 async fn copy_image(job: &CopyJob, view: &View) -> Result<(Report, Duration), Failure> {
     let mut signals = Signals::listen().map_err(|error| Failure::system("signals", &error))?;
-    let options = open_options(job.timeouts);
+    let options = job.trust.in_options(open_options(job.timeouts));
     let control = Control::new();
     let mut limit = job.rate.begin(&control)?;
     let mut reload = signals
@@ -83,34 +86,47 @@ async fn copy_image(job: &CopyJob, view: &View) -> Result<(Report, Duration), Fa
             "{source} and {destination} are the same image"
         )));
     }
+    if source_connection.follows(&job.destination) {
+        let (source, destination) = (&job.source, &job.destination);
+        return Err(Failure::failed(format!(
+            "{source} needs {destination}: it is one of the files behind it"
+        )));
+    }
     let destination_options = OpenOptions {
         keep_partial: job.checkpoint.is_some(),
+        in_place: job.format.is_in_place(),
         ..options
     };
     let destination = open_destination(&job.destination, &destination_options);
+    let opened = unless_interrupted(destination, &mut signals).await??;
+    job.doubts.iter().for_each(|doubt| view.warn(doubt));
+    let room = check_room(job, &source, &opened.destination, opened.file.as_ref());
+    let doubt = unless_interrupted(room, &mut signals).await??;
+    if let Some(doubt) = doubt {
+        view.warn(&doubt);
+    }
+    let bitmaps = wanted_bitmaps(job, &source_connection, view)?;
+    let begun = begin(job, source, opened, bitmaps, &destination_options);
+    let (source, opened) = unless_interrupted(begun, &mut signals).await??;
     let OpenDestination {
         destination,
         connection: mut destination_connection,
         file,
-    } = unless_interrupted(destination, &mut signals).await??;
+        image,
+    } = opened;
     if job.verbose {
         describe_sides(job, &source, &destination);
     }
     if let Some(describe) = job.describe {
         describe(job, &source, &destination);
     }
-
-    let room = check_room(job, &source, &destination, file.as_ref());
-    let doubt = unless_interrupted(room, &mut signals).await??;
-    if let Some(doubt) = doubt {
-        view.warn(&doubt);
-    }
     let partial = file.as_ref().filter(|file| file.keeps_partial());
     let partial = partial.and_then(DestinationFile::data_path);
     let mut engine = job.engine.clone();
     let checkpoint = match &job.checkpoint {
         Some(path) => {
-            let (from, to) = ((&source, &job.source), (&destination, &job.destination));
+            let known = job.source.clone().taken_for(source_connection.format());
+            let (from, to) = ((&source, &known), (&destination, &job.destination));
             let (file, checkpoint) = CheckpointFile::open(path, from, to, file.as_ref())?;
             let done = checkpoint.done.ranges.len();
             if done > 0 && job.warnings {
@@ -145,23 +161,23 @@ async fn copy_image(job: &CopyJob, view: &View) -> Result<(Report, Duration), Fa
         let _ = unless_interrupted(ending, &mut signals).await;
         return Err(wrong_contents(failure, file, checkpoint, job));
     }
+    let ended = match (ended, image) {
+        (Ended::Whole(done), Some(image)) => finish_image(image, done, &mut signals).await,
+        (ended, _) => ended,
+    };
     let result = match ended {
         Ended::Whole(done) => {
-            let committed = match file {
+            let closed = destination_connection.close().await;
+            let committed = closed.and_then(|()| match file {
                 Some(file) if done.flushed => file.commit_durably(),
                 Some(file) => file.commit(),
                 None => Ok(()),
-            };
+            });
             let elapsed = begun.elapsed();
-            let closed = destination_connection.close().await;
-            if job.verbose {
-                let counters = source_connection.filter_counters();
-                counters.iter().for_each(report::tell_counters);
-            }
+            tell_filters(job, &source_connection, view);
             // It was only read.
             let _ = source_connection.close().await;
-            committed.and(closed)?;
-            Ok((done, elapsed))
+            committed.map(|()| (done, elapsed)).map_err(Failure::from)
         }
         Ended::Failed(error) => {
             let mut failure = Failure::from(&error);
@@ -179,6 +195,12 @@ async fn copy_image(job: &CopyJob, view: &View) -> Result<(Report, Duration), Fa
             // Nobody needs to wait for the servers: they are killed when this is dropped.
             let _ = unless_interrupted(ending, &mut signals).await;
             Err(failure)
+        }
+        Ended::Unfinished(error) => {
+            let ending = end_servers(destination_connection, source_connection);
+            let _ = unless_interrupted(ending, &mut signals).await;
+            let failure = Failure::from(error.on(job.destination.name()));
+            Err(incomplete(failure, file.as_ref(), &job.destination))
         }
         Ended::Interrupted(interrupt) => {
             let ending = end_servers(destination_connection, source_connection);
@@ -224,6 +246,8 @@ async fn copy_image(job: &CopyJob, view: &View) -> Result<(Report, Duration), Fa
 enum Ended {
     Whole(Report),
     Failed(CopyError),
+    /// All of it was copied, and the image could not be completed.
+    Unfinished(Error),
     /// Everything in flight was finished.
     Interrupted(Interrupt),
     /// Somebody did not want to wait for that.
@@ -255,6 +279,29 @@ async fn finish_or_interrupt(
         },
         again = signals.next() => Ended::AtOnce(again),
         () = tokio::time::sleep(GRACE) => Ended::Interrupted(interrupt),
+    }
+}
+
+/// Completes an image in a format. Until then it is none.
+async fn finish_image(image: UnfinishedImage, done: Report, signals: &mut Signals) -> Ended {
+    tokio::select! {
+        finished = image.finish() => match finished {
+            Ok(()) => Ended::Whole(done),
+            Err(error) => Ended::Unfinished(error),
+        },
+        interrupt = signals.next() => Ended::Interrupted(interrupt),
+    }
+}
+
+/// Tells what the filters of the source have to say in the end.
+fn tell_filters(job: &CopyJob, source: &Connection, view: &View) {
+    for counters in source.filter_counters() {
+        for warning in &counters.warnings {
+            view.warn(&format!("{}: {warning}", job.source));
+        }
+        if job.verbose || job.warnings && !counters.warnings.is_empty() {
+            report::tell_counters(&counters);
+        }
     }
 }
 

@@ -11,12 +11,15 @@ use crate::{
     endpoint::{Endpoint, EndpointKind},
 };
 
-use super::{Show, Terminals, Timeouts, check_readable, filters, seekable};
+use super::{
+    Show, Terminals, Timeouts, Trust, copy::check_readable, filters, formats::kind, seekable,
+};
 
 /// A resolved `compare`.
 #[derive(Debug)]
 pub(crate) struct CompareJob {
     pub(crate) sides: [Endpoint; 2],
+    pub(crate) trust: Trust,
     pub(crate) engine: CompareOptions,
     pub(crate) show: Show,
     pub(crate) json: bool,
@@ -28,6 +31,7 @@ pub(crate) struct CompareJob {
 #[derive(Debug)]
 pub(crate) struct ChecksumJob {
     pub(crate) image: Endpoint,
+    pub(crate) trust: Trust,
     pub(crate) engine: CopyOptions,
     pub(crate) options: DigestOptions,
     pub(crate) expect: Option<ExpectedDigest>,
@@ -71,7 +75,11 @@ impl CompareJob {
         terminals: Terminals,
     ) -> Result<Self, Failure> {
         Ok(Self {
-            sides: [seekable(&args.a)?, seekable(&args.b)?],
+            sides: [
+                seekable(&args.a)?.interpreted(kind(args.format)),
+                seekable(&args.b)?.interpreted(kind(args.other_format)),
+            ],
+            trust: Trust::resolve(&args.follow),
             engine: CompareOptions {
                 strict: args.strict,
                 connections: usize::from(args.reading.connections),
@@ -92,7 +100,8 @@ impl ChecksumJob {
         common: Common,
         terminals: Terminals,
     ) -> Result<Self, Failure> {
-        let image = Endpoint::parse(&args.image)?.behind(filters(&args.filters)?);
+        let image = Endpoint::parse(&args.image)?.interpreted(kind(args.formats.format));
+        let image = image.behind(filters(&args.filters)?);
         match image.kind() {
             EndpointKind::Standard if terminals.input => {
                 return Err(Failure::usage(
@@ -104,6 +113,7 @@ impl ChecksumJob {
         let options = digest_options(args.algorithm, args.expect)?.unwrap_or_default();
         Ok(Self {
             image,
+            trust: Trust::resolve(&args.formats.follow),
             engine: CopyOptions {
                 connections: usize::from(args.reading.connections),
                 extents: !args.reading.no_extents,

@@ -17,7 +17,8 @@ use super::{
         args::{Common, ServeArgs, TlsArg},
         failure::Failure,
     },
-    Timeouts, filters,
+    Timeouts, Trust, filters,
+    formats::kind,
 };
 
 /// The longest name of an export in bytes (NBD's section "Conventions" on strings).
@@ -30,6 +31,7 @@ pub(crate) struct ServeJob {
     pub(crate) exports: Vec<ServedSource>,
     /// What stands in front of each of them, the first one nearest to the clients.
     pub(crate) filters: Vec<NamedFilter>,
+    pub(crate) trust: Trust,
     /// Whether the only source is every client's, whatever the name of the export that it asks for.
     pub(crate) any_name: bool,
     /// The export that the URIs name, those of [`run`](Self::run) too.
@@ -164,6 +166,7 @@ impl ServeJob {
         Self {
             exports,
             filters: Vec::new(),
+            trust: Trust::default(),
             any_name: false,
             uri_export: String::new(),
             listen: Vec::new(),
@@ -193,17 +196,20 @@ impl ServeJob {
         if let Some(source) = &args.source {
             exports.push(ServedSource {
                 name: None,
-                source: served(source)?,
+                source: served(source)?.interpreted(kind(args.formats.format)),
                 description: args.description,
                 open: Opening::OnDemand,
             });
         }
         for text in &args.export {
-            exports.push(named(text)?);
+            let mut export = named(text)?;
+            export.source = export.source.interpreted(kind(args.formats.format));
+            exports.push(export);
         }
         let mut job = Self::new(exports);
         check_names(&job.exports)?;
         job.filters = filters(&args.filters)?;
+        job.trust = Trust::resolve(&args.formats.follow);
         let unix = args.unix.into_iter().map(|path| match path.as_os_str() {
             path if path == "-" => Place::PrivateUnix,
             _ => Place::Unix(path),

@@ -21,7 +21,7 @@ use crate::{
             map,
         },
         failure::Failure,
-        options::{MapJob, Timeouts},
+        options::{MapJob, Timeouts, Trust},
         output::print,
     },
     client::blocking,
@@ -92,6 +92,7 @@ fn run(job: &Job) -> Result<Answer, Failure> {
         }
         Task::Map { context, totals } => {
             let map = MapJob {
+                trust: Trust::default(),
                 endpoint: job.endpoint.clone(),
                 context: context.clone(),
                 totals: *totals,

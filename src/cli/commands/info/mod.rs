@@ -106,7 +106,7 @@ pub(crate) fn list(server: &Asked<'_>) -> Result<Facts> {
 /// Looks at what needs no server. A file is opened as a copy's destination would be, so that what can
 /// be done to it is known; a device is not, because closing it then makes the system look at it anew.
 fn look(job: &InfoJob) -> Result<Facts, Failure> {
-    let options = open_options(job.timeouts);
+    let options = job.trust.in_options(open_options(job.timeouts));
     let runtime = super::runtime()?;
     if let Some(details) = runtime.block_on(image_details(&job.endpoint, &options))? {
         let image = Some(Image::from(&details));

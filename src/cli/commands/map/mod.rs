@@ -44,7 +44,7 @@ async fn map(
     colour: Colour,
     output: &mut impl Write,
 ) -> Result<io::Result<()>, Failure> {
-    let mut options = open_options(job.timeouts);
+    let mut options = job.trust.in_options(open_options(job.timeouts));
     options.contexts = vec![job.context.clone()];
     let OpenDevice { device, connection } =
         open_device(&job.endpoint, Access::ReadOnly, &options).await?;
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
     use crate::{
         block::{BoxFuture, Buffer, DeviceInfo, Result, Status},
-        cli::options::Timeouts,
+        cli::options::{Timeouts, Trust},
     };
 
     /// A device with a list of extents, which it gives out one at a time.
@@ -171,6 +171,7 @@ mod tests {
 
     fn job(context: &Context, json: bool, totals: bool) -> MapJob {
         MapJob {
+            trust: Trust::default(),
             endpoint: "sample:1M".parse().expect("an endpoint"),
             context: context.clone(),
             totals,

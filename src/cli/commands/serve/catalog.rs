@@ -106,7 +106,7 @@ impl Catalog {
             false => Access::ReadWrite,
         };
         let access = access_below(&job.filters, access);
-        let mut options = open_options(job.timeouts);
+        let mut options = job.trust.in_options(open_options(job.timeouts));
         (options.connections, options.retries) = (job.connections, job.retries);
         options.all_contexts = true;
         let (observer, name) = (Arc::clone(observer), served.source.to_string());

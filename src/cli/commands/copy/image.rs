@@ -1,0 +1,92 @@
+//! The image in a format that a copy makes of its destination: begun, and given the bitmaps of the source.
+
+use crate::{
+    copy::{Destination, Source},
+    endpoint::{Connection, DestinationFormat, OpenDestination, OpenOptions, printable},
+    format::qcow2::BitmapDetails,
+};
+
+use super::super::super::{
+    failure::Failure,
+    options::{Bitmaps, CopyJob},
+    progress::View,
+};
+
+/// Begins the image in a format that the destination is to become, if it is. What is copied then may be another
+/// source: the file that has the image in it.
+pub(super) async fn begin(
+    job: &CopyJob,
+    source: Source,
+    opened: OpenDestination,
+    bitmaps: Vec<BitmapDetails>,
+    options: &OpenOptions,
+) -> Result<(Source, OpenDestination), Failure> {
+    let DestinationFormat::Qcow2(new) = &job.format else {
+        return Ok((source, opened));
+    };
+    if matches!(opened.destination, Destination::Stream(_)) {
+        if job.engine.digest.is_some() {
+            return Err(Failure::usage(
+                "the digest of an image is not computed while it is streamed in a format; write it to a file",
+            ));
+        }
+        if !bitmaps.is_empty() {
+            return Err(Failure::usage(
+                "bitmaps are not streamed with an image: write it to a file",
+            ));
+        }
+    }
+    let device = match &source {
+        Source::Device(device) => Some(device.clone()),
+        Source::Stream(_) => None,
+    };
+    let source = (source, &job.source);
+    let (source, opened) = new.begin(&job.destination, source, opened, options).await?;
+    if let (Some(image), Some(device)) = (&opened.image, device) {
+        for bitmap in bitmaps {
+            let name = printable(bitmap.name.as_ref());
+            image
+                .image()
+                .add_bitmap(bitmap, device.clone())
+                .map_err(|error| {
+                    let destination = &job.destination;
+                    Failure::failed(format!("{destination}: the bitmap \"{name}\": {error}"))
+                })?;
+        }
+    }
+    Ok((source, opened))
+}
+
+/// The bitmaps of the source that are to be copied.
+pub(super) fn wanted_bitmaps(
+    job: &CopyJob,
+    source: &Connection,
+    view: &View,
+) -> Result<Vec<BitmapDetails>, Failure> {
+    if job.bitmaps == Bitmaps::Ignored {
+        return Ok(Vec::new());
+    }
+    let name = &job.source;
+    let Some(details) = source.details() else {
+        return Err(Failure::failed(format!(
+            "{name} is no qcow2 image and has no bitmaps"
+        )));
+    };
+    let mut wanted = Vec::new();
+    for bitmap in details.bitmaps {
+        let shown = printable(bitmap.name.as_ref());
+        if !bitmap.in_use {
+            wanted.push(bitmap);
+        } else if job.bitmaps == Bitmaps::SkippingBroken {
+            view.warn(&format!(
+                "{name}: the bitmap \"{shown}\" is broken and left out"
+            ));
+        } else {
+            let failure = Failure::failed(format!(
+                "{name}: the bitmap \"{shown}\" is broken: the image was not closed when it was in use"
+            ));
+            return Err(failure.hint("--skip-broken-bitmaps leaves such bitmaps out"));
+        }
+    }
+    Ok(wanted)
+}

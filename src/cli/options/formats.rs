@@ -1,0 +1,44 @@
+//! The formats of images that are read, and how far they are trusted.
+
+use std::path::PathBuf;
+
+use crate::{
+    cli::args::{FollowArgs, FormatArg},
+    endpoint::{FormatKind, OpenOptions},
+};
+
+/// How far images in a format are trusted.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Trust {
+    /// The directories in which other files may be opened that images name.
+    pub(crate) allow_backing: Vec<PathBuf>,
+    /// The largest size that is opened, in bytes.
+    pub(crate) max_size: Option<u64>,
+}
+
+impl Trust {
+    pub(crate) fn resolve(args: &FollowArgs) -> Self {
+        Self {
+            allow_backing: args.allow_backing.clone(),
+            max_size: args.max_size.map(|size| size.0),
+        }
+    }
+
+    /// The options with so much trust.
+    pub(crate) fn in_options(&self, options: OpenOptions) -> OpenOptions {
+        OpenOptions {
+            allow_backing: self.allow_backing.clone(),
+            max_size: self.max_size,
+            ..options
+        }
+    }
+}
+
+/// What a format that was said, or none, makes of the bytes of an image.
+pub(super) fn kind(format: Option<FormatArg>) -> FormatKind {
+    match format {
+        None => FormatKind::Probe,
+        Some(FormatArg::Raw) => FormatKind::Raw,
+        Some(FormatArg::Qcow2) => FormatKind::Qcow2,
+    }
+}
