@@ -277,3 +277,22 @@ fn a_checkpoint_that_would_be_an_image_of_the_copy_is_refused_before_anything_is
     assert_eq!(fs::metadata(image).expect("there").len(), 64 << 20);
     assert!(!copy.exists() && !room.path("copy.raw.partial").exists());
 }
+
+#[test]
+fn a_copy_out_of_an_image_in_a_format_goes_on_and_knows_the_format() {
+    let room = Room::new();
+    let packed = room.path("packed.qcow2");
+    let words = ["convert", "-c", "-O", "qcow2"];
+    run(blockferry(words).arg(&room.image).arg(&packed)).success();
+    let destination = room.path("copy.raw");
+    let mut child = start(&mut room.copy(&packed, &destination));
+    wait_for(|| room.checkpoint.exists() && room.done() > 1 << 20);
+    child.kill().expect("it is ours");
+    child.wait().expect("it ends");
+    let mut raw = room.copy(&packed, &destination);
+    run(raw.args(["-f", "raw"])).failure(1, &["packed.qcow2", "another format"]);
+    let done = run(&mut room.copy(&packed, &destination)).success();
+    assert!(done.stderr.contains("going on from"), "{}", done.stderr);
+    assert_same(&room.image, &destination);
+    assert!(!room.checkpoint.exists());
+}

@@ -8,6 +8,7 @@ pub(crate) mod images;
 pub(crate) mod peers;
 pub(crate) mod phoenix;
 pub(crate) mod proxy;
+pub(crate) mod qemu;
 pub(crate) mod realm;
 pub(crate) mod run;
 

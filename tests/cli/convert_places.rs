@@ -1,0 +1,247 @@
+//! Destinations in a format at other places than a new file: images that are there, overlays, servers, pipes.
+
+use std::{fs, os::unix::fs::MetadataExt, path::PathBuf, process::Command};
+
+use tempfile::{TempDir, tempdir};
+
+use crate::support::{
+    Peer, assert_same,
+    images::random_bytes,
+    qemu::{assert_identical, check, convert, info, qemu_img, qemu_io, text},
+    run, sparse_image,
+};
+
+/// A directory with a raw image that has data and holes.
+fn room() -> (TempDir, PathBuf) {
+    let dir = tempdir().expect("a directory");
+    let raw = dir.path().join("source.raw");
+    sparse_image(&raw, 8 << 20);
+    (dir, raw)
+}
+
+#[test]
+fn an_image_that_is_there_is_written_and_keeps_the_rest() {
+    let (dir, raw) = room();
+    for options in [
+        "cluster_size=64k",
+        "extended_l2=on",
+        "compat=0.10",
+        "cluster_size=4k,preallocation=metadata",
+    ] {
+        let image = dir.path().join("image.qcow2");
+        let _ = fs::remove_file(&image);
+        qemu_img(&["create", "-f", "qcow2", "-o", options, text(&image), "12M"]);
+        qemu_io(&image, "qcow2", &["write -P 7 0 12M"]);
+        convert(&["-n", "-O", "qcow2", text(&raw), text(&image)]).success();
+        check(&image);
+        let mut expected = fs::read(&raw).expect("read");
+        expected.resize(12 << 20, 7);
+        let whole = dir.path().join("expected.raw");
+        fs::write(&whole, expected).expect("room");
+        assert_identical((&whole, "raw"), (&image, "qcow2"));
+    }
+    let small = dir.path().join("small.qcow2");
+    qemu_img(&["create", "-f", "qcow2", text(&small), "4M"]);
+    let before = fs::read(&small).expect("read");
+    convert(&["-n", "-O", "qcow2", text(&raw), text(&small)]).failure(1, &["too small"]);
+    check(&small);
+    assert_eq!(fs::read(&small).expect("read").len(), before.len());
+    let none = dir.path().join("none.qcow2");
+    convert(&["-n", "-O", "qcow2", text(&raw), text(&none)]).failure(1, &["none.qcow2"]);
+    convert(&["-n", text(&raw), text(&none)]).failure(1, &["none.qcow2"]);
+    assert!(!none.exists());
+    convert(&["-n", "-O", "qcow2", text(&raw), text(&raw)]).failure(1, &["same image"]);
+}
+
+#[test]
+fn a_raw_file_that_is_there_keeps_its_size_and_its_end() {
+    let (dir, raw) = room();
+    let image = dir.path().join("image.raw");
+    fs::write(&image, vec![9; 10 << 20]).expect("room");
+    convert(&["-n", text(&raw), text(&image)]).success();
+    let mut expected = fs::read(&raw).expect("read");
+    expected.resize(10 << 20, 9);
+    assert!(fs::read(&image).expect("read") == expected);
+    fs::write(&image, vec![9; 1 << 20]).expect("room");
+    convert(&["-n", text(&raw), text(&image)]).failure(1, &["too small"]);
+    assert!(fs::read(&image).expect("read") == vec![9; 1 << 20]);
+}
+
+#[test]
+fn an_overlay_has_only_what_differs_from_its_backing_file() {
+    let (dir, raw) = room();
+    let place = text(dir.path()).to_owned();
+    let changed = dir.path().join("changed.raw");
+    fs::copy(&raw, &changed).expect("copied");
+    qemu_io(&changed, "raw", &["write -P 5 1M 64k", "write -z 0 128k"]);
+    let base = dir.path().join("base.qcow2");
+    qemu_img(&["convert", "-O", "qcow2", text(&raw), text(&base)]);
+    for (backing, told, format) in [
+        ("base.qcow2", Some("qcow2"), "qcow2"),
+        ("base.qcow2", None, "qcow2"),
+        ("source.raw", Some("raw"), "raw"),
+        ("source.raw", None, "raw"),
+    ] {
+        let overlay = dir.path().join("overlay.qcow2");
+        let _ = fs::remove_file(&overlay);
+        let mut words = vec!["-O", "qcow2", "-b", backing];
+        if let Some(format) = told {
+            words.extend(["-F", format]);
+        }
+        convert(&[&words[..], &[text(&changed), text(&overlay)]].concat()).success();
+        check(&overlay);
+        let facts = info(&overlay);
+        assert_eq!(facts["backing-filename"], backing);
+        assert_eq!(facts["backing-filename-format"], format);
+        assert_identical((&changed, "raw"), (&overlay, "qcow2"));
+        let size = overlay.metadata().expect("made").blocks() * 512;
+        assert!(size < 1 << 20, "{size} bytes");
+
+        // Nobody follows it who was not told to.
+        let back = dir.path().join("back.raw");
+        convert(&[text(&overlay), text(&back)]).failure(1, &[backing, "--allow-backing"]);
+        assert!(!back.exists());
+        convert(&["--allow-backing", &place, text(&overlay), text(&back)]).success();
+        assert_same(&changed, &back);
+        fs::remove_file(back).expect("removed");
+    }
+    let itself = dir.path().join("overlay.qcow2");
+    let words = [
+        "-O",
+        "qcow2",
+        "-b",
+        "overlay.qcow2",
+        text(&changed),
+        text(&itself),
+    ];
+    convert(&words).failure(1, &["its own backing file"]);
+    let words = [
+        "-O",
+        "qcow2",
+        "-b",
+        "none.raw",
+        text(&changed),
+        text(&itself),
+    ];
+    convert(&words).failure(1, &["none.raw"]);
+    check(&itself);
+    let words = [
+        "-O",
+        "qcow2",
+        "-b",
+        "nbd:host:1",
+        text(&changed),
+        text(&itself),
+    ];
+    convert(&words).failure(1, &["protocol"]);
+}
+
+#[test]
+fn a_data_file_is_never_one_of_the_images() {
+    let (dir, raw) = room();
+    let before = fs::read(&raw).expect("read");
+    let made = dir.path().join("made.qcow2");
+    for name in ["source.raw", "made.qcow2", "./source.raw"] {
+        let option = format!("data_file={name}");
+        let words = ["-O", "qcow2", "-o", &option, text(&raw), text(&made)];
+        convert(&words).failure(1, &["a file of its own"]);
+    }
+    assert!(!made.exists());
+    assert!(fs::read(&raw).expect("read") == before);
+}
+
+#[test]
+fn an_image_is_never_written_over_its_own_backing_file() {
+    let (dir, raw) = room();
+    let overlay = dir.path().join("overlay.qcow2");
+    let words = [
+        "create",
+        "-f",
+        "qcow2",
+        "-b",
+        "source.raw",
+        "-F",
+        "raw",
+        text(&overlay),
+    ];
+    qemu_img(&words);
+    let before = fs::read(&raw).expect("read");
+    let place = text(dir.path());
+    let words = ["--allow-backing", place, text(&overlay), text(&raw)];
+    convert(&words).failure(1, &["source.raw", "overlay.qcow2"]);
+    assert!(fs::read(&raw).expect("read") == before);
+}
+
+#[test]
+fn an_export_of_a_server_becomes_an_image() {
+    let (dir, raw) = room();
+    let target = dir.path().join("target");
+    fs::write(&target, random_bytes(20 << 20, 5)).expect("room");
+    let copy = dir.path().join("copy");
+    let peer = Peer::qemu_nbd(dir.path(), "raw", &target, &[]);
+    for flags in [
+        &["-O", "qcow2"][..],
+        &["-c", "-O", "qcow2"],
+        &["-n", "-O", "qcow2"],
+    ] {
+        convert(&[flags, &[text(&raw), &peer.uri()]].concat()).success();
+        // qemu does not look at what a server has open.
+        fs::copy(&target, &copy).expect("room");
+        check(&copy);
+        assert_identical((&raw, "raw"), (&copy, "qcow2"));
+        // And is read by its format where somebody says so.
+        let back = dir.path().join("back.raw");
+        let _ = fs::remove_file(&back);
+        convert(&["-f", "qcow2", &peer.uri(), text(&back)]).success();
+        assert_same(&raw, &back);
+    }
+    // What a server has is raw unless somebody says something else.
+    let bytes = dir.path().join("bytes.raw");
+    convert(&[&peer.uri(), text(&bytes)]).success();
+    assert_same(&target, &bytes);
+    // An image that does not fit leaves none.
+    let large = dir.path().join("large.raw");
+    fs::write(&large, random_bytes(21 << 20, 6)).expect("room");
+    convert(&["-O", "qcow2", text(&large), &peer.uri()]).failure(1, &[]);
+    drop(peer);
+    let said = run(Command::new("qemu-img")
+        .args(["info", "-f", "qcow2"])
+        .arg(&target));
+    assert_ne!(said.code, 0, "{}", said.text());
+}
+
+#[test]
+fn a_stream_becomes_an_image() {
+    let (dir, raw) = room();
+    for flags in [&["-O", "qcow2"][..], &["-c", "-O", "qcow2"]] {
+        let made = dir.path().join("made.qcow2");
+        let _ = fs::remove_file(&made);
+        let script = format!("cat \"$1\" | \"$0\" convert {} - \"$2\"", flags.join(" "));
+        run(Command::new("sh")
+            .args(["-c", &script, env!("CARGO_BIN_EXE_blockferry")])
+            .args([&raw, &made]))
+        .success();
+        check(&made);
+        assert_identical((&raw, "raw"), (&made, "qcow2"));
+    }
+}
+
+#[test]
+fn a_file_that_is_there_becomes_an_image() {
+    let (dir, raw) = room();
+    let made = dir.path().join("made.qcow2");
+    // One that is larger than what it becomes, and looks like an image.
+    qemu_img(&[
+        "create",
+        "-f",
+        "qcow2",
+        "-o",
+        "preallocation=full",
+        text(&made),
+        "30M",
+    ]);
+    convert(&["-O", "qcow2", text(&raw), text(&made)]).success();
+    check(&made);
+    assert_identical((&raw, "raw"), (&made, "qcow2"));
+    assert!(made.metadata().expect("made").len() < 12 << 20);
+}
