@@ -177,6 +177,12 @@ impl Map {
         later.into_iter().chain(home).min()
     }
 
+    /// How many tables are in memory.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.read().tables.len()
+    }
+
     /// Whether there is no room for another table, so that [`table`](Self::table) may have to write some.
     pub(super) fn is_full(&self) -> bool {
         self.read().tables.len() >= self.most

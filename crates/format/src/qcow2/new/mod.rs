@@ -438,3 +438,6 @@ impl fmt::Debug for NewImage {
         write!(f, "NewImage({}, {} bytes)", self.info.name, self.size())
     }
 }
+
+#[cfg(test)]
+mod tests;

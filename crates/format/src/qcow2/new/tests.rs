@@ -1,0 +1,187 @@
+//! Tables in little memory.
+
+use blockferry_block::{
+    MemoryDevice,
+    testing::{Fault, FaultyDevice, Rule, check_device},
+};
+
+use super::*;
+use crate::{
+    NoRelatives,
+    qcow2::{Image, OpenOptions, check},
+};
+
+/// Room for so many tables of clusters of 512 bytes.
+const TABLES: usize = 16;
+const MEMORY: u64 = TABLES as u64 * 700;
+const SIZE: u64 = 4 << 20;
+
+fn options() -> CreateOptions {
+    CreateOptions {
+        size: Some(SIZE),
+        cluster_size: 512,
+        ..Default::default()
+    }
+}
+
+/// The contents of the cluster at `offset`: none are alike, and some are zero.
+fn contents(range: ByteRange) -> Buffer {
+    let mut bytes = Buffer::zeroed(range.len() as usize);
+    for (piece, bytes) in range.pieces(512).zip(bytes.chunks_mut(512)) {
+        let number = piece.start() / 512;
+        if number % 7 != 3 {
+            bytes.fill((number % 255) as u8 + 1);
+            bytes[..8].copy_from_slice(&number.to_be_bytes());
+        }
+    }
+    bytes
+}
+
+/// Pieces of the disk in an order that comes back to every table again and again.
+fn pieces() -> Vec<ByteRange> {
+    let disk = ByteRange::between(0, SIZE);
+    let pieces: Vec<_> = disk.pieces(5 * 512).collect();
+    let count = pieces.len();
+    (0..count).map(|at| pieces[at * 401 % count]).collect()
+}
+
+async fn assert_whole(below: &Arc<dyn BlockDevice>) {
+    let size = below.info().size;
+    let report = check(below.as_ref()).await;
+    let report = report.expect("checked");
+    assert!(report.is_clean(), "{report:?}");
+    let options = OpenOptions::default();
+    let image = Image::open(Arc::clone(below), &NoRelatives, &options);
+    let image = image.await.expect("an image");
+    for piece in ByteRange::between(0, SIZE).pieces(1 << 20) {
+        let read = image.read(piece.start(), Buffer::zeroed(piece.len() as usize));
+        assert!(read.await.expect("read")[..] == contents(piece)[..]);
+    }
+    assert!(size > 0);
+}
+
+/// What is in `memory`, as a device that says how long it is.
+fn fixed(memory: &MemoryDevice) -> Arc<dyn BlockDevice> {
+    Arc::new(MemoryDevice::from_bytes(memory.contents()))
+}
+
+#[tokio::test]
+async fn tables_without_room_are_written_early_and_read_again() {
+    let memory = Arc::new(MemoryDevice::new(0).growable());
+    let image = NewImage::create_within(Arc::clone(&memory) as _, options(), MEMORY).await;
+    let image = image.expect("begun");
+    for piece in pieces() {
+        let write = image.write(piece.start(), contents(piece), WriteFlags::empty());
+        write.await.expect("written");
+        // A piece touches two tables at most.
+        assert!(image.map.held() <= TABLES + 2, "{}", image.map.held());
+    }
+    for piece in pieces().into_iter().step_by(3) {
+        let read = image.read(piece.start(), Buffer::zeroed(piece.len() as usize));
+        assert!(read.await.expect("read")[..] == contents(piece)[..]);
+        assert!(image.map.held() <= TABLES + 2);
+    }
+    image.finish().await.expect("finished");
+    assert_whole(&fixed(&memory)).await;
+}
+
+#[tokio::test]
+async fn with_little_memory_it_is_a_device_like_any_other() {
+    for compress in [false, true] {
+        for seed in 0..4 {
+            let options = CreateOptions {
+                compress,
+                size: Some(1 << 20),
+                ..options()
+            };
+            let below = Arc::new(MemoryDevice::new(0).growable());
+            let image = NewImage::create_within(below, options, 0).await;
+            let image = image.expect("begun");
+            check_device(&image, seed, 200).await;
+            image.finish().await.expect("finished");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_table_that_could_not_be_written_early_is_not_lost() {
+    for fault in [Fault::Error(ErrorKind::Io), Fault::Hang] {
+        let memory = Arc::new(MemoryDevice::new(0).growable());
+        let faulty = Arc::new(FaultyDevice::new(Arc::clone(&memory) as _));
+        let image = NewImage::create_within(Arc::clone(&faulty) as _, options(), MEMORY).await;
+        let image = image.expect("begun");
+        for (number, piece) in pieces().into_iter().enumerate() {
+            if number % 50 == 49 {
+                faulty.add(Rule::on_all().times(1).fault(fault));
+            }
+            loop {
+                let mut write = image.write(piece.start(), contents(piece), WriteFlags::empty());
+                // Nothing waits but what hangs.
+                match futures_util::poll!(&mut write) {
+                    std::task::Poll::Ready(Ok(_)) => break,
+                    std::task::Poll::Ready(Err(_)) => {}
+                    std::task::Poll::Pending => drop(write),
+                }
+                faulty.heal();
+                // Whatever waited for nothing else than its share of the runtime gets it.
+                tokio::task::yield_now().await;
+            }
+        }
+        image.finish().await.expect("all was written in the end");
+        assert_whole(&fixed(&memory)).await;
+    }
+}
+
+#[tokio::test]
+async fn the_order_of_what_is_compressed_decides_alone_where_tables_go() {
+    let mut files = Vec::new();
+    for threads in [1, 2, 5] {
+        let memory = Arc::new(MemoryDevice::new(0).growable());
+        let options = CreateOptions {
+            compress: true,
+            threads,
+            ..options()
+        };
+        let image = NewImage::create_within(Arc::clone(&memory) as _, options, MEMORY).await;
+        let image = image.expect("begun");
+        let disk = ByteRange::between(0, SIZE);
+        for piece in disk.pieces((7 + threads as u64) * 512) {
+            let write = image.write(piece.start(), contents(piece), WriteFlags::empty());
+            write.await.expect("written");
+        }
+        image.finish().await.expect("finished");
+        assert_whole(&fixed(&memory)).await;
+        files.push(memory.contents());
+    }
+    assert!(files.iter().all(|file| *file == files[0]));
+}
+
+#[tokio::test]
+async fn a_huge_disk_with_little_in_it_takes_little() {
+    let memory = Arc::new(MemoryDevice::new(0).growable());
+    let options = CreateOptions {
+        size: Some(16 << 40),
+        ..Default::default()
+    };
+    let image = NewImage::create(Arc::clone(&memory) as _, options).await;
+    let image = image.expect("begun");
+    for at in [0, 8 << 40, (16 << 40) - 65536] {
+        let data = Buffer::from(&[7; 65536][..]);
+        image
+            .write(at, data, WriteFlags::empty())
+            .await
+            .expect("written");
+    }
+    let everything = ByteRange::between(0, 16 << 40);
+    let zeroed = ByteRange::between(1 << 40, 7 << 40);
+    image
+        .zero(zeroed, ZeroFlags::empty())
+        .await
+        .expect("zeroed");
+    let extents = image.extents(everything, &Context::Allocation).await;
+    assert_eq!(extents.expect("an answer").len(), 5);
+    assert_eq!(image.map.held(), 3);
+    image.finish().await.expect("finished");
+    // The header, three clusters and their tables, 256 KiB of L1 table, two of refcounts.
+    assert_eq!(memory.contents().len(), (1 + 6 + 4 + 2) << 16);
+}
