@@ -30,7 +30,7 @@
 mod allocate;
 mod bitmaps;
 mod check;
-mod codec;
+pub(crate) mod codec;
 mod details;
 mod entries;
 mod entry;
