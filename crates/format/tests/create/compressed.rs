@@ -139,9 +139,9 @@ async fn what_is_compressed_takes_no_more_space_than_it_must() {
     let length = std::fs::metadata(place.path("new.qcow2"))
         .expect("a file")
         .len();
-    // Four letters take two bits each, and a little more.
+    // Four letters take two bits each, and a little more; tables take six clusters.
     let least = (2 << 20) + (512 << 10);
-    assert!(length < least + least / 4, "{length}");
+    assert!(length < least + least / 8 + (6 << 16), "{length}");
 }
 
 #[tokio::test]
