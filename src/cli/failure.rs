@@ -366,7 +366,7 @@ fn hint_for(error: &Error) -> Option<String> {
         ErrorKind::NotFound if is_nbd => {
             "'blockferry info --list' shows which exports a server has"
         }
-        ErrorKind::NotPermitted if !is_nbd && opening => {
+        ErrorKind::NotPermitted if !is_nbd && opening && is_system_error(error) => {
             "check the owner and the mode of the file and of its directory"
         }
         ErrorKind::ReadOnly => {
@@ -391,7 +391,7 @@ fn is_too_large(error: &Error) -> bool {
         .is_some_and(|source| source.kind() == io::ErrorKind::FileTooLarge)
 }
 
-fn is_system_error(error: &Error) -> bool {
+pub(super) fn is_system_error(error: &Error) -> bool {
     error.source().is_some_and(<dyn StdError>::is::<io::Error>)
 }
 

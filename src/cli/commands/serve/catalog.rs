@@ -10,7 +10,7 @@ use crate::{
         Result, SingleExport, Wish, no_such_export,
     },
     cli::{
-        failure::Failure,
+        failure::{Failure, is_system_error},
         options::{Opening, ServeJob, ServedSource, open_options},
     },
     client::PoolObserver,
@@ -114,8 +114,12 @@ impl Catalog {
             observer.see_upstream(&name, event);
         }));
         let explain = |error: crate::block::Error| {
-            let may_not_write =
-                matches!(error.kind(), ErrorKind::NotPermitted | ErrorKind::ReadOnly);
+            let may_not_write = match error.kind() {
+                ErrorKind::ReadOnly => true,
+                // Not where it is ours to say what is opened.
+                ErrorKind::NotPermitted => is_system_error(&error),
+                _ => false,
+            };
             let failure = Failure::from(error);
             match may_not_write && !read_only {
                 true => failure.hint("--read-only serves what cannot be written"),
