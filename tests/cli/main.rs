@@ -37,6 +37,8 @@ mod filters_flow;
 mod filters_packed;
 mod filters_parts;
 mod filters_watching;
+mod formats;
+mod hostile_images;
 mod in_order;
 mod info;
 mod interrupts;
