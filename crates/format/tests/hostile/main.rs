@@ -13,6 +13,7 @@ use blockferry_block::{
 };
 use blockferry_format::{
     NoRelatives,
+    fuzzing::check_qcow2_header,
     qcow2::{Details, Image, OpenOptions, check},
 };
 use images::{Builder, DISK, Found, cases};
@@ -225,4 +226,24 @@ async fn every_byte_of_the_tables_may_be_anything() {
         }
     }
     assert!(whole.len() as u64 <= DISK);
+}
+
+#[test]
+fn a_header_that_is_read_is_written_again_as_it_was() {
+    let rich = Builder::sound().rich();
+    let wholes = [
+        rich.clone().build(),
+        rich.backing(b"base", Some("raw")).build(),
+        Builder::sound().data_file(b"data").build(),
+        Builder::huge().build(),
+    ];
+    for whole in wholes {
+        for place in (0..256).chain(2040..2060) {
+            for value in 0..=255 {
+                let mut bytes = whole[..4096].to_vec();
+                bytes[place] = value;
+                check_qcow2_header(&bytes);
+            }
+        }
+    }
 }
