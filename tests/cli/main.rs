@@ -29,6 +29,7 @@ mod dropin_nbdkit;
 mod dropin_nbdkit_filters;
 mod dropin_nbdkit_plugins;
 mod dropin_qemu_nbd;
+mod dropin_qemu_nbd_formats;
 mod examples;
 mod failing_requests;
 mod filters;

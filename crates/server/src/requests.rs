@@ -32,9 +32,9 @@ const ZERO_PIECE: u64 = 256 << 10;
 pub(crate) struct Target {
     device: Arc<dyn BlockDevice>,
     buffers: Buffers,
-    /// Whether the whole device lay in one file when it was opened, one byte after the other: then no byte ever
-    /// becomes another one's place, whatever is written.
-    is_file: bool,
+    /// Whether no byte of a file ever becomes another byte of the device: because nothing is written, or because the
+    /// whole device lay in one file when it was opened, one byte after the other.
+    is_settled: bool,
     /// Whether the system tells what is cached.
     knows_cached: AtomicBool,
     /// Whether clients may give space back.
@@ -77,14 +77,15 @@ pub(crate) enum Work<'d> {
 impl Target {
     pub(crate) fn new(device: Arc<dyn BlockDevice>, buffers: Buffers) -> Self {
         let size = device.info().size;
-        let is_file = match device.mapping(ByteRange::between(0, size)) {
+        let is_settled = match device.mapping(ByteRange::between(0, size)) {
+            _ if !device.info().can(Capabilities::WRITE) => true,
             Mapping::File { length, .. } => length == size,
             _ => false,
         };
         Self {
             device,
             buffers,
-            is_file,
+            is_settled,
             knows_cached: AtomicBool::new(true),
             discard: true,
         }
@@ -104,7 +105,7 @@ impl Target {
     /// The file that `range` lies in, and where, if it lies in memory, too. What must come from a disk is better
     /// read by the device, which does not hold up the connection meanwhile.
     pub(crate) fn cached_file(&self, range: ByteRange) -> Option<(BorrowedFd<'_>, u64)> {
-        if !self.is_file || !self.knows_cached.load(Ordering::Relaxed) {
+        if !self.is_settled || !self.knows_cached.load(Ordering::Relaxed) {
             return None;
         }
         let (file, offset) = match self.device.mapping(range) {

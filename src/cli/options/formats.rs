@@ -1,11 +1,15 @@
 //! The formats of images that are read, and how far they are trusted.
 
-use std::path::PathBuf;
+use std::{env, path::PathBuf};
 
 use crate::{
     cli::args::{FollowArgs, FormatArg},
     endpoint::{FormatKind, OpenOptions},
 };
+
+/// The environment variable with the directories, separated by colons, in which other files may be opened that images
+/// name, under the names of other tools.
+const ALLOWED: &str = "BLOCKFERRY_ALLOW_BACKING";
 
 /// How far images in a format are trusted.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +25,18 @@ impl Trust {
         Self {
             allow_backing: args.allow_backing.clone(),
             max_size: args.max_size.map(|size| size.0),
+        }
+    }
+
+    /// As [`ALLOWED`] says, for the command lines that have no option for it.
+    pub(crate) fn of_environment() -> Self {
+        let allowed = env::var_os(ALLOWED).unwrap_or_default();
+        let directories = env::split_paths(&allowed);
+        Self {
+            allow_backing: directories
+                .filter(|path| !path.as_os_str().is_empty())
+                .collect(),
+            max_size: None,
         }
     }
 

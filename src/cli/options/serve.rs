@@ -7,6 +7,7 @@ use std::{
 };
 
 use crate::{
+    block::Context,
     endpoint::{Endpoint, EndpointKind, printable},
     filter::NamedFilter,
     server::ServerOptions,
@@ -32,6 +33,8 @@ pub(crate) struct ServeJob {
     /// What stands in front of each of them, the first one nearest to the clients.
     pub(crate) filters: Vec<NamedFilter>,
     pub(crate) trust: Trust,
+    /// What the only source must be able to tell of its extents, or nothing is served.
+    pub(crate) contexts: Vec<Context>,
     /// Whether the only source is every client's, whatever the name of the export that it asks for.
     pub(crate) any_name: bool,
     /// The export that the URIs name, those of [`run`](Self::run) too.
@@ -167,6 +170,7 @@ impl ServeJob {
             exports,
             filters: Vec::new(),
             trust: Trust::default(),
+            contexts: Vec::new(),
             any_name: false,
             uri_export: String::new(),
             listen: Vec::new(),

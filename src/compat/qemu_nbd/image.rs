@@ -3,13 +3,15 @@
 use std::{
     ffi::OsStr,
     fs::File,
-    os::unix::fs::{FileExt, FileTypeExt},
+    io::Read,
+    os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
 };
 
 use crate::{
     cli::failure::Failure,
-    endpoint::{Endpoint, EndpointKind, printable},
+    endpoint::{Endpoint, EndpointKind, FormatKind, printable},
+    format::{self, PROBE_LENGTH},
 };
 
 use super::keywords::Keywords;
@@ -37,9 +39,7 @@ impl Image {
                 "images in JSON are not supported; write --image-opts key=value,key=value",
             ));
         }
-        let source = seekable(name)?;
-        check_format(&source, format)?;
-        Ok(Self::whole(source))
+        Ok(Self::whole(interpreted(seekable(name)?, format)?))
     }
 
     /// The image that `--image-opts` describes.
@@ -54,8 +54,7 @@ impl Image {
             }
         };
         let read_only = protocol.take_switch("read-only")?.unwrap_or(false);
-        let source = file(protocol)?;
-        check_format(&source, format)?;
+        let source = interpreted(file(protocol)?, format)?;
         Ok(Self {
             read_only,
             ..Self::whole(source)
@@ -83,8 +82,7 @@ impl Image {
                 "--image-opts: the driver '{driver}' is not supported for file; file is"
             )));
         }
-        let source = file(protocol)?;
-        check_format(&source, format)?;
+        let source = interpreted(file(protocol)?, format)?;
         let source = part(source, offset, size);
         Ok(Self { source, read_only })
     }
@@ -134,26 +132,30 @@ fn seekable(name: &OsStr) -> Result<Endpoint, Failure> {
     }
 }
 
-/// Refuses a format that is not read yet, and an image that is in one while nobody said that its bytes are
-/// wanted.
-fn check_format(source: &Endpoint, format: Option<&str>) -> Result<(), Failure> {
-    match (format, source.kind()) {
-        (Some(format), _) => known_format(format),
+/// The source as an image in the format that was said, or that its file begins as.
+fn interpreted(source: Endpoint, format: Option<&str>) -> Result<Endpoint, Failure> {
+    let kind = match (format, source.kind()) {
+        (Some(format), _) => known_format(format)?,
         (None, EndpointKind::File(path)) => match probe(path) {
-            None => Ok(()),
-            Some(format) => Err(Failure::usage(format!(
-                "{source}: {format} is not read yet; -f raw serves its bytes"
-            ))),
+            None => FormatKind::Raw,
+            Some("qcow2") => FormatKind::Qcow2,
+            Some(format) => {
+                return Err(Failure::usage(format!(
+                    "{source}: {format} is not read yet; -f raw serves its bytes"
+                )));
+            }
         },
-        _ => Ok(()),
-    }
+        _ => FormatKind::Raw,
+    };
+    Ok(source.interpreted(kind))
 }
 
-fn known_format(format: &str) -> Result<(), Failure> {
+fn known_format(format: &str) -> Result<FormatKind, Failure> {
     match format {
-        "raw" => Ok(()),
-        "bochs" | "cloop" | "dmg" | "luks" | "parallels" | "qcow" | "qcow2" | "qed" | "vdi"
-        | "vhdx" | "vmdk" | "vpc" | "vvfat" => Err(Failure::usage(format!(
+        "raw" => Ok(FormatKind::Raw),
+        "qcow2" => Ok(FormatKind::Qcow2),
+        "bochs" | "cloop" | "dmg" | "luks" | "parallels" | "qcow" | "qed" | "vdi" | "vhdx"
+        | "vmdk" | "vpc" | "vvfat" => Err(Failure::usage(format!(
             "{format} is not read yet; -f raw serves the bytes of a file"
         ))),
         _ => {
@@ -162,23 +164,6 @@ fn known_format(format: &str) -> Result<(), Failure> {
         }
     }
 }
-
-/// How images begin that are not just bytes: where, with what, and the format's name.
-const MAGICS: &[(u64, &[u8], &str)] = &[
-    (0, b"QFI\xfb\0\0\0\x01", "qcow"),
-    (0, b"QFI\xfb", "qcow2"),
-    (0, b"QED\0", "qed"),
-    (0, b"KDMV", "vmdk"),
-    (0, b"COWD", "vmdk"),
-    (0, b"# Disk DescriptorFile", "vmdk"),
-    (0, b"vhdxfile", "vhdx"),
-    (0, b"conectix", "vpc"),
-    (0x40, b"\x7f\x10\xda\xbe", "vdi"),
-    (0, b"LUKS\xba\xbe", "luks"),
-    (0, b"WithoutFreeSpace", "parallels"),
-    (0, b"WithouFreSpacExt", "parallels"),
-    (0, b"Bochs Virtual HD Image", "bochs"),
-];
 
 /// The format that the file at `path` seems to have; `None` for bytes. What cannot be read is found out when
 /// it is opened.
@@ -189,12 +174,17 @@ fn probe(path: &Path) -> Option<&'static str> {
     if !kind.is_file() && !kind.is_block_device() {
         return None;
     }
+    let mut start = Vec::with_capacity(PROBE_LENGTH);
     let file = File::open(path).ok()?;
-    let begins = |(offset, magic, _): &&(u64, &[u8], &str)| {
-        let mut found = vec![0; magic.len()];
-        file.read_exact_at(&mut found, *offset).is_ok() && found == **magic
-    };
-    MAGICS.iter().find(begins).map(|(.., format)| *format)
+    file.take(PROBE_LENGTH as u64)
+        .read_to_end(&mut start)
+        .ok()?;
+    let format = format::probe(&start);
+    // What a guest wrote to a disk is not believed: only that it may not be bytes.
+    match format {
+        Some("qcow2") if !kind.is_file() => None,
+        format => format,
+    }
 }
 
 #[cfg(test)]
@@ -224,7 +214,7 @@ mod tests {
     fn image_options_that_cannot_be_honoured_are_refused_by_name() {
         for (text, named) in [
             ("driver=raw", "file.filename"),
-            ("driver=qcow2,file.filename=x", "qcow2 is not read yet"),
+            ("driver=vmdk,file.filename=x", "vmdk is not read yet"),
             ("driver=bogus,file.filename=x", "Unknown driver 'bogus'"),
             ("driver=raw,file.driver=nbd,file.path=x", "'nbd'"),
             ("driver=raw,file.filename=x,bogus=1", "'bogus'"),
@@ -240,23 +230,21 @@ mod tests {
     fn what_a_file_begins_with_tells_its_format() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("image");
-        for &(offset, magic, format) in MAGICS {
-            let mut bytes = vec![0; 512];
-            let start = usize::try_from(offset).expect("small");
-            bytes[start..start + magic.len()].copy_from_slice(magic);
+        let named = |format| Image::named(path.as_os_str(), format);
+        std::fs::write(&path, b"KDMV").expect("room");
+        let refused = named(None).expect_err("vmdk").to_string();
+        assert!(refused.contains("vmdk is not read yet"), "{refused}");
+        for (bytes, kind) in [
+            (&b"QFI\xfb\0\0\0\x03"[..], FormatKind::Qcow2),
+            (b"", FormatKind::Raw),
+            (b"QFI", FormatKind::Raw),
+            (&[0; 4096], FormatKind::Raw),
+        ] {
             std::fs::write(&path, bytes).expect("room");
-            let refused = Image::named(path.as_os_str(), None)
-                .expect_err(format)
-                .to_string();
-            assert!(
-                refused.contains(&format!("{format} is not read yet")),
-                "{refused}"
-            );
-            Image::named(path.as_os_str(), Some("raw")).expect("its bytes");
-        }
-        for bytes in [&b""[..], b"QFI", &[0; 4096]] {
-            std::fs::write(&path, bytes).expect("room");
-            Image::named(path.as_os_str(), None).expect("bytes");
+            let found = named(None).expect("an image").source.format().kind;
+            assert_eq!(found, kind, "{bytes:?}");
+            let said = named(Some("raw")).expect("its bytes").source.format().kind;
+            assert_eq!(said, FormatKind::Raw);
         }
     }
 

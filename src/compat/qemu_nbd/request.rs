@@ -7,12 +7,14 @@ use std::{
 };
 
 use crate::{
+    block::Context,
     cli::{
         failure::Failure,
-        options::{Opening, Place, ServeJob, ServedSource, Stay, TlsJob, TlsMode},
+        options::{Opening, Place, ServeJob, ServedSource, Stay, TlsJob, TlsMode, Trust},
         output::tell,
     },
-    endpoint::{Endpoint, printable},
+    endpoint::{Endpoint, FormatKind, ImageFormat, printable},
+    filter::NamedFilter,
     proto::{NbdUri, Transport},
 };
 
@@ -56,8 +58,12 @@ Where and to whom:
   -v, --verbose              Say on standard error who comes and goes
 
 What:
-  -f, --format=FORMAT        Format of the image; raw is what there is. Without it, an image that seems to
-                             have another one is refused
+  -f, --format=FORMAT        Format of the image, raw or qcow2. Without it, a file's first bytes tell; one that
+                             seems to have yet another one is refused
+  -l, --load-snapshot=NAME   Serve an internal snapshot, by its ID or name, read-only
+  -A, --allocation-depth     Fail unless the image can tell qemu:allocation-depth, as a qcow2 can
+  -B, --bitmap=NAME          Fail unless the image has this bitmap; all that it has are offered
+  -s, --snapshot             What is written goes to a temporary overlay, which is gone in the end
       --image-opts           FILE is driver=raw,file.filename=PATH[,offset=N,size=N,read-only=on]
   -r, --read-only            Refuse every write
   -o, --offset=OFFSET        Serve what begins there
@@ -206,6 +212,8 @@ fn version() -> String {
 #[derive(Debug)]
 struct Choices {
     bind: Option<String>,
+    /// What the image must be able to tell of its extents.
+    contexts: Vec<Context>,
     description: Option<String>,
     /// Whether trims and zeroes give space back.
     discard: bool,
@@ -215,6 +223,7 @@ struct Choices {
     handshake_limit: Duration,
     image_opts: bool,
     list: bool,
+    load_snapshot: Option<String>,
     objects: Objects,
     offset: u64,
     persistent: bool,
@@ -223,6 +232,8 @@ struct Choices {
     read_only: bool,
     /// 0: no limit.
     shared: usize,
+    /// Whether what is written goes to a temporary overlay.
+    snapshot: bool,
     socket: Option<PathBuf>,
     tls_creds: Option<String>,
     tls_hostname: Option<String>,
@@ -237,6 +248,7 @@ impl Default for Choices {
     fn default() -> Self {
         Self {
             bind: None,
+            contexts: Vec::new(),
             description: None,
             discard: false,
             export_name: None,
@@ -245,6 +257,7 @@ impl Default for Choices {
             handshake_limit: Duration::from_secs(10),
             image_opts: false,
             list: false,
+            load_snapshot: None,
             objects: Objects::default(),
             offset: 0,
             persistent: false,
@@ -252,6 +265,7 @@ impl Default for Choices {
             port: None,
             read_only: false,
             shared: 1,
+            snapshot: false,
             socket: None,
             tls_creds: None,
             tls_hostname: None,
@@ -297,14 +311,10 @@ impl Choices {
             Opt::TlsCreds => self.tls_creds = Some(text("tls-creds", value)?),
             Opt::TlsHostname => self.tls_hostname = Some(text("tls-hostname", value)?),
             Opt::Verbose => self.verbose = true,
-            Opt::AllocationDepth => {
-                return Err(unsupported("--allocation-depth", "raw images have none"));
-            }
+            Opt::AllocationDepth => self.contexts.push(Context::AllocationDepth),
             Opt::Bitmap => {
-                let name = printable(value);
-                return Err(Failure::usage(format!(
-                    "Bitmap '{name}' is not found: raw images have none"
-                )));
+                let name = text("bitmap", value)?;
+                self.contexts.push(Context::DirtyBitmap(name));
             }
             Opt::Connect | Opt::Disconnect => {
                 return Err(unsupported(
@@ -313,10 +323,15 @@ impl Choices {
                 ));
             }
             Opt::LoadSnapshot => {
-                return Err(unsupported("--load-snapshot", "raw images have none"));
+                let snapshot = text("load-snapshot", value)?;
+                let name = ["snapshot.id=", "snapshot.name="]
+                    .iter()
+                    .find_map(|key| snapshot.strip_prefix(key))
+                    .map(str::to_owned);
+                self.load_snapshot = Some(name.unwrap_or(snapshot));
             }
             Opt::SelinuxLabel => return Err(unsupported("--selinux-label", "")),
-            Opt::Snapshot => return Err(unsupported("--snapshot", "")),
+            Opt::Snapshot => self.snapshot = true,
             Opt::TlsAuthz => return Err(unsupported("--tls-authz", "")),
             Opt::Trace | Opt::Help | Opt::Version => {}
         }
@@ -391,6 +406,11 @@ impl Choices {
         }]);
         job.listen = listen;
         job.tls = tls;
+        job.contexts = self.contexts;
+        job.trust = Trust::of_environment();
+        if self.snapshot {
+            job.filters = vec![NamedFilter::parse("cow".as_ref())?];
+        }
         job.server.read_only = self.read_only || image.read_only;
         job.server.max_connections = match self.shared {
             0 => usize::MAX,
@@ -416,11 +436,24 @@ impl Choices {
             (true, None) => Image::described(&text("image-opts", operand)?),
             (false, format) => Image::named(operand, format.as_deref()),
         }?;
-        if !self.image_opts && self.format.is_none() {
+        let is_raw = image.source.format().kind == FormatKind::Raw;
+        if !self.image_opts && self.format.is_none() && is_raw {
             tell(&format!(
                 "qemu-nbd: warning: {}: no format was given, its bytes are served as they are (-f raw)",
                 image.source
             ));
+        }
+        if let Some(snapshot) = &self.load_snapshot {
+            if is_raw {
+                return Err(Failure::usage(
+                    "--load-snapshot: a raw image has no snapshots",
+                ));
+            }
+            image.source = image.source.interpreted(ImageFormat {
+                kind: FormatKind::Qcow2,
+                snapshot: Some(snapshot.clone()),
+            });
+            image.read_only = true;
         }
         image.source = part(image.source, self.offset, None);
         Ok(image)
@@ -503,6 +536,8 @@ fn is_of_a_device(option: Opt) -> bool {
     matches!(
         option,
         Opt::Aio
+            | Opt::AllocationDepth
+            | Opt::Bitmap
             | Opt::Cache
             | Opt::Description
             | Opt::DetectZeroes
@@ -510,9 +545,11 @@ fn is_of_a_device(option: Opt) -> bool {
             | Opt::ExportName
             | Opt::Format
             | Opt::ImageOpts
+            | Opt::LoadSnapshot
             | Opt::NoCache
             | Opt::Offset
             | Opt::ReadOnly
+            | Opt::Snapshot
     )
 }
 

@@ -6,8 +6,8 @@ use tokio::sync::Mutex;
 
 use crate::{
     block::{
-        Access, BlockDevice, BoxFuture, ClientFacts, ErrorKind, ExportEntry, Exports, OpenExport,
-        Result, SingleExport, Wish, no_such_export,
+        Access, BlockDevice, BoxFuture, ClientFacts, Context, ErrorKind, ExportEntry, Exports,
+        OpenExport, Result, SingleExport, Wish, no_such_export,
     },
     cli::{
         failure::{Failure, is_system_error},
@@ -184,7 +184,17 @@ impl Catalog {
                 tls: false,
             };
             match exports.open(&name, facts).await {
-                Ok(open) => self.size = Some(open.device.info().size),
+                Ok(open) => {
+                    let info = open.device.info();
+                    self.size = Some(info.size);
+                    let missing = |context: &&Context| !info.contexts.contains(context);
+                    if let Some(context) = job.contexts.iter().find(missing) {
+                        let text = format!("{source}: there is no {context} to be served");
+                        drop(open);
+                        exports.close().await;
+                        return Err(Failure::failed(text));
+                    }
+                }
                 Err(error) if !job.filters.is_empty() => {
                     exports.close().await;
                     let failure = explain(error);
