@@ -237,3 +237,32 @@ fn bitmaps_and_the_depth_of_a_chain_are_told_to_those_who_ask() {
         );
     }
 }
+
+#[test]
+fn a_backing_file_is_opened_where_the_environment_allows_it() {
+    let dir = tempdir().expect("a directory");
+    let path = |name: &str| dir.path().join(name).to_str().expect("UTF-8").to_owned();
+    image(path("base").as_ref());
+    let (overlay, socket) = (path("overlay"), path("socket"));
+    let create = ["create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2"];
+    tool("qemu-img", &[&create[..], &[&overlay]].concat());
+    let qemu_nbd = || Who::Ours.tool("qemu-nbd", ["-r", "-t", "-k", &socket, &overlay]);
+    let refused = qemu_nbd().output().expect("a program");
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        !refused.status.success() && said.contains("\"base\""),
+        "{said}"
+    );
+    let mut child = qemu_nbd()
+        .env("BLOCKFERRY_ALLOW_BACKING", dir.path())
+        .spawn()
+        .expect("a program");
+    until("the server", || UnixStream::connect(&socket).is_ok());
+    let uri = format!("nbd+unix:///?socket={socket}");
+    tool(
+        "qemu-io",
+        &["-r", "-f", "raw", "-c", "read -P 2 2M 1M", &uri],
+    );
+    signal(&child, "TERM");
+    assert_eq!(wait(&mut child), 0);
+}
