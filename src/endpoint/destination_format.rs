@@ -10,7 +10,7 @@ use std::{
 use crate::{
     block::{Access, BlockDevice, Error, ErrorKind, Operation, Result},
     copy::{Destination, Source},
-    format::qcow2::{Backing, CreateOptions, DataFile, NewImage},
+    format::qcow2::{Backing, CreateOptions, DataFile, LaidOut, NewImage},
 };
 
 use super::{
@@ -75,7 +75,8 @@ impl UnfinishedImage {
 }
 
 impl NewQcow2 {
-    /// Begins an image in a destination that was opened as bytes. What was there before is no image any more.
+    /// Begins an image in a destination that was opened as bytes, or lays one out for a stream, which is what is
+    /// copied then in the place of `source`. What was there before is no image any more.
     ///
     /// # Errors
     /// `InvalidInput` for what cannot be in this destination, what opening other files failed with, and what
@@ -114,10 +115,42 @@ impl NewQcow2 {
                 };
                 Ok((source, opened))
             }
-            Destination::Stream(_) => Err(named(refused(
-                "a qcow2 image is written at many offsets, and this is a stream: write it to a file",
-            ))),
+            Destination::Stream(sink) => {
+                let source = self.lay_out(source, &create).await.map_err(named)?;
+                let opened = OpenDestination {
+                    destination: Destination::Stream(sink),
+                    connection,
+                    file,
+                    image: None,
+                };
+                Ok((source, opened))
+            }
         }
+    }
+
+    /// The bytes of the image that holds `source`, for a destination that cannot seek.
+    async fn lay_out(&self, source: Source, create: &CreateOptions) -> Result<Source> {
+        let refuse = |message: &str| Err(Error::with_message(ErrorKind::InvalidInput, message));
+        if create.compress {
+            return refuse(
+                "a compressed image cannot be streamed: how long it becomes is known at its end; write it to a file",
+            );
+        }
+        if create.data_file.is_some() {
+            return refuse("an image with a data file cannot be streamed: write it to a file");
+        }
+        let Source::Device(device) = source else {
+            return refuse(
+                "a stream cannot be streamed on as an image, whose tables come first: write it to a file",
+            );
+        };
+        if create.backing.is_some() {
+            return refuse(
+                "an overlay cannot be streamed: what differs is known at its end; write it to a file",
+            );
+        }
+        let laid_out = LaidOut::new(device, create).await?;
+        Ok(Source::Device(Arc::new(laid_out)))
     }
 
     /// Opens the other files that the image is to have.

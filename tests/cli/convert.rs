@@ -118,6 +118,23 @@ fn compressed_images_are_read_by_qemu_and_are_the_same_each_time() {
 }
 
 #[test]
+fn compression_takes_less_space() {
+    let dir = tempdir().expect("a directory");
+    let raw = dir.path().join("words.raw");
+    let words = "it was the best of times, it was the worst of times; ".repeat(100_000);
+    fs::write(&raw, &words.as_bytes()[..5 << 20]).expect("room");
+    let size = |options: &[&str]| {
+        let made = dir.path().join("made.qcow2");
+        let _ = fs::remove_file(&made);
+        convert(&[options, &["-O", "qcow2", text(&raw), text(&made)]].concat()).success();
+        check(&made);
+        assert_identical((&raw, "raw"), (&made, "qcow2"));
+        made.metadata().expect("made").len()
+    };
+    assert!(size(&["-c"]) * 4 < size(&[]));
+}
+
+#[test]
 fn formats_are_told_and_found_out() {
     let (dir, raw) = room();
     let image = dir.path().join("image");

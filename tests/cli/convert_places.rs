@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::MetadataExt, path::PathBuf, process::Command};
 use tempfile::{TempDir, tempdir};
 
 use crate::support::{
-    Peer, assert_same,
+    Peer, assert_same, blockferry,
     images::random_bytes,
     qemu::{assert_identical, check, convert, info, qemu_img, qemu_io, text},
     run, sparse_image,
@@ -208,6 +208,40 @@ fn an_export_of_a_server_becomes_an_image() {
         .args(["info", "-f", "qcow2"])
         .arg(&target));
     assert_ne!(said.code, 0, "{}", said.text());
+}
+
+#[test]
+fn an_image_is_streamed_to_a_pipe() {
+    let (dir, raw) = room();
+    for options in [
+        &["-O", "qcow2"][..],
+        &["-O", "qcow2", "-o", "cluster_size=4k,compat=0.10"],
+    ] {
+        let made = dir.path().join("made.qcow2");
+        let words = [&["convert"], options, &[text(&raw), "-"]].concat();
+        let streamed = run(&mut blockferry(words)).success();
+        fs::write(&made, &streamed.stdout).expect("room");
+        check(&made);
+        assert_identical((&raw, "raw"), (&made, "qcow2"));
+    }
+    for (words, part) in [
+        (&["-c", "-O", "qcow2", text(&raw), "-"][..], "compressed"),
+        (&["-O", "qcow2", "--checksum", text(&raw), "-"], "digest"),
+        (
+            &["-O", "qcow2", "-o", "data_file=/x", text(&raw), "-"],
+            "data file",
+        ),
+    ] {
+        let said = run(&mut blockferry([&["convert"], words].concat()));
+        assert!(said.code == 1 || said.code == 2, "{}", said.stderr);
+        assert!(said.stderr.contains(part), "{}", said.stderr);
+        assert!(said.stdout.is_empty());
+    }
+    let script = "cat \"$1\" | \"$0\" convert -O qcow2 - - | cat; exit ${PIPESTATUS[1]}";
+    run(Command::new("bash")
+        .args(["-c", script, env!("CARGO_BIN_EXE_blockferry")])
+        .arg(&raw))
+    .failure(1, &["a stream cannot be streamed"]);
 }
 
 #[test]
