@@ -44,6 +44,27 @@ pub(super) const LENGTH_SLOT: [u8; 512] = {
     slots
 };
 
+/// Which slot a distance is in, less one: the small ones, then the 128th part of any.
+const DISTANCE_SLOT: [u8; 512] = {
+    let mut slots = [0; 512];
+    let mut index = 0;
+    while index < 512 {
+        let distance = if index < 256 {
+            index
+        } else {
+            (index - 256) << 7
+        };
+        slots[index] = if distance < 4 {
+            distance as u8
+        } else {
+            let log = distance.ilog2() as usize;
+            (2 * log + (distance >> (log - 1) & 1)) as u8
+        };
+        index += 1;
+    }
+    slots
+};
+
 /// Literals and the match that follows them, if there is one.
 #[derive(Clone, Copy)]
 pub(super) struct Token(u64);
@@ -90,22 +111,25 @@ pub(super) const fn extra_distance_bits(slot: u32) -> u32 {
     }
 }
 
-/// Which slot a distance is in.
+/// Which slot a distance is in, 1 to 32768; 0 is in that of 1.
 #[inline(always)]
-pub(super) fn distance_slot(distance: u32) -> u32 {
-    let distance = distance.wrapping_sub(1);
-    if distance < 2 {
-        return distance;
-    }
-    let log = distance.ilog2();
-    2 * log + (distance >> (log - 1) & 1)
+pub(super) fn distance_slot(distance: u32) -> u8 {
+    let distance = distance.saturating_sub(1) as usize;
+    // From 256 on a slot holds a multiple of 128.
+    let index = if distance < 256 {
+        distance
+    } else {
+        256 + (distance >> 7)
+    };
+    DISTANCE_SLOT[index & 511]
 }
 
 impl Token {
     /// `literals`, less than 2^32, and a match of `length` bytes; 0: none.
     #[inline(always)]
     pub(super) fn new(literals: usize, length: u32, distance: u32) -> Self {
-        Self(literals as u64 | u64::from(length) << 32 | u64::from(distance) << 41)
+        let slot = u64::from(distance_slot(distance));
+        Self(literals as u64 | u64::from(length) << 32 | slot << 41 | u64::from(distance) << 46)
     }
 
     #[inline(always)]
@@ -120,7 +144,13 @@ impl Token {
 
     #[inline(always)]
     fn distance(self) -> u32 {
-        (self.0 >> 41) as u32
+        (self.0 >> 46) as u32
+    }
+
+    /// The slot of the distance.
+    #[inline(always)]
+    pub(super) fn slot(self) -> usize {
+        (self.0 >> 41) as usize & 31
     }
 }
 
@@ -181,8 +211,8 @@ impl Block<'_> {
             if let (0..=4, Some(four)) = (count, rest.first_chunk::<4>()) {
                 // No branch: how many there are is hard to foretell.
                 for (index, literal) in four.iter().enumerate() {
-                    let code = codes.literals[usize::from(*literal)];
-                    bits.put_code(if index < count { code } else { 0 });
+                    let beyond = usize::from(index >= count) << 8;
+                    bits.put_code(codes.literals[usize::from(*literal) | beyond]);
                 }
                 bits.flush();
                 literals = &[];
@@ -204,8 +234,7 @@ impl Block<'_> {
             if length != 0 {
                 bits.put_code(codes.lengths[length]);
                 let distance = token.distance();
-                let slot = distance_slot(distance);
-                let (code, extra) = codes.distances[slot as usize & 31];
+                let (code, extra) = codes.distances[token.slot()];
                 bits.put_code(code);
                 bits.put(u64::from((distance - 1) & ((1 << extra) - 1)), extra);
                 bits.flush();
@@ -227,7 +256,8 @@ impl Bits<'_> {
 
 /// What is written for each symbol: the bits, and how many there are in the low eight.
 struct Codes {
-    literals: [u32; 256],
+    /// From 256 on nothing is written.
+    literals: [u32; 512],
     /// By length, with the bits that follow the code.
     lengths: [u32; 512],
     end: u32,
@@ -244,12 +274,12 @@ impl Codes {
         let literal =
             |symbol: usize| u32::from(literals[symbol]) << 8 | u32::from(lengths.literals[symbol]);
         let mut made = Self {
-            literals: [0; 256],
+            literals: [0; 512],
             lengths: [0; 512],
             end: literal(END),
             distances: [(0, 0); 32],
         };
-        for (symbol, code) in made.literals.iter_mut().enumerate() {
+        for (symbol, code) in made.literals[..END].iter_mut().enumerate() {
             *code = literal(symbol);
         }
         for (slot, base) in LENGTH_BASE.iter().enumerate() {
@@ -449,7 +479,7 @@ mod tests {
             (32768, 29, 13),
         ] {
             assert_eq!(distance_slot(distance), slot, "{distance}");
-            assert_eq!(extra_distance_bits(slot), extra, "{distance}");
+            assert_eq!(extra_distance_bits(slot.into()), extra, "{distance}");
         }
     }
 }

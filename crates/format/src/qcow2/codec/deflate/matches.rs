@@ -1,8 +1,6 @@
 //! What repeats in a cluster: literals and matches, and how often each symbol occurs.
 
-use super::block::{
-    DISTANCE_CODES, LENGTH_SLOT, Token, distance_slot, extra_distance_bits, extra_length_bits,
-};
+use super::block::{DISTANCE_CODES, LENGTH_SLOT, Token, extra_distance_bits, extra_length_bits};
 
 /// Tokens are found for so many bytes at a time: the default cluster in one go.
 const SEGMENT: usize = 64 << 10;
@@ -169,9 +167,9 @@ impl Finder {
             }
             let slot = usize::from(LENGTH_SLOT[length as usize & 511]);
             counts.lengths[(1 + slot) & 31] += 1;
-            counts.distances[distance_slot(distance as u32) as usize & 31] += 1;
-            self.tokens
-                .push(Token::new(start - literals, length, distance as u32));
+            let token = Token::new(start - literals, length, distance as u32);
+            counts.distances[token.slot()] += 1;
+            self.tokens.push(token);
             position = start + length as usize;
             literals = position;
         }
