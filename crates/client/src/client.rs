@@ -211,7 +211,47 @@ impl Client {
     }
 
     /// Moves a whole buffer. What fails because the connection was lost gives the buffer back.
+    ///
+    /// A read is asked for in one chunk where the block status can be asked for, too: whoever wants to know of holes has
+    /// other ways, and qemu-nbd looks for the holes of each read that may come in several, which takes it
+    /// milliseconds in a file in memory, and one such search at a time.
     pub(crate) async fn transfer(
+        &self,
+        operation: Operation,
+        command: Command,
+        flags: CommandFlags,
+        offset: u64,
+        buffer: Buffer,
+    ) -> Result<Buffer, Failure> {
+        let in_one = match command {
+            Command::Read if self.handle.info.knows_allocation() => self.flags_of_a_read_in_one(),
+            _ => CommandFlags::empty(),
+        };
+        let length = buffer.len();
+        let moved = self.transfer_so(operation, command, flags | in_one, offset, buffer);
+        match moved.await {
+            // A server may refuse more than 64 KiB in one chunk (EOVERFLOW).
+            Err(failure)
+                if !in_one.is_empty() && failure.error.kind() == ErrorKind::InvalidInput =>
+            {
+                let buffer = failure.buffer.unwrap_or_else(|| Buffer::zeroed(length));
+                self.read_in_chunks(offset, buffer).await
+            }
+            moved => moved,
+        }
+    }
+
+    /// Reads from a server that has refused to answer in one chunk. It is not asked for that again, if this is what
+    /// it wants.
+    async fn read_in_chunks(&self, offset: u64, buffer: Buffer) -> Result<Buffer, Failure> {
+        let flags = CommandFlags::empty();
+        let read = self.transfer_so(Operation::Read, Command::Read, flags, offset, buffer);
+        let buffer = read.await?;
+        self.handle.in_chunks.store(true, Ordering::Relaxed);
+        Ok(buffer)
+    }
+
+    async fn transfer_so(
         &self,
         operation: Operation,
         command: Command,

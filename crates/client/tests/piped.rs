@@ -85,7 +85,7 @@ async fn payload_stays_in_its_pipe_whatever_the_order_of_the_answers() {
             assert_eq!(piped, 13, "{structured} {extended} {backwards}");
             let reads = server.requests(Command::Read);
             let in_one = reads.iter().filter(|it| it.flags == CommandFlags::DF);
-            assert_eq!(in_one.count(), if structured { 13 } else { 0 });
+            assert_eq!(in_one.count(), if structured { 16 } else { 0 });
         }
     }
 }
@@ -233,6 +233,28 @@ async fn a_server_that_refuses_long_reads_in_one_chunk_is_read_in_several() {
         ));
     }
     assert_eq!(server.requests(Command::Read).len(), 3);
+}
+
+#[tokio::test]
+async fn a_read_into_memory_that_is_refused_in_one_chunk_comes_in_several_from_then_on() {
+    let server = Server::start(Script {
+        chunks: 3,
+        in_order: true,
+        fails: |request| {
+            let in_one = request.flags.contains(CommandFlags::DF);
+            in_one.then_some(Errno::EOVERFLOW)
+        },
+        ..Script::default()
+    });
+    let client = connect(&server).await;
+    for _ in 0..2 {
+        let read = client.read(0, blockferry_block::Buffer::zeroed(300_000));
+        assert!(is_right(&read.await.expect("a read"), 0));
+    }
+    let reads = server.requests(Command::Read);
+    let flags: Vec<_> = reads.iter().map(|read| read.flags).collect();
+    let none = CommandFlags::empty();
+    assert_eq!(flags, [CommandFlags::DF, none, none]);
 }
 
 #[tokio::test]

@@ -28,7 +28,7 @@ impl Client {
         if range.len() >= LONG {
             self.warm_up(range);
         }
-        let flags = self.flags_of_a_piped_read();
+        let flags = self.flags_of_a_read_in_one();
         let request = Request {
             command: Command::Read,
             flags,
@@ -41,9 +41,9 @@ impl Client {
             Err(failure) if flags.is_empty() => return Err(failure.error),
             // A server may refuse more than 64 KiB in one chunk (EOVERFLOW).
             Err(failure) if failure.error.kind() == ErrorKind::InvalidInput => {
-                let payload = self.read_into_memory(offset, length).await?;
-                self.handle.in_chunks.store(true, Ordering::Relaxed);
-                return Ok(payload);
+                let buffer = Buffer::zeroed(length);
+                let buffer = self.read_in_chunks(offset, buffer).await?;
+                return Ok(Payload::Memory(buffer));
             }
             Err(failure) => return Err(failure.error),
         };
@@ -85,7 +85,7 @@ impl Client {
     }
 
     /// "Don't fragment", where the server knows it and has not refused it.
-    fn flags_of_a_piped_read(&self) -> CommandFlags {
+    pub(super) fn flags_of_a_read_in_one(&self) -> CommandFlags {
         let negotiated = &self.handle.negotiated;
         let knows_df = negotiated.export.flags.contains(TransmissionFlags::SEND_DF);
         let mut flags = CommandFlags::empty();
