@@ -1,6 +1,9 @@
 //! The devices that a new image goes into: the file of the image, and that of its data where it has one.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use blockferry_block::{
     BlockDevice, Buffer, ByteRange, Capabilities, CopyFlags, Error, ErrorKind, FileRange,
@@ -17,7 +20,7 @@ pub(super) struct Below {
     device: Arc<dyn BlockDevice>,
     cluster_size: u64,
     /// It reads as zeroes wherever nothing was written.
-    is_fresh: bool,
+    is_fresh: AtomicBool,
     /// It ends where the virtual disk does, and not at the end of a cluster.
     is_data_file: bool,
 }
@@ -44,7 +47,7 @@ impl Below {
             let error = Error::with_message(ErrorKind::InvalidInput, message);
             return Err(error.during(Operation::Open));
         }
-        let is_fresh = info.can(Capabilities::BORN_ZERO);
+        let is_fresh = AtomicBool::new(info.can(Capabilities::BORN_ZERO));
         Ok(Self {
             device,
             cluster_size,
@@ -56,13 +59,13 @@ impl Below {
     /// Makes sure that what lies at the beginning is no image from now on.
     pub(super) async fn destroy_header(&mut self) -> Result<()> {
         let info = self.device.info();
-        if self.is_fresh || info.size == 0 {
-            self.is_fresh |= info.can(Capabilities::RESIZE);
+        if self.is_fresh() || info.size == 0 {
+            *self.is_fresh.get_mut() |= info.can(Capabilities::RESIZE);
             return Ok(());
         }
         if info.can(Capabilities::RESIZE) {
             self.device.resize(0).await?;
-            self.is_fresh = true;
+            *self.is_fresh.get_mut() = true;
             return Ok(());
         }
         let first = self.cluster_size.min(info.size);
@@ -82,7 +85,12 @@ impl Below {
 
     /// Whether it reads as zeroes wherever nothing was written.
     pub(super) fn is_fresh(&self) -> bool {
-        self.is_fresh
+        self.is_fresh.load(Ordering::Acquire)
+    }
+
+    /// Something may be where nothing was written.
+    pub(super) fn no_longer_fresh(&self) {
+        self.is_fresh.store(false, Ordering::Release);
     }
 
     /// What its offsets and lengths are multiples of.
@@ -133,7 +141,7 @@ impl Below {
         match self.is_data_file {
             true if end == self.device.info().size => 1,
             true => self.block(),
-            false if self.is_fresh => self.block(),
+            false if self.is_fresh() => self.block(),
             false => self.cluster_size,
         }
     }

@@ -79,6 +79,8 @@ pub struct NewImage {
     size: AtomicU64,
     /// Where writes failed or were given up.
     doubt: Doubt,
+    /// Whether the file takes bytes over from other files, as the first attempt has shown.
+    takes_over: tokio::sync::OnceCell<bool>,
     /// What was written, where all clusters have their places from the beginning: those that guest offsets tell.
     fixed: Option<Mutex<RangeSet>>,
     /// Nothing is written any more.
@@ -174,6 +176,7 @@ impl NewImage {
             pipeline,
             size: AtomicU64::new(size),
             doubt: Doubt::default(),
+            takes_over: tokio::sync::OnceCell::new(),
             fixed,
             is_closed: AtomicBool::new(false),
             bitmaps: Mutex::default(),

@@ -9,8 +9,8 @@ use blockferry_block::{ByteRange, Error, ErrorKind, RangeSet, Result};
 
 use crate::qcow2::{entry::OFFSET, geometry::Geometry, header::LARGEST_REFCOUNT_TABLE};
 
-/// Gives out the clusters of the file. What was given back is never given out again: a write to it may still be
-/// under way. It is free in the refcounts.
+/// Gives out the clusters of the file. What was given back is not given out again, for a write to it may still be
+/// under way: it is free in the refcounts. What was [taken back](Self::take_back) is.
 pub(super) struct Places {
     cluster_bits: u32,
     /// The first cluster that nobody has.
@@ -61,6 +61,18 @@ impl Places {
     /// Nobody refers to `range`, whole clusters, any more.
     pub(super) fn give_back(&self, range: ByteRange) {
         self.given_back_mut().insert(range);
+    }
+
+    /// What was taken from `start` to `end` and given back is given out again: nothing is on its way there. Nothing
+    /// happens where others have taken more since.
+    pub(super) fn take_back(&self, start: u64, end: u64) {
+        let mut given_back = self.given_back_mut();
+        let (first, next) = (start >> self.cluster_bits, end >> self.cluster_bits);
+        let (success, failure) = (Ordering::Relaxed, Ordering::Relaxed);
+        let taken = self.next.compare_exchange(next, first, success, failure);
+        if taken.is_ok() {
+            given_back.remove(ByteRange::between(start, end));
+        }
     }
 
     /// What was taken from `start` to `end` was not used. Nothing happens where others have taken more since.
@@ -117,6 +129,25 @@ mod tests {
             ]
         );
         assert_eq!(places.given_back_in(ByteRange::between(0, 2 << 16)), []);
+    }
+
+    #[test]
+    fn only_the_last_places_are_given_out_again() {
+        let options = crate::qcow2::CreateOptions::default();
+        let places = Places::new(options.geometry(0));
+        let start = places.take(2).expect("room");
+        let end = start + (2 << 16);
+        places.give_back(ByteRange::between(start, end));
+        let others = places.take(1).expect("room");
+        places.take_back(start, end);
+        assert_eq!(places.end(), others + (1 << 16));
+        assert_eq!(places.given_back_in(ByteRange::between(0, end)).len(), 1);
+        let start = places.take(3).expect("room");
+        let end = start + (3 << 16);
+        places.give_back(ByteRange::between(start, end));
+        places.take_back(start, end);
+        assert_eq!(places.take(3).expect("room"), start);
+        assert_eq!(places.given_back_in(ByteRange::between(start, end)), []);
     }
 
     #[test]

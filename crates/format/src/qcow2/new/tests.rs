@@ -133,6 +133,44 @@ async fn a_table_that_could_not_be_written_early_is_not_lost() {
 }
 
 #[tokio::test]
+async fn bytes_that_are_not_taken_over_take_no_places() {
+    const PIECE: u64 = 1 << 20;
+    let source = tempfile::tempfile().expect("a file");
+    let source: std::os::fd::OwnedFd = source.into();
+    let source = FileRange::new(source, ByteRange::between(0, PIECE));
+    let mut lengths = Vec::new();
+    for tries in [false, true] {
+        let memory = Arc::new(MemoryDevice::new(0).growable());
+        let slowly = Fault::Delay(std::time::Duration::from_millis(5));
+        let faulty = FaultyDevice::new(Arc::clone(&memory) as _)
+            .with(Rule::on(Operation::Copy).fault(slowly))
+            .with_info(|info| info.capabilities |= Capabilities::COPY_FROM);
+        let faulty = Arc::new(faulty);
+        let image = NewImage::create(Arc::clone(&faulty) as _, options()).await;
+        let image = image.expect("begun");
+        let pieces: Vec<_> = ByteRange::between(0, SIZE).pieces(PIECE).collect();
+        if tries {
+            let copies = pieces
+                .iter()
+                .map(|piece| image.copy_from(piece.start(), source.clone(), CopyFlags::empty()));
+            for copied in futures_util::future::join_all(copies).await {
+                let error = copied.expect_err("memory takes nothing over");
+                assert_eq!(error.kind(), ErrorKind::Unsupported);
+            }
+            assert_eq!(faulty.calls(Operation::Copy), 1, "one shows it");
+        }
+        for piece in pieces {
+            let write = image.write(piece.start(), contents(piece), WriteFlags::empty());
+            write.await.expect("written");
+        }
+        image.finish().await.expect("finished");
+        assert_whole(&fixed(&memory)).await;
+        lengths.push(memory.contents().len());
+    }
+    assert_eq!(lengths[0], lengths[1]);
+}
+
+#[tokio::test]
 async fn the_order_of_what_is_compressed_decides_alone_where_tables_go() {
     let mut files = Vec::new();
     for threads in [1, 2, 5] {

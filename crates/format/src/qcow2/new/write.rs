@@ -136,19 +136,66 @@ impl NewImage {
         Ok(())
     }
 
+    /// The first attempt shows whether there is any use in others, which wait for it and have no places yet: those
+    /// that are refused leave theirs empty.
     async fn copy_to_places(
         &self,
         range: ByteRange,
         source: &FileRange,
         flags: CopyFlags,
     ) -> Result<()> {
-        let runs = match self.fixed_place() {
-            Some(first) => vec![Run {
+        if let Some(first) = self.fixed_place() {
+            let run = Run {
                 guest: range,
                 host: first + range.start(),
-            }],
-            None => self.place_all(range).await?,
+            };
+            return self.copy_runs(range, &[run], source, flags).await;
+        }
+        let mut own = None;
+        let first = async {
+            let end = self.places.end();
+            let runs = self.place_all(range).await?;
+            let copied = self.copy_runs(range, &runs, source, flags).await;
+            let is_refused =
+                matches!(&copied, Err(error) if error.kind() == ErrorKind::Unsupported);
+            if is_refused {
+                self.forget_all(range).await?;
+                self.take_back(&runs, end);
+            }
+            own = Some(copied);
+            Ok::<_, Error>(!is_refused)
         };
+        let takes_over = *self.takes_over.get_or_try_init(|| first).await?;
+        match own {
+            Some(copied) => copied,
+            None if takes_over => {
+                let runs = self.place_all(range).await?;
+                self.copy_runs(range, &runs, source, flags).await
+            }
+            None => Err(Error::new(ErrorKind::Unsupported)),
+        }
+    }
+
+    /// Lets the places of `runs` that were taken from `end` on be given out again. Something may have come there, and
+    /// nothing is on its way.
+    fn take_back(&self, runs: &[Run], end: u64) {
+        if self.data_file.is_some() {
+            return;
+        }
+        let cluster = self.cluster_size();
+        let taken = runs.iter().filter(|run| run.host >= end);
+        let taken = taken.map(|run| run.guest.len().next_multiple_of(cluster));
+        self.file.no_longer_fresh();
+        self.places.take_back(end, end + taken.sum::<u64>());
+    }
+
+    async fn copy_runs(
+        &self,
+        range: ByteRange,
+        runs: &[Run],
+        source: &FileRange,
+        flags: CopyFlags,
+    ) -> Result<()> {
         for run in runs {
             let place = ByteRange::between(run.host, run.host + run.guest.len());
             if !self.data().takes_as_it_is(place) {
