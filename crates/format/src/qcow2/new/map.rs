@@ -226,14 +226,17 @@ impl Map {
         if self.is_full() && self.cached(index).is_none() {
             self.make_room().await?;
         }
-        if let Some(table) = self.existing(index).await? {
-            self.touch(&table);
-            return Ok(table);
-        }
-        let mut state = self.write();
-        let new = || Arc::new(Table::new(self.words, self.width));
-        let table = Arc::clone(state.tables.entry(index).or_insert_with(new));
-        drop(state);
+        let table = loop {
+            if let Some(table) = self.existing(index).await? {
+                break table;
+            }
+            let mut state = self.write();
+            // Otherwise others have made one meanwhile, which was written early and forgotten.
+            if state.home(index) == 0 || state.tables.contains_key(&index) {
+                let new = || Arc::new(Table::new(self.words, self.width));
+                break Arc::clone(state.tables.entry(index).or_insert_with(new));
+            }
+        };
         self.touch(&table);
         Ok(table)
     }
@@ -295,6 +298,8 @@ impl Map {
             if !is_dirty || home == 0 && table.is_blank() {
                 continue;
             }
+            // Until it is on its way: another's write may fail before.
+            table.is_dirty.store(true, Ordering::Release);
             if home != 0 {
                 self.write_batch(&[(*index, table)], home).await?;
                 continue;
@@ -327,6 +332,8 @@ impl Map {
         let mut bytes = Buffer::zeroed(batch.len() * cluster);
         for ((index, table), bytes) in batch.iter().zip(bytes.chunks_exact_mut(cluster)) {
             self.write().set_home(*index, 0);
+            // What changes from here on makes it dirty again.
+            table.is_dirty.swap(false, Ordering::AcqRel);
             table.encode(bytes);
         }
         self.file.write_blocks(home, bytes).await?;

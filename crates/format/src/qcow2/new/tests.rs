@@ -133,6 +133,39 @@ async fn a_table_that_could_not_be_written_early_is_not_lost() {
 }
 
 #[tokio::test]
+async fn a_table_that_waits_for_a_write_that_fails_is_not_lost() {
+    let memory = Arc::new(MemoryDevice::new(0).growable());
+    let faulty = Arc::new(FaultyDevice::new(Arc::clone(&memory) as _));
+    let image = NewImage::create_within(Arc::clone(&faulty) as _, options(), 8 * 700).await;
+    let image = image.expect("begun");
+    // A cluster with data, of those that a table maps.
+    let cluster = |table: u64, number: u64| (table * 64).next_multiple_of(7) + number;
+    let place = |cluster: u64| ByteRange::between(cluster * 512, cluster * 512 + 512);
+    let write = |cluster: u64| {
+        let range = place(cluster);
+        image.write(range.start(), contents(range), WriteFlags::empty())
+    };
+    // In the end the two that were not used for longest are 1, which has no place, and 10, which has one.
+    let order = (10..19).map(|table| cluster(table, 0));
+    let order = order.chain([cluster(10, 1), cluster(1, 0)]);
+    for cluster in order.chain((14..20).map(|table| cluster(table, 2))) {
+        write(cluster).await.expect("written");
+    }
+    let fault = Fault::Error(ErrorKind::Io);
+    faulty.add(Rule::on(Operation::Write).times(1).fault(fault));
+    let failed = write(cluster(20, 0)).await;
+    failed.expect_err("a table could not be written");
+    let written = write(cluster(20, 0)).await;
+    written.expect("it was written in the end");
+    for cluster in [cluster(1, 0), cluster(10, 0), cluster(10, 1)] {
+        let range = place(cluster);
+        let read = image.read(range.start(), Buffer::zeroed(512)).await;
+        assert!(read.expect("read")[..] == contents(range)[..], "{cluster}");
+    }
+    image.finish().await.expect("finished");
+}
+
+#[tokio::test]
 async fn bytes_that_are_not_taken_over_take_no_places() {
     const PIECE: u64 = 1 << 20;
     let source = tempfile::tempfile().expect("a file");
