@@ -272,10 +272,11 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Whether all that was handed in is written, or being written.
+    /// Whether all that was handed in is written.
     pub(super) fn is_idle(&self) -> bool {
         let state = self.shared.state();
-        state.pending == 0 && state.packer.is_empty() && self.writer.try_lock().is_ok()
+        let is_settled = state.failure.is_none() && state.pending == 0;
+        is_settled && state.packer.is_empty() && self.writer.try_lock().is_ok()
     }
 
     async fn write_chunks(&self, file: &Below, all: bool) -> Result<()> {

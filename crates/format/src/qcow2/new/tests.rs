@@ -166,6 +166,33 @@ async fn a_table_that_waits_for_a_write_that_fails_is_not_lost() {
 }
 
 #[tokio::test]
+async fn what_goes_wrong_with_compressed_clusters_is_told_to_all_that_follow() {
+    let memory = Arc::new(MemoryDevice::new(0).growable());
+    let faulty = Arc::new(FaultyDevice::new(Arc::clone(&memory) as _));
+    let options = CreateOptions {
+        compress: true,
+        ..options()
+    };
+    let image = NewImage::create(Arc::clone(&faulty) as _, options).await;
+    let image = image.expect("begun");
+    let range = ByteRange::between(0, 64 << 10);
+    let write = image.write(0, contents(range), WriteFlags::empty());
+    write.await.expect("taken");
+    faulty.add(
+        Rule::on(Operation::Write)
+            .times(1)
+            .fault(Fault::Error(ErrorKind::Io)),
+    );
+    for _ in 0..3 {
+        let error = image.flush().await.expect_err("not all is there");
+        assert_eq!(error.kind(), ErrorKind::Io);
+    }
+    let read = image.read(0, Buffer::zeroed(512)).await;
+    assert_eq!(read.expect_err("it is lost").kind(), ErrorKind::Io);
+    image.finish().await.expect_err("no image");
+}
+
+#[tokio::test]
 async fn bytes_that_are_not_taken_over_take_no_places() {
     const PIECE: u64 = 1 << 20;
     let source = tempfile::tempfile().expect("a file");
