@@ -123,7 +123,7 @@ impl Walk<'_> {
     /// Whether the answer is as long as it may become. The last extent may still grow before, so there may be one too
     /// many.
     fn is_full(&self) -> bool {
-        self.list.len() > self.most
+        self.list.len() > self.most || self.behind.is_spent
     }
 
     /// Adds what `table` says of `range`, which it maps, and says how far it came.
@@ -182,16 +182,20 @@ fn push_host(list: &mut Vec<Extent>, range: ByteRange, host: u64, holes: &RangeS
     push(at, host + range.len(), Status::DATA);
 }
 
-/// What is behind an image, and what was last heard of it.
+/// What is behind an image, and what was heard of it. It is asked once for one answer: were it asked again to see how
+/// that goes on, each image of a chain would be asked twice as often as the one before it.
 struct Behind<'a> {
     device: Option<&'a dyn BlockDevice>,
     size: u64,
     context: &'a Context,
     /// Whether one extent is all that is wanted.
     is_first: bool,
-    /// The last answer, in the image's own terms, and how much of it lies before what is asked for now.
+    was_asked: bool,
+    /// Its answer, in the image's own terms, and how much of that lies before what is asked for now.
     answer: Vec<Extent>,
     passed: usize,
+    /// More is wanted than its answer tells of.
+    is_spent: bool,
 }
 
 impl<'a> Behind<'a> {
@@ -201,13 +205,16 @@ impl<'a> Behind<'a> {
             size: backing.map_or(0, HostFile::end),
             context,
             is_first,
+            was_asked: false,
             answer: Vec::new(),
             passed: 0,
+            is_spent: false,
         }
     }
 
-    /// Adds what shows in `range`, which the image has nothing of, until the list is longer than `most`. What lies
-    /// up to the end of `asked`, which begins as `range` does, is asked for at once. Says how far it came.
+    /// Adds what shows in `range`, which the image has nothing of, until the list is longer than `most` or no more is
+    /// known. What lies up to the end of `asked`, which begins as `range` does, is asked for at once. Says how far it
+    /// came.
     async fn push(
         &mut self,
         range: ByteRange,
@@ -220,10 +227,14 @@ impl<'a> Behind<'a> {
             let rest = ByteRange::between(at, range.end());
             let next = match self.device {
                 Some(_) if at < self.size => self.next(rest, asked.end()).await?,
-                device => Extent {
+                device => Some(Extent {
                     range: rest,
                     status: self.status_of_nothing(device.is_some()),
-                },
+                }),
+            };
+            let Some(next) = next else {
+                self.is_spent = true;
+                break;
             };
             push_merged(list, next);
             at = next.range.end();
@@ -240,8 +251,9 @@ impl<'a> Behind<'a> {
         }
     }
 
-    /// The first extent of `range`, which begins before the end of the backing file.
-    async fn next(&mut self, range: ByteRange, asked_end: u64) -> Result<Extent> {
+    /// The first extent of `range`, which begins before the end of the backing file; `None` where its answer tells
+    /// nothing of that.
+    async fn next(&mut self, range: ByteRange, asked_end: u64) -> Result<Option<Extent>> {
         let at = range.start();
         loop {
             while let Some(known) = self.answer.get(self.passed) {
@@ -252,11 +264,15 @@ impl<'a> Behind<'a> {
                 if known.range.start() > at {
                     break;
                 }
-                return Ok(Extent {
+                return Ok(Some(Extent {
                     range: known.range.intersection(range),
                     status: known.status,
-                });
+                }));
             }
+            if self.was_asked {
+                return Ok(None);
+            }
+            self.was_asked = true;
             let end = if self.is_first {
                 range.end()
             } else {
@@ -268,8 +284,6 @@ impl<'a> Behind<'a> {
 
     /// Asks the backing file about `range`, which it has. There is an answer about its start afterwards.
     async fn ask(&mut self, range: ByteRange) -> Result<()> {
-        self.passed = 0;
-        self.answer.clear();
         let whole = |status| vec![Extent { range, status }];
         let unknown = match self.context {
             Context::AllocationDepth => BEHIND,

@@ -437,6 +437,33 @@ async fn answers_are_bounded_and_go_on_where_they_ended() {
 }
 
 #[tokio::test]
+async fn each_image_of_a_chain_is_asked_once_for_an_answer() {
+    let clusters = 2 * MOST_EXTENTS as u64;
+    let mut base = ImageBuilder::new(12, clusters << 12);
+    for number in (0..clusters).step_by(2) {
+        base = base.with(number, Content::Zero);
+    }
+    let base = Arc::new(FaultyDevice::new(Arc::new(open(memory(&base)).await)));
+    let mut top: Arc<dyn BlockDevice> = base.clone();
+    for _ in 0..6 {
+        let empty = backed(ImageBuilder::new(16, clusters << 12));
+        top = Arc::new(open_before(&empty, top).await);
+    }
+    let whole = ByteRange::between(0, clusters << 12);
+    let context = Context::AllocationDepth;
+    let list = top.extents(whole, &context).await.expect("an answer");
+    assert_eq!(list.len(), MOST_EXTENTS);
+    assert_eq!(base.calls(Operation::Extents), 1);
+    let list = top.first_extent(whole, &context).await.expect("an answer");
+    let first = Extent {
+        range: ByteRange::between(0, 4096),
+        status: Status(7),
+    };
+    assert_eq!(list, [first]);
+    assert_eq!(base.calls(Operation::Extents), 2);
+}
+
+#[tokio::test]
 async fn wrong_answers_from_behind_are_taken_for_data() {
     let liars = [
         answers::empty,
