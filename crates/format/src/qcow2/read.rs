@@ -60,9 +60,10 @@ impl Reader {
         if let [run] = runs[..] {
             return self.read_run(run, buffer).await;
         }
-        // The first run is read where it belongs, if its bytes only have to be read.
+        // The first of a few runs is read where it belongs, if its bytes only have to be read.
+        let are_few = runs.len() <= SIDE_BY_SIDE;
         let first = match runs.first() {
-            Some(run) if matches!(run.source, Source::Host(_)) => Some(runs.remove(0)),
+            Some(run) if are_few && matches!(run.source, Source::Host(_)) => Some(runs.remove(0)),
             _ => None,
         };
         let (parts, batches) = self.parts(runs);
@@ -78,7 +79,16 @@ impl Reader {
         let batches = batches.into_iter().map(Part::Batch);
         let parts = parts.into_iter().chain(batches);
         let parts = stream::iter(parts).map(|part| self.read_part(part));
-        let filling = parts.buffer_unordered(SIDE_BY_SIDE).try_collect::<Vec<_>>();
+        let mut parts = parts.buffer_unordered(SIDE_BY_SIDE);
+        let Some(first) = first else {
+            let mut buffer = buffer;
+            // Each has a buffer of its own, most of it unused: there can be one for every 512 bytes.
+            while let Some(part) = parts.try_next().await? {
+                part.copy_to(range, &mut buffer);
+            }
+            return Ok(buffer);
+        };
+        let filling = parts.try_collect::<Vec<_>>();
         let (mut buffer, filled) = try_join(self.read_first(first, buffer), filling).await?;
         for part in filled {
             part.copy_to(range, &mut buffer);
@@ -148,10 +158,8 @@ impl Reader {
         all.intersection(ByteRange::between(0, self.data.end()))
     }
 
-    async fn read_first(&self, first: Option<Run>, mut buffer: Buffer) -> Result<Buffer> {
-        let Some(run) = first else {
-            return Ok(buffer);
-        };
+    /// Fills the beginning of `buffer` with `run`.
+    async fn read_first(&self, run: Run, mut buffer: Buffer) -> Result<Buffer> {
         let length = buffer.len();
         buffer.set_len(run.range.len() as usize);
         let mut buffer = self.read_run(run, buffer).await?;
