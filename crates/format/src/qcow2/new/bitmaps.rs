@@ -11,7 +11,7 @@ use super::{NewImage, finish::stored_size, refcounts::Counting};
 use crate::qcow2::{
     BitmapDetails,
     bitmaps::{Bitmap, Bits, MOST_ENTRIES, encode_directory},
-    header::BitmapsExtension,
+    header::{BitmapsExtension, LONGEST_NAME},
 };
 
 /// A bitmap that the image is to have.
@@ -26,8 +26,8 @@ impl NewImage {
     /// [finished](Self::finish).
     ///
     /// # Errors
-    /// `InvalidInput` where the image can have none, or where that name is taken already, and for a bitmap that is
-    /// not consistent (`in_use`).
+    /// `InvalidInput` where the image can have none, or where that name is taken already or too long, and for a bitmap
+    /// that is not consistent (`in_use`).
     pub fn add_bitmap(&self, details: BitmapDetails, source: Arc<dyn BlockDevice>) -> Result<()> {
         let refuse = |message: &str| Err(Error::with_message(ErrorKind::InvalidInput, message));
         if self.options.version < 3 {
@@ -35,6 +35,10 @@ impl NewImage {
         }
         if details.in_use {
             return refuse("a bitmap that was in use does not say all that was written");
+        }
+        // It is longer than it was where it is no text there: as text it takes up to three times as many bytes.
+        if !(1..=LONGEST_NAME as usize).contains(&details.name.len()) {
+            return refuse("the name of a bitmap has 1 to 1023 bytes");
         }
         let context = Context::DirtyBitmap(details.name.clone());
         if !source.info().contexts.contains(&context) {
@@ -224,7 +228,35 @@ const DIRTY: u64 = 1;
 
 #[cfg(test)]
 mod tests {
+    use blockferry_block::{MemoryDevice, testing::FaultyDevice};
+
     use super::*;
+    use crate::qcow2::CreateOptions;
+
+    #[tokio::test]
+    async fn a_name_that_is_too_long_for_readers_is_refused() {
+        let below = Arc::new(MemoryDevice::new(0).growable());
+        let options = CreateOptions {
+            size: Some(1 << 20),
+            ..Default::default()
+        };
+        let image = NewImage::create(below, options).await.expect("begun");
+        for (length, fits) in [(0, false), (341, true), (342, false)] {
+            let name = "\u{fffd}".repeat(length);
+            let source = FaultyDevice::new(Arc::new(MemoryDevice::new(1 << 20)));
+            let source = source.with_info(|info| {
+                info.contexts.push(Context::DirtyBitmap(name.clone()));
+            });
+            let details = BitmapDetails {
+                name,
+                granularity: 65536,
+                in_use: false,
+                auto: true,
+            };
+            let added = image.add_bitmap(details, Arc::new(source));
+            assert_eq!(added.is_ok(), fits, "{length}");
+        }
+    }
 
     #[test]
     fn bits_begin_at_the_lowest_of_the_first_byte() {
