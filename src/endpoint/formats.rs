@@ -151,16 +151,20 @@ async fn told(endpoint: &Endpoint, device: &dyn BlockDevice) -> Result<FormatKin
 
 /// Whether it is a regular file of this machine.
 fn may_probe(endpoint: &Endpoint, device: &dyn BlockDevice) -> bool {
-    let is_local = matches!(
-        endpoint.kind(),
-        EndpointKind::File(_) | EndpointKind::Descriptor(_) | EndpointKind::Standard
-    );
     match device.mapping(ByteRange::between(0, 1)) {
-        Mapping::File { fd, .. } if is_local => {
+        Mapping::File { fd, .. } if is_one_file(endpoint) => {
             sys::inspect(fd).is_ok_and(|facts| facts.kind == sys::FileKind::Regular)
         }
         _ => false,
     }
+}
+
+/// Whether its bytes are those of one file or block device, all of it.
+fn is_one_file(endpoint: &Endpoint) -> bool {
+    matches!(
+        endpoint.kind(),
+        EndpointKind::File(_) | EndpointKind::Descriptor(_) | EndpointKind::Standard
+    )
 }
 
 /// The format that `device` seems to be in.
@@ -191,7 +195,7 @@ async fn qcow2(
     let format = endpoint.format();
     let writable = access == Access::ReadWrite && format.snapshot.is_none();
     let below = match writable {
-        true => growable(device)?,
+        true => growable(endpoint, device)?,
         false => Arc::clone(device),
     };
     let relatives = Relatives::of(endpoint, device, options);
@@ -203,10 +207,12 @@ async fn qcow2(
     Ok((Arc::new(image), followed))
 }
 
-/// The same device; where it is a regular file, one that can grow, as an image does that is written.
-fn growable(device: &Arc<dyn BlockDevice>) -> Result<Arc<dyn BlockDevice>> {
-    let Mapping::File { fd, .. } = device.mapping(ByteRange::between(0, 1)) else {
-        return Ok(Arc::clone(device));
+/// The same device; where it is a regular file, one that can grow, as an image does that is written. What begins in a
+/// file may go on in another one, or be a part of it, and stays as it is.
+fn growable(endpoint: &Endpoint, device: &Arc<dyn BlockDevice>) -> Result<Arc<dyn BlockDevice>> {
+    let fd = match device.mapping(ByteRange::between(0, 1)) {
+        Mapping::File { fd, .. } if is_one_file(endpoint) => fd,
+        _ => return Ok(Arc::clone(device)),
     };
     let file = fd.try_clone_to_owned()?.into();
     let file = FileDevice::from_file(file, Arc::clone(&device.info().name))?;

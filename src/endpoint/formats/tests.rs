@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::block::Buffer;
+use crate::block::{Buffer, WriteFlags};
 
 use super::super::{open_device, open_exports, open_source};
 use super::*;
@@ -446,4 +446,31 @@ async fn an_image_is_served_and_copied_as_its_disk() {
     };
     let error = error(&image, &options).await;
     assert!(error.contains("above the bound"), "{error}");
+}
+
+#[tokio::test]
+async fn an_image_in_several_files_is_written_in_all_of_them() {
+    let place = Place::new();
+    let mut bytes = Builder::sound().build();
+    let (half, with_room) = (bytes.len() / 2, bytes.len() * 2);
+    bytes.resize(with_room, 0);
+    let (first, second) = bytes.split_at(half);
+    fs::write(place.path("first"), first).expect("written");
+    fs::write(place.path("second"), second).expect("written");
+    let parts = vec![place.path("first"), place.path("second")];
+    let split = Endpoint::new("split", EndpointKind::Split(parts)).interpreted(FormatKind::Qcow2);
+    let opened = open_device(&split, Access::ReadWrite, &OpenOptions::default()).await;
+    let OpenDevice { device, connection } = opened.expect("an image");
+    assert_eq!(byte(&*device, 0).await, 0x77);
+    let data = Buffer::from(&[0x66; 4096][..]);
+    let written = device.write(8192, data, WriteFlags::empty()).await;
+    written.expect("there is room");
+    connection.close().await.expect("closed");
+    let length = |name| fs::metadata(place.path(name)).expect("there").len() as usize;
+    assert_eq!(length("first"), first.len());
+    assert_eq!(length("second"), second.len());
+    let device = open(&split, &OpenOptions::default()).await;
+    let device = device.expect("an image");
+    assert_eq!(byte(&*device, 0).await, 0x77);
+    assert_eq!(byte(&*device, 8192).await, 0x66);
 }
