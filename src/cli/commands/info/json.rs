@@ -12,7 +12,16 @@ use super::facts::Facts;
 
 /// The facts, indented.
 pub(crate) fn pretty(facts: &Facts) -> String {
-    serde_json::to_string_pretty(facts).expect("strings, numbers and names") + "\n"
+    let text = serde_json::to_string_pretty(facts).expect("strings, numbers and names");
+    // JSON lets some characters stand that steer a terminal. Outside of strings there are none but ends of lines.
+    let mut steady = String::with_capacity(text.len() + 1);
+    for c in text.chars() {
+        match c.is_control() && c != '\n' {
+            true => steady += &format!("\\u{:04x}", u32::from(c)),
+            false => steady.push(c),
+        }
+    }
+    steady + "\n"
 }
 
 /// The facts as nbdinfo lays them out.
@@ -188,6 +197,16 @@ mod tests {
             assert_eq!(export["can_trim"], false);
             assert!(export.get("block_size_minimum").is_none());
         }
+    }
+
+    #[test]
+    fn no_text_steers_a_terminal_and_all_are_kept() {
+        let name = "a\u{1b}b\u{9b}c\u{7f}\nd\u{85}";
+        let text = pretty(&Facts::of_export(&negotiated(name), name, None));
+        let is_bad = |c: char| c.is_control() && c != '\n';
+        assert!(!text.contains(is_bad), "{text:?}");
+        let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(value["exports"][0]["export-name"], name);
     }
 
     #[test]
