@@ -283,6 +283,7 @@ impl Choices {
             },
             // It waits for its servers as long as they take.
             timeouts: Timeouts::PATIENT,
+            shared: true,
             onto_itself: true,
             rate: Rate::default(),
             show: self.progress.map_or(Show::Nothing, Show::Percent),

@@ -23,7 +23,11 @@ use blockferry_sys as sys;
 
 use crate::block::{Access, Error, ErrorKind, FileDevice, Result};
 
-use super::{Space, printable};
+use super::{
+    Space,
+    in_use::{claim, claim_below},
+    printable,
+};
 use place::Place;
 
 /// What files are called that are not whole.
@@ -121,6 +125,7 @@ impl DestinationFile {
     /// What opening failed with: `NotFound` where nothing is there.
     pub(super) fn open_in_place(path: &Path, name: &Arc<str>) -> Result<(FileDevice, Self)> {
         let device = FileDevice::open(path, Access::ReadWrite)?;
+        claim_below(&device)?;
         let watched = Self {
             name: Arc::clone(name),
             path: path.to_owned(),
@@ -351,6 +356,7 @@ fn open_existing(path: &Path, name: &Arc<str>, keep_contents: bool) -> Result<Fi
         return FileDevice::open(path, Access::ReadWrite);
     }
     let file = File::options().read(true).write(true).open(path)?;
+    claim(&file)?;
     let name = Arc::clone(name);
     match keep_contents {
         true => FileDevice::from_file(file, name).map(FileDevice::growable),

@@ -17,6 +17,7 @@ use blockferry_sys as sys;
 
 use super::{
     Endpoint, EndpointKind, OpenDevice, OpenOptions,
+    in_use::claim_below,
     open::{Identity, open_device, opening},
     related::Relatives,
 };
@@ -195,7 +196,10 @@ async fn qcow2(
     let format = endpoint.format();
     let writable = access == Access::ReadWrite && format.snapshot.is_none();
     let below = match writable {
-        true => growable(endpoint, device)?,
+        true => {
+            claim_below(&**device)?;
+            growable(endpoint, device)?
+        }
         false => Arc::clone(device),
     };
     let relatives = Relatives::of(endpoint, device, options);

@@ -125,6 +125,20 @@ pub static QCOW2_OPTIONS: &[Parameter] = &[
     .or("16"),
 ];
 
+/// The options of raw images. Their names are those of qemu-img.
+static RAW_OPTIONS: &[Parameter] = &[Parameter::new(
+    "preallocation",
+    ParameterType::Choice(&["off", "falloc", "full"]),
+    "What is allocated in advance: nothing, or all of it, as --allocated does",
+)
+.or("off")];
+
+const RAW_GRAMMAR: Grammar = Grammar {
+    name: "raw",
+    parameters: RAW_OPTIONS,
+    ..GRAMMAR
+};
+
 const GRAMMAR: Grammar = Grammar {
     name: "qcow2",
     syntax: "KEY=VALUE,...",
@@ -234,6 +248,21 @@ impl NewQcow2 {
     }
 }
 
+/// Reads options of a raw image, `texts` as if they were one, with commas between them: whether all of it is to be
+/// allocated.
+///
+/// # Errors
+/// What is wrong with them, for people.
+pub fn raw_is_allocated(texts: &[OsString]) -> Result<bool, String> {
+    if texts.is_empty() {
+        return Ok(false);
+    }
+    let values = Values::read(&RAW_GRAMMAR, &texts.join(OsStr::new(",")))?;
+    Ok(values
+        .word("preallocation")
+        .is_some_and(|word| word != "off"))
+}
+
 /// What to say to options that others have, and that do not go with a copy.
 fn meant_for_others(text: &OsStr) -> Option<&'static str> {
     let mut pieces = text.as_bytes().split(|byte| *byte == b',');
@@ -252,8 +281,13 @@ fn meant_for_others(text: &OsStr) -> Option<&'static str> {
 /// The options of all formats, for people.
 #[must_use]
 pub fn image_options_help() -> String {
-    let mut text = "Options of qcow2 (-O qcow2 -o KEY=VALUE,...):\n".to_owned();
-    for parameter in QCOW2_OPTIONS {
+    let qcow2 = "Options of qcow2 (-O qcow2 -o KEY=VALUE,...):\n".to_owned();
+    let qcow2 = add_options(qcow2, QCOW2_OPTIONS);
+    add_options(qcow2 + "Options of raw:\n", RAW_OPTIONS)
+}
+
+fn add_options(mut text: String, parameters: &[Parameter]) -> String {
+    for parameter in parameters {
         let Parameter { name, kind, .. } = parameter;
         let value = match kind {
             ParameterType::Choice(_) | ParameterType::Switch => kind.to_string(),
@@ -265,7 +299,6 @@ pub fn image_options_help() -> String {
         }
         text.push('\n');
     }
-    text += "raw has none.\n";
     text
 }
 

@@ -31,6 +31,7 @@ mod exports;
 mod filtered;
 mod formats;
 mod image_options;
+mod in_use;
 mod open;
 mod parse;
 mod related;
@@ -46,7 +47,10 @@ pub use destination_format::{DestinationFormat, UnfinishedImage};
 pub use exports::{OpenExports, open_exports};
 pub(crate) use filtered::access_below;
 pub use formats::{FormatKind, ImageFormat, image_details};
-pub use image_options::{BackingName, DataFileName, NewQcow2, QCOW2_OPTIONS, image_options_help};
+pub use image_options::{
+    BackingName, DataFileName, NewQcow2, QCOW2_OPTIONS, image_options_help, raw_is_allocated,
+};
+pub use in_use::is_written_by_others;
 pub use open::{
     Connection, OpenDestination, OpenDevice, OpenOptions, OpenSource, is_same_image,
     open_destination, open_device, open_source,

@@ -24,6 +24,7 @@ use super::{
     Endpoint, EndpointKind, FormatKind, OpenOptions,
     deep_chain::{link, on_its_own_stack},
     formats,
+    in_use::claim,
     open::{Identity, identity},
     printable,
 };
@@ -104,6 +105,9 @@ impl Relatives {
         self.check_location(file, &place, &location)?;
         let failed = |error: Error| error.during(Operation::Open).on(&name);
         let opened = place.open(writable).map_err(|error| failed(error.into()))?;
+        if writable {
+            claim(&opened).map_err(failed)?;
+        }
         let device = FileDevice::from_file(opened, Arc::clone(&name))?;
         let device: Arc<dyn BlockDevice> = match writable {
             true => Arc::new(device.growable()),

@@ -40,6 +40,7 @@ mod filters_parts;
 mod filters_watching;
 mod formats;
 mod hostile_images;
+mod images_in_use;
 mod in_order;
 mod info;
 mod interrupts;

@@ -12,6 +12,7 @@ mod block_device;
 mod file_copy;
 mod fs;
 mod identity;
+mod image_lock;
 mod names;
 mod page_cache;
 mod path;
@@ -34,6 +35,7 @@ pub use fs::{
     zero_range,
 };
 pub use identity::{become_identity, group_number, lock_memory, user_number};
+pub use image_lock::{claim_image, is_image_written};
 pub use names::{
     create_nameless, give_name, open_directory, open_or_create, rename_unless_taken,
     sync_directory, try_lock,

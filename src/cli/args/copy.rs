@@ -41,6 +41,30 @@ pub(crate) struct CopyArgs {
     /// Compress the destination: qcow2.
     #[arg(short, long)]
     pub(crate) compress: bool,
+    /// How the destination may be cached, in qemu-img's words. It makes no difference: what is reported is durable,
+    /// unless --no-flush is given.
+    #[arg(
+        short = 't',
+        long,
+        value_name = "MODE",
+        value_enum,
+        alias = "target-cache",
+        display_order = 820
+    )]
+    pub(crate) cache: Option<CacheArg>,
+    /// How the source may be cached, likewise.
+    #[arg(
+        short = 'T',
+        long,
+        value_name = "MODE",
+        value_enum,
+        alias = "source-cache",
+        display_order = 821
+    )]
+    pub(crate) src_cache: Option<CacheArg>,
+    /// It is known that another program may write the source meanwhile: do not warn of it.
+    #[arg(short = 'U', long, display_order = 822)]
+    pub(crate) force_share: bool,
     /// Requests in flight, and threads that compress, from 1 to 1024. Without it as many as pay.
     #[arg(short = 'm', long, value_name = "N", conflicts_with = "requests",
           value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -154,6 +178,16 @@ pub(crate) struct CopyArgs {
     /// operation, offset, length and endpoint, and whether trying again may help.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// How a file is cached, in qemu-img's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CacheArg {
+    None,
+    Writeback,
+    Writethrough,
+    Directsync,
+    Unsafe,
 }
 
 /// How progress is shown.

@@ -16,7 +16,8 @@ use crate::{
     copy::{self, Control, CopyError, Destination, Digest, Report, Side, Source},
     endpoint::{
         Connection, DestinationFile, Endpoint, EndpointKind, OpenDestination, OpenOptions,
-        OpenSource, UnfinishedImage, is_same_image, open_destination, open_source, printable,
+        OpenSource, UnfinishedImage, is_same_image, is_written_by_others, open_destination,
+        open_source, printable,
     },
 };
 
@@ -100,6 +101,12 @@ async fn copy_image(job: &CopyJob, view: &View) -> Result<(Report, Duration), Fa
     let destination = open_destination(&job.destination, &destination_options);
     let opened = unless_interrupted(destination, &mut signals).await??;
     job.doubts.iter().for_each(|doubt| view.warn(doubt));
+    if !job.shared && is_written_by_others(&job.source) {
+        view.warn(&format!(
+            "{}: another program has it open and may write it: what is copied may be neither its old state nor its new one; -U says that this is known",
+            job.source
+        ));
+    }
     let room = check_room(job, &source, &opened.destination, opened.file.as_ref());
     let doubt = unless_interrupted(room, &mut signals).await??;
     if let Some(doubt) = doubt {

@@ -6,6 +6,7 @@ use crate::{
     copy::{CopyOptions, Destination, Order, Source},
     endpoint::{
         BackingName, DestinationFormat, Endpoint, EndpointKind, FormatKind, ImageFormat, NewQcow2,
+        raw_is_allocated,
     },
     filter::{NamedFilter, Salvage},
 };
@@ -37,6 +38,8 @@ pub(crate) struct CopyJob {
     pub(crate) checkpoint: Option<PathBuf>,
     pub(crate) digest: DigestJob,
     pub(crate) timeouts: Timeouts,
+    /// Whether it is known that others may write the source meanwhile.
+    pub(crate) shared: bool,
     /// Whether an NBD export may be copied onto itself, which writes what is there already.
     pub(crate) onto_itself: bool,
     pub(crate) rate: Rate,
@@ -80,6 +83,7 @@ impl CopyJob {
             DestinationFormat::Qcow2InPlace => destination.interpreted(FormatKind::Qcow2),
             _ => destination,
         };
+        let allocated = args.allocated || preallocated(args)?;
         check_conversion(args, &source, &format)?;
         let is_stream = |endpoint: &Endpoint| {
             matches!(
@@ -125,7 +129,7 @@ impl CopyJob {
                 true => Order::Ascending,
                 false => Order::Any,
             },
-            allocated: args.allocated,
+            allocated,
             destination_is_zero: args.destination_is_zero,
             flush: !args.no_flush,
             extents: !args.no_extents,
@@ -157,6 +161,7 @@ impl CopyJob {
                 to,
             },
             timeouts: Timeouts::resolve(args.timeouts),
+            shared: args.force_share,
             onto_itself: false,
             rate: Rate {
                 limit: args.rate.map(|rate| rate.0),
@@ -231,7 +236,6 @@ fn destination_format(
     if args.output_format != Some(FormatArg::Qcow2) {
         let needing = [
             (args.compress, "--compress"),
-            (!args.option.is_empty(), "-o"),
             (args.backing.is_some(), "--backing"),
         ];
         if let Some((_, option)) = needing.iter().find(|(is, _)| *is) {
@@ -263,6 +267,22 @@ fn destination_format(
         )));
     }
     Ok(DestinationFormat::Qcow2(Arc::new(new)))
+}
+
+/// Whether the options of a raw destination allocate all of it.
+fn preallocated(args: &CopyArgs) -> Result<bool, Failure> {
+    if args.output_format == Some(FormatArg::Qcow2) {
+        return Ok(false);
+    }
+    let allocated = raw_is_allocated(&args.option).map_err(|message| {
+        let failure = Failure::usage(format!("-o {message}"));
+        failure.hint("-O qcow2 makes an image that has more of them")
+    })?;
+    if allocated && args.destination_is_zero {
+        let message = "--destination-is-zero writes no zeroes, and -o preallocation all of them";
+        return Err(Failure::usage(message));
+    }
+    Ok(allocated)
 }
 
 /// Refuses what does not go together.
@@ -570,7 +590,8 @@ mod tests {
     fn what_does_not_go_together_is_said() {
         for (words, part) in [
             ("-c a b", "-O qcow2"),
-            ("-o cluster_size=4k a b", "raw destination"),
+            ("-o cluster_size=4k a b", "raw"),
+            ("-o preallocation=falloc --target-is-zero a b", "zeroes"),
             ("-b base a b", "raw destination"),
             ("-n -c -O qcow2 a b", "--no-create"),
             ("-n -O qcow2 -o compat=v3 a b", "--no-create"),
