@@ -32,6 +32,11 @@ enum Encoder {
     Zlib(Box<Compress>, flate2::Compression),
     /// The same for the large window, which it always uses.
     Libdeflate(libdeflater::Compressor),
+    /// For the large window: the fast one of that library, and ours for text, which is worth a little more time.
+    Wide {
+        fast: libdeflater::Compressor,
+        thorough: Deflater,
+    },
     Zstd(CCtx<'static>),
 }
 
@@ -55,12 +60,12 @@ impl Compressor {
                 }
             },
             (Compression::Zlib, window) => match level {
+                None => Encoder::Wide {
+                    fast: libdeflate(1),
+                    thorough: Deflater::new(window),
+                },
                 Some(2..=3) => Encoder::Deflate(Deflater::new(window)),
-                level => {
-                    let level = level.unwrap_or(1).clamp(1, 12) as i32;
-                    let level = libdeflater::CompressionLvl::new(level).unwrap_or_default();
-                    Encoder::Libdeflate(libdeflater::Compressor::new(level))
-                }
+                Some(level) => Encoder::Libdeflate(libdeflate(level)),
             },
             (Compression::Zstd, _) => {
                 let mut context = CCtx::create();
@@ -93,9 +98,31 @@ impl Compressor {
                 usize::try_from(encoder.total_out()).ok()
             }
             Encoder::Libdeflate(encoder) => encoder.deflate_compress(cluster, out).ok(),
+            Encoder::Wide { thorough, .. } if looks_like_text(cluster) => {
+                thorough.compress(cluster, out)
+            }
+            Encoder::Wide { fast, .. } => fast.deflate_compress(cluster, out).ok(),
             Encoder::Zstd(context) => context.compress2(out, cluster).ok(),
         }
     }
+}
+
+/// An encoder of that level, 1 to 12, with a window of 32 KiB.
+fn libdeflate(level: u32) -> libdeflater::Compressor {
+    let level = libdeflater::CompressionLvl::new(level.clamp(1, 12) as i32);
+    libdeflater::Compressor::new(level.unwrap_or_default())
+}
+
+/// Whether the bytes that are looked at, some here and there, are nearly all those of ASCII text.
+fn looks_like_text(cluster: &[u8]) -> bool {
+    const LOOKED_AT: usize = 256;
+    let step = (cluster.len() / LOOKED_AT).max(1);
+    let is_text = |byte: &u8| matches!(byte, b' '..=b'~' | b'\n' | b'\t' | b'\r');
+    let seen = cluster.iter().step_by(step);
+    let (all, text) = seen.fold((0_usize, 0_usize), |(all, text), byte| {
+        (all + 1, text + usize::from(is_text(byte)))
+    });
+    text * 16 >= all * 15
 }
 
 /// An encoder with a window of 4 KiB.
