@@ -58,11 +58,12 @@ impl UnfinishedImage {
     /// What writing failed with, and what [`DestinationFile::commit_durably`] did.
     pub async fn finish(self) -> Result<()> {
         self.image.finish().await?;
-        if let Some(file) = self.data_file {
-            file.commit_durably()?;
+        if let Some(backing) = self.backing {
+            // It was only read. Before anything has its name: this may take long, and be given up.
+            let _ = backing.close().await;
         }
-        match self.backing {
-            Some(backing) => backing.close().await,
+        match self.data_file {
+            Some(file) => file.commit_durably(),
             None => Ok(()),
         }
     }
