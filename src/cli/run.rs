@@ -98,8 +98,11 @@ fn explain(error: &clap::Error) -> ExitCode {
     if error.use_stderr() {
         output::tell(styled.to_string().replace('\0', " ").trim_end());
     } else {
+        // A list that an option was asked for is an error to clap, and to nobody else.
+        let text = styled.to_string();
+        let text = text.strip_prefix("error: ").unwrap_or(&text);
         // A standard output that cannot be written leaves nothing to be said.
-        let _ = output::print(&styled.to_string());
+        let _ = output::print(text);
     }
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }

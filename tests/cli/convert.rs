@@ -200,6 +200,7 @@ fn a_name_that_promises_a_format_is_warned_of() {
 #[test]
 fn the_options_are_listed_without_a_source() {
     let listed = convert(&["-O", "qcow2", "-o", "help"]).success();
+    assert!(listed.text().starts_with("Options of qcow2"));
     for option in [
         "cluster_size",
         "compression_window",
