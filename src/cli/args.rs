@@ -240,7 +240,8 @@ mod tests {
         assert_eq!(args.output_format, Some(FormatArg::Qcow2));
         assert_eq!(args.option.len(), 2);
         assert_eq!((args.parallel, args.sparse), (Some(16), Size(1536)));
-        assert_eq!((args.sources.len(), args.rate), (2, Some(Size(10 << 20))));
+        let sources = args.sides().expect("both sides").0;
+        assert_eq!((sources.len(), args.rate), (2, Some(Size(10 << 20))));
         assert!(args.compress && args.out_of_order && args.bitmaps && args.salvage);
         let long = "--source-format raw --target-format qcow2 --compress --oob-writes --parallel 2 --backing b \
                     --backing-format raw";

@@ -10,7 +10,10 @@ use crate::{
 };
 
 use super::{
-    super::endpoint_help::{Reader, endpoints},
+    super::{
+        endpoint_help::{Reader, endpoints},
+        failure::Failure,
+    },
     FilterArgs, FormatArg, FormatArgs, Size, TimeoutArgs, default_connections,
     sizes::{parse_queue_size, parse_request_size, parse_sparse},
 };
@@ -20,14 +23,13 @@ use super::{
 /// Holes and zeroes stay thin where the destination allows it. A new destination file appears when it is
 /// whole; one that is there is written in place.
 #[derive(Args, Debug)]
-#[command(after_help = endpoints(Reader::Copies))]
+#[command(after_help = endpoints(Reader::Copies),
+          override_usage = "blockferry copy [OPTIONS] <SOURCE>... <DESTINATION>")]
 pub(crate) struct CopyArgs {
-    /// What to copy: an endpoint, see below. Several are joined, one behind the other.
-    #[arg(value_name = "SOURCE", required = true, value_hint = ValueHint::AnyPath)]
-    pub(crate) sources: Vec<OsString>,
-    /// Where to copy it: an endpoint, see below.
-    #[arg(required = true, value_hint = ValueHint::AnyPath)]
-    pub(crate) destination: OsString,
+    /// What to copy, and at last where to: endpoints, see below. Several sources are joined, one behind the other.
+    // One list, so that options may stand anywhere between them.
+    #[arg(value_name = "IMAGE", required = true, value_hint = ValueHint::AnyPath)]
+    images: Vec<OsString>,
 
     #[command(flatten)]
     pub(crate) formats: FormatArgs,
@@ -188,6 +190,18 @@ pub(crate) enum CacheArg {
     Writethrough,
     Directsync,
     Unsafe,
+}
+
+impl CopyArgs {
+    /// The sources, one at least, and the destination.
+    pub(crate) fn sides(&self) -> Result<(&[OsString], &OsString), Failure> {
+        match self.images.split_last() {
+            Some((destination, sources)) if !sources.is_empty() => Ok((sources, destination)),
+            _ => Err(Failure::usage(
+                "a copy needs a source and a destination: blockferry copy [OPTIONS] <SOURCE>... <DESTINATION>",
+            )),
+        }
+    }
 }
 
 /// How progress is shown.

@@ -1,6 +1,6 @@
 //! What `copy` is told, resolved: both sides, what becomes of the destination, how the engine goes about it.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{ffi::OsString, path::PathBuf, sync::Arc};
 
 use crate::{
     copy::{CopyOptions, Destination, Order, Source},
@@ -75,8 +75,9 @@ impl CopyJob {
         common: Common,
         terminals: Terminals,
     ) -> Result<Self, Failure> {
-        let source = source(args)?;
-        let destination = Endpoint::parse(&args.destination)?;
+        let (sources, destination) = args.sides()?;
+        let source = source(sources, args)?;
+        let destination = Endpoint::parse(destination)?;
         check_sides(&source, &destination, args.json, terminals)?;
         let format = destination_format(args, &destination)?;
         let destination = match format {
@@ -182,8 +183,8 @@ impl CopyJob {
 }
 
 /// What is copied: one source, or several joined, behind the filters.
-fn source(args: &CopyArgs) -> Result<Endpoint, Failure> {
-    let parts = args.sources.iter().map(|text| {
+fn source(sources: &[OsString], args: &CopyArgs) -> Result<Endpoint, Failure> {
+    let parts = sources.iter().map(|text| {
         Ok(Endpoint::parse(text)?.interpreted(ImageFormat {
             kind: kind(args.formats.format),
             snapshot: args.snapshot.clone(),
@@ -312,7 +313,7 @@ fn check_conversion(
     if args.destination_is_zero && overlays {
         return refuse("--destination-is-zero is not true of an image with a backing file");
     }
-    let joined = args.sources.len() > 1;
+    let joined = args.sides()?.0.len() > 1;
     let is_raw_source = args.formats.format == Some(FormatArg::Raw);
     if args.snapshot.is_some() {
         if joined {
