@@ -203,7 +203,7 @@ mod tests {
             ("-S", "4097", "multiple of 512"),
             ("-S", "33M", "up to 32M"),
             ("-m", "0", "1..=1024"),
-            ("-O", "vmdk", "raw, qcow2"),
+            ("-O", "qed", "raw, qcow2"),
         ] {
             let error = parse(&["copy", flag, value, "a", "b"]).expect_err("out of range");
             assert_eq!(error.exit_code(), 2);

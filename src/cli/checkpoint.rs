@@ -307,7 +307,7 @@ impl Image {
         let ImageFormat { kind, snapshot } = endpoint.format();
         Ok(match kind {
             FormatKind::Raw | FormatKind::Probe => image,
-            FormatKind::Qcow2 => Self::Formatted {
+            FormatKind::Image(_) | FormatKind::Packed(_) => Self::Formatted {
                 image: Box::new(image),
                 format: kind.to_string(),
                 snapshot: snapshot.clone(),

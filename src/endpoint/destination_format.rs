@@ -10,7 +10,12 @@ use std::{
 use crate::{
     block::{Access, BlockDevice, Error, ErrorKind, Operation, Result},
     copy::{Destination, Source},
-    format::qcow2::{Backing, CreateOptions, DataFile, LaidOut, NewImage},
+    format::{
+        NewImage,
+        packed::PackOptions,
+        qcow2::{self, Backing, CreateOptions, DataFile, LaidOut},
+        vdi, vmdk, vpc,
+    },
 };
 
 use super::{
@@ -31,6 +36,14 @@ pub enum DestinationFormat {
     RawInPlace,
     /// It becomes a qcow2 image.
     Qcow2(Arc<NewQcow2>),
+    /// It becomes a VMDK image.
+    Vmdk(vmdk::CreateOptions),
+    /// It becomes a VHD image.
+    Vpc(vpc::CreateOptions),
+    /// It becomes a VDI image.
+    Vdi(vdi::CreateOptions),
+    /// It becomes the image's bytes, compressed.
+    Packed(PackOptions),
     /// It is a qcow2 image already, which is written.
     Qcow2InPlace,
 }
@@ -45,7 +58,9 @@ impl DestinationFormat {
 
 /// An image that is being made: no valid one before it is [finished](Self::finish).
 pub struct UnfinishedImage {
-    image: Arc<NewImage>,
+    image: Arc<dyn NewImage>,
+    /// The same, where it is a qcow2 image.
+    qcow2: Option<Arc<qcow2::NewImage>>,
     data_file: Option<DestinationFile>,
     /// What keeps the backing file open.
     backing: Option<Connection>,
@@ -68,10 +83,88 @@ impl UnfinishedImage {
         }
     }
 
-    /// The image, for who has more to put into it.
+    /// The qcow2 image, where it is one, for who has more to put into it.
     #[must_use]
-    pub fn image(&self) -> &Arc<NewImage> {
-        &self.image
+    pub fn as_qcow2(&self) -> Option<&Arc<qcow2::NewImage>> {
+        self.qcow2.as_ref()
+    }
+}
+
+impl DestinationFormat {
+    /// Begins an image in a destination that was opened as bytes, if it is to become one. What is copied then may be
+    /// another source than `source`: the file that has the image in it. What was there before is no image any more.
+    ///
+    /// # Errors
+    /// `InvalidInput` for what cannot be in this destination, what opening other files failed with, and what
+    /// writing did.
+    pub async fn begin(
+        &self,
+        endpoint: &Endpoint,
+        (source, source_endpoint): (Source, &Endpoint),
+        opened: OpenDestination,
+        options: &OpenOptions,
+    ) -> Result<(Source, OpenDestination)> {
+        match (self, &opened.destination) {
+            (Self::Raw | Self::RawInPlace | Self::Qcow2InPlace, _) => Ok((source, opened)),
+            (Self::Qcow2(new), _) => {
+                let source = (source, source_endpoint);
+                new.begin(endpoint, source, opened, options).await
+            }
+            (Self::Packed(options), _) => {
+                let message = format!("-O {} is not made yet", options.packing);
+                let error = Error::with_message(ErrorKind::Unsupported, message);
+                Err(opening(endpoint)(error))
+            }
+            (_, Destination::Stream(_)) => {
+                let error = refused("this format cannot be streamed: write it to a file");
+                Err(opening(endpoint)(error))
+            }
+            (_, Destination::Device(below)) => {
+                let image = self.make(Arc::clone(below), &source).await;
+                let image = image.map_err(opening(endpoint))?;
+                let opened = OpenDestination {
+                    destination: Destination::Device(image.clone()),
+                    image: Some(UnfinishedImage {
+                        image,
+                        qcow2: None,
+                        data_file: None,
+                        backing: None,
+                    }),
+                    ..opened
+                };
+                Ok((source, opened))
+            }
+        }
+    }
+
+    /// Begins an image of a format whose images need nothing but a file.
+    async fn make(
+        &self,
+        below: Arc<dyn BlockDevice>,
+        source: &Source,
+    ) -> Result<Arc<dyn NewImage>> {
+        let size = match source {
+            Source::Device(device) => Some(device.info().size),
+            Source::Stream(_) => None,
+        };
+        Ok(match self {
+            Self::Vmdk(create) => {
+                let mut create = create.clone();
+                create.size = size;
+                Arc::new(vmdk::NewImage::create(below, create).await?)
+            }
+            Self::Vpc(create) => {
+                let mut create = create.clone();
+                create.size = size;
+                Arc::new(vpc::NewImage::create(below, create).await?)
+            }
+            Self::Vdi(create) => {
+                let mut create = create.clone();
+                create.size = size;
+                Arc::new(vdi::NewImage::create(below, create).await?)
+            }
+            _ => return Err(Error::new(ErrorKind::InvalidInput)),
+        })
     }
 }
 
@@ -102,14 +195,17 @@ impl NewQcow2 {
         } = opened;
         match destination {
             Destination::Device(below) => {
-                let image = NewImage::create(below, create).await.map_err(named)?;
+                let image = qcow2::NewImage::create(below, create)
+                    .await
+                    .map_err(named)?;
                 let image = Arc::new(image);
                 let opened = OpenDestination {
                     destination: Destination::Device(Arc::clone(&image) as _),
                     connection,
                     file,
                     image: Some(UnfinishedImage {
-                        image,
+                        image: image.clone(),
+                        qcow2: Some(image),
                         data_file: others.data_file,
                         backing: others.backing,
                     }),

@@ -10,7 +10,7 @@ use crate::{
         Access, BlockDevice, ByteRange, Error, ErrorKind, FileDevice, Mapping, Result,
         read_exact_at,
     },
-    format::{PROBE_LENGTH, probe, qcow2},
+    format::{Details, Format, Image, PROBE_LENGTH, packed::Packing, probe},
 };
 
 use blockferry_sys as sys;
@@ -39,8 +39,10 @@ pub enum FormatKind {
     /// The bytes are the disk.
     #[default]
     Raw,
-    /// qcow2, versions 2 and 3.
-    Qcow2,
+    /// An image in this format.
+    Image(Format),
+    /// The disk was compressed, all of it as one stream.
+    Packed(Packing),
 }
 
 impl From<FormatKind> for ImageFormat {
@@ -57,13 +59,15 @@ impl FromStr for FormatKind {
 
     /// A format under the name that qemu gives it.
     fn from_str(name: &str) -> Result<Self, String> {
-        match name {
-            "raw" => Ok(Self::Raw),
-            "qcow2" => Ok(Self::Qcow2),
-            _ => Err(format!(
-                "the format {name:?} is not known here: raw and qcow2 are"
-            )),
+        if name == "raw" {
+            return Ok(Self::Raw);
         }
+        let format = name.parse().map(Self::Image);
+        format.or(name.parse().map(Self::Packed)).map_err(|()| {
+            let formats = Format::ALL.map(Format::name).join(", ");
+            let packings = Packing::ALL.map(Packing::name).join(", ");
+            format!("the format {name:?} is not known here: raw, {formats}, {packings} are")
+        })
     }
 }
 
@@ -72,7 +76,8 @@ impl fmt::Display for FormatKind {
         f.write_str(match self {
             Self::Probe => "probe",
             Self::Raw => "raw",
-            Self::Qcow2 => "qcow2",
+            Self::Image(format) => format.name(),
+            Self::Packed(packing) => packing.name(),
         })
     }
 }
@@ -90,7 +95,14 @@ pub(super) async fn interpret(
     } = opened;
     let interpreted = async {
         match told(endpoint, &*device).await? {
-            FormatKind::Qcow2 => qcow2(endpoint, access, options, &device).await.map(Some),
+            FormatKind::Image(format) => {
+                let image = open_image(endpoint, format, access, options, &device);
+                image.await.map(Some)
+            }
+            FormatKind::Packed(packing) => {
+                let message = format!("-f {packing} is not read yet");
+                Err(Error::with_message(ErrorKind::Unsupported, message))
+            }
             _ if endpoint.format().snapshot.is_some() => {
                 let message = "only a qcow2 image has snapshots, and this is none";
                 Err(Error::with_message(ErrorKind::InvalidInput, message))
@@ -101,7 +113,7 @@ pub(super) async fn interpret(
     match interpreted.await {
         Ok(None) => Ok(OpenDevice { device, connection }),
         Ok(Some((image, followed))) => {
-            let device: Arc<dyn BlockDevice> = Arc::clone(&image) as _;
+            let device: Arc<dyn BlockDevice> = image.clone();
             connection.image = Some(image);
             connection.followed = followed;
             Ok(OpenDevice { device, connection })
@@ -119,10 +131,7 @@ pub(super) async fn interpret(
 ///
 /// # Errors
 /// As [`open_device`], but those of the files that the image names.
-pub async fn image_details(
-    endpoint: &Endpoint,
-    options: &OpenOptions,
-) -> Result<Option<qcow2::Details>> {
+pub async fn image_details(endpoint: &Endpoint, options: &OpenOptions) -> Result<Option<Details>> {
     if endpoint.format().kind == FormatKind::Raw {
         return Ok(None);
     }
@@ -131,7 +140,7 @@ pub async fn image_details(
     let OpenDevice { device, connection } = open_device(&bytes, Access::ReadOnly, options).await?;
     let details = async {
         match told(endpoint, &*device).await? {
-            FormatKind::Qcow2 => qcow2::Details::read(&device).await.map(Some),
+            FormatKind::Image(format) => format.details(&device).await.map(Some),
             _ => Ok(None),
         }
     };
@@ -175,25 +184,32 @@ fn is_one_file(endpoint: &Endpoint) -> bool {
 pub(super) async fn probed(device: &dyn BlockDevice) -> Result<FormatKind> {
     let length = device.info().size.min(PROBE_LENGTH as u64);
     let start = read_exact_at(device, ByteRange::between(0, length)).await?;
-    match probe(&start) {
-        None => Ok(FormatKind::Raw),
-        Some("qcow2") => Ok(FormatKind::Qcow2),
-        Some(other) => {
+    let Some(name) = probe(&start) else {
+        return Ok(FormatKind::Raw);
+    };
+    match name.parse() {
+        Ok(format) => Ok(FormatKind::Image(format)),
+        Err(()) => {
             let message = format!(
-                "it is an image in the format {other}, which is not read yet; -f raw reads its bytes"
+                "it is an image in the format {name}, which is not read yet; -f raw reads its bytes"
             );
             Err(Error::with_message(ErrorKind::Unsupported, message))
         }
     }
 }
 
-async fn qcow2(
+async fn open_image(
     endpoint: &Endpoint,
+    kind: Format,
     access: Access,
     options: &OpenOptions,
     device: &Arc<dyn BlockDevice>,
-) -> Result<(Arc<qcow2::Image>, Vec<Identity>)> {
+) -> Result<(Arc<dyn Image>, Vec<Identity>)> {
     let format = endpoint.format();
+    if format.snapshot.is_some() && kind != Format::Qcow2 {
+        let message = format!("only a qcow2 image has snapshots, and this is {kind}");
+        return Err(Error::with_message(ErrorKind::InvalidInput, message));
+    }
     let writable = access == Access::ReadWrite && format.snapshot.is_none();
     let below = match writable {
         true => {
@@ -206,9 +222,9 @@ async fn qcow2(
     let mut opening = relatives.options();
     opening.writable = writable;
     opening.snapshot.clone_from(&format.snapshot);
-    let image = qcow2::Image::open(below, &relatives, &opening).await?;
+    let image = kind.open(below, &relatives, &opening).await?;
     let followed = relatives.followed().clone();
-    Ok((Arc::new(image), followed))
+    Ok((image, followed))
 }
 
 /// The same device; where it is a regular file, one that can grow, as an image does that is written. What begins in a

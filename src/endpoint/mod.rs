@@ -48,7 +48,8 @@ pub use exports::{OpenExports, open_exports};
 pub(crate) use filtered::access_below;
 pub use formats::{FormatKind, ImageFormat, image_details};
 pub use image_options::{
-    BackingName, DataFileName, NewQcow2, QCOW2_OPTIONS, image_options_help, raw_is_allocated,
+    BackingName, DataFileName, NewQcow2, QCOW2_OPTIONS, image_options_help, new_packed, new_vdi,
+    new_vmdk, new_vpc, raw_is_allocated,
 };
 pub use in_use::is_written_by_others;
 pub use open::{

@@ -22,7 +22,7 @@ use crate::{
     client::{Client, ConnectOptions, Gone, Pool, PoolObserver, PoolOptions},
     copy::{Destination, Source},
     filter::Counters,
-    format::qcow2::{Details, Image},
+    format::{Details, Image},
     proto::{NbdUri, Transport},
     script::{Script, ScriptOptions},
 };
@@ -101,7 +101,7 @@ pub struct Connection {
     /// With these the rest is theirs.
     filters: Option<Box<Filters>>,
     /// The image that the device is the disk of. It is closed before what it lies in.
-    pub(super) image: Option<Arc<Image>>,
+    pub(super) image: Option<Arc<dyn Image>>,
     /// The files that were opened because the image, or one behind it, names them.
     pub(super) followed: Vec<Identity>,
     // In this order: the client goes before the server does.
@@ -181,8 +181,8 @@ impl Connection {
             let connection = filters.connection();
             return connection.as_ref().map(Self::format).unwrap_or_default();
         }
-        match self.image {
-            Some(_) => FormatKind::Qcow2,
+        match &self.image {
+            Some(image) => FormatKind::Image(image.details().format()),
             None => FormatKind::Raw,
         }
     }
@@ -307,7 +307,7 @@ pub(super) async fn open_unfiltered(
     options: &OpenOptions,
 ) -> Result<OpenDevice> {
     let opened = match endpoint.format().kind {
-        FormatKind::Qcow2 => {
+        FormatKind::Image(_) => {
             // The contexts that were asked for are those of the image.
             let below = OpenOptions {
                 contexts: vec![Context::Allocation],

@@ -210,7 +210,8 @@ impl Endpoint {
 
     /// Whether nothing is asked of its bytes that only an image in a format has. A file may turn out to be one.
     pub(crate) fn is_bytes(&self) -> bool {
-        self.format.kind != FormatKind::Qcow2 && self.format.snapshot.is_none()
+        matches!(self.format.kind, FormatKind::Probe | FormatKind::Raw)
+            && self.format.snapshot.is_none()
     }
 
     /// What its bytes are taken for.

@@ -15,7 +15,7 @@ use crate::{
     block::{
         BlockDevice, BoxFuture, ByteRange, Error, ErrorKind, FileDevice, Mapping, Operation, Result,
     },
-    format::{Related, RelatedFile, Role, qcow2},
+    format::{self, Related, RelatedFile, RelatedImage, Role},
 };
 
 use blockferry_sys::{self as sys, FileKind, Place};
@@ -76,8 +76,8 @@ impl Relatives {
     }
 
     /// How the image is opened, for reading.
-    pub(super) fn options(&self) -> qcow2::OpenOptions {
-        let mut options = qcow2::OpenOptions::default();
+    pub(super) fn options(&self) -> format::OpenOptions {
+        let mut options = format::OpenOptions::default();
         options.max_size = self.max_size;
         options.table_memory = self.table_memory;
         options
@@ -88,7 +88,7 @@ impl Relatives {
         self.followed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn follow(&self, file: &RelatedFile, writable: bool) -> Result<Arc<dyn BlockDevice>> {
+    async fn follow(&self, file: &RelatedFile, writable: bool) -> Result<RelatedImage> {
         check_name(file)?;
         if self.allowed.is_empty() {
             return Err(not_allowed(file));
@@ -122,9 +122,9 @@ impl Relatives {
             chain.push(identity);
             self.followed().push(identity);
         }
-        if format(file, &*device).await.map_err(failed)? == FormatKind::Raw {
-            return Ok(device);
-        }
+        let FormatKind::Image(format) = format_of(file, &*device).await.map_err(failed)? else {
+            return Ok(device.into());
+        };
         let next = Self {
             allowed: Arc::clone(&self.allowed),
             directory: Some(directory_of(&path)),
@@ -135,9 +135,11 @@ impl Relatives {
             table_memory: (self.table_memory / 2).max(LEAST_TABLE_MEMORY),
         };
         let depth = next.depth;
-        let opening = async move { qcow2::Image::open(device, &next, &next.options()).await };
+        let opening = async move { format.open(device, &next, &next.options()).await };
         let image = on_its_own_stack(opening).await.map_err(failed)?;
-        Ok(link(depth, Arc::new(image)))
+        let details = Some(image.details());
+        let device = link(depth, image);
+        Ok(RelatedImage { device, details })
     }
 
     /// The path of the file that is meant, and the place that it leads to.
@@ -215,7 +217,7 @@ impl Related for Relatives {
         &'a self,
         file: &'a RelatedFile,
         writable: bool,
-    ) -> BoxFuture<'a, Result<Arc<dyn BlockDevice>>> {
+    ) -> BoxFuture<'a, Result<RelatedImage>> {
         Box::pin(async move {
             let writable = writable && file.role == Role::Data;
             let followed = self.follow(file, writable).await;
@@ -235,6 +237,7 @@ fn check_name(file: &RelatedFile) -> Result<()> {
         let what = match file.role {
             Role::Backing => "a backing file",
             Role::Data => "a data file",
+            Role::Extent => "an extent's file",
         };
         let message = format!("it needs {what} and does not name it");
         return Err(Error::with_message(ErrorKind::Unsupported, message));
@@ -259,13 +262,16 @@ fn not_allowed(file: &RelatedFile) -> Error {
 }
 
 /// The format of a file: what the image says, or what it begins with.
-async fn format(file: &RelatedFile, device: &dyn BlockDevice) -> Result<FormatKind> {
+async fn format_of(file: &RelatedFile, device: &dyn BlockDevice) -> Result<FormatKind> {
     match (file.role, file.format.as_deref()) {
-        (Role::Data, _) | (_, Some("raw")) => Ok(FormatKind::Raw),
-        (_, Some("qcow2")) => Ok(FormatKind::Qcow2),
+        (Role::Data | Role::Extent, _) => Ok(FormatKind::Raw),
+        (_, Some("raw")) => Ok(FormatKind::Raw),
         (_, None) if is_regular(device) => formats::probed(device).await,
         (_, None) => Ok(FormatKind::Raw),
         (_, Some(other)) => {
+            if let Ok(format) = other.parse() {
+                return Ok(FormatKind::Image(format));
+            }
             let other = printable(OsStr::new(other));
             let message = format!("it is said to be in the format \"{other}\", which is not read");
             Err(Error::with_message(ErrorKind::Unsupported, message))

@@ -39,7 +39,7 @@ fn wrong_words_are_refused_before_anything_is_touched() {
     let made = dir.path().join("made");
     let made = text(&made);
     for (words, part) in [
-        (&["-O", "vmdk"][..], "raw, qcow2"),
+        (&["-O", "qed"][..], "raw, qcow2"),
         (&["-f", "vhdx"], "raw, qcow2"),
         (&["-c"], "-O qcow2"),
         (&["-o", "cluster_size=4k"], "-O qcow2"),

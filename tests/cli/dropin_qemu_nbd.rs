@@ -324,7 +324,7 @@ fn trims_and_zeroes_give_space_back_only_where_they_may() {
 #[test]
 fn formats_that_are_not_read_are_refused_by_name_and_not_served_as_bytes() {
     let dir = tempdir().expect("a directory");
-    for format in ["vmdk", "vdi", "vhdx", "qed", "vpc", "luks", "parallels"] {
+    for format in ["qed", "luks", "parallels"] {
         let image = dir.path().join(format);
         let name = image.to_str().expect("UTF-8");
         let secret = ["--object", "secret,id=s,data=x"];

@@ -11,11 +11,20 @@
 
 #![forbid(unsafe_code)]
 
+mod format;
 #[doc(hidden)]
 pub mod fuzzing;
+mod options;
+pub mod packed;
 mod probe;
 pub mod qcow2;
 mod related;
+pub mod vdi;
+pub mod vhdx;
+pub mod vmdk;
+pub mod vpc;
 
+pub use format::{Details, Format, Image, NewImage};
+pub use options::OpenOptions;
 pub use probe::{PROBE_LENGTH, probe};
-pub use related::{NoRelatives, Related, RelatedFile, Role};
+pub use related::{NoRelatives, Related, RelatedFile, RelatedImage, Role};

@@ -4,6 +4,8 @@ use std::{fmt, sync::Arc};
 
 use blockferry_block::{BlockDevice, BoxFuture, Error, ErrorKind, Operation, Result, printable};
 
+use crate::Details;
+
 /// What another file is to an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
@@ -11,6 +13,8 @@ pub enum Role {
     Backing,
     /// The file that an image's data lies in, while the image itself has the tables only.
     Data,
+    /// A file that a part of the disk lies in: an extent of a VMDK image, whose bytes are wanted as they are.
+    Extent,
 }
 
 /// A file that an image names.
@@ -36,7 +40,24 @@ pub trait Related: Send + Sync {
         &'a self,
         file: &'a RelatedFile,
         writable: bool,
-    ) -> BoxFuture<'a, Result<Arc<dyn BlockDevice>>>;
+    ) -> BoxFuture<'a, Result<RelatedImage>>;
+}
+
+/// What another file is, open.
+#[derive(Clone)]
+pub struct RelatedImage {
+    /// Its disk, or its bytes.
+    pub device: Arc<dyn BlockDevice>,
+    /// What it says of itself; `None` where its bytes are what was asked for.
+    pub details: Option<Details>,
+}
+
+/// A file whose bytes are what was asked for.
+impl From<Arc<dyn BlockDevice>> for RelatedImage {
+    fn from(device: Arc<dyn BlockDevice>) -> Self {
+        let details = None;
+        Self { device, details }
+    }
 }
 
 /// Follows nothing.
@@ -44,11 +65,7 @@ pub trait Related: Send + Sync {
 pub struct NoRelatives;
 
 impl Related for NoRelatives {
-    fn open<'a>(
-        &'a self,
-        file: &'a RelatedFile,
-        _: bool,
-    ) -> BoxFuture<'a, Result<Arc<dyn BlockDevice>>> {
+    fn open<'a>(&'a self, file: &'a RelatedFile, _: bool) -> BoxFuture<'a, Result<RelatedImage>> {
         let message = format!("it needs {file}, which nobody allowed to be opened");
         let error = Error::with_message(ErrorKind::NotPermitted, message);
         Box::pin(async move { Err(error.during(Operation::Open)) })
@@ -62,6 +79,7 @@ impl fmt::Display for RelatedFile {
         let role = match self.role {
             Role::Backing => "the backing file",
             Role::Data => "the data file",
+            Role::Extent => "the extent",
         };
         let name = printable(OsStr::from_bytes(&self.name));
         write!(f, "{role} \"{name}\"")

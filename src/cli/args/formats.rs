@@ -35,4 +35,21 @@ pub(crate) enum FormatArg {
     Raw,
     /// QEMU's, versions 2 and 3.
     Qcow2,
+    /// VMware's.
+    Vmdk,
+    /// VHD, of Virtual PC, Hyper-V and Azure.
+    #[value(alias = "vhd")]
+    Vpc,
+    /// Hyper-V's newer one.
+    Vhdx,
+    /// VirtualBox's.
+    Vdi,
+    /// The bytes of the image, compressed by gzip.
+    Gzip,
+    /// The same, by xz.
+    Xz,
+    /// The same, by zstd.
+    Zstd,
+    /// The same, by bzip2.
+    Bzip2,
 }

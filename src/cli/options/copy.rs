@@ -6,9 +6,10 @@ use crate::{
     copy::{CopyOptions, Destination, Order, Source},
     endpoint::{
         BackingName, DestinationFormat, Endpoint, EndpointKind, FormatKind, ImageFormat, NewQcow2,
-        raw_is_allocated,
+        new_packed, new_vdi, new_vmdk, new_vpc, raw_is_allocated,
     },
     filter::{NamedFilter, Salvage},
+    format::{Format, packed::Packing},
 };
 
 use super::{
@@ -81,7 +82,9 @@ impl CopyJob {
         check_sides(&source, &destination, args.json, terminals)?;
         let format = destination_format(args, &destination)?;
         let destination = match format {
-            DestinationFormat::Qcow2InPlace => destination.interpreted(FormatKind::Qcow2),
+            DestinationFormat::Qcow2InPlace => {
+                destination.interpreted(FormatKind::Image(Format::Qcow2))
+            }
             _ => destination,
         };
         let allocated = args.allocated || preallocated(args)?;
@@ -231,9 +234,15 @@ fn destination_format(
         }
         return Ok(match args.output_format {
             Some(FormatArg::Qcow2) => DestinationFormat::Qcow2InPlace,
-            _ => DestinationFormat::RawInPlace,
+            None | Some(FormatArg::Raw) => DestinationFormat::RawInPlace,
+            Some(_) => {
+                return refuse(
+                    "only raw and qcow2 images are written in place; without --no-create one is made",
+                );
+            }
         });
     }
+    let wrong = |message: String| Failure::usage(format!("-o {message}"));
     if args.output_format != Some(FormatArg::Qcow2) {
         let needing = [
             (args.compress, "--compress"),
@@ -243,9 +252,31 @@ fn destination_format(
             let failure = Failure::usage(format!("{option} is nothing for a raw destination"));
             return Err(failure.hint("-O qcow2 makes an image that can have it"));
         }
-        return Ok(DestinationFormat::Raw);
+        let threads = args.parallel.map_or(0, usize::from);
+        return Ok(match args.output_format.map(|format| kind(Some(format))) {
+            Some(FormatKind::Image(Format::Vmdk)) => {
+                let mut create = new_vmdk(&args.option).map_err(wrong)?;
+                create.threads = threads;
+                DestinationFormat::Vmdk(create)
+            }
+            Some(FormatKind::Image(Format::Vpc)) => {
+                DestinationFormat::Vpc(new_vpc(&args.option).map_err(wrong)?)
+            }
+            Some(FormatKind::Image(Format::Vdi)) => {
+                DestinationFormat::Vdi(new_vdi(&args.option).map_err(wrong)?)
+            }
+            Some(FormatKind::Packed(packing @ (Packing::Gzip | Packing::Zstd))) => {
+                let mut options = new_packed(packing, &args.option).map_err(wrong)?;
+                options.threads = threads;
+                DestinationFormat::Packed(options)
+            }
+            Some(other @ (FormatKind::Image(_) | FormatKind::Packed(_))) => {
+                let failure = Failure::usage(format!("images in the format {other} are not made"));
+                return Err(failure.hint("raw, qcow2, vmdk, vpc, vdi, gzip and zstd are"));
+            }
+            _ => DestinationFormat::Raw,
+        });
     }
-    let wrong = |message: String| Failure::usage(format!("-o {message}"));
     let mut new = NewQcow2::parse(&args.option).map_err(wrong)?;
     if let Some(name) = &args.backing {
         if new.backing.is_some() {
@@ -272,7 +303,7 @@ fn destination_format(
 
 /// Whether the options of a raw destination allocate all of it.
 fn preallocated(args: &CopyArgs) -> Result<bool, Failure> {
-    if args.output_format == Some(FormatArg::Qcow2) {
+    if !matches!(args.output_format, None | Some(FormatArg::Raw)) {
         return Ok(false);
     }
     let allocated = raw_is_allocated(&args.option).map_err(|message| {

@@ -5,6 +5,7 @@ use std::{env, path::PathBuf};
 use crate::{
     cli::args::{FollowArgs, FormatArg},
     endpoint::{FormatKind, OpenOptions},
+    format::{Format, packed::Packing},
 };
 
 /// The environment variable with the directories, separated by colons, in which other files may be opened that images
@@ -55,6 +56,14 @@ pub(super) fn kind(format: Option<FormatArg>) -> FormatKind {
     match format {
         None => FormatKind::Probe,
         Some(FormatArg::Raw) => FormatKind::Raw,
-        Some(FormatArg::Qcow2) => FormatKind::Qcow2,
+        Some(FormatArg::Qcow2) => FormatKind::Image(Format::Qcow2),
+        Some(FormatArg::Vmdk) => FormatKind::Image(Format::Vmdk),
+        Some(FormatArg::Vpc) => FormatKind::Image(Format::Vpc),
+        Some(FormatArg::Vhdx) => FormatKind::Image(Format::Vhdx),
+        Some(FormatArg::Vdi) => FormatKind::Image(Format::Vdi),
+        Some(FormatArg::Gzip) => FormatKind::Packed(Packing::Gzip),
+        Some(FormatArg::Xz) => FormatKind::Packed(Packing::Xz),
+        Some(FormatArg::Zstd) => FormatKind::Packed(Packing::Zstd),
+        Some(FormatArg::Bzip2) => FormatKind::Packed(Packing::Bzip2),
     }
 }

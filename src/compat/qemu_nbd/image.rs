@@ -138,12 +138,14 @@ fn interpreted(source: Endpoint, format: Option<&str>) -> Result<Endpoint, Failu
         (Some(format), _) => known_format(format)?,
         (None, EndpointKind::File(path)) => match probe(path) {
             None => FormatKind::Raw,
-            Some("qcow2") => FormatKind::Qcow2,
-            Some(format) => {
-                return Err(Failure::usage(format!(
-                    "{source}: {format} is not read yet; -f raw serves its bytes"
-                )));
-            }
+            Some(format) => match format.parse() {
+                Ok(format) => FormatKind::Image(format),
+                Err(()) => {
+                    return Err(Failure::usage(format!(
+                        "{source}: {format} is not read yet; -f raw serves its bytes"
+                    )));
+                }
+            },
         },
         _ => FormatKind::Raw,
     };
@@ -153,12 +155,15 @@ fn interpreted(source: Endpoint, format: Option<&str>) -> Result<Endpoint, Failu
 fn known_format(format: &str) -> Result<FormatKind, Failure> {
     match format {
         "raw" => Ok(FormatKind::Raw),
-        "qcow2" => Ok(FormatKind::Qcow2),
-        "bochs" | "cloop" | "dmg" | "luks" | "parallels" | "qcow" | "qed" | "vdi" | "vhdx"
-        | "vmdk" | "vpc" | "vvfat" => Err(Failure::usage(format!(
-            "{format} is not read yet; -f raw serves the bytes of a file"
-        ))),
+        "bochs" | "cloop" | "dmg" | "luks" | "parallels" | "qcow" | "qed" | "vvfat" => {
+            Err(Failure::usage(format!(
+                "{format} is not read yet; -f raw serves the bytes of a file"
+            )))
+        }
         _ => {
+            if let Ok(format) = format.parse() {
+                return Ok(FormatKind::Image(format));
+            }
             let format = printable(format.as_ref());
             Err(Failure::usage(format!("Unknown driver '{format}'")))
         }
@@ -214,7 +219,7 @@ mod tests {
     fn image_options_that_cannot_be_honoured_are_refused_by_name() {
         for (text, named) in [
             ("driver=raw", "file.filename"),
-            ("driver=vmdk,file.filename=x", "vmdk is not read yet"),
+            ("driver=qed,file.filename=x", "qed is not read yet"),
             ("driver=bogus,file.filename=x", "Unknown driver 'bogus'"),
             ("driver=raw,file.driver=nbd,file.path=x", "'nbd'"),
             ("driver=raw,file.filename=x,bogus=1", "'bogus'"),
@@ -231,11 +236,14 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("image");
         let named = |format| Image::named(path.as_os_str(), format);
-        std::fs::write(&path, b"KDMV").expect("room");
-        let refused = named(None).expect_err("vmdk").to_string();
-        assert!(refused.contains("vmdk is not read yet"), "{refused}");
+        std::fs::write(&path, b"QED\0").expect("room");
+        let refused = named(None).expect_err("qed").to_string();
+        assert!(refused.contains("qed is not read yet"), "{refused}");
         for (bytes, kind) in [
-            (&b"QFI\xfb\0\0\0\x03"[..], FormatKind::Qcow2),
+            (
+                &b"QFI\xfb\0\0\0\x03"[..],
+                FormatKind::Image(format::Format::Qcow2),
+            ),
             (b"", FormatKind::Raw),
             (b"QFI", FormatKind::Raw),
             (&[0; 4096], FormatKind::Raw),

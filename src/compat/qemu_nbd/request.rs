@@ -450,7 +450,7 @@ impl Choices {
                 ));
             }
             image.source = image.source.interpreted(ImageFormat {
-                kind: FormatKind::Qcow2,
+                kind: FormatKind::Image(crate::format::Format::Qcow2),
                 snapshot: Some(snapshot.clone()),
             });
             image.read_only = true;

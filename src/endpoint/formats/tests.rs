@@ -79,9 +79,9 @@ async fn bytes_stay_bytes_until_somebody_asks_for_more() {
     let opened = open_device(&probed, Access::ReadOnly, &options).await;
     let opened = opened.expect("an image");
     assert_eq!(opened.device.info().size, DISK);
-    assert_eq!(opened.connection.format(), FormatKind::Qcow2);
+    assert_eq!(opened.connection.format(), FormatKind::Image(Format::Qcow2));
     let details = opened.connection.details().expect("an image");
-    assert_eq!(details.virtual_size, DISK);
+    assert_eq!(details.virtual_size(), DISK);
     assert_eq!(byte(&*opened.device, 4095).await, 0x77);
     assert_eq!(byte(&*opened.device, 4096).await, 0);
     opened
@@ -107,7 +107,7 @@ async fn only_a_file_is_looked_at_to_find_out_what_it_is() {
         let probed = Endpoint::new("x", kind.clone()).interpreted(FormatKind::Probe);
         let device = open(&probed, &options).await.expect("bytes");
         assert_eq!(device.info().size, size);
-        let told = Endpoint::new("x", kind).interpreted(FormatKind::Qcow2);
+        let told = Endpoint::new("x", kind).interpreted(FormatKind::Image(Format::Qcow2));
         let device = open(&told, &options).await.expect("an image");
         assert_eq!(device.info().size, DISK);
     }
@@ -118,12 +118,8 @@ async fn only_a_file_is_looked_at_to_find_out_what_it_is() {
 async fn formats_that_are_not_read_are_refused_by_their_names() {
     let place = Place::new();
     let options = OpenOptions::default();
-    let descriptor = b"# Disk DescriptorFile\nversion=1\nRW 8 FLAT \"/etc/passwd\" 0\n";
     for (bytes, format) in [
-        (&b"KDMV\x01\0\0\0"[..], "vmdk"),
-        // CVE-2022-47951: it would name files of the host.
-        (descriptor, "vmdk"),
-        (b"vhdxfile", "vhdx"),
+        (&b"QED\0"[..], "qed"),
         (b"LUKS\xba\xbe\0\x01", "luks"),
         (b"QFI\xfb\0\0\0\x01", "qcow"),
     ] {
@@ -346,10 +342,10 @@ async fn chains_are_followed_and_end() {
         strange.contains("in the format \"v\\u{1b}mdk\", which is not read"),
         "{strange}"
     );
-    fs::write(place.path("other"), "KDMV").expect("written");
+    fs::write(place.path("other"), "QED\0").expect("written");
     let probed = place.image("probed", Builder::sound().backing(b"other", None));
     let probed = error(&probed, &options).await;
-    assert!(probed.contains("an image in the format vmdk"), "{probed}");
+    assert!(probed.contains("an image in the format qed"), "{probed}");
 }
 
 /// The stack of a connection's thread.
@@ -401,7 +397,7 @@ async fn images_elsewhere_have_their_files_where_that_is_allowed() {
         offset: 0,
         length: None,
     };
-    let part = Endpoint::new("part", part).interpreted(FormatKind::Qcow2);
+    let part = Endpoint::new("part", part).interpreted(FormatKind::Image(Format::Qcow2));
     let device = open(&part, &allowing(&[&first, &second])).await;
     assert_eq!(byte(&*device.expect("found"), 4096).await, 0x55);
     let error = error(&part, &allowing(&[&first])).await;
@@ -458,7 +454,8 @@ async fn an_image_in_several_files_is_written_in_all_of_them() {
     fs::write(place.path("first"), first).expect("written");
     fs::write(place.path("second"), second).expect("written");
     let parts = vec![place.path("first"), place.path("second")];
-    let split = Endpoint::new("split", EndpointKind::Split(parts)).interpreted(FormatKind::Qcow2);
+    let split = Endpoint::new("split", EndpointKind::Split(parts))
+        .interpreted(FormatKind::Image(Format::Qcow2));
     let opened = open_device(&split, Access::ReadWrite, &OpenOptions::default()).await;
     let OpenDevice { device, connection } = opened.expect("an image");
     assert_eq!(byte(&*device, 0).await, 0x77);

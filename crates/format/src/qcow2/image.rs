@@ -250,7 +250,7 @@ async fn open_related(
     file: &RelatedFile,
     writable: bool,
 ) -> Result<Arc<dyn BlockDevice>> {
-    related.open(file, writable).await
+    Ok(related.open(file, writable).await?.device)
 }
 
 fn no_such_context(context: &Context) -> Error {
@@ -282,6 +282,16 @@ impl fmt::Debug for Image {
             .field("info", &self.info)
             .field("details", &self.state.details)
             .finish_non_exhaustive()
+    }
+}
+
+impl crate::Image for Image {
+    fn details(&self) -> crate::Details {
+        crate::Details::Qcow2(Box::new(self.details()))
+    }
+
+    fn close(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(self.close())
     }
 }
 

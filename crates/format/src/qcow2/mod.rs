@@ -24,7 +24,7 @@
 //!  allocate   which clusters of the file are free
 //!  gate       who is looking at clusters
 //!  laid_out   the file of an image, computed in advance and read from front to back
-//!  options    how images are opened and made
+//!  options    how images are made
 //! ```
 
 mod allocate;
@@ -59,6 +59,7 @@ mod testing;
 mod unpacked;
 mod write;
 
+pub use crate::OpenOptions;
 pub use bitmaps::BitmapDetails;
 pub use check::{CheckReport, check};
 pub use details::Details;
@@ -67,5 +68,5 @@ pub(crate) use header::Header;
 pub use image::Image;
 pub use laid_out::LaidOut;
 pub use new::NewImage;
-pub use options::{Backing, CreateOptions, DataFile, OpenOptions, Preallocation};
+pub use options::{Backing, CreateOptions, DataFile, Preallocation};
 pub use snapshots::Snapshot;

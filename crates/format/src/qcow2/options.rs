@@ -1,4 +1,4 @@
-//! How images are opened and how new ones are made.
+//! How new images are made.
 
 use std::sync::Arc;
 
@@ -8,22 +8,6 @@ use super::{
     geometry::{CLUSTER_BITS, Geometry},
     header::Compression,
 };
-
-/// How an image is opened.
-#[derive(Clone, Debug, Default)]
-#[non_exhaustive]
-pub struct OpenOptions {
-    /// Whether it is to be written. Without it nothing in the file is ever changed, not even a dirty bit.
-    pub writable: bool,
-    /// The internal snapshot to read instead of the present state, by its ID or its name: the ID is looked for
-    /// first, unless `snapshot.id=` or `snapshot.name=` in front says which it is. It cannot be written.
-    pub snapshot: Option<String>,
-    /// The largest virtual size that is opened, in bytes; `None`: any that an image can have.
-    pub max_size: Option<u64>,
-    /// How much memory tables may take, in bytes: 0 stands for 16 MiB, in which those of 128 GiB fit in the usual
-    /// clusters of 64 KiB.
-    pub table_memory: usize,
-}
 
 /// What a new image is like.
 #[derive(Clone)]

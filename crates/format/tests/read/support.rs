@@ -7,7 +7,7 @@ use blockferry_block::{
     FileDevice, Mapping, Result, Status, push_merged,
 };
 use blockferry_format::{
-    Related, RelatedFile,
+    Related, RelatedFile, RelatedImage,
     qcow2::{Image, OpenOptions},
 };
 
@@ -17,11 +17,7 @@ use crate::qemu::{number, qemu_check, qemu_img};
 pub(crate) struct Directory<'a>(pub(crate) &'a Path);
 
 impl Related for Directory<'_> {
-    fn open<'a>(
-        &'a self,
-        file: &'a RelatedFile,
-        _: bool,
-    ) -> BoxFuture<'a, Result<Arc<dyn BlockDevice>>> {
+    fn open<'a>(&'a self, file: &'a RelatedFile, _: bool) -> BoxFuture<'a, Result<RelatedImage>> {
         Box::pin(async move {
             let name = std::str::from_utf8(&file.name);
             let name = name.map_err(|_| Error::new(ErrorKind::NotFound))?;
@@ -29,9 +25,9 @@ impl Related for Directory<'_> {
             match file.format.as_deref() {
                 Some("qcow2") => {
                     let image = Image::open(below, self, &OpenOptions::default()).await?;
-                    Ok(Arc::new(image) as Arc<dyn BlockDevice>)
+                    Ok((Arc::new(image) as Arc<dyn BlockDevice>).into())
                 }
-                _ => Ok(below),
+                _ => Ok(below.into()),
             }
         })
     }

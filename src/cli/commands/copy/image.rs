@@ -2,8 +2,10 @@
 
 use crate::{
     copy::{Destination, Source},
-    endpoint::{Connection, DestinationFormat, OpenDestination, OpenOptions, printable},
-    format::qcow2::BitmapDetails,
+    endpoint::{
+        Connection, DestinationFormat, OpenDestination, OpenOptions, UnfinishedImage, printable,
+    },
+    format::{Details, qcow2::BitmapDetails},
 };
 
 use super::super::super::{
@@ -21,10 +23,8 @@ pub(super) async fn begin(
     bitmaps: Vec<BitmapDetails>,
     options: &OpenOptions,
 ) -> Result<(Source, OpenDestination), Failure> {
-    let DestinationFormat::Qcow2(new) = &job.format else {
-        return Ok((source, opened));
-    };
-    if matches!(opened.destination, Destination::Stream(_)) {
+    let is_image = !matches!(job.format, DestinationFormat::Raw) && !job.format.is_in_place();
+    if is_image && matches!(opened.destination, Destination::Stream(_)) {
         if job.engine.digest.is_some() {
             return Err(Failure::usage(
                 "the digest of an image is not computed while it is streamed in a format; write it to a file",
@@ -41,17 +41,18 @@ pub(super) async fn begin(
         Source::Stream(_) => None,
     };
     let source = (source, &job.source);
-    let (source, opened) = new.begin(&job.destination, source, opened, options).await?;
-    if let (Some(image), Some(device)) = (&opened.image, device) {
+    let (source, opened) = job
+        .format
+        .begin(&job.destination, source, opened, options)
+        .await?;
+    let image = opened.image.as_ref().and_then(UnfinishedImage::as_qcow2);
+    if let (Some(image), Some(device)) = (image, device) {
         for bitmap in bitmaps {
             let name = printable(bitmap.name.as_ref());
-            image
-                .image()
-                .add_bitmap(bitmap, device.clone())
-                .map_err(|error| {
-                    let destination = &job.destination;
-                    Failure::failed(format!("{destination}: the bitmap \"{name}\": {error}"))
-                })?;
+            image.add_bitmap(bitmap, device.clone()).map_err(|error| {
+                let destination = &job.destination;
+                Failure::failed(format!("{destination}: the bitmap \"{name}\": {error}"))
+            })?;
         }
     }
     Ok((source, opened))
@@ -67,13 +68,14 @@ pub(super) fn wanted_bitmaps(
         return Ok(Vec::new());
     }
     let name = &job.source;
-    let Some(details) = source.details() else {
+    let details = source.details();
+    let Some(details) = details.as_ref().and_then(Details::as_qcow2) else {
         return Err(Failure::failed(format!(
             "{name} is no qcow2 image and has no bitmaps"
         )));
     };
     let mut wanted = Vec::new();
-    for bitmap in details.bitmaps {
+    for bitmap in details.bitmaps.clone() {
         let shown = printable(bitmap.name.as_ref());
         if !bitmap.in_use {
             wanted.push(bitmap);

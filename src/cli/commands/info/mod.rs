@@ -109,12 +109,12 @@ fn look(job: &InfoJob) -> Result<Facts, Failure> {
     let options = job.trust.in_options(open_options(job.timeouts));
     let runtime = super::runtime()?;
     if let Some(details) = runtime.block_on(image_details(&job.endpoint, &options))? {
-        let image = Some(Image::from(&details));
+        let image = details.as_qcow2().map(Image::from);
         let info = match runtime.block_on(open_device(&job.endpoint, Access::ReadOnly, &options)) {
             Ok(open) => open.device.info().clone(),
             // What it says of itself can be told without the files that it needs.
             Err(error) if error.kind() == ErrorKind::NotPermitted => {
-                DeviceInfo::new(Arc::clone(job.endpoint.name()), details.virtual_size)
+                DeviceInfo::new(Arc::clone(job.endpoint.name()), details.virtual_size())
             }
             Err(error) => return Err(error.into()),
         };

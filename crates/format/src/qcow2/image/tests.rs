@@ -12,7 +12,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    NoRelatives,
+    NoRelatives, Related, RelatedFile, RelatedImage,
     qcow2::{
         Compression, check,
         entry::{COPIED, Entry},
@@ -86,12 +86,8 @@ async fn read(device: &dyn BlockDevice, start: u64, length: u64) -> Result<Vec<u
 struct Behind(Arc<dyn BlockDevice>);
 
 impl Related for Behind {
-    fn open<'a>(
-        &'a self,
-        _: &'a RelatedFile,
-        _: bool,
-    ) -> BoxFuture<'a, Result<Arc<dyn BlockDevice>>> {
-        Box::pin(async { Ok(Arc::clone(&self.0)) })
+    fn open<'a>(&'a self, _: &'a RelatedFile, _: bool) -> BoxFuture<'a, Result<RelatedImage>> {
+        Box::pin(async { Ok(Arc::clone(&self.0).into()) })
     }
 }
 

@@ -330,6 +330,12 @@ pub(crate) fn check_layout(options: &CreateOptions, size: u64) -> Result<()> {
     Err(Error::with_message(ErrorKind::InvalidInput, message))
 }
 
+impl crate::NewImage for NewImage {
+    fn finish(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(self.finish())
+    }
+}
+
 impl BlockDevice for NewImage {
     fn info(&self) -> &DeviceInfo {
         &self.info

@@ -13,7 +13,7 @@ use blockferry_block::{
 
 use super::*;
 use crate::{
-    NoRelatives, Related, RelatedFile,
+    NoRelatives, Related, RelatedFile, RelatedImage,
     qcow2::{
         Image, OpenOptions, check,
         testing::{Content, ImageBuilder},
@@ -32,13 +32,13 @@ impl Related for Relatives {
         &'a self,
         file: &'a RelatedFile,
         writable: bool,
-    ) -> BoxFuture<'a, Result<Arc<dyn BlockDevice>>> {
+    ) -> BoxFuture<'a, Result<RelatedImage>> {
         let device = match file.role {
             crate::Role::Backing => &self.backing,
-            crate::Role::Data => &self.data,
+            _ => &self.data,
         };
         match device {
-            Some(device) => Box::pin(async move { Ok(Arc::clone(device)) }),
+            Some(device) => Box::pin(async move { Ok(Arc::clone(device).into()) }),
             None => NoRelatives.open(file, writable),
         }
     }

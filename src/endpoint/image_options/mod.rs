@@ -15,6 +15,11 @@ use crate::{
 
 use super::{FormatKind, printable};
 
+mod others;
+
+use others::{PACKED_OPTIONS, VDI_OPTIONS, VMDK_OPTIONS, VPC_OPTIONS};
+pub use others::{new_packed, new_vdi, new_vmdk, new_vpc};
+
 /// How a new qcow2 image is made: what the format's own options say, and the names of other files, which nobody
 /// has opened yet.
 #[derive(Clone)]
@@ -45,7 +50,7 @@ pub struct DataFileName {
     pub raw: bool,
 }
 
-const FORMATS: &[&str] = &["raw", "qcow2"];
+const FORMATS: &[&str] = &["raw", "qcow2", "vmdk", "vpc", "vhdx", "vdi"];
 
 /// The options of qcow2. Their names are those of qemu-img where it has them.
 pub static QCOW2_OPTIONS: &[Parameter] = &[
@@ -193,11 +198,11 @@ impl NewQcow2 {
         let format = values.word("backing_fmt");
         let backing = values.one("backing_file").map(|name| BackingName {
             name,
-            format: match format.as_deref() {
-                Some("raw") => FormatKind::Raw,
-                Some(_) => FormatKind::Qcow2,
-                None => FormatKind::Probe,
-            },
+            // The grammar has looked at the name.
+            format: format
+                .as_deref()
+                .and_then(|name| name.parse().ok())
+                .unwrap_or(FormatKind::Probe),
         });
         if format.is_some() && backing.is_none() {
             return Err("backing_fmt is the format of a backing_file, which is missing".to_owned());
@@ -282,8 +287,17 @@ fn meant_for_others(text: &OsStr) -> Option<&'static str> {
 #[must_use]
 pub fn image_options_help() -> String {
     let qcow2 = "Options of qcow2 (-O qcow2 -o KEY=VALUE,...):\n".to_owned();
-    let qcow2 = add_options(qcow2, QCOW2_OPTIONS);
-    add_options(qcow2 + "Options of raw:\n", RAW_OPTIONS)
+    let mut text = add_options(qcow2, QCOW2_OPTIONS);
+    for (name, options) in [
+        ("raw", RAW_OPTIONS),
+        ("vmdk", VMDK_OPTIONS),
+        ("vpc", VPC_OPTIONS),
+        ("vdi", VDI_OPTIONS),
+        ("gzip and zstd", PACKED_OPTIONS),
+    ] {
+        text = add_options(text + "Options of " + name + ":\n", options);
+    }
+    text
 }
 
 fn add_options(mut text: String, parameters: &[Parameter]) -> String {
@@ -381,7 +395,7 @@ mod tests {
             ("data_file_raw=on", "data_file"),
             ("cluster_size=4k,cluster_size=8k", "given twice"),
             ("compression_type=lzma", "none of zlib, zstd"),
-            ("backing_file=x,backing_fmt=vmdk", "none of raw, qcow2"),
+            ("backing_file=x,backing_fmt=qed", "none of raw, qcow2"),
         ] {
             let refusal = parse(&[text]).expect_err(text);
             assert!(refusal.contains(part), "{text}: {refusal}");

@@ -1,0 +1,189 @@
+//! The formats there are, under one roof: told by name, opened, and what each says of itself.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use blockferry_block::{BlockDevice, BoxFuture, Result};
+
+use crate::{OpenOptions, Related, RelatedFile, qcow2, vdi, vhdx, vmdk, vpc};
+
+/// A format that images have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Format {
+    /// QEMU's qcow2, versions 2 and 3.
+    Qcow2,
+    /// VMware's.
+    Vmdk,
+    /// Virtual PC's, called VHD.
+    Vpc,
+    /// Hyper-V's.
+    Vhdx,
+    /// VirtualBox's.
+    Vdi,
+}
+
+impl Format {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Qcow2, Self::Vmdk, Self::Vpc, Self::Vhdx, Self::Vdi];
+
+    /// The name that qemu gives it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Qcow2 => "qcow2",
+            Self::Vmdk => "vmdk",
+            Self::Vpc => "vpc",
+            Self::Vhdx => "vhdx",
+            Self::Vdi => "vdi",
+        }
+    }
+
+    /// Opens the image of this format in `below`. Other files that it names are opened by `related`.
+    ///
+    /// # Errors
+    /// `Corrupt` for what breaks the format's rules; `Unsupported` for what is not read here, by name; `Incompatible`
+    /// for features that are not known; `InvalidInput` for a virtual size above the bound; `ReadOnly` where it is to
+    /// be written and cannot be; those of `related`; what reading failed with.
+    pub async fn open(
+        self,
+        below: Arc<dyn BlockDevice>,
+        related: &dyn Related,
+        options: &OpenOptions,
+    ) -> Result<Arc<dyn Image>> {
+        Ok(match self {
+            Self::Qcow2 => Arc::new(qcow2::Image::open(below, related, options).await?),
+            Self::Vmdk => Arc::new(vmdk::Image::open(below, related, options).await?),
+            Self::Vpc => Arc::new(vpc::Image::open(below, related, options).await?),
+            Self::Vhdx => Arc::new(vhdx::Image::open(below, related, options).await?),
+            Self::Vdi => Arc::new(vdi::Image::open(below, related, options).await?),
+        })
+    }
+
+    /// What the image of this format in `below` says of itself, without any other file that it may be made of.
+    ///
+    /// # Errors
+    /// As those of opening it.
+    pub async fn details(self, below: &Arc<dyn BlockDevice>) -> Result<Details> {
+        Ok(match self {
+            Self::Qcow2 => Details::Qcow2(Box::new(qcow2::Details::read(below).await?)),
+            Self::Vmdk => Details::Vmdk(vmdk::Details::read(below).await?),
+            Self::Vpc => Details::Vpc(vpc::Details::read(below).await?),
+            Self::Vhdx => Details::Vhdx(vhdx::Details::read(below).await?),
+            Self::Vdi => Details::Vdi(vdi::Details::read(below).await?),
+        })
+    }
+}
+
+impl FromStr for Format {
+    type Err = ();
+
+    /// A format under the name that qemu gives it.
+    fn from_str(name: &str) -> Result<Self, ()> {
+        let named = Self::ALL.into_iter().find(|format| format.name() == name);
+        named.ok_or(())
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// An image that is open: its disk.
+pub trait Image: BlockDevice {
+    /// What there is to be told of it.
+    fn details(&self) -> Details;
+
+    /// Puts everything that was written into its place, and ends the use of the image.
+    ///
+    /// # Errors
+    /// What writing failed with: what was written since the last flush may be lost.
+    fn close(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async { Ok(()) })
+    }
+}
+
+/// An image that is being made: no valid one before it is [finished](Self::finish).
+pub trait NewImage: BlockDevice {
+    /// Completes the image, durably. Nothing is written to it afterwards.
+    ///
+    /// # Errors
+    /// What writing failed with: then there is no image.
+    fn finish(&self) -> BoxFuture<'_, Result<()>>;
+}
+
+/// What an image says of itself. Texts are the image's: escape them before printing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Details {
+    /// Of a qcow2 image.
+    Qcow2(Box<qcow2::Details>),
+    /// Of a VMDK image.
+    Vmdk(vmdk::Details),
+    /// Of a VHD image.
+    Vpc(vpc::Details),
+    /// Of a VHDX image.
+    Vhdx(vhdx::Details),
+    /// Of a VDI image.
+    Vdi(vdi::Details),
+}
+
+impl Details {
+    /// The format.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        match self {
+            Self::Qcow2(_) => Format::Qcow2,
+            Self::Vmdk(_) => Format::Vmdk,
+            Self::Vpc(_) => Format::Vpc,
+            Self::Vhdx(_) => Format::Vhdx,
+            Self::Vdi(_) => Format::Vdi,
+        }
+    }
+
+    /// The size of the virtual disk in bytes.
+    #[must_use]
+    pub fn virtual_size(&self) -> u64 {
+        match self {
+            Self::Qcow2(details) => details.virtual_size,
+            Self::Vmdk(details) => details.virtual_size,
+            Self::Vpc(details) => details.virtual_size,
+            Self::Vhdx(details) => details.virtual_size,
+            Self::Vdi(details) => details.virtual_size,
+        }
+    }
+
+    /// In which pieces it is allocated, in bytes; `None` where it has none.
+    #[must_use]
+    pub fn cluster_size(&self) -> Option<u64> {
+        match self {
+            Self::Qcow2(details) => Some(details.cluster_size),
+            Self::Vmdk(details) => details.cluster_size,
+            Self::Vpc(details) => details.block_size,
+            Self::Vhdx(details) => Some(details.block_size),
+            Self::Vdi(details) => Some(details.block_size),
+        }
+    }
+
+    /// What shows through where it has nothing of its own.
+    #[must_use]
+    pub fn backing(&self) -> Option<&RelatedFile> {
+        match self {
+            Self::Qcow2(details) => details.backing.as_ref(),
+            Self::Vmdk(details) => details.parent.as_ref(),
+            Self::Vpc(details) => details.parent.as_ref(),
+            Self::Vhdx(details) => details.parent.as_ref(),
+            Self::Vdi(_) => None,
+        }
+    }
+
+    /// What only a qcow2 image has to tell.
+    #[must_use]
+    pub fn as_qcow2(&self) -> Option<&qcow2::Details> {
+        match self {
+            Self::Qcow2(details) => Some(details),
+            _ => None,
+        }
+    }
+}

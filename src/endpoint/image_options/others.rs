@@ -1,0 +1,153 @@
+//! The options of the formats that have few.
+
+use std::ffi::{OsStr, OsString};
+
+use crate::{
+    block::{Grammar, Parameter, ParameterType, Values},
+    format::{
+        packed::{PackOptions, Packing},
+        vdi,
+        vmdk::{self, Subformat},
+        vpc::{self, Kind},
+    },
+};
+
+use super::GRAMMAR;
+
+/// The options of VMDK. Their names are those of qemu-img where it has them.
+pub(super) static VMDK_OPTIONS: &[Parameter] = &[
+    Parameter::new(
+        "adapter_type",
+        ParameterType::Choice(&["ide", "buslogic", "lsilogic", "legacyESX"]),
+        "The adapter that the image asks for",
+    )
+    .or("ide"),
+    Parameter::new(
+        "compression_level",
+        ParameterType::Number,
+        "How hard streamOptimized is compressed: 1 to 9; what pays without it",
+    ),
+    Parameter::new(
+        "hwversion",
+        ParameterType::Number,
+        "The version of the virtual hardware that the image asks for",
+    )
+    .or("4"),
+    Parameter::new(
+        "subformat",
+        ParameterType::Choice(&["streamOptimized", "monolithicSparse"]),
+        "How it is laid out: compressed, for transport, or as one file that grows",
+    )
+    .or("streamOptimized"),
+];
+
+/// The options of VHD.
+pub(super) static VPC_OPTIONS: &[Parameter] = &[
+    Parameter::new(
+        "force_size",
+        ParameterType::Switch,
+        "Whether the disk has exactly its size, and not that of a geometry of cylinders, heads and sectors",
+    )
+    .or("off"),
+    Parameter::new(
+        "subformat",
+        ParameterType::Choice(&["dynamic", "fixed"]),
+        "Whether blocks are allocated as they are needed, or all of them",
+    )
+    .or("dynamic"),
+];
+
+/// The options of VDI.
+pub(super) static VDI_OPTIONS: &[Parameter] = &[Parameter::new(
+    "static",
+    ParameterType::Switch,
+    "Whether all blocks are allocated",
+)
+.or("off")];
+
+/// The options of compressed streams.
+pub(super) static PACKED_OPTIONS: &[Parameter] = &[Parameter::new(
+    "compression_level",
+    ParameterType::Number,
+    "How hard it is compressed: 1 to 9 by gzip, 1 to 22 by zstd; what pays without it",
+)];
+
+fn values(
+    name: &'static str,
+    parameters: &'static [Parameter],
+    texts: &[OsString],
+) -> Result<Values, String> {
+    let grammar = Grammar {
+        name,
+        parameters,
+        ..GRAMMAR
+    };
+    Values::read(&grammar, &texts.join(OsStr::new(",")))
+}
+
+/// Reads the options of a new VMDK image, `texts` as if they were one, with commas between them.
+///
+/// # Errors
+/// What is wrong with them, for people.
+pub fn new_vmdk(texts: &[OsString]) -> Result<vmdk::CreateOptions, String> {
+    let values = values("vmdk", VMDK_OPTIONS, texts)?;
+    let mut create = vmdk::CreateOptions::default();
+    create.subformat = match values.word("subformat").as_deref() {
+        Some("monolithicSparse") => Subformat::MonolithicSparse,
+        _ => Subformat::StreamOptimized,
+    };
+    create.compression_level = level(&values, 9)?;
+    create.adapter_type = values.word("adapter_type");
+    create.hardware_version = values.word("hwversion");
+    Ok(create)
+}
+
+/// Reads the options of a new VHD image, likewise.
+///
+/// # Errors
+/// What is wrong with them, for people.
+pub fn new_vpc(texts: &[OsString]) -> Result<vpc::CreateOptions, String> {
+    let values = values("vpc", VPC_OPTIONS, texts)?;
+    let mut create = vpc::CreateOptions::default();
+    create.force_size = values.switch("force_size").unwrap_or(false);
+    create.kind = match values.word("subformat").as_deref() {
+        Some("fixed") => Kind::Fixed,
+        _ => Kind::Dynamic,
+    };
+    Ok(create)
+}
+
+/// Reads the options of a new VDI image, likewise.
+///
+/// # Errors
+/// What is wrong with them, for people.
+pub fn new_vdi(texts: &[OsString]) -> Result<vdi::CreateOptions, String> {
+    let values = values("vdi", VDI_OPTIONS, texts)?;
+    let mut create = vdi::CreateOptions::default();
+    create.is_static = values.switch("static").unwrap_or(false);
+    Ok(create)
+}
+
+/// Reads the options of a new compressed stream, likewise.
+///
+/// # Errors
+/// What is wrong with them, for people.
+pub fn new_packed(packing: Packing, texts: &[OsString]) -> Result<PackOptions, String> {
+    let values = values(packing.name(), PACKED_OPTIONS, texts)?;
+    let most = match packing {
+        Packing::Zstd => 22,
+        _ => 9,
+    };
+    let mut options = PackOptions::new(packing);
+    options.level = level(&values, most)?;
+    Ok(options)
+}
+
+fn level(values: &Values, most: u32) -> Result<Option<u32>, String> {
+    match values.number::<u32>("compression_level") {
+        Some(level) if !(1..=most).contains(&level) => {
+            Err(format!("compression_level is 1 to {most}"))
+        }
+        level => Ok(level),
+    }
+}
