@@ -77,12 +77,8 @@ fn same_bytes(one: &Path, two: &Path, interrupt: &Interrupt) -> Result<bool> {
 }
 
 fn same_disks(one: &Output, two: &Output, scratch: &Path, interrupt: &Interrupt) -> Result<bool> {
-    let name = |format| match format {
-        Format::Raw => "raw",
-        Format::Qcow2 => "qcow2",
-    };
     let mut compare = Command::new("qemu-img");
-    compare.args(["compare", "-f", name(one.format), "-F", name(two.format)]);
+    compare.args(["compare", "-f", one.format.name(), "-F", two.format.name()]);
     compare.arg(&one.path).arg(&two.path).stdout(Stdio::null());
     let running = Running::start(&mut compare, &scratch.join("stderr"))?;
     let ended = running.wait(interrupt, TIMEOUT)?;

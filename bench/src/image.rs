@@ -50,11 +50,24 @@ pub(crate) fn prepare(
                 let extents = extents.of(quick).bytes;
                 scattered::write(&path, size.unwrap_or_default(), extents)?;
             }
-            Image::Qcow2 { of, options, .. } => {
+            Image::Converted {
+                of,
+                format,
+                options,
+                ..
+            } => {
                 let mut convert = Command::new("qemu-img");
-                convert.args(["convert", "-f", "raw", "-O", "qcow2"]);
+                convert.args(["convert", "-f", "raw", "-O", format.name()]);
                 convert.args(options);
                 process::run(convert.arg(&made[of]).arg(&path), scratch, interrupt)?;
+            }
+            Image::Packed { of, command, .. } => {
+                let mut pack = Command::new(&command[0]);
+                pack.args(&command[1..])
+                    .stdin(File::open(&made[of])?)
+                    .stdout(File::create(&path)?);
+                process::run_as_it_is(&mut pack, scratch, interrupt)
+                    .with_context(|| command.join(" "))?;
             }
         }
         made.insert(image.name().to_owned(), path);
@@ -78,9 +91,9 @@ pub(crate) fn renew(
             file.set_len(size)?;
             Ok(())
         }
-        Format::Qcow2 => {
+        _ => {
             let mut create = Command::new("qemu-img");
-            create.args(["create", "-q", "-f", "qcow2"]).arg(path);
+            create.args(["create", "-q", "-f", format.name()]).arg(path);
             process::run(create.arg(size.to_string()), scratch, interrupt)
         }
     }

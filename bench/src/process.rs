@@ -151,9 +151,18 @@ fn complaint(stderr: &Path) -> String {
 
 /// Runs `command` to its end, and fails unless it succeeds. For preparations, not for measurements.
 pub(crate) fn run(command: &mut Command, scratch: &Path, interrupt: &Interrupt) -> Result<()> {
+    run_as_it_is(command.stdout(Stdio::null()), scratch, interrupt)
+}
+
+/// The same for a command whose standard output goes where it was told to go.
+pub(crate) fn run_as_it_is(
+    command: &mut Command,
+    scratch: &Path,
+    interrupt: &Interrupt,
+) -> Result<()> {
     /// Preparing an image takes minutes at most.
     const TIMEOUT: Duration = Duration::from_secs(1800);
-    let running = Running::start(command.stdout(Stdio::null()), &scratch.join("stderr"))?;
+    let running = Running::start(command, &scratch.join("stderr"))?;
     running.wait(interrupt, TIMEOUT)?.success()
 }
 

@@ -105,12 +105,20 @@ pub(crate) enum Image {
     /// A sparse image of the scenario's `size` with an ext4 file system that holds files of `/usr`, up to
     /// `files` bytes of them.
     Ext4 { name: String, files: Amount },
-    /// A qcow2 image of what the image `of` contains, made by `qemu-img convert` with `options`.
-    Qcow2 {
+    /// An image of what the raw image `of` contains in this format, made by `qemu-img convert` with `options`.
+    Converted {
         name: String,
         of: String,
+        format: Format,
         #[serde(default)]
         options: Vec<String>,
+    },
+    /// What the raw image `of` contains, packed by a program that reads it from its standard input and writes to its
+    /// standard output.
+    Packed {
+        name: String,
+        of: String,
+        command: Vec<String>,
     },
     /// A sparse qcow2 image of the scenario's `size` whose tables say that there are so many `extents`: clusters that
     /// lie somewhere in the file, and none between them.
@@ -130,6 +138,18 @@ pub(crate) enum Format {
     #[default]
     Raw,
     Qcow2,
+    Vmdk,
+}
+
+impl Format {
+    /// Its name, as qemu-img has it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+            Self::Vmdk => "vmdk",
+        }
+    }
 }
 
 impl Image {
@@ -137,7 +157,8 @@ impl Image {
         match self {
             Self::Random { name }
             | Self::Ext4 { name, .. }
-            | Self::Qcow2 { name, .. }
+            | Self::Converted { name, .. }
+            | Self::Packed { name, .. }
             | Self::Fragmented { name, .. }
             | Self::Scattered { name, .. }
             | Self::Empty { name, .. } => name,
@@ -320,13 +341,16 @@ impl Scenario {
                 | Image::Empty { name, .. } => {
                     ensure!(self.size.is_some(), "image `{name}` needs a `size`");
                 }
-                Image::Qcow2 { name, of, .. } => {
+                Image::Converted { name, of, .. } | Image::Packed { name, of, .. } => {
                     let before = self.images[..index].iter().any(|other| other.name() == of);
                     ensure!(
                         before,
                         "image `{name}` is made of `{of}`, which is not there"
                     );
                 }
+            }
+            if let Image::Packed { name, command, .. } = image {
+                ensure!(!command.is_empty(), "image `{name}` has no command");
             }
             if let Image::Scattered { name, extents } = image {
                 let some = extents.full.bytes > 0 && extents.quick.bytes > 0;

@@ -70,7 +70,7 @@ impl Stage<'_> {
         let ended = self.perform(contender, &mut command)?;
         let written = match contender.format {
             Format::Raw => None,
-            Format::Qcow2 => Some(fs::metadata(self.out())?.len()),
+            _ => Some(fs::metadata(self.out())?.len()),
         };
         let (rate, latency) = match self.scenario.measure.is_printed() {
             true => rate(&self.printed())?,
