@@ -17,8 +17,9 @@ use blockferry_sys as sys;
 
 use super::{
     Endpoint, EndpointKind, OpenDevice, OpenOptions,
+    identity::Identity,
     in_use::claim_below,
-    open::{Identity, open_device, opening},
+    open::{open_device, opening},
     related::Relatives,
 };
 

@@ -24,12 +24,14 @@
 
 mod child;
 mod command;
+mod connection;
 mod deep_chain;
 mod destination_file;
 mod destination_format;
 mod exports;
 mod filtered;
 mod formats;
+mod identity;
 mod image_options;
 mod in_use;
 mod open;
@@ -42,19 +44,21 @@ pub(crate) use crate::block::printable;
 pub use crate::block::{Parameter, ParameterPlace, ParameterType, escape_commas};
 pub use child::ServerChild;
 pub use command::{ServerCommand, collapse_groups};
+pub use connection::Connection;
 pub use destination_file::DestinationFile;
 pub use destination_format::{DestinationFormat, UnfinishedImage};
 pub use exports::{OpenExports, open_exports};
 pub(crate) use filtered::access_below;
 pub use formats::{FormatKind, ImageFormat, image_details};
+pub use identity::is_same_image;
 pub use image_options::{
     BackingName, DataFileName, NewQcow2, QCOW2_OPTIONS, image_options_help, new_packed, new_vdi,
     new_vmdk, new_vpc, raw_is_allocated,
 };
 pub use in_use::is_written_by_others;
 pub use open::{
-    Connection, OpenDestination, OpenDevice, OpenOptions, OpenSource, is_same_image,
-    open_destination, open_device, open_source,
+    OpenDestination, OpenDevice, OpenOptions, OpenSource, open_destination, open_device,
+    open_source,
 };
 pub use parse::{Endpoint, EndpointError, EndpointKind};
 pub use sources::{Roles, SOURCES, SourceKind};

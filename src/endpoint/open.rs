@@ -1,13 +1,9 @@
 //! Parsed endpoints become devices and streams.
 
 use std::{
-    fs::{self, File, Metadata},
-    io::{self, Seek, SeekFrom},
-    mem,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::fs::{FileTypeExt, MetadataExt},
-    },
+    fs::{self, File},
+    io::{self, Seek},
+    os::{fd::AsFd, unix::fs::FileTypeExt},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -21,8 +17,6 @@ use crate::{
     },
     client::{Client, ConnectOptions, Gone, Pool, PoolObserver, PoolOptions},
     copy::{Destination, Source},
-    filter::Counters,
-    format::{Details, Image},
     proto::{NbdUri, Transport},
     script::{Script, ScriptOptions},
 };
@@ -30,7 +24,7 @@ use crate::{
 use blockferry_sys as sys;
 
 use super::{
-    DestinationFile, Endpoint, EndpointKind, FormatKind, ServerChild, ServerCommand,
+    Connection, DestinationFile, Endpoint, EndpointKind, FormatKind, ServerChild, ServerCommand,
     UnfinishedImage, filtered::Filters, formats::interpret,
 };
 
@@ -90,170 +84,6 @@ impl Default for OpenOptions {
         }
     }
 }
-
-/// How long a server may take to hear our goodbye.
-const GOODBYE: Duration = Duration::from_secs(2);
-
-/// What has to live as long as a device does: its connection, the server that was started for it, the filters in
-/// front of it.
-#[derive(Default)]
-pub struct Connection {
-    /// With these the rest is theirs.
-    filters: Option<Box<Filters>>,
-    /// The image that the device is the disk of. It is closed before what it lies in.
-    pub(super) image: Option<Arc<dyn Image>>,
-    /// The files that were opened because the image, or one behind it, names them.
-    pub(super) followed: Vec<Identity>,
-    // In this order: the client goes before the server does.
-    client: Option<Client>,
-    pool: Option<Pool>,
-    child: Option<ServerChild>,
-    script: Option<Script>,
-    /// The regular file that a standard stream is, whose position its other users expect behind the image.
-    standard: Option<File>,
-    /// Those of the parts that it consists of.
-    parts: Vec<Self>,
-}
-
-impl Connection {
-    /// Whether the server that was started for the endpoint has ended by itself, and how.
-    pub fn early_end(&mut self) -> Option<String> {
-        if let Some(filters) = &self.filters {
-            return filters.connection().as_mut()?.early_end();
-        }
-        if let Some(end) = self.parts.iter_mut().find_map(Self::early_end) {
-            return Some(end);
-        }
-        let child = self.child.as_mut()?;
-        let end = child.early_end()?;
-        Some(format!("the command {} {end}", child.name()))
-    }
-
-    pub(super) fn filtered(filters: Filters) -> Self {
-        Self {
-            filters: Some(Box::new(filters)),
-            ..Self::default()
-        }
-    }
-
-    /// What the filters in front of the device have counted.
-    #[must_use]
-    pub fn filter_counters(&self) -> Vec<Counters> {
-        let filters = self.filters.as_ref();
-        filters
-            .map(|filters| filters.counters())
-            .unwrap_or_default()
-    }
-
-    /// Opens no connection any more in the place of one that was lost, so that no request waits for it.
-    pub fn stop_waiting(&self) {
-        if let Some(pool) = &self.pool {
-            pool.stop_waiting();
-        }
-    }
-
-    /// What there is to be told of the image that the device is the disk of; `None` where the bytes are the disk.
-    #[must_use]
-    pub fn details(&self) -> Option<Details> {
-        if let Some(filters) = &self.filters {
-            return filters.connection().as_ref()?.details();
-        }
-        self.image.as_ref().map(|image| image.details())
-    }
-
-    /// Whether `endpoint` is one of the files behind the image: a backing file, a data file. Nobody may write it
-    /// while the image is read.
-    #[must_use]
-    pub fn follows(&self, endpoint: &Endpoint) -> bool {
-        if let Some(filters) = &self.filters {
-            let connection = filters.connection();
-            return connection.as_ref().is_some_and(|it| it.follows(endpoint));
-        }
-        let files = identities(endpoint, &io::stdout());
-        files.iter().any(|file| self.followed.contains(file))
-            || self.parts.iter().any(|part| part.follows(endpoint))
-    }
-
-    /// What the bytes of the endpoint were taken for: never [`FormatKind::Probe`].
-    #[must_use]
-    pub fn format(&self) -> FormatKind {
-        if let Some(filters) = &self.filters {
-            let connection = filters.connection();
-            return connection.as_ref().map(Self::format).unwrap_or_default();
-        }
-        match &self.image {
-            Some(image) => FormatKind::Image(image.details().format()),
-            None => FormatKind::Raw,
-        }
-    }
-
-    /// Closes the image, if it is one, says goodbye to the server, and stops it if it was started for us. A server
-    /// that does not listen any more is not waited for.
-    ///
-    /// # Errors
-    /// What closing the image failed with: what was written to it may be lost.
-    pub async fn close(mut self) -> Result<()> {
-        if let Some(filters) = self.filters.take() {
-            return filters.close().await;
-        }
-        let mut closed = match self.image.take() {
-            Some(image) => image.close().await,
-            None => Ok(()),
-        };
-        for part in mem::take(&mut self.parts) {
-            closed = closed.and(Box::pin(part.close()).await);
-        }
-        if let Some(client) = self.client.take() {
-            let _ = tokio::time::timeout(GOODBYE, client.disconnect()).await;
-        }
-        if let Some(pool) = self.pool.take() {
-            let _ = tokio::time::timeout(GOODBYE, pool.disconnect()).await;
-        }
-        if let Some(script) = self.script.take() {
-            script.close().await;
-        }
-        if let Some(file) = &mut self.standard {
-            // Where the position cannot be changed nobody can depend on it.
-            let _ = file.seek(SeekFrom::End(0));
-        }
-        self.abandon().await;
-        closed
-    }
-
-    /// Goes without a goodbye, after a failure; a server that was started for us is stopped. An image is closed, if
-    /// that does not take long.
-    pub async fn abandon(mut self) {
-        if let Some(filters) = self.filters.take() {
-            return filters.abandon().await;
-        }
-        if let Some(image) = self.image.take() {
-            let _ = tokio::time::timeout(GOODBYE, image.close()).await;
-        }
-        for part in mem::take(&mut self.parts) {
-            Box::pin(part.abandon()).await;
-        }
-        drop((self.client.take(), self.pool.take()));
-        if let Some(mut child) = self.child.take() {
-            child.stop().await;
-        }
-    }
-
-    /// Ends a server that was started for us, at once.
-    pub fn kill(mut self) {
-        if let Some(below) = self
-            .filters
-            .take()
-            .and_then(|filters| filters.connection().take())
-        {
-            return below.kill();
-        }
-        mem::take(&mut self.parts).into_iter().for_each(Self::kill);
-        if let Some(child) = &mut self.child {
-            child.kill();
-        }
-    }
-}
-
 /// An opened device.
 pub struct OpenDevice {
     /// The device.
@@ -761,103 +591,19 @@ fn is_stream(path: &Path) -> bool {
     })
 }
 
-/// Whether both endpoints certainly are one image: the same export, or a file or device in common.
-#[must_use]
-pub fn is_same_image(one: &Endpoint, other: &Endpoint) -> bool {
-    if let (EndpointKind::Nbd(one), EndpointKind::Nbd(other)) = (one.kind(), other.kind()) {
-        return one == other;
-    }
-    let others = identities(other, &io::stdout());
-    let one = identities(one, &io::stdin());
-    one.iter().any(|file| others.contains(file))
-}
-
-/// What tells a regular file or a block device from all others.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Identity {
-    File { device: u64, inode: u64 },
-    Device(u64),
-}
-
-/// The files that an image consists of, as far as they can be told.
-fn identities(endpoint: &Endpoint, standard: &dyn AsFd) -> Vec<Identity> {
-    let of_fd = |fd: OwnedFd| File::from(fd).metadata().ok();
-    let metadata: Vec<Option<Metadata>> = match endpoint.kind() {
-        EndpointKind::File(path) => vec![fs::metadata(path).ok()],
-        EndpointKind::Split(paths) => paths.iter().map(|path| fs::metadata(path).ok()).collect(),
-        EndpointKind::Part { of, .. } => return identities(of, standard),
-        EndpointKind::Joined(parts) => {
-            let parts = parts.iter();
-            return parts.flat_map(|part| identities(part, standard)).collect();
-        }
-        EndpointKind::Standard => {
-            vec![standard.as_fd().try_clone_to_owned().ok().and_then(of_fd)]
-        }
-        EndpointKind::Descriptor(number) => {
-            vec![sys::duplicate_inherited(*number).ok().and_then(of_fd)]
-        }
-        _ => Vec::new(),
-    };
-    let metadata = metadata.iter().flatten();
-    metadata.filter_map(identity).collect()
-}
-
-pub(super) fn identity(metadata: &Metadata) -> Option<Identity> {
-    if metadata.file_type().is_block_device() {
-        Some(Identity::Device(metadata.rdev()))
-    } else if metadata.is_file() {
-        Some(Identity::File {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-        })
-    } else {
-        None
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn file(path: PathBuf) -> Endpoint {
-        Endpoint::from(path)
-    }
-
     #[test]
-    fn one_file_is_itself_under_every_name() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let one = directory.path().join("one");
-        fs::write(&one, "").expect("written");
-        let link = directory.path().join("link");
-        std::os::unix::fs::symlink(&one, &link).expect("linked");
-        let other = directory.path().join("other");
-        fs::write(&other, "").expect("written");
-        assert!(is_same_image(&file(one.clone()), &file(link)));
-        let joined = EndpointKind::Split(vec![one.clone(), other.clone()]);
-        let joined = Endpoint::new("joined", joined);
-        assert!(is_same_image(&joined, &joined.clone()));
-        assert!(is_same_image(&joined, &file(other.clone())));
-        assert!(is_same_image(&file(one.clone()), &joined));
-        let memory: Endpoint = "memory:1M".parse().expect("an endpoint");
-        assert!(!is_same_image(&memory, &memory.clone()));
-        assert!(!is_same_image(&file(one.clone()), &file(other)));
-        assert!(!is_same_image(
-            &file(one),
-            &file(directory.path().join("none"))
-        ));
-    }
-
-    #[test]
-    fn a_character_device_is_never_an_image() {
-        let null = file(PathBuf::from("/dev/null"));
-        assert!(!is_same_image(&null, &null.clone()));
+    fn a_character_device_is_a_stream() {
         assert!(is_stream(Path::new("/dev/null")));
     }
 
     #[tokio::test]
     async fn a_destination_in_a_missing_directory_is_refused_by_the_directorys_name() {
         let directory = tempfile::tempdir().expect("a directory");
-        let endpoint = file(directory.path().join("missing/disk.raw"));
+        let endpoint = Endpoint::from(directory.path().join("missing/disk.raw"));
         let error = open_destination(&endpoint, &OpenOptions::default())
             .await
             .err()

@@ -24,8 +24,8 @@ use super::{
     Endpoint, EndpointKind, FormatKind, OpenOptions,
     deep_chain::{link, on_its_own_stack},
     formats,
+    identity::{Identity, identity},
     in_use::claim,
-    open::{Identity, identity},
     printable,
 };
 
