@@ -11,13 +11,21 @@
 
 #![forbid(unsafe_code)]
 
+mod behind;
+mod below;
+mod corrupt;
+mod doubt;
 mod format;
 #[doc(hidden)]
 pub mod fuzzing;
+mod holes;
+mod host;
 mod options;
 pub mod packed;
 mod probe;
 pub mod qcow2;
+#[cfg(test)]
+mod qemu;
 mod related;
 pub mod vdi;
 pub mod vhdx;

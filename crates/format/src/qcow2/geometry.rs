@@ -1,6 +1,8 @@
 //! The arithmetic of clusters and tables (specification, "Cluster mapping").
 
-use blockferry_block::{ByteRange, Error, ErrorKind, Result};
+use blockferry_block::{ByteRange, Result};
+
+pub(crate) use crate::corrupt::corrupt;
 
 /// The smallest and the largest cluster, as powers of two (specification, "Header", `cluster_bits`; qemu's bounds).
 pub(crate) const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
@@ -100,11 +102,6 @@ impl Geometry {
         let end = range.end().saturating_add(mask) & !mask;
         ByteRange::between(range.start() & !mask, end.max(range.start() & !mask))
     }
-}
-
-/// An image that breaks the format's rules.
-pub(crate) fn corrupt(message: impl Into<String>) -> Error {
-    Error::with_message(ErrorKind::Corrupt, message)
 }
 
 /// The range of a table inside the file, or why there can be none.

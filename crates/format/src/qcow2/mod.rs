@@ -11,7 +11,6 @@
 //!  read       a request from its runs
 //!  unpacked   compressed clusters, on the threads of the pool
 //!  status     holes, zeroes, and which image of a chain has them
-//!  holes      those of the file that clusters lie in
 //!  image      all of that as a device
 //!  codec      one cluster compressed or decompressed
 //!  snapshots  the table of internal snapshots
@@ -38,15 +37,11 @@ mod flights;
 mod gate;
 mod geometry;
 mod header;
-mod holes;
-mod host;
 mod image;
 mod laid_out;
 mod new;
 mod options;
 mod pool;
-#[cfg(test)]
-mod qemu;
 mod read;
 mod refcounts;
 mod runs;
@@ -60,6 +55,9 @@ mod unpacked;
 mod write;
 
 pub use crate::OpenOptions;
+#[cfg(test)]
+use crate::qemu;
+use crate::{holes, host};
 pub use bitmaps::BitmapDetails;
 pub use check::{CheckReport, check};
 pub use details::Details;

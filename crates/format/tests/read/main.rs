@@ -1,6 +1,6 @@
 //! Images that qemu's tools made, read here: the bytes, and what is known of them.
 
-#[path = "../../src/qcow2/qemu.rs"]
+#[path = "../../src/qemu.rs"]
 mod qemu;
 mod support;
 

@@ -1,8 +1,11 @@
 //! The end of a new image: tables, then what counts references, and the header when all else is durable.
 
-use blockferry_block::{Buffer, ByteRange, Error, ErrorKind, Operation, Result, ZeroFlags};
+use blockferry_block::{
+    Buffer, ByteRange, Capabilities, Error, ErrorKind, Operation, Result, ZeroFlags,
+};
 
 use super::{NewImage, refcounts::Counting, write::place_of};
+use crate::below::Below;
 use crate::qcow2::{
     CreateOptions, Preallocation,
     entry::{COPIED, Cluster, Entry, SECTOR},
@@ -42,7 +45,7 @@ impl NewImage {
         let end = self.places.end();
         self.file.set_size(end).await?;
         if let Some(data) = &self.data_file {
-            data.set_disk_size(size).await?;
+            set_disk_size(data, size).await?;
             data.flush().await?;
         }
         self.file.flush().await?;
@@ -189,6 +192,14 @@ impl NewImage {
 /// The size that an image says it has: whole sectors, for qemu would not see the rest of the last one.
 pub(crate) fn stored_size(size: u64) -> u64 {
     size.next_multiple_of(SECTOR)
+}
+
+/// Makes a data file as long as a disk of `size` bytes, as [`Below::set_size`]: in whole sectors where it can be.
+pub(super) async fn set_disk_size(data: &Below, size: u64) -> Result<()> {
+    match data.can(Capabilities::RESIZE) {
+        true => data.set_size(stored_size(size)).await,
+        false => data.check_room(size),
+    }
 }
 
 /// Writes an entry as it is in the file.

@@ -13,7 +13,8 @@ use std::{
 
 use blockferry_block::{Buffer, ByteRange, Result};
 
-use super::{below::Below, places::Places};
+use super::places::Places;
+use crate::below::Below;
 use crate::qcow2::{
     entry::Entry,
     geometry::{Geometry, corrupt},

@@ -10,11 +10,9 @@
 //!                              └──> map of tables ─> finish ─> L2, L1, refcounts, header
 //! ```
 
-mod below;
 mod bitmaps;
 mod classify;
 mod compressed;
-mod doubt;
 mod finish;
 mod map;
 mod packer;
@@ -39,7 +37,7 @@ use blockferry_block::{
 };
 
 use self::{
-    below::Below, bitmaps::NewBitmap, doubt::Doubt, map::Map, packer::Packer, pipeline::Pipeline,
+    bitmaps::NewBitmap, finish::set_disk_size, map::Map, packer::Packer, pipeline::Pipeline,
     places::Places,
 };
 pub(crate) use self::{
@@ -50,6 +48,7 @@ use super::{
     CreateOptions, Preallocation, codec::CompressionSettings, geometry::Geometry,
     header::LARGEST_L1,
 };
+use crate::{below::Below, doubt::Doubt};
 
 /// How much memory the tables may take, in bytes: those of half a TiB in the usual clusters.
 const TABLE_MEMORY: u64 = 64 << 20;
@@ -140,7 +139,7 @@ impl NewImage {
                     data.destroy_header().await?;
                 }
                 if options.size.is_some() {
-                    data.set_disk_size(size).await?;
+                    set_disk_size(&data, size).await?;
                 }
                 Some(Arc::new(data))
             }

@@ -20,10 +20,10 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::sync::Notify;
 
 use super::{
-    below::Below,
     map::Table,
     packer::{Chunk, Packer},
 };
+use crate::below::Below;
 use crate::qcow2::{
     codec::{CompressionSettings, Compressor},
     entry::{Cluster, Entry},

@@ -10,6 +10,7 @@ use blockferry_block::{
 use super::{
     NewImage, check_layout,
     classify::{ALL, Fate, Piece},
+    finish::set_disk_size,
     map::{Table, spans},
 };
 use crate::qcow2::{
@@ -449,7 +450,7 @@ impl NewImage {
         }
         self.size.store(size, Ordering::Release);
         if let Some(data) = &self.data_file {
-            data.set_disk_size(size).await?;
+            set_disk_size(data, size).await?;
         }
         Ok(())
     }

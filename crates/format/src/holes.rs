@@ -3,9 +3,9 @@
 
 use std::sync::OnceLock;
 
-use blockferry_block::{ByteRange, Context, RangeSet};
+use blockferry_block::{ByteRange, Context, Extent, RangeSet, Status, push_merged};
 
-use super::{geometry::Geometry, host::HostFile};
+use crate::host::HostFile;
 
 /// How often the file below is asked for its holes, and how many are kept of those it tells of. It mostly has none,
 /// and says so at once.
@@ -17,17 +17,17 @@ const MOST_HOLES: usize = 64 << 10;
 pub(crate) struct Holes(OnceLock<RangeSet>);
 
 impl Holes {
-    /// Whole clusters of `file` that are holes.
-    pub(crate) async fn of(&self, file: &HostFile, geometry: Geometry) -> &RangeSet {
+    /// Whole units of `file`, each of `unit` bytes, a power of two, that are holes.
+    pub(crate) async fn of(&self, file: &HostFile, unit: u64) -> &RangeSet {
         if let Some(known) = self.0.get() {
             return known;
         }
-        let found = find(file, geometry).await;
+        let found = find(file, unit).await;
         self.0.get_or_init(|| found)
     }
 }
 
-async fn find(file: &HostFile, geometry: Geometry) -> RangeSet {
+async fn find(file: &HostFile, unit: u64) -> RangeSet {
     let device = file.device();
     let mut found = RangeSet::new();
     if !device.info().knows_allocation() {
@@ -49,7 +49,7 @@ async fn find(file: &HostFile, geometry: Geometry) -> RangeSet {
             }
             rest = rest.split_at(extent.range.len()).1;
             if extent.status.is_zero() && found.count() < MOST_HOLES {
-                found.insert(extent.range.aligned_within(geometry.cluster_size()));
+                found.insert(extent.range.aligned_within(unit));
             }
         }
         if rest.start() == before {
@@ -57,4 +57,20 @@ async fn find(file: &HostFile, geometry: Geometry) -> RangeSet {
         }
     }
     found
+}
+
+/// Adds `range`, which lies from `host` on in a file that has `holes`.
+pub(crate) fn push_host(list: &mut Vec<Extent>, range: ByteRange, host: u64, holes: &RangeSet) {
+    let mut at = host;
+    let guest = |host_offset: u64| range.start() + (host_offset - host);
+    let mut push = |start: u64, end: u64, status| {
+        let range = ByteRange::between(guest(start), guest(end));
+        push_merged(list, Extent { range, status });
+    };
+    for hole in holes.present_in(ByteRange::between(host, host + range.len())) {
+        push(at, hole.start(), Status::DATA);
+        push(hole.start(), hole.end(), Status::ZERO);
+        at = hole.end();
+    }
+    push(at, host + range.len(), Status::DATA);
 }

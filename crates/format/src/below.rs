@@ -10,13 +10,11 @@ use blockferry_block::{
     Operation, PipeBuffer, Result, WriteFlags, ZeroFlags,
 };
 
-use super::finish::stored_size;
-
 /// How many zeroes are written at a time, in bytes.
 const ZEROES: u64 = 1 << 20;
 
 /// A device that is filled cluster by cluster. Offsets are those of clusters unless something else is said.
-pub(super) struct Below {
+pub(crate) struct Below {
     device: Arc<dyn BlockDevice>,
     cluster_size: u64,
     /// It reads as zeroes wherever nothing was written.
@@ -30,7 +28,7 @@ impl Below {
     ///
     /// # Errors
     /// `ReadOnly`, and `InvalidInput` where its blocks are longer than clusters.
-    pub(super) fn new(
+    pub(crate) fn new(
         device: Arc<dyn BlockDevice>,
         cluster_size: u64,
         is_data_file: bool,
@@ -57,7 +55,7 @@ impl Below {
     }
 
     /// Makes sure that what lies at the beginning is no image from now on.
-    pub(super) async fn destroy_header(&mut self) -> Result<()> {
+    pub(crate) async fn destroy_header(&mut self) -> Result<()> {
         let info = self.device.info();
         if self.is_fresh() || info.size == 0 {
             *self.is_fresh.get_mut() |= info.can(Capabilities::RESIZE);
@@ -74,27 +72,27 @@ impl Below {
     }
 
     /// The device itself.
-    pub(super) fn device(&self) -> &Arc<dyn BlockDevice> {
+    pub(crate) fn device(&self) -> &Arc<dyn BlockDevice> {
         &self.device
     }
 
     /// Whether it can do that.
-    pub(super) fn can(&self, capabilities: Capabilities) -> bool {
+    pub(crate) fn can(&self, capabilities: Capabilities) -> bool {
         self.device.info().can(capabilities)
     }
 
     /// Whether it reads as zeroes wherever nothing was written.
-    pub(super) fn is_fresh(&self) -> bool {
+    pub(crate) fn is_fresh(&self) -> bool {
         self.is_fresh.load(Ordering::Acquire)
     }
 
     /// Something may be where nothing was written.
-    pub(super) fn no_longer_fresh(&self) {
+    pub(crate) fn no_longer_fresh(&self) {
         self.is_fresh.store(false, Ordering::Release);
     }
 
     /// What its offsets and lengths are multiples of.
-    pub(super) fn block(&self) -> u64 {
+    pub(crate) fn block(&self) -> u64 {
         u64::from(self.device.info().limits.minimum.max(1))
     }
 
@@ -104,7 +102,7 @@ impl Below {
     }
 
     /// Fails where it has no room for `end` bytes and cannot grow.
-    pub(super) fn check_room(&self, end: u64) -> Result<()> {
+    pub(crate) fn check_room(&self, end: u64) -> Result<()> {
         let info = self.device.info();
         if info.can(Capabilities::RESIZE) || end <= info.size {
             return Ok(());
@@ -117,7 +115,7 @@ impl Below {
     }
 
     /// Writes data that begins with a cluster. The rest of the last cluster reads as zeroes then.
-    pub(super) async fn write(&self, offset: u64, data: Buffer) -> Result<Buffer> {
+    pub(crate) async fn write(&self, offset: u64, data: Buffer) -> Result<Buffer> {
         let length = data.len() as u64;
         let unit = self.padding_at(offset + length);
         if length.is_multiple_of(unit) {
@@ -147,7 +145,7 @@ impl Below {
     }
 
     /// The clusters that begin in `range`, which begins with one: as much of them as there is.
-    pub(super) fn whole(&self, range: ByteRange) -> ByteRange {
+    pub(crate) fn whole(&self, range: ByteRange) -> ByteRange {
         let unit = match self.is_data_file {
             true => self.padding_at(range.end()),
             false => self.cluster_size,
@@ -156,19 +154,19 @@ impl Below {
     }
 
     /// Whether `range` can be written without anything behind it.
-    pub(super) fn takes_as_it_is(&self, range: ByteRange) -> bool {
+    pub(crate) fn takes_as_it_is(&self, range: ByteRange) -> bool {
         range.end().is_multiple_of(self.padding_at(range.end()))
     }
 
     /// Zeroes the last cluster that `range` touches, which it does not fill.
-    pub(super) async fn clear_last(&self, range: ByteRange) -> Result<()> {
+    pub(crate) async fn clear_last(&self, range: ByteRange) -> Result<()> {
         let start = range.end() - range.end() % self.cluster_size;
         let last = ByteRange::between(start, range.end());
         self.write_zeroes(self.whole(last)).await
     }
 
     /// Writes whole blocks, in as many requests as it takes.
-    pub(super) async fn write_blocks(&self, offset: u64, data: Buffer) -> Result<Buffer> {
+    pub(crate) async fn write_blocks(&self, offset: u64, data: Buffer) -> Result<Buffer> {
         let longest = self.longest();
         let none = WriteFlags::empty();
         if data.len() as u64 <= longest {
@@ -184,7 +182,7 @@ impl Below {
     }
 
     /// Fills `buffer` from any offset on.
-    pub(super) async fn read(&self, offset: u64, buffer: Buffer) -> Result<Buffer> {
+    pub(crate) async fn read(&self, offset: u64, buffer: Buffer) -> Result<Buffer> {
         let (block, longest) = (self.block(), self.longest());
         let length = buffer.len() as u64;
         let is_aligned = offset.is_multiple_of(block) && length.is_multiple_of(block);
@@ -207,7 +205,7 @@ impl Below {
     }
 
     /// Makes `range`, whole blocks, read as zeroes: by a request where there is such a thing, otherwise by writing.
-    pub(super) async fn zero(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
+    pub(crate) async fn zero(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
         if range.is_empty() {
             return Ok(());
         }
@@ -221,7 +219,7 @@ impl Below {
     }
 
     /// Writes zeroes to `range`, whole blocks.
-    pub(super) async fn write_zeroes(&self, range: ByteRange) -> Result<()> {
+    pub(crate) async fn write_zeroes(&self, range: ByteRange) -> Result<()> {
         let longest = self.longest().min(ZEROES.max(self.block()));
         let mut zeroes = Buffer::zeroed(longest.min(range.len()) as usize);
         for piece in range.pieces(longest) {
@@ -235,7 +233,7 @@ impl Below {
         Ok(())
     }
 
-    pub(super) async fn copy_from(
+    pub(crate) async fn copy_from(
         &self,
         offset: u64,
         source: FileRange,
@@ -244,25 +242,17 @@ impl Below {
         self.device.copy_from(offset, source, flags).await
     }
 
-    pub(super) async fn write_piped(&self, offset: u64, data: PipeBuffer) -> Result<()> {
+    pub(crate) async fn write_piped(&self, offset: u64, data: PipeBuffer) -> Result<()> {
         let none = WriteFlags::empty();
         self.device.write_piped(offset, data, none).await
     }
 
-    pub(super) async fn flush(&self) -> Result<()> {
+    pub(crate) async fn flush(&self) -> Result<()> {
         self.device.flush().await
     }
 
-    /// Makes it as long as a disk of `size` bytes, as [`set_size`](Self::set_size): in whole sectors where it can be.
-    pub(super) async fn set_disk_size(&self, size: u64) -> Result<()> {
-        match self.can(Capabilities::RESIZE) {
-            true => self.set_size(stored_size(size)).await,
-            false => self.check_room(size),
-        }
-    }
-
     /// Makes it `size` bytes long where it can change its size, and checks that there is room where it cannot.
-    pub(super) async fn set_size(&self, size: u64) -> Result<()> {
+    pub(crate) async fn set_size(&self, size: u64) -> Result<()> {
         if self.can(Capabilities::RESIZE) {
             return self.device.resize(size).await;
         }

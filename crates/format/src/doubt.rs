@@ -9,13 +9,13 @@ use blockferry_block::{ByteRange, Error, ErrorKind, Operation, RangeSet, Result}
 
 /// The ranges of the virtual disk whose last write failed, or was given up.
 #[derive(Default)]
-pub(super) struct Doubt {
+pub(crate) struct Doubt {
     ranges: Mutex<RangeSet>,
     is_any: AtomicBool,
 }
 
 /// A change that is under way. Dropped before it is [`done`](Self::done), it leaves its range in doubt.
-pub(super) struct Change<'a> {
+pub(crate) struct Change<'a> {
     doubt: &'a Doubt,
     range: ByteRange,
     is_done: bool,
@@ -23,7 +23,7 @@ pub(super) struct Change<'a> {
 
 impl Doubt {
     /// Begins a change of `range`.
-    pub(super) fn begin(&self, range: ByteRange) -> Change<'_> {
+    pub(crate) fn begin(&self, range: ByteRange) -> Change<'_> {
         Change {
             doubt: self,
             range,
@@ -32,7 +32,7 @@ impl Doubt {
     }
 
     /// Fails where anything is in doubt of a disk of `size` bytes.
-    pub(super) fn check(&self, size: u64) -> Result<()> {
+    pub(crate) fn check(&self, size: u64) -> Result<()> {
         let ranges = self.ranges();
         let disk = ByteRange::between(0, size);
         let first = ranges.iter().map(|range| range.intersection(disk));
@@ -51,7 +51,7 @@ impl Doubt {
 
 impl Change<'_> {
     /// It succeeded: what is there is known again.
-    pub(super) fn done(mut self) {
+    pub(crate) fn done(mut self) {
         self.is_done = true;
         if self.doubt.is_any.load(Ordering::Acquire) {
             self.doubt.ranges().remove(self.range);
@@ -59,7 +59,7 @@ impl Change<'_> {
     }
 
     /// It failed, and nothing has changed.
-    pub(super) fn nothing(mut self) {
+    pub(crate) fn nothing(mut self) {
         self.is_done = true;
     }
 }

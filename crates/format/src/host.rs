@@ -10,7 +10,7 @@ use blockferry_block::{
     request_range,
 };
 
-use super::geometry::corrupt;
+use crate::corrupt::corrupt;
 
 /// A file of an image. Cloning is cheap; all clones and handles share the end.
 #[derive(Clone)]
