@@ -13,11 +13,28 @@ use crate::{
 
 use super::CompareOptions;
 
+/// The blocks of an image.
+#[derive(Clone, Copy)]
+pub(super) struct Blocks {
+    /// The image's size in bytes.
+    size: u64,
+    /// That of a block.
+    block: u64,
+}
+
+impl Blocks {
+    /// What must be read to have `range`, which begins at a block or at the other image's end.
+    pub(super) fn around(&self, range: ByteRange) -> ByteRange {
+        let start = range.start() - range.start() % self.block;
+        let end = range.end().next_multiple_of(self.block);
+        ByteRange::between(start, end.min(self.size))
+    }
+}
+
 /// One of the images.
 pub(super) struct Image {
     pub(super) size: u64,
-    /// Its block size in bytes.
-    block: u64,
+    pub(super) blocks: Blocks,
     retries: u32,
     pub(super) lanes: Lanes,
     pub(super) walker: ExtentWalker,
@@ -49,7 +66,10 @@ impl Image {
         let info = device.info();
         Ok(Self {
             size: info.size,
-            block: u64::from(info.limits.minimum),
+            blocks: Blocks {
+                size: info.size,
+                block: u64::from(info.limits.minimum),
+            },
             retries: plan.retries,
             walker: ExtentWalker::new(Arc::clone(device), info.size, &plan),
             lanes: Lanes::new(Arc::clone(device), plan.connections, plan.retries),
@@ -75,13 +95,6 @@ impl Image {
             range: ByteRange::between(position, end),
             zero: true,
         })
-    }
-
-    /// What must be read to have `range`, which begins at a block or at the other image's end.
-    pub(super) fn blocks_of(&self, range: ByteRange) -> ByteRange {
-        let start = range.start() - range.start() % self.block;
-        let end = range.end().next_multiple_of(self.block);
-        ByteRange::between(start, end.min(self.size))
     }
 
     /// Gives up a connection, and says what should be told of it. An error when no other is left and none

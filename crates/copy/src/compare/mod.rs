@@ -14,6 +14,7 @@ use std::{
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
+    thread,
 };
 
 use blockferry_block::{
@@ -29,11 +30,14 @@ use crate::{
 };
 
 use image::Image;
-use reading::{Reading, first_difference};
+use reading::{Parts, Reading};
 
 /// The longest read in bytes: short enough for what was read of both images to be in the cache still when
 /// it is compared.
 const REQUEST: u32 = 256 << 10;
+
+/// How many requests a part has that is compared on a thread of its own.
+const REQUESTS_BESIDE: u64 = 4;
 
 /// How many bytes of both images may be in flight.
 const WINDOW: u64 = 8 << 20;
@@ -109,6 +113,7 @@ pub async fn compare(
             Image::new(&b, cut.alignment, options)?,
         ],
         pool: BufferPool::new(cut.request as usize, (WINDOW / cut.request) as usize),
+        several: thread::available_parallelism().is_ok_and(|number| number.get() > 1),
         cut,
         end,
         position: 0,
@@ -162,6 +167,8 @@ struct Running<'a> {
     observer: &'a dyn Observer,
     sides: [Image; 2],
     pool: BufferPool,
+    /// Whether there are processors for several parts at a time.
+    several: bool,
     cut: Cut,
     /// The end of the longer image.
     end: u64,
@@ -300,7 +307,11 @@ impl Running<'_> {
         while let Some((range, sides)) = self.again.pop() {
             self.begin(range, sides);
         }
-        while self.found.is_none() && self.in_flight + 2 * self.cut.request <= self.window() {
+        let longest = match self.several {
+            true => REQUESTS_BESIDE * self.cut.request,
+            false => self.cut.request,
+        };
+        while self.found.is_none() && self.in_flight + 2 * longest <= WINDOW.max(2 * longest) {
             let [Some(a), Some(b)] = self.known() else {
                 return;
             };
@@ -312,7 +323,11 @@ impl Running<'_> {
             let range = match a.zero && b.zero {
                 true => known,
                 false => {
-                    let rest = self.cut.request - known.start() % self.cut.request;
+                    let longest = match self.is_beside(known.start(), [!a.zero, !b.zero]) {
+                        true => longest,
+                        false => self.cut.request,
+                    };
+                    let rest = longest - known.start() % longest;
                     known.split_at(rest).0
                 }
             };
@@ -325,9 +340,15 @@ impl Running<'_> {
         }
     }
 
-    /// One part is always allowed.
-    fn window(&self) -> u64 {
-        WINDOW.max(2 * self.cut.request)
+    /// Whether what begins at `offset` is compared on a thread of its own: files of this machine, which there is no
+    /// waiting for.
+    fn is_beside(&self, offset: u64, sides: [bool; 2]) -> bool {
+        let mut read = self.sides.iter().zip(sides).filter(|(_, read)| *read);
+        self.several
+            && read.all(|(side, _)| {
+                let device = side.lanes.device(side.lanes.least_busy().place);
+                Reading::is_local(&**device, offset)
+            })
     }
 
     /// What is known of both sides at the present position.
@@ -354,15 +375,23 @@ impl Running<'_> {
             let image = &self.sides[side];
             Some(Reading {
                 device: Arc::clone(image.lanes.device(lane.place)),
-                blocks: image.blocks_of(range),
-                range,
+                blocks: image.blocks,
                 pool: self.pool.clone(),
             })
         });
+        let is_beside = self.is_beside(range.start(), part.lanes.map(|lane| lane.is_some()));
+        let parts = Parts {
+            range,
+            sides,
+            request: self.cut.request,
+        };
         self.begun.insert(range.start());
         self.in_flight += held(part);
         self.reading.push(Box::pin(async move {
-            let outcome = first_difference(sides).await;
+            let outcome = match is_beside {
+                true => parts.first_difference_beside().await,
+                false => parts.first_difference().await,
+            };
             Checked { part, outcome }
         }));
     }

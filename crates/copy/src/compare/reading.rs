@@ -2,19 +2,29 @@
 
 use std::sync::Arc;
 
-use blockferry_block::{BlockDevice, Buffer, BufferPool, ByteRange, Error, is_zero};
+use blockferry_block::{
+    BlockDevice, Buffer, BufferPool, ByteRange, Error, Mapping, is_zero, run_blocking,
+};
 use futures_util::future::join;
+use tokio::runtime::Handle;
 
 use crate::transfer::read;
 
-/// A part of one image that is to be read.
+use super::image::Blocks;
+
+/// How one image is read.
 pub(super) struct Reading {
     pub(super) device: Arc<dyn BlockDevice>,
-    /// What is read.
-    pub(super) blocks: ByteRange,
-    /// What is wanted of it.
-    pub(super) range: ByteRange,
+    pub(super) blocks: Blocks,
     pub(super) pool: BufferPool,
+}
+
+/// A part of the image, and how the sides of it are read that are not known to be zero.
+pub(super) struct Parts {
+    pub(super) range: ByteRange,
+    pub(super) sides: [Option<Reading>; 2],
+    /// The longest piece that is read at once: a divisor of where parts begin.
+    pub(super) request: u64,
 }
 
 /// A part of one image.
@@ -32,46 +42,77 @@ impl Bytes {
 }
 
 impl Reading {
-    async fn read(&self) -> Result<Bytes, Error> {
+    async fn read(&self, range: ByteRange) -> Result<Bytes, Error> {
         // All of these are no longer than a request. The buffer is taken only now, so that reads which are
         // answered at once use the same ones.
-        let buffer = self.pool.take(self.blocks.len() as usize);
-        let buffer = read(&self.device, self.blocks, buffer).await?;
+        let blocks = self.blocks.around(range);
+        let buffer = self.pool.take(blocks.len() as usize);
+        let buffer = read(&self.device, blocks, buffer).await?;
         Ok(Bytes {
             buffer,
-            skip: (self.range.start() - self.blocks.start()) as usize,
-            length: self.range.len() as usize,
+            skip: (range.start() - blocks.start()) as usize,
+            length: range.len() as usize,
         })
     }
 
-    /// The offset of the first byte that is not zero.
-    async fn first_not_zero(self) -> Result<Option<u64>, Error> {
-        let bytes = self.read().await?;
+    /// The place of the first byte that is not zero.
+    async fn first_not_zero(&self, range: ByteRange) -> Result<Option<usize>, Error> {
+        let bytes = self.read(range).await?;
         let bytes = bytes.as_slice();
-        if is_zero(bytes) {
-            return Ok(None);
+        match is_zero(bytes) {
+            true => Ok(None),
+            false => Ok(bytes.iter().position(|byte| *byte != 0)),
         }
-        let first = bytes.iter().position(|byte| *byte != 0);
-        Ok(first.map(|first| self.range.start() + first as u64))
+    }
+
+    /// Whether what begins at `offset` lies in a file of this machine: reading it takes processor time, and no waiting
+    /// for others.
+    pub(super) fn is_local(device: &dyn BlockDevice, offset: u64) -> bool {
+        let first = ByteRange::between(offset, offset.saturating_add(1));
+        matches!(device.mapping(first), Mapping::File { .. })
     }
 }
 
-/// The offset of the first difference in a part of the image, where each side that is not read is zero; or
-/// which side failed.
-pub(super) async fn first_difference(
-    sides: [Option<Reading>; 2],
-) -> Result<Option<u64>, (usize, Error)> {
-    match sides {
-        [Some(a), Some(b)] => {
-            let (one, other) = join(a.read(), b.read()).await;
-            let one = one.map_err(|error| (0, error))?;
-            let other = other.map_err(|error| (1, error))?;
-            let first = first_other_byte(one.as_slice(), other.as_slice());
-            Ok(first.map(|first| a.range.start() + first as u64))
+impl Parts {
+    /// The offset of the first difference, where each side that is not read is zero; or which side failed.
+    pub(super) async fn first_difference(self) -> Result<Option<u64>, (usize, Error)> {
+        let mut rest = self.range;
+        while !rest.is_empty() {
+            let left = self.request - rest.start() % self.request;
+            let (piece, behind) = rest.split_at(left);
+            if let Some(place) = self.first_difference_in(piece).await? {
+                return Ok(Some(piece.start() + place as u64));
+            }
+            rest = behind;
         }
-        [Some(a), None] => a.first_not_zero().await.map_err(|error| (0, error)),
-        [None, Some(b)] => b.first_not_zero().await.map_err(|error| (1, error)),
-        [None, None] => Ok(None),
+        Ok(None)
+    }
+
+    /// The same on another thread, so that several parts are read and compared at a time.
+    pub(super) async fn first_difference_beside(self) -> Result<Option<u64>, (usize, Error)> {
+        let runtime = Handle::current();
+        let compared = run_blocking(move || runtime.block_on(self.first_difference())).await;
+        compared.map_err(|error| (0, error))?
+    }
+
+    async fn first_difference_in(&self, piece: ByteRange) -> Result<Option<usize>, (usize, Error)> {
+        match &self.sides {
+            [Some(a), Some(b)] => {
+                let (one, other) = join(a.read(piece), b.read(piece)).await;
+                let one = one.map_err(|error| (0, error))?;
+                let other = other.map_err(|error| (1, error))?;
+                Ok(first_other_byte(one.as_slice(), other.as_slice()))
+            }
+            [Some(a), None] => {
+                let found = a.first_not_zero(piece).await;
+                found.map_err(|error| (0, error))
+            }
+            [None, Some(b)] => {
+                let found = b.first_not_zero(piece).await;
+                found.map_err(|error| (1, error))
+            }
+            [None, None] => Ok(None),
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
-use blockferry_block::{BlockDevice, ErrorKind, Operation};
+use blockferry_block::{Access, BlockDevice, ErrorKind, FileDevice, Operation};
 use blockferry_copy::{
     CompareOptions, Comparison, Control, CopyError, Event, Side, Warning, compare,
 };
@@ -47,6 +47,49 @@ async fn the_first_difference_is_found_wherever_it_is() {
             "{places:?}"
         );
     }
+}
+
+#[tokio::test]
+async fn files_are_compared_on_several_threads_and_the_first_difference_counts() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let size = 9 * MIB + 5;
+    let bytes = pattern(size, 1);
+    let file = |name: &str, bytes: &[u8]| -> Arc<dyn BlockDevice> {
+        let path = directory.path().join(name);
+        std::fs::write(&path, bytes).expect("written");
+        Arc::new(FileDevice::open(&path, Access::ReadOnly).expect("it is there"))
+    };
+    let options = CompareOptions::default();
+    for places in [
+        vec![],
+        vec![0],
+        vec![size - 1],
+        vec![8 * MIB, 5 * MIB - 1, 5 * MIB],
+        vec![size - 1, 700_000, 300_000, MIB],
+    ] {
+        let mut other = bytes.clone();
+        places.iter().for_each(|place| other[*place] ^= 1);
+        let (a, b) = (file("a", &bytes), file("b", &other));
+        let found = compare(a, b, &options, &Control::new(), &()).await;
+        let expected = match places.iter().min() {
+            Some(first) => Comparison::Differs {
+                offset: *first as u64,
+            },
+            None => Comparison::Identical,
+        };
+        assert_eq!(found.expect("readable"), expected, "{places:?}");
+    }
+    // One that goes on, with zeroes and with something else.
+    let mut longer = bytes.clone();
+    longer.resize(size + 3 * MIB, 0);
+    let (a, b) = (file("a", &bytes), file("b", &longer));
+    let found = compare(a, b, &options, &Control::new(), &()).await;
+    assert_eq!(found.expect("readable"), Comparison::Identical);
+    longer[size + 2 * MIB] = 1;
+    let (a, b) = (file("a", &bytes), file("b", &longer));
+    let found = compare(a, b, &options, &Control::new(), &()).await;
+    let offset = (size + 2 * MIB) as u64;
+    assert_eq!(found.expect("readable"), Comparison::Differs { offset });
 }
 
 #[tokio::test]
