@@ -15,6 +15,7 @@ mod behind;
 mod below;
 mod corrupt;
 mod doubt;
+mod flights;
 mod format;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -22,11 +23,13 @@ mod holes;
 mod host;
 mod options;
 pub mod packed;
+mod pool;
 mod probe;
 pub mod qcow2;
 #[cfg(test)]
 mod qemu;
 mod related;
+mod table_cache;
 pub mod vdi;
 pub mod vhdx;
 pub mod vmdk;

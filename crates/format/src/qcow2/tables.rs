@@ -14,11 +14,13 @@ use blockferry_block::{Buffer, ByteRange, Result};
 
 use super::{
     entry::{Entry, OFFSET},
-    flights::Flights,
     geometry::{Geometry, corrupt},
     header::be64,
     host::HostFile,
-    table_cache::TableCache,
+};
+use crate::{
+    flights::Flights,
+    table_cache::{CachedTable, TableCache},
 };
 
 /// The memory for L2 tables unless told otherwise, in bytes.
@@ -46,7 +48,7 @@ struct Shared {
     place: ByteRange,
     /// The words of the L1 table, in the byte order of this machine.
     l1: Box<[AtomicU64]>,
-    cache: TableCache,
+    cache: TableCache<L2Table>,
     under_way: Arc<Flights<u64, Arc<L2Table>>>,
 }
 
@@ -349,10 +351,6 @@ impl L2Table {
         self.pins.fetch_sub(1, Ordering::AcqRel);
     }
 
-    pub(crate) fn is_pinned(&self) -> bool {
-        self.pins.load(Ordering::Acquire) > 0
-    }
-
     /// The bytes of the entries `which`, as they stand in the file.
     pub(crate) fn bytes(&self, which: std::ops::Range<usize>) -> Vec<u8> {
         let entries = which.map(|index| self.entry(index));
@@ -364,6 +362,12 @@ impl L2Table {
             }
         }
         bytes
+    }
+}
+
+impl CachedTable for L2Table {
+    fn is_pinned(&self) -> bool {
+        self.pins.load(Ordering::Acquire) > 0
     }
 }
 

@@ -12,13 +12,12 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use super::{
     codec::Decompressor,
     entry::Compressed,
-    flights::Flights,
     geometry::{Geometry, corrupt},
     header::Compression,
     host::HostFile,
-    pool,
     read::SIDE_BY_SIDE,
 };
+use crate::{flights::Flights, pool};
 
 /// How many bytes of unpacked clusters are kept, but at least a few clusters.
 const KEPT: u64 = 4 << 20;

@@ -11,10 +11,12 @@ use super::{
     map::{decode, spans},
     pipeline::Pipeline,
 };
-use crate::qcow2::{
-    entry::{Cluster, Compressed},
-    geometry::SUBCLUSTERS,
+use crate::{
     pool::unpack,
+    qcow2::{
+        entry::{Cluster, Compressed},
+        geometry::SUBCLUSTERS,
+    },
 };
 
 /// How many parts of different kinds are told at a time.

@@ -1,4 +1,4 @@
-//! Threads that unpack clusters: one for each processor at most, for all images and all runtimes together.
+//! Threads that unpack: one for each processor at most, for all images and all runtimes together.
 
 use std::{
     any::Any,
@@ -12,7 +12,7 @@ use std::{
 use blockferry_block::{Error, ErrorKind, Result};
 use tokio::sync::oneshot;
 
-use super::codec::Decompressor;
+use crate::qcow2::codec::Decompressor;
 
 /// A thread that has had nothing to do for so long ends.
 const IDLE: Duration = Duration::from_secs(10);

@@ -1,4 +1,4 @@
-//! As many L2 tables as there is room for: those that were not looked at for longest go first.
+//! As many tables as there is room for: those that were not looked at for longest go first.
 
 use std::{
     collections::HashMap,
@@ -8,17 +8,22 @@ use std::{
     },
 };
 
-use super::tables::L2Table;
-
-/// L2 tables by their index in the L1 table.
-pub(crate) struct TableCache {
-    most: usize,
-    kept: RwLock<Kept>,
+/// A table that can be kept.
+pub(crate) trait CachedTable {
+    /// Whether it has what the file does not have, and must stay.
+    fn is_pinned(&self) -> bool {
+        false
+    }
 }
 
-#[derive(Default)]
-struct Kept {
-    slots: Vec<Slot>,
+/// Tables by their index in the table that says where they are.
+pub(crate) struct TableCache<T> {
+    most: usize,
+    kept: RwLock<Kept<T>>,
+}
+
+struct Kept<T> {
+    slots: Vec<Slot<T>>,
     /// Indices into the slots.
     places: HashMap<u64, usize>,
     /// The slot that is looked at next when one must go.
@@ -27,9 +32,9 @@ struct Kept {
     changes: u64,
 }
 
-struct Slot {
+struct Slot<T> {
     index: u64,
-    table: Arc<L2Table>,
+    table: Arc<T>,
     /// Whether it was looked at since the hand came by.
     is_used: AtomicBool,
 }
@@ -38,12 +43,17 @@ struct Slot {
 #[derive(Clone, Copy)]
 pub(crate) struct Reader(u64);
 
-impl TableCache {
+impl<T: CachedTable> TableCache<T> {
     /// Room for `most` tables.
     pub(crate) fn new(most: usize) -> Self {
         Self {
             most,
-            kept: RwLock::default(),
+            kept: RwLock::new(Kept {
+                slots: Vec::new(),
+                places: HashMap::new(),
+                hand: 0,
+                changes: 0,
+            }),
         }
     }
 
@@ -52,18 +62,13 @@ impl TableCache {
     }
 
     /// The table `index`, if it is here.
-    pub(crate) fn find(&self, index: u64) -> Option<Arc<L2Table>> {
+    pub(crate) fn find(&self, index: u64) -> Option<Arc<T>> {
         self.read().find(index)
     }
 
     /// Keeps `table`, unless there is one already: gives what is here then. `None` where it may have been changed since
     /// it was read.
-    pub(crate) fn keep(
-        &self,
-        index: u64,
-        table: Arc<L2Table>,
-        reader: Reader,
-    ) -> Option<Arc<L2Table>> {
+    pub(crate) fn keep(&self, index: u64, table: Arc<T>, reader: Reader) -> Option<Arc<T>> {
         let mut kept = self.write();
         if let Some(table) = kept.find(index) {
             return Some(table);
@@ -76,7 +81,7 @@ impl TableCache {
     }
 
     /// Keeps `table` in the place of the one that is here.
-    pub(crate) fn replace(&self, index: u64, table: Arc<L2Table>) {
+    pub(crate) fn replace(&self, index: u64, table: Arc<T>) {
         let mut kept = self.write();
         kept.changes += 1;
         match kept.places.get(&index).copied() {
@@ -97,7 +102,7 @@ impl TableCache {
 
     /// Keeps the tables from `first` on, as far as they are not here, unless one may have been changed since they
     /// were read.
-    pub(crate) fn keep_row(&self, first: u64, tables: Vec<Arc<L2Table>>, reader: Reader) {
+    pub(crate) fn keep_row(&self, first: u64, tables: Vec<Arc<T>>, reader: Reader) {
         let mut kept = self.write();
         if kept.changes != reader.0 {
             return;
@@ -109,24 +114,24 @@ impl TableCache {
         }
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, Kept> {
+    fn read(&self) -> RwLockReadGuard<'_, Kept<T>> {
         self.kept.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, Kept> {
+    fn write(&self) -> RwLockWriteGuard<'_, Kept<T>> {
         self.kept.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Kept {
-    fn find(&self, index: u64) -> Option<Arc<L2Table>> {
+impl<T: CachedTable> Kept<T> {
+    fn find(&self, index: u64) -> Option<Arc<T>> {
         let slot = &self.slots[*self.places.get(&index)?];
         slot.is_used.store(true, Ordering::Relaxed);
         Some(Arc::clone(&slot.table))
     }
 
     /// Takes `table` in, which is not here. Where all that are here are in use there are more than `most`.
-    fn insert(&mut self, index: u64, table: Arc<L2Table>, most: usize) {
+    fn insert(&mut self, index: u64, table: Arc<T>, most: usize) {
         while self.slots.len() >= most && self.forget_one() {}
         self.places.insert(index, self.slots.len());
         self.slots.push(Slot {
@@ -160,21 +165,20 @@ impl Kept {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::qcow2::geometry::Geometry;
+    /// One that can be pinned.
+    struct Table(AtomicBool);
 
-    fn table() -> Arc<L2Table> {
-        let geometry = Geometry {
-            cluster_bits: 9,
-            size: 1 << 30,
-            refcount_order: 4,
-            extended: false,
-            data_file: false,
-            version: 3,
-        };
-        Arc::new(L2Table::empty(geometry))
+    impl CachedTable for Table {
+        fn is_pinned(&self) -> bool {
+            self.0.load(Ordering::Relaxed)
+        }
     }
 
-    fn keep(cache: &TableCache, index: u64) -> Arc<L2Table> {
+    fn table() -> Arc<Table> {
+        Arc::new(Table(AtomicBool::new(false)))
+    }
+
+    fn keep(cache: &TableCache<Table>, index: u64) -> Arc<Table> {
         let kept = cache.keep(index, table(), cache.reader());
         kept.expect("nothing has changed")
     }
@@ -196,7 +200,7 @@ mod tests {
         let cache = TableCache::new(2);
         let held = keep(&cache, 0);
         let pinned = keep(&cache, 1);
-        pinned.pin();
+        pinned.0.store(true, Ordering::Relaxed);
         drop(pinned);
         for index in 2..20 {
             keep(&cache, index);
@@ -208,7 +212,9 @@ mod tests {
         );
         assert!(cache.find(1).is_some());
         drop(held);
-        cache.find(1).expect("pinned").unpin();
+        let pinned = cache.find(1).expect("pinned");
+        pinned.0.store(false, Ordering::Relaxed);
+        drop(pinned);
         for index in 20..40 {
             keep(&cache, index);
         }
