@@ -13,6 +13,7 @@
 
 mod behind;
 mod below;
+mod chunks;
 mod corrupt;
 mod doubt;
 mod flights;
@@ -28,6 +29,7 @@ mod probe;
 pub mod qcow2;
 #[cfg(test)]
 mod qemu;
+mod recent;
 mod related;
 mod table_cache;
 pub mod vdi;

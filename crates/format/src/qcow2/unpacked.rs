@@ -1,10 +1,7 @@
 //! Compressed clusters: fetched together where they lie together, unpacked on threads of their own, and a few of
 //! them kept for those who read them in small pieces.
 
-use std::{
-    collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::sync::Arc;
 
 use blockferry_block::{Buffer, BufferPool, ByteRange, Result};
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -17,7 +14,7 @@ use super::{
     host::HostFile,
     read::SIDE_BY_SIDE,
 };
-use crate::{flights::Flights, pool};
+use crate::{flights::Flights, pool, recent::Recent};
 
 /// How many bytes of unpacked clusters are kept, but at least a few clusters.
 const KEPT: u64 = 4 << 20;
@@ -37,16 +34,11 @@ const BUFFERS: usize = 32;
 pub(crate) struct Unpacked {
     geometry: Geometry,
     compression: Compression,
-    most: usize,
-    kept: Mutex<Kept>,
+    recent: Recent,
     under_way: Arc<Flights<u64, Arc<Buffer>>>,
     packed: BufferPool,
     scratch: BufferPool,
 }
-
-/// Clusters by where they begin in the file; the last that was used comes first. Nobody compresses clusters of an image
-/// that is written in place, so what came from a place is never replaced by something else.
-type Kept = VecDeque<(u64, Arc<Buffer>)>;
 
 /// One compressed cluster of a request, all of it.
 #[derive(Clone, Copy, Debug)]
@@ -97,8 +89,7 @@ impl Unpacked {
         Self {
             geometry,
             compression,
-            most: (KEPT / cluster).clamp(FEWEST, 64) as usize,
-            kept: Mutex::default(),
+            recent: Recent::new((KEPT / cluster).clamp(FEWEST, 64) as usize),
             under_way: Arc::default(),
             packed: BufferPool::new(together, BUFFERS),
             scratch: BufferPool::new(together, BUFFERS),
@@ -189,7 +180,7 @@ impl Unpacked {
         cluster: Whole,
     ) -> Result<Arc<Buffer>> {
         let key = cluster.packed.offset;
-        if let Some(known) = self.known(key) {
+        if let Some(known) = self.recent.find(key) {
             return Ok(known);
         }
         let (unpacked, file) = (Arc::clone(self), file.clone());
@@ -198,29 +189,9 @@ impl Unpacked {
             let buffer = Buffer::zeroed(unpacked.geometry.cluster_size() as usize);
             let unpacking = unpacked.unpack(&file, batches, cluster.guest, buffer);
             let buffer = Arc::new(unpacking.await?);
-            unpacked.keep(key, &buffer);
+            unpacked.recent.keep(key, &buffer);
             Ok(buffer)
         };
         self.under_way.join(key, unpack).await
-    }
-
-    /// The unpacked cluster that begins at `offset` of the file, if it is kept.
-    pub(crate) fn known(&self, offset: u64) -> Option<Arc<Buffer>> {
-        let mut kept = self.kept();
-        let place = kept.iter().position(|(key, _)| *key == offset)?;
-        let entry = kept.remove(place)?;
-        let buffer = Arc::clone(&entry.1);
-        kept.push_front(entry);
-        Some(buffer)
-    }
-
-    fn keep(&self, key: u64, buffer: &Arc<Buffer>) {
-        let mut kept = self.kept();
-        kept.truncate(self.most - 1);
-        kept.push_front((key, Arc::clone(buffer)));
-    }
-
-    fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -3,26 +3,25 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use blockferry_block::{Buffer, BufferPool, Error, ErrorKind, Result};
+use blockferry_block::{Error, ErrorKind, Result};
 
 use super::places::Places;
-use crate::qcow2::{
-    entry::{Compressed, SECTOR},
-    geometry::Geometry,
-    refcounts::largest,
+use crate::{
+    chunks::{Chunk, Chunks},
+    qcow2::{
+        entry::{Compressed, SECTOR},
+        geometry::Geometry,
+        refcounts::largest,
+    },
 };
 
-/// How much is written in one request, in bytes, about.
-const WRITTEN_AT_ONCE: u64 = 1 << 20;
-/// How many buffers for that are kept.
-const KEPT: usize = 4;
+/// How many clusters that are not compressed are taken at a time, in bytes at most.
+const TAKEN_AT_ONCE: u64 = 1 << 20;
 
 /// Gives places to streams and clusters, one after the other, and gathers them.
 pub(super) struct Packer {
     places: Arc<Places>,
     cluster: u64,
-    /// What writes are multiples of.
-    block: u64,
     /// How many streams can touch a cluster of the file.
     most_streams: u64,
     /// The largest offset that a stream can have.
@@ -39,18 +38,7 @@ pub(super) struct Packer {
     plain_batch: u64,
     packed_chunk: Option<Chunk>,
     plain_chunk: Option<Chunk>,
-    full: VecDeque<Chunk>,
-    buffers: BufferPool,
-}
-
-/// Bytes that lie side by side in the file.
-pub(super) struct Chunk {
-    /// Where they begin: a multiple of a block.
-    pub(super) start: u64,
-    pub(super) bytes: Buffer,
-    length: usize,
-    /// How many of the first were written before.
-    written: usize,
+    chunks: Chunks,
 }
 
 impl Packer {
@@ -60,7 +48,6 @@ impl Packer {
         Self {
             places,
             cluster,
-            block: block.max(SECTOR),
             most_streams: largest(geometry.refcount_order),
             most_offset: Compressed::most_offset(geometry),
             position: 0,
@@ -70,8 +57,7 @@ impl Packer {
             plain_batch: 1,
             packed_chunk: None,
             plain_chunk: None,
-            full: VecDeque::new(),
-            buffers: BufferPool::new(WRITTEN_AT_ONCE.max(cluster) as usize, KEPT),
+            chunks: Chunks::new(block.max(SECTOR), cluster),
         }
     }
 
@@ -79,9 +65,7 @@ impl Packer {
     pub(super) fn add_stream(&mut self, stream: &[u8]) -> Result<Compressed> {
         let length = stream.len() as u64;
         let offset = self.place_stream(length)?;
-        let mut chunk = self.packed_chunk.take();
-        self.append(&mut chunk, offset, stream);
-        self.packed_chunk = chunk;
+        self.chunks.append(&mut self.packed_chunk, offset, stream);
         // Up to the end of the last sector.
         let end = (offset + length).next_multiple_of(SECTOR);
         let length = end - offset;
@@ -93,14 +77,12 @@ impl Packer {
         if self.plain == self.plain_end {
             let start = self.places.take(self.plain_batch)?;
             (self.plain, self.plain_end) = (start, start + self.plain_batch * self.cluster);
-            let most = (WRITTEN_AT_ONCE / self.cluster).max(1);
+            let most = (TAKEN_AT_ONCE / self.cluster).max(1);
             self.plain_batch = (self.plain_batch * 2).min(most);
         }
         let host = self.plain;
         self.plain += self.cluster;
-        let mut chunk = self.plain_chunk.take();
-        self.append(&mut chunk, host, cluster);
-        self.plain_chunk = chunk;
+        self.chunks.append(&mut self.plain_chunk, host, cluster);
         Ok(host)
     }
 
@@ -136,95 +118,35 @@ impl Packer {
         Ok(offset)
     }
 
-    /// Adds bytes to a chunk, or to the next one.
-    fn append(&mut self, open: &mut Option<Chunk>, offset: u64, bytes: &[u8]) {
-        if let Some(chunk) = open.take_if(|chunk| chunk.end() != offset)
-            && !chunk.is_written()
-        {
-            self.close(chunk);
-        }
-        let (mut offset, mut bytes) = (offset, bytes);
-        while !bytes.is_empty() {
-            let chunk = open.get_or_insert_with(|| Chunk {
-                start: offset,
-                bytes: self.buffers.take(self.buffers.capacity()),
-                length: 0,
-                written: 0,
-            });
-            let room = &mut chunk.bytes[chunk.length..];
-            let (part, rest) = bytes.split_at(bytes.len().min(room.len()));
-            room[..part.len()].copy_from_slice(part);
-            chunk.length += part.len();
-            offset += part.len() as u64;
-            bytes = rest;
-            if let Some(chunk) = open.take_if(|chunk| chunk.length == chunk.bytes.len()) {
-                self.full.push_back(chunk);
-            }
-        }
-    }
-
-    /// No more is added to the chunk; what is missing to a block is zero.
-    fn close(&mut self, mut chunk: Chunk) {
-        let length = chunk.length.next_multiple_of(self.block as usize);
-        chunk.bytes[chunk.length..length].fill(0);
-        chunk.bytes.set_len(length);
-        self.full.push_back(chunk);
-    }
-
     /// How many chunks are to be written.
     pub(super) fn full(&self) -> usize {
-        self.full.len()
+        self.chunks.full()
     }
 
     /// The chunks that are to be written.
     pub(super) fn take_full(&mut self) -> VecDeque<Chunk> {
-        std::mem::take(&mut self.full)
+        self.chunks.take_full()
     }
 
     /// Whether all that was added was taken to be written.
     pub(super) fn is_empty(&self) -> bool {
         let is_written = |chunk: &Option<Chunk>| chunk.as_ref().is_none_or(Chunk::is_written);
-        self.full.is_empty() && is_written(&self.packed_chunk) && is_written(&self.plain_chunk)
+        self.chunks.full() == 0 && is_written(&self.packed_chunk) && is_written(&self.plain_chunk)
     }
 
     /// All that is to be written, also what is not much yet. A block that is not full is written again with what
     /// comes next.
     pub(super) fn take_all(&mut self) -> VecDeque<Chunk> {
         if let Some(chunk) = self.plain_chunk.take() {
-            self.close(chunk);
+            self.chunks.close(chunk);
         }
-        match self.packed_chunk.take() {
-            Some(chunk) if !chunk.is_written() => {
-                let rest = chunk.length % self.block as usize;
-                let whole = chunk.length - rest;
-                let mut next = Chunk {
-                    start: chunk.start + whole as u64,
-                    bytes: self.buffers.take(self.buffers.capacity()),
-                    length: rest,
-                    written: rest,
-                };
-                next.bytes[..rest].copy_from_slice(&chunk.bytes[whole..chunk.length]);
-                self.close(chunk);
-                self.packed_chunk = Some(next);
-            }
-            written => self.packed_chunk = written,
-        }
-        std::mem::take(&mut self.full)
+        self.chunks.close_so_far(&mut self.packed_chunk);
+        self.chunks.take_full()
     }
 
     /// Nothing more comes: clusters that were taken and not used go back where that is possible.
     pub(super) fn end(&mut self) {
         self.places.give_back_last(self.plain, self.plain_end);
         self.plain_end = self.plain;
-    }
-}
-
-impl Chunk {
-    fn end(&self) -> u64 {
-        self.start + self.length as u64
-    }
-
-    fn is_written(&self) -> bool {
-        self.written == self.length
     }
 }

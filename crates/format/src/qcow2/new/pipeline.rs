@@ -19,15 +19,15 @@ use blockferry_block::{Buffer, BufferPool, Error, ErrorKind, Result};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::sync::Notify;
 
-use super::{
-    map::Table,
-    packer::{Chunk, Packer},
-};
-use crate::below::Below;
-use crate::qcow2::{
-    codec::{CompressionSettings, Compressor},
-    entry::{Cluster, Entry},
-    geometry::Geometry,
+use super::{map::Table, packer::Packer};
+use crate::{
+    below::Below,
+    chunks::Chunk,
+    qcow2::{
+        codec::{CompressionSettings, Compressor},
+        entry::{Cluster, Entry},
+        geometry::Geometry,
+    },
 };
 
 /// How much is compressed by one thread at a time, in bytes, where clusters are smaller.
