@@ -137,6 +137,38 @@ impl Failure {
         self
     }
 
+    /// The same failure, whose message says first what it is about.
+    pub(crate) fn about(mut self, what: &str) -> Self {
+        self.message = format!("{what}: {}", self.message);
+        self
+    }
+
+    /// The same failure in other words.
+    pub(crate) fn saying(mut self, message: impl Into<String>) -> Self {
+        self.message = message.into();
+        self
+    }
+
+    /// Why it failed, without what is known of where: not the endpoint, the operation or the range.
+    pub(crate) fn reason(&self) -> String {
+        let Some(cause) = &self.cause else {
+            return self.message.clone();
+        };
+        let context = own_context(cause);
+        let reason = self.message.strip_prefix(&context);
+        reason.unwrap_or(&self.message).to_owned()
+    }
+
+    /// Whether it is the system that said no.
+    pub(crate) fn is_of_the_system(&self) -> bool {
+        self.cause.as_ref().is_some_and(is_system_error)
+    }
+
+    /// The error of a device that it came from.
+    pub(crate) fn cause(&self) -> Option<&Error> {
+        self.cause.as_ref()
+    }
+
     /// The same failure with advice, unless it has some already.
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint.get_or_insert_with(|| hint.into());
@@ -330,6 +362,16 @@ fn own_words(error: &Error) -> String {
         text.truncate(context.trim_end_matches(": ").len());
     }
     text
+}
+
+/// What stands in front of the reason in an error's own words.
+fn own_context(error: &Error) -> String {
+    let text = error.to_string();
+    let reason = match error.reason() {
+        Some(message) => message,
+        None => error.kind().as_str(),
+    };
+    text.strip_suffix(reason).unwrap_or_default().to_owned()
 }
 
 /// What a cause says, without the name of the endpoint that was told already.

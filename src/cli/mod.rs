@@ -9,7 +9,7 @@
 //! | `commands/` | one file per command |
 //! | `endpoint_help` | what the help says of endpoints, from their table |
 //! | `preflight` | whether there is room, before a copy begins |
-//! | `progress`, `percent`, `report` | what a copy shows while it runs and when it is done |
+//! | `progress`, `percent`, `fraction`, `report` | what a copy shows while it runs and when it is done |
 //! | `rate` | how fast a copy may be, as a file says it while it runs |
 //! | `failure` | errors become messages, hints and exit codes |
 //! | `output` | standard output and error, where a reader may go away |
@@ -21,6 +21,7 @@ pub(crate) mod checkpoint;
 pub(crate) mod commands;
 mod endpoint_help;
 pub(crate) mod failure;
+pub(crate) mod fraction;
 pub(crate) mod options;
 pub(crate) mod output;
 pub(crate) mod percent;

@@ -21,6 +21,7 @@ use crate::{
 use super::{
     args::{Common, FilterArgs, InfoArgs, MapArgs, ProgressStyle, TimeoutArgs},
     failure::Failure,
+    fraction::FractionTo,
     percent::PercentTo,
 };
 
@@ -44,6 +45,8 @@ pub(crate) enum Show {
     Json,
     /// Hundredths, as nbdcopy shows them.
     Percent(PercentTo),
+    /// Hundredths of a percent, as qemu-img shows them.
+    Fraction(FractionTo),
 }
 
 /// What a copy says when it is done.

@@ -5,11 +5,13 @@ mod restraint;
 
 use std::{
     convert::Infallible,
+    io,
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tokio::signal::unix::Signal;
 
 use crate::{
     block::HumanSize,
@@ -18,6 +20,7 @@ use crate::{
 
 use super::{
     failure::Failure,
+    fraction::{Fraction, questions},
     options::Show,
     output::{program, tell},
     percent::Percent,
@@ -65,6 +68,7 @@ enum Shape {
     Lines(Mutex<Lines>),
     Json(Mutex<Json>),
     Percent(Mutex<Percent>),
+    Fraction(Mutex<Fraction>),
 }
 
 impl View {
@@ -75,6 +79,7 @@ impl View {
             Show::Lines => Shape::Lines(Mutex::new(Lines::new(Instant::now()))),
             Show::Json => Shape::Json(Mutex::new(Json::new(Instant::now()))),
             Show::Percent(to) => Shape::Percent(Mutex::new(Percent::new(to))),
+            Show::Fraction(to) => Shape::Fraction(Mutex::new(Fraction::new(to))),
         };
         Self {
             shape,
@@ -105,12 +110,26 @@ impl View {
             (Shape::Bar(bar), _) => bar.finish_and_clear(),
             (Shape::Percent(percent), End::Whole) => locked(percent).whole(),
             (Shape::Percent(percent), End::Failed) => locked(percent).interrupt(),
+            (Shape::Fraction(fraction), end) => locked(fraction).end(end == End::Whole),
             _ => {}
         }
     }
 
-    /// Shows that time goes by where nothing else happens, for as long as it is polled.
-    pub(crate) async fn keep_telling(&self) -> Infallible {
+    /// Takes over the signal that asks how far it is, where it is answered. Needs a runtime with I/O.
+    pub(crate) fn listen(&self) -> io::Result<Option<Signal>> {
+        match &self.shape {
+            Shape::Fraction(_) => questions().map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Shows that time goes by where nothing else happens, and answers `questions`, for as long as it is polled.
+    pub(crate) async fn keep_telling(&self, questions: Option<Signal>) -> Infallible {
+        if let (Shape::Fraction(fraction), Some(mut questions)) = (&self.shape, questions) {
+            while questions.recv().await.is_some() {
+                locked(fraction).answer();
+            }
+        }
         let mut ticks = tokio::time::interval(LINE_PAUSE);
         loop {
             ticks.tick().await;
@@ -180,6 +199,7 @@ impl View {
             Shape::Lines(lines) => locked(lines).size = size,
             Shape::Json(json) => tell(&locked(json).planned(size, Instant::now())),
             Shape::Percent(percent) => locked(percent).begin(size),
+            Shape::Fraction(fraction) => locked(fraction).begin(size),
         }
     }
 
@@ -198,6 +218,7 @@ impl View {
                 }
             }
             Shape::Percent(percent) => locked(percent).progressed(progress.done),
+            Shape::Fraction(fraction) => locked(fraction).progressed(progress.done),
         }
     }
 
@@ -238,7 +259,7 @@ impl View {
                     tell(&line);
                 }
             }
-            Shape::Nothing | Shape::Percent(_) => {}
+            Shape::Nothing | Shape::Percent(_) | Shape::Fraction(_) => {}
         }
     }
 

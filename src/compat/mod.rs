@@ -19,6 +19,8 @@ mod nbdcopy;
 mod nbddump;
 mod nbdinfo;
 mod nbdkit;
+mod qemu;
+mod qemu_img;
 mod qemu_nbd;
 mod refusal;
 
@@ -48,6 +50,7 @@ pub(crate) enum Tool {
     Nbdinfo,
     Nbddump,
     Nbdkit,
+    QemuImg,
     QemuNbd,
 }
 
@@ -59,6 +62,7 @@ impl Tool {
             "nbdinfo" => Some(Self::Nbdinfo),
             "nbddump" => Some(Self::Nbddump),
             "nbdkit" => Some(Self::Nbdkit),
+            "qemu-img" => Some(Self::QemuImg),
             "qemu-nbd" => Some(Self::QemuNbd),
             _ => None,
         }
@@ -70,6 +74,7 @@ impl Tool {
             Self::Nbdinfo => "nbdinfo",
             Self::Nbddump => "nbddump",
             Self::Nbdkit => "nbdkit",
+            Self::QemuImg => "qemu-img",
             Self::QemuNbd => "qemu-nbd",
         }
     }
@@ -82,6 +87,7 @@ impl Tool {
             Self::Nbdinfo => nbdinfo::main(arguments),
             Self::Nbddump => nbddump::main(arguments),
             Self::Nbdkit => nbdkit::main(arguments),
+            Self::QemuImg => qemu_img::main(arguments),
             Self::QemuNbd => qemu_nbd::main(arguments),
         }
     }

@@ -204,6 +204,12 @@ impl Error {
         self.0.endpoint.as_deref()
     }
 
+    /// The message that it was made with, if it was.
+    #[must_use]
+    pub fn reason(&self) -> Option<&str> {
+        self.0.message.as_deref()
+    }
+
     /// Whether trying again (after reconnecting, where a connection was lost) can succeed.
     #[must_use]
     pub fn is_transient(&self) -> bool {

@@ -21,7 +21,7 @@ use super::{
         progress::{End, View},
         signals::Signals,
     },
-    copy::unless_interrupted,
+    copy::{beside, unless_interrupted},
 };
 
 /// The exit code for images that differ.
@@ -36,6 +36,9 @@ pub(crate) fn run(job: &CompareJob) -> Result<ExitCode, Failure> {
 
 async fn compare_images(job: &CompareJob) -> Result<ExitCode, Failure> {
     let mut signals = Signals::listen().map_err(|error| Failure::system("signals", &error))?;
+    let view = View::new(job.show.clone(), job.quiet);
+    let questions = view.listen();
+    let questions = questions.map_err(|error| Failure::system("signals", &error))?;
     let mut options = job.trust.in_options(open_options(job.timeouts));
     if !job.engine.extents {
         options.contexts.clear();
@@ -47,11 +50,11 @@ async fn compare_images(job: &CompareJob) -> Result<ExitCode, Failure> {
     let mut b = unless_interrupted(b, &mut signals).await??;
     let sizes = [a.device.info().size, b.device.info().size];
 
-    let view = View::new(job.show.clone(), job.quiet);
     let control = Control::new();
     let begun = Instant::now();
     // Nothing is written, so there is nothing to finish when somebody wants it to end.
     let comparing = compare(a.device, b.device, &job.engine, &control, &view);
+    let comparing = beside(comparing, view.keep_telling(questions));
     let compared = unless_interrupted(comparing, &mut signals).await;
     view.finish(match compared {
         Ok(Ok(_)) => End::Whole,

@@ -60,6 +60,8 @@ pub(crate) fn run(job: CopyJob) -> Result<(), Failure> {
 /// Copies, and makes a new file appear: then the copy is done. How long moving the data took is told, too.
 async fn copy_image(job: &CopyJob, view: &View) -> Result<(Report, Duration), Failure> {
     let mut signals = Signals::listen().map_err(|error| Failure::system("signals", &error))?;
+    let questions = view.listen();
+    let questions = questions.map_err(|error| Failure::system("signals", &error))?;
     let options = job.trust.in_options(open_options(job.timeouts));
     let control = Control::new();
     let mut limit = job.rate.begin(&control)?;
@@ -151,7 +153,7 @@ async fn copy_image(job: &CopyJob, view: &View) -> Result<(Report, Duration), Fa
         let copying = pin!(copy::copy(source, destination, &engine, &control, view));
         let following = limit.follow(&control, view, &mut reload);
         let copying = beside(copying, following);
-        let copying = pin!(beside(copying, view.keep_telling()));
+        let copying = pin!(beside(copying, view.keep_telling(questions)));
         finish_or_interrupt(copying, &control, &mut signals).await
     };
     let wrong = match &ended {
@@ -313,7 +315,10 @@ fn tell_filters(job: &CopyJob, source: &Connection, view: &View) {
 }
 
 /// Runs `main` to its end, and `side` beside it until then.
-async fn beside<T>(main: impl Future<Output = T>, side: impl Future<Output = Infallible>) -> T {
+pub(super) async fn beside<T>(
+    main: impl Future<Output = T>,
+    side: impl Future<Output = Infallible>,
+) -> T {
     tokio::select! {
         output = main => output,
         never = side => match never {},

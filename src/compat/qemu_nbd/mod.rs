@@ -3,14 +3,10 @@
 //! | file | what it does |
 //! |---|---|
 //! | `request` | the options, and what they ask for |
-//! | `keywords` | `key=value,key=value`, as `--object` and `--image-opts` take them |
-//! | `credentials` | `--object` and `--tls-creds` |
-//! | `image` | the image: its name or `--image-opts`, and what format it seems to have |
+//! | `image` | the image by its name |
 //! | `list` | what `--list` prints |
 
-mod credentials;
 mod image;
-mod keywords;
 mod list;
 mod request;
 

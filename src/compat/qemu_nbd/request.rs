@@ -21,14 +21,15 @@ use crate::{
 use super::{
     super::{
         getopt::{Argument, Arguments, Flag, flag},
+        qemu::{
+            VERSION,
+            block_options::{Image, described, part_of},
+            credentials::{Objects, Side},
+        },
         refusal::{Refusal, misused},
     },
-    credentials::{Objects, Side},
-    image::{Image, part},
+    image::named,
 };
-
-/// The version of QEMU whose tool is spoken for.
-const VERSION: &str = "10.0.2";
 
 const DEFAULT_PORT: u16 = 10809;
 
@@ -365,18 +366,7 @@ impl Choices {
         let mut parameters = Vec::new();
         if let Some(id) = self.credentials_id()? {
             let credentials = self.objects.credentials(id, Side::Client)?;
-            let mut parameter = |key: &str, value: String| parameters.push((key.to_owned(), value));
-            let directory = credentials
-                .directory
-                .to_str()
-                .ok_or_else(|| Failure::usage("--object: the name of a directory must be text"))?;
-            parameter("tls-certificates", directory.to_owned());
-            if !credentials.verify_peer {
-                parameter("tls-verify-peer", "false".to_owned());
-            }
-            if let Some(name) = &self.tls_hostname {
-                parameter("tls-hostname", name.clone());
-            }
+            parameters = credentials.parameters(self.tls_hostname.as_deref())?;
         }
         let transport = match self.socket_path()? {
             Some(path) => Transport::Unix { path },
@@ -433,8 +423,8 @@ impl Choices {
     fn image(&self, operand: &OsStr) -> Result<Image, Failure> {
         let mut image = match (self.image_opts, &self.format) {
             (true, Some(_)) => Err(Failure::usage("--image-opts and -f are mutually exclusive")),
-            (true, None) => Image::described(&text("image-opts", operand)?),
-            (false, format) => Image::named(operand, format.as_deref()),
+            (true, None) => described(&text("image-opts", operand)?, &self.objects),
+            (false, format) => named(operand, format.as_deref(), &self.objects),
         }?;
         let is_raw = image.source.format().kind == FormatKind::Raw;
         if !self.image_opts && self.format.is_none() && is_raw {
@@ -455,7 +445,7 @@ impl Choices {
             });
             image.read_only = true;
         }
-        image.source = part(image.source, self.offset, None);
+        image.source = part_of(image.source, self.offset, None);
         Ok(image)
     }
 

@@ -8,29 +8,29 @@ use super::keywords::Keywords;
 
 /// Credentials that were defined.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Credentials {
+pub(in crate::compat) struct Credentials {
     id: String,
     /// The directory with the certificates and the key.
-    pub(super) directory: PathBuf,
-    pub(super) side: Side,
+    pub(in crate::compat) directory: PathBuf,
+    pub(in crate::compat) side: Side,
     /// Whether the other side must show a certificate that the authority has signed.
-    pub(super) verify_peer: bool,
+    pub(in crate::compat) verify_peer: bool,
 }
 
 /// Whose credentials they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Side {
+pub(in crate::compat) enum Side {
     Client,
     Server,
 }
 
 /// What was defined so far.
 #[derive(Debug, Default)]
-pub(super) struct Objects(Vec<Credentials>);
+pub(in crate::compat) struct Objects(Vec<Credentials>);
 
 impl Objects {
     /// Takes the argument of one `--object`.
-    pub(super) fn define(&mut self, text: &str) -> Result<(), Failure> {
+    pub(in crate::compat) fn define(&mut self, text: &str) -> Result<(), Failure> {
         let mut keywords = Keywords::parse(text, Some("qom-type"))?;
         let missing = |what| Failure::usage(format!("--object: Parameter '{what}' is missing"));
         let kind = keywords
@@ -71,7 +71,11 @@ impl Objects {
     }
 
     /// The credentials that `--tls-creds` names, for use on `side`.
-    pub(super) fn credentials(&self, id: &str, side: Side) -> Result<&Credentials, Failure> {
+    pub(in crate::compat) fn credentials(
+        &self,
+        id: &str,
+        side: Side,
+    ) -> Result<&Credentials, Failure> {
         let found = self.0.iter().find(|known| known.id == id);
         let found = found.ok_or_else(|| {
             Failure::usage(format!("--tls-creds: no TLS credentials with id '{id}'"))
@@ -86,6 +90,26 @@ impl Objects {
             )));
         }
         Ok(found)
+    }
+}
+
+impl Credentials {
+    /// The parameters of an NBD URI that stand for them. `hostname` is the name in the server's certificate.
+    pub(in crate::compat) fn parameters(
+        &self,
+        hostname: Option<&str>,
+    ) -> Result<Vec<(String, String)>, Failure> {
+        let directory = self.directory.to_str();
+        let directory = directory
+            .ok_or_else(|| Failure::usage("--object: the name of a directory must be text"))?;
+        let mut parameters = vec![("tls-certificates".to_owned(), directory.to_owned())];
+        if !self.verify_peer {
+            parameters.push(("tls-verify-peer".to_owned(), "false".to_owned()));
+        }
+        if let Some(name) = hostname {
+            parameters.push(("tls-hostname".to_owned(), name.to_owned()));
+        }
+        Ok(parameters)
     }
 }
 

@@ -1,0 +1,20 @@
+//! What the command lines of QEMU's tools have in common.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `keywords` | `key=value,key=value`, as `--object` and `--image-opts` take them |
+//! | `json` | the same keys in JSON |
+//! | `credentials` | `--object` and `--tls-creds` |
+//! | `block_options` | the image that such keys describe |
+//! | `names` | the image that a file name, `nbd:...` or `json:{...}` names |
+//! | `format` | what format an image has, or seems to have |
+
+pub(super) mod block_options;
+pub(super) mod credentials;
+pub(super) mod format;
+pub(super) mod json;
+pub(super) mod keywords;
+pub(super) mod names;
+
+/// The version of QEMU whose tools are spoken for.
+pub(super) const VERSION: &str = "10.0.2";

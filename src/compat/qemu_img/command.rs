@@ -1,0 +1,224 @@
+//! What the commands share: how their arguments are read, how these name images, and how a command ends.
+
+use std::{
+    ffi::{OsStr, OsString},
+    process::ExitCode,
+};
+
+use crate::{
+    cli::{
+        failure::Failure,
+        output::{print, tell},
+    },
+    endpoint::{Endpoint, printable},
+};
+
+use super::{
+    super::{
+        getopt::{Arguments, Flag},
+        qemu::{
+            block_options::{Image, described},
+            credentials::Objects,
+            names::named,
+        },
+        refusal::exit_code,
+    },
+    words::retold,
+};
+
+/// A command of `qemu-img`.
+#[derive(Debug)]
+pub(super) struct Command {
+    pub(super) name: &'static str,
+    /// What it does, on one line.
+    pub(super) about: &'static str,
+    /// Whether it is done here.
+    pub(super) is_there: bool,
+    /// Does it, with the words behind its name.
+    pub(super) run: fn(&Self, Vec<OsString>) -> Done,
+}
+
+/// How a command ends: with an exit code of its own, or before it has one.
+pub(super) type Done = Result<ExitCode, Stop>;
+
+impl Command {
+    /// One that is done here.
+    pub(super) const fn new(
+        name: &'static str,
+        about: &'static str,
+        run: fn(&Self, Vec<OsString>) -> Done,
+    ) -> Self {
+        Self {
+            name,
+            about,
+            is_there: true,
+            run,
+        }
+    }
+
+    /// One that is not.
+    pub(super) const fn missing(name: &'static str, about: &'static str) -> Self {
+        Self {
+            name,
+            about,
+            is_there: false,
+            run: |command, words| command.refuse(&words),
+        }
+    }
+
+    fn refuse(&self, words: &[OsString]) -> Done {
+        let Self { name, about, .. } = self;
+        let why = format!("'{name}' is not done by blockferry: use QEMU's own qemu-img");
+        match words.first() {
+            Some(word) if word == "--help" || word == "-h" => {
+                shown(&format!("qemu-img {name}: {about}\n\n{why}\n"))
+            }
+            _ => Err(Failure::failed(why).into()),
+        }
+    }
+
+    /// Reads `words`: `choose` is told each option with its argument, and what is no option is returned.
+    pub(super) fn read<T: Copy + PartialEq>(
+        flags: &[Flag<T>],
+        words: Vec<OsString>,
+        mut choose: impl FnMut(T, &OsStr) -> Result<(), Stop>,
+    ) -> Result<Vec<OsString>, Stop> {
+        let mut arguments = Arguments::new(flags, words);
+        loop {
+            match arguments.next_option() {
+                Ok(Some((option, argument))) => choose(option, &argument.unwrap_or_default())?,
+                Ok(None) => return Ok(arguments.into_operands()),
+                Err(mistake) => return Err(Stop::Misread(mistake.to_string())),
+            }
+        }
+    }
+}
+
+/// Why a command ends before it is done.
+#[derive(Debug)]
+pub(super) enum Stop {
+    /// It was asked how it is called, which this text says.
+    Help(&'static str),
+    /// An option is unknown or lacks its argument.
+    Misread(String),
+    /// The arguments make no sense, and it helps to be told how the command is called.
+    Misused(String),
+    /// It failed.
+    Failed(Failure),
+    /// It failed, with an exit code that says how.
+    Code(u8, Failure),
+}
+
+impl Stop {
+    /// Tells of it.
+    pub(super) fn end(self, command: Option<&'static str>) -> ExitCode {
+        let program = match command {
+            Some(command) => format!("qemu-img {command}"),
+            None => "qemu-img".to_owned(),
+        };
+        let advise = || tell(&format!("Try '{program} --help' for more info"));
+        match self {
+            Self::Help(text) => match shown(text) {
+                Ok(code) => code,
+                Err(stop) => stop.end(command),
+            },
+            Self::Misread(mistake) => {
+                tell(&format!("{program}: {mistake}"));
+                advise();
+                ExitCode::FAILURE
+            }
+            Self::Misused(why) => {
+                Failure::usage(why).report();
+                advise();
+                ExitCode::FAILURE
+            }
+            Self::Failed(failure) => end(failure, None),
+            Self::Code(code, failure) => end(failure, Some(code)),
+        }
+    }
+}
+
+/// Whoever was interrupted ends as one who was.
+fn end(failure: Failure, code: Option<u8>) -> ExitCode {
+    let usual = exit_code(&failure);
+    if !failure.is_reader_gone() {
+        retold(failure).without_hint().report();
+    }
+    ExitCode::from(match code {
+        Some(code) if usual < 128 => code,
+        _ => usual,
+    })
+}
+
+impl From<Failure> for Stop {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+/// How the operands of a command name images.
+#[derive(Debug, Default)]
+pub(super) struct Naming {
+    /// Whether they are descriptions.
+    pub(super) image_opts: bool,
+    objects: Objects,
+}
+
+impl Naming {
+    /// Takes the argument of one `--object`.
+    pub(super) fn define(&mut self, object: &OsStr) -> Result<(), Failure> {
+        self.objects.define(&text("object", object)?)
+    }
+
+    /// The image that `operand` stands for, in `format` where one was said.
+    pub(super) fn image(&self, operand: &OsStr, format: Option<&str>) -> Result<Image, Failure> {
+        match (self.image_opts, format) {
+            (true, Some(_)) => Err(Failure::usage(
+                "--image-opts and --format are mutually exclusive",
+            )),
+            (true, None) => described(&text("image-opts", operand)?, &self.objects),
+            (false, format) => named(operand, format, &self.objects),
+        }
+    }
+
+    /// The same, to be read.
+    pub(super) fn source(
+        &self,
+        operand: &OsStr,
+        format: Option<&str>,
+    ) -> Result<Endpoint, Failure> {
+        Ok(self.image(operand, format)?.source)
+    }
+}
+
+/// Prints `text` as all that there is to do.
+pub(super) fn shown(text: &str) -> Done {
+    print(text).map_err(|error| Failure::system("standard output", &error))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The argument of an option, which must be text.
+pub(super) fn text(option: &str, value: &OsStr) -> Result<String, Failure> {
+    let text = value.to_str().map(str::to_owned);
+    text.ok_or_else(|| Failure::usage(format!("--{option}: '{}' is no text", printable(value))))
+}
+
+/// Looks at a cache mode, which changes nothing here: what is written is durable in the end. `kind` begins the message
+/// about a mode that there is not.
+pub(super) fn check_cache(value: &OsStr, kind: &str) -> Result<(), Failure> {
+    const MODES: &[&str] = &[
+        "none",
+        "off",
+        "writeback",
+        "writethrough",
+        "directsync",
+        "unsafe",
+    ];
+    match MODES.iter().any(|mode| value == *mode) {
+        true => Ok(()),
+        false => {
+            let value = printable(value);
+            Err(Failure::usage(format!("Invalid {kind}: {value}")))
+        }
+    }
+}
