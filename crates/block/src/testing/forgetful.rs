@@ -36,6 +36,7 @@ struct State {
 enum Event {
     /// These bytes, here. What was trimmed or zeroed is bytes, too.
     Write(u64, Vec<u8>),
+    Resize(u64),
     Flush,
 }
 
@@ -133,8 +134,10 @@ impl ForgetfulDevice {
 impl Event {
     /// Does it to `bytes`, as far as sectors that begin at an offset are there afterwards.
     fn apply(&self, bytes: &mut Vec<u8>, is_there: impl Fn(u64) -> bool) {
-        let Self::Write(offset, data) = self else {
-            return;
+        let (offset, data) = match self {
+            Self::Write(offset, data) => (offset, data),
+            Self::Resize(size) if is_there(*size) => return bytes.resize(*size as usize, 0),
+            Self::Resize(_) | Self::Flush => return,
         };
         let range = ByteRange::between(*offset, offset + data.len() as u64);
         for piece in range.pieces(SECTOR) {
@@ -192,6 +195,16 @@ impl BlockDevice for ForgetfulDevice {
     fn zero(&self, range: ByteRange, _: ZeroFlags) -> BoxFuture<'_, Result<()>> {
         let zeroes = vec![0; range.len() as usize];
         Box::pin(async move { self.change(Operation::Zero, range, zeroes) })
+    }
+
+    fn resize(&self, size: u64) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let event = Event::Resize(size);
+            let mut state = self.state();
+            event.apply(&mut state.now, |_| true);
+            state.events.push(event);
+            Ok(())
+        })
     }
 
     fn trim(&self, range: ByteRange, _: WriteFlags) -> BoxFuture<'_, Result<()>> {

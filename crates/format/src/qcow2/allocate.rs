@@ -6,22 +6,23 @@
 //! A refcount in the file may be too high at any time, never too low for what the file's tables say: whoever lowers
 //! one does it after the tables were written.
 
+mod end;
+mod grow;
+
 use std::collections::{BTreeSet, HashMap};
 
 use blockferry_block::{Buffer, ByteRange, Capabilities, Error, ErrorKind, Result};
 
 use super::{
     geometry::{Geometry, corrupt},
-    header::{Header, LARGEST_REFCOUNT_TABLE, be64},
+    header::{Header, be64},
     host::HostFile,
+    pieces::{Piece, part_size, parts_of, ranges_of, write_pieces},
     refcounts::{BLOCK_OFFSET, largest, refcount, set_refcount},
 };
 
 /// The memory for blocks of refcounts that are as they are in the file, in bytes. Changed ones are kept besides.
 const BLOCK_MEMORY: u64 = 4 << 20;
-
-/// Where the place of the refcount table stands in the header, and behind it the number of its clusters.
-const TABLE_IN_HEADER: u64 = 48;
 
 /// Clusters beyond this cannot be named by an entry of a table.
 const MOST_OFFSET: u64 = 1 << 56;
@@ -45,13 +46,6 @@ impl Clusters {
     }
 }
 
-/// Bytes that are to be written to the file.
-#[derive(Clone, Debug)]
-pub(crate) struct Piece {
-    pub(crate) offset: u64,
-    pub(crate) bytes: Vec<u8>,
-}
-
 /// What is to be written, in this order: `new`, a flush, `table` and `others`.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
@@ -70,6 +64,18 @@ struct Taken {
     index: u64,
     parts: u64,
     is_new: bool,
+}
+
+impl Changes {
+    /// Writes them in their order, to where they lie in `file`. What is written last is not flushed.
+    pub(crate) async fn write(&self, file: &HostFile) -> Result<()> {
+        if !self.new.is_empty() {
+            write_pieces(file, &self.new).await?;
+            file.device().flush().await?;
+        }
+        write_pieces(file, &self.table).await?;
+        write_pieces(file, &self.others).await
+    }
 }
 
 /// The refcounts of an image that is written.
@@ -98,32 +104,6 @@ struct Block {
     /// The table in the file does not name it.
     is_new: bool,
     last_use: u64,
-}
-
-/// The size of the parts that tables of one cluster are written in: 64 of them at most, in whole blocks of the file.
-pub(crate) fn part_size(geometry: Geometry, file: &HostFile) -> u64 {
-    let minimum = u64::from(file.device().info().limits.minimum);
-    (geometry.cluster_size() / 64).max(512).max(minimum)
-}
-
-/// Bits for each part that `bytes`, a range of a table, touches.
-pub(crate) fn parts_of(bytes: std::ops::Range<u64>, part: u64) -> u64 {
-    let (first, last) = (bytes.start / part, (bytes.end - 1) / part);
-    (u64::MAX >> (63 - last)) & (u64::MAX << first)
-}
-
-/// The ranges of a table, in bytes, that the bits name; neighbours are one.
-pub(crate) fn ranges_of(mut parts: u64, part: u64) -> impl Iterator<Item = std::ops::Range<u64>> {
-    std::iter::from_fn(move || {
-        if parts == 0 {
-            return None;
-        }
-        let first = u64::from(parts.trailing_zeros());
-        let count = u64::from((parts >> first).trailing_ones());
-        let end = first + count;
-        parts = if end == 64 { 0 } else { parts >> end << end };
-        Some(first * part..end * part)
-    })
 }
 
 impl Allocator {
@@ -330,105 +310,6 @@ impl Allocator {
             }
         }
         self.table_parts.extend(changes.parts);
-    }
-
-    /// Makes the refcount table longer: a copy of it behind all that it covers, with the blocks for the place that
-    /// this takes, and then the header says where it is. Nothing in memory changes unless all of that is durable, and
-    /// nothing else is being written meanwhile.
-    ///
-    /// # Errors
-    /// `NoSpace` where it cannot grow; what writing failed with.
-    pub(crate) async fn grow(&mut self) -> Result<()> {
-        let geometry = self.geometry;
-        let (cluster, each) = (geometry.cluster_size(), geometry.refcounts_per_block());
-        let first_block = self.table.len() as u64;
-        let first = first_block * each;
-        // Half as much again, and at least what the table itself and its blocks need.
-        let mut entries = first_block + (first_block / 2).max(1);
-        let (clusters, blocks) = loop {
-            let clusters = (entries * 8).div_ceil(cluster);
-            let mut blocks = 1;
-            while blocks * each < clusters + blocks {
-                blocks += 1;
-            }
-            entries = clusters * cluster / 8;
-            if entries >= first_block + blocks {
-                break (clusters, blocks);
-            }
-            entries = first_block + blocks;
-        };
-        if clusters * cluster > LARGEST_REFCOUNT_TABLE.max(cluster) {
-            return Err(no_space("the refcount table cannot become longer"));
-        }
-        let all = Clusters {
-            first,
-            count: blocks + clusters,
-        };
-        if self.check_room(all)? < all.count {
-            return Err(no_space("the refcount table does not fit"));
-        }
-        let mut table = self.table.clone();
-        table.resize(entries as usize, 0);
-        let mut new = HashMap::new();
-        for block in 0..blocks {
-            let place = (first + block) * cluster;
-            table[(first_block + block) as usize] = place;
-            let mut bytes = vec![0; cluster as usize];
-            let used = all.count.saturating_sub(block * each).min(each);
-            for at in 0..used {
-                set_refcount(&mut bytes, geometry.refcount_order, at as usize, 1);
-            }
-            self.file.write(place, Buffer::from(&bytes[..])).await?;
-            new.insert(first_block + block, bytes);
-        }
-        // The new table names blocks that the old one does not name yet.
-        for (index, block) in &self.blocks {
-            if block.is_new {
-                let place = self.table[*index as usize];
-                self.file
-                    .write(place, Buffer::from(&block.bytes[..]))
-                    .await?;
-            }
-        }
-        let place = ByteRange::between(
-            (first + blocks) * cluster,
-            (first + blocks + clusters) * cluster,
-        );
-        let bytes: Vec<u8> = table.iter().flat_map(|word| word.to_be_bytes()).collect();
-        self.file
-            .write(place.start(), Buffer::from(&bytes[..]))
-            .await?;
-        self.file.device().flush().await?;
-        let mut says = place.start().to_be_bytes().to_vec();
-        says.extend((clusters as u32).to_be_bytes());
-        self.file.patch(TABLE_IN_HEADER, &says).await?;
-        self.file.device().flush().await?;
-        let old = Clusters {
-            first: self.table_place.start() / cluster,
-            count: self.table_place.len() / cluster,
-        };
-        self.reserved.retain(|range| *range != self.table_place);
-        self.reserved.push(place);
-        self.table = table;
-        self.table_place = place;
-        self.table_parts.clear();
-        for block in self.blocks.values_mut() {
-            block.is_new = false;
-        }
-        for (index, bytes) in new {
-            self.clock += 1;
-            let block = Block {
-                bytes,
-                parts: 0,
-                is_busy: false,
-                is_new: false,
-                last_use: self.clock,
-            };
-            self.blocks.insert(index, block);
-        }
-        // If that fails, space is lost and nothing else.
-        let (_, _) = self.release(old).await;
-        Ok(())
     }
 
     /// How many of the clusters may be handed out.

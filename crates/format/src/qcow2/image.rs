@@ -92,23 +92,12 @@ impl Image {
         }
         check_size(geometry.size, options.max_size)?;
         let file = HostFile::new(below);
-        let data = match header.external_data() {
-            Some(named) => HostFile::new(open_related(related, &named, options.writable).await?),
-            None => file.clone(),
-        };
-        let backing = match header.backing_file() {
-            Some(named) => Some(HostFile::new(open_related(related, &named, false).await?)),
-            None => None,
-        };
-        let reader = Reader {
+        let shown = Header {
             geometry,
-            tables: Tables::open(file.clone(), geometry, l1, options.table_memory).await?,
-            data,
-            backing,
-            unpacked: Arc::new(Unpacked::new(geometry, header.compression)),
-            // As qemu has it: the holes of a data file are not looked for.
-            holes: (!options.writable && !geometry.data_file).then(Arc::default),
+            l1,
+            ..header.clone()
         };
+        let reader = open_reader(&file, &shown, related, options).await?;
         let writer = match (options.writable, &options.snapshot) {
             (false, _) => None,
             (true, None) => Some(Writer::open(&file, &reader, &header, &bitmaps).await?),
@@ -243,6 +232,36 @@ fn check_size(size: u64, most: Option<u64>) -> Result<()> {
     let (size, most) = (HumanSize(size), HumanSize(most));
     let message = format!("its virtual size of {size} is above the bound of {most}");
     Err(Error::with_message(ErrorKind::InvalidInput, message))
+}
+
+/// What reads the disk in `file` as the header says it, which need not be what the file says.
+///
+/// # Errors
+/// Those of `related`; `Corrupt`, what reading failed with.
+pub(crate) async fn open_reader(
+    file: &HostFile,
+    header: &Header,
+    related: &dyn Related,
+    options: &OpenOptions,
+) -> Result<Reader> {
+    let (geometry, l1) = (header.geometry, header.l1);
+    let data = match header.external_data() {
+        Some(named) => HostFile::new(open_related(related, &named, options.writable).await?),
+        None => file.clone(),
+    };
+    let backing = match header.backing_file() {
+        Some(named) => Some(HostFile::new(open_related(related, &named, false).await?)),
+        None => None,
+    };
+    Ok(Reader {
+        geometry,
+        tables: Tables::open(file.clone(), geometry, l1, options.table_memory).await?,
+        data,
+        backing,
+        unpacked: Arc::new(Unpacked::new(geometry, header.compression)),
+        // As qemu has it: the holes of a data file are not looked for.
+        holes: (!options.writable && !geometry.data_file).then(Arc::default),
+    })
 }
 
 async fn open_related(

@@ -20,6 +20,8 @@
 //!  check      whether an image is sound
 //!  new        an image that is made, by who knows all of its contents
 //!  write      images written in place: clusters allocated, tables committed in their order
+//!  pieces     tables, written in parts
+//!  resize     another size of the virtual disk
 //!  allocate   which clusters of the file are free
 //!  gate       who is looking at clusters
 //!  laid_out   the file of an image, computed in advance and read from front to back
@@ -40,8 +42,10 @@ mod image;
 mod laid_out;
 mod new;
 mod options;
+mod pieces;
 mod read;
 mod refcounts;
+mod resize;
 mod runs;
 mod snapshots;
 mod status;
@@ -64,4 +68,5 @@ pub use image::Image;
 pub use laid_out::LaidOut;
 pub use new::NewImage;
 pub use options::{Backing, CreateOptions, DataFile, Preallocation};
+pub use resize::{ResizeOptions, resize};
 pub use snapshots::Snapshot;

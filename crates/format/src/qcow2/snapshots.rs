@@ -35,6 +35,8 @@ pub struct Snapshot {
     pub state_size: u64,
     /// How many instructions the guest had run, where that was recorded.
     pub instructions: Option<u64>,
+    /// The table says its size; otherwise that is the disk's.
+    pub(crate) says_size: bool,
     /// Its L1 table.
     pub(crate) l1: ByteRange,
 }
@@ -121,7 +123,8 @@ impl Snapshot {
         let more = reader.take(extra).await?;
         let number = |at: usize| more.get(at..at + 8).map(|bytes| be64(bytes, 0));
         let state_size = number(0).unwrap_or_else(|| be32(&fixed, 32).into());
-        let size = number(8).unwrap_or(geometry.size);
+        let own_size = number(8);
+        let size = own_size.unwrap_or(geometry.size);
         let instructions = number(16).filter(|count| *count != u64::MAX);
         let id_text = text(reader.take(id).await?);
         let name_text = text(reader.take(name).await?);
@@ -144,6 +147,7 @@ impl Snapshot {
         let snapshot = Self {
             l1: table_range("a snapshot's L1 table", be64(&fixed, 0), l1_entries * 8)?,
             size,
+            says_size: own_size.is_some(),
             date: Duration::from_secs(be32(&fixed, 16).into())
                 + Duration::from_nanos(be32(&fixed, 20).into()),
             guest_clock: Duration::from_nanos(be64(&fixed, 24)),

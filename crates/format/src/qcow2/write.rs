@@ -13,8 +13,9 @@
 mod commit;
 mod pending;
 mod place;
+mod resize;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod worker;
 mod zero;
 
@@ -30,19 +31,21 @@ use blockferry_block::{
 use tokio::sync::oneshot;
 
 use super::{
-    allocate::{Allocator, Clusters, part_size},
+    allocate::{Allocator, Clusters},
     bitmaps::Bitmap,
     entry::{COPIED, Cluster, Entry},
     gate::{Gate, Pass},
     geometry::{Geometry, SUBCLUSTERS, corrupt},
     header::{Autoclear, Header, Incompatible},
     host::HostFile,
+    pieces::part_size,
     read::Reader,
     tables::{L2Table, Peek},
 };
 use commit::Freed;
 use pending::Pending;
 use place::{Change, places_of};
+pub(crate) use resize::fill;
 use worker::Worker;
 
 /// Where the autoclear features stand in the header.

@@ -11,18 +11,11 @@
 
 use std::sync::Arc;
 
-use blockferry_block::{BoxFuture, Buffer, ByteRange, Capabilities, Error, Result, WriteFlags};
-use futures_util::{StreamExt, TryStreamExt, stream};
+use blockferry_block::{ByteRange, Capabilities, Error, Result, WriteFlags};
 use tokio::sync::oneshot;
 
 use super::{Shared, lock, worker::gone};
-use crate::qcow2::{
-    allocate::{Changes, Clusters, Piece},
-    host::HostFile,
-};
-
-/// How many pieces are written at a time.
-const SIDE_BY_SIDE: usize = 8;
+use crate::qcow2::{allocate::Clusters, pieces::write_pieces};
 
 /// Blocks of refcounts that only have lowered refcounts are written when they take so many bytes.
 const MOST_LOWERED: u64 = 4 << 20;
@@ -80,12 +73,12 @@ impl Shared {
         let refcounts = self.allocator.lock().await.take_changes();
         let mut is_linked = false;
         let written = async {
-            self.write_refcounts(&refcounts).await?;
-            write_all(&self.file, &pieces.new).await?;
+            refcounts.write(&self.file).await?;
+            write_pieces(&self.file, &pieces.new).await?;
             self.flush_files().await?;
             if !pieces.changed.is_empty() {
                 is_linked = true;
-                write_all(&self.file, &pieces.changed).await?;
+                write_pieces(&self.file, &pieces.changed).await?;
                 self.file.device().flush().await?;
             }
             Ok(())
@@ -109,16 +102,6 @@ impl Shared {
                 Err(error)
             }
         }
-    }
-
-    /// Step 1, and the refcounts of step 2 without its flush.
-    async fn write_refcounts(&self, changes: &Changes) -> Result<()> {
-        if !changes.new.is_empty() {
-            write_all(&self.file, &changes.new).await?;
-            self.file.device().flush().await?;
-        }
-        write_all(&self.file, &changes.table).await?;
-        write_all(&self.file, &changes.others).await
     }
 
     async fn flush_files(&self) -> Result<()> {
@@ -174,7 +157,7 @@ impl Shared {
     pub(super) async fn write_lowered(&self) -> Result<()> {
         let changes = self.allocator.lock().await.take_changes();
         let written = async {
-            self.write_refcounts(&changes).await?;
+            changes.write(&self.file).await?;
             self.file.device().flush().await
         };
         let written = written.await;
@@ -267,26 +250,4 @@ impl Shared {
             }
         }
     }
-}
-
-/// Writes pieces, which do not overlap, in any order.
-async fn write_all(file: &HostFile, pieces: &[Piece]) -> Result<()> {
-    let writes: Vec<_> = pieces
-        .iter()
-        .map(|piece| write_piece(file, piece))
-        .collect();
-    let writes = stream::iter(writes).buffer_unordered(SIDE_BY_SIDE);
-    writes.try_collect().await
-}
-
-fn write_piece<'a>(file: &'a HostFile, piece: &'a Piece) -> BoxFuture<'a, Result<()>> {
-    Box::pin(async move {
-        let minimum = u64::from(file.device().info().limits.minimum.max(1));
-        // The end of a table that is no multiple of the file's blocks.
-        if !(piece.bytes.len() as u64).is_multiple_of(minimum) {
-            return file.patch(piece.offset, &piece.bytes).await;
-        }
-        let buffer = Buffer::from(&piece.bytes[..]);
-        file.write(piece.offset, buffer).await.map(drop)
-    })
 }

@@ -6,9 +6,10 @@ use std::{
 };
 
 use crate::qcow2::{
-    allocate::{Clusters, Piece, parts_of, ranges_of},
+    allocate::Clusters,
     entry::{COPIED, Entry},
     geometry::Geometry,
+    pieces::{Piece, parts_of, ranges_of},
     tables::{L2Table, Tables},
 };
 
@@ -108,6 +109,15 @@ impl Pending {
         // The one that it takes the place of was shared with a snapshot, and so never changed.
         self.changes.tables.insert(index, changed);
         tables.l1()[index as usize].store(place | COPIED, Ordering::Release);
+        self.changes.l1.insert(index * 8 / part);
+    }
+
+    /// Takes L2 table `index` out of the L1 table. What it and its entries lie in is to be [freed](Self::free).
+    pub(super) fn remove_table(&mut self, index: u64, tables: &Tables, part: u64) {
+        if let Some(changed) = self.changes.tables.remove(&index) {
+            changed.table.unpin();
+        }
+        tables.l1()[index as usize].store(0, Ordering::Release);
         self.changes.l1.insert(index * 8 / part);
     }
 

@@ -22,9 +22,9 @@ use crate::{
 
 /// Opens other files as these devices.
 #[derive(Clone, Default)]
-struct Relatives {
-    backing: Option<Arc<dyn BlockDevice>>,
-    data: Option<Arc<dyn BlockDevice>>,
+pub(crate) struct Relatives {
+    pub(crate) backing: Option<Arc<dyn BlockDevice>>,
+    pub(crate) data: Option<Arc<dyn BlockDevice>>,
 }
 
 impl Related for Relatives {
@@ -51,7 +51,7 @@ fn writable() -> OpenOptions {
     }
 }
 
-async fn open_with(below: Arc<dyn BlockDevice>, relatives: &Relatives) -> Image {
+pub(crate) async fn open_with(below: Arc<dyn BlockDevice>, relatives: &Relatives) -> Image {
     let opened = Image::open(below, relatives, &writable()).await;
     opened.expect("it can be written")
 }
@@ -61,13 +61,13 @@ async fn open(below: Arc<dyn BlockDevice>) -> Image {
 }
 
 /// A cluster that looks like text.
-fn text(number: u64, size: u64) -> Vec<u8> {
+pub(crate) fn text(number: u64, size: u64) -> Vec<u8> {
     let words = (0..size / 8).flat_map(|at| (number * 1_000 + at % 100).to_le_bytes());
     words.collect()
 }
 
 /// One of everything, some of it in a row.
-fn everything(cluster_bits: u32, clusters: u64) -> ImageBuilder {
+pub(crate) fn everything(cluster_bits: u32, clusters: u64) -> ImageBuilder {
     let size = 1 << cluster_bits;
     let mut image = ImageBuilder::new(cluster_bits, clusters * size - size / 2 + 13);
     for number in 0..clusters {
@@ -82,7 +82,7 @@ fn everything(cluster_bits: u32, clusters: u64) -> ImageBuilder {
     image
 }
 
-fn subclusters(clusters: u64) -> ImageBuilder {
+pub(crate) fn subclusters(clusters: u64) -> ImageBuilder {
     let mut image = everything(14, clusters);
     image.geometry.extended = true;
     let bytes = text(77, 1 << 14);
@@ -92,37 +92,37 @@ fn subclusters(clusters: u64) -> ImageBuilder {
         .with(9, Content::Mixed(0xffff_fffe, 0, bytes))
 }
 
-fn backed(mut image: ImageBuilder) -> ImageBuilder {
+pub(crate) fn backed(mut image: ImageBuilder) -> ImageBuilder {
     image.backing = Some((b"base".to_vec(), "raw".to_owned()));
     image
 }
 
-fn with_order(mut image: ImageBuilder, order: u32) -> ImageBuilder {
+pub(crate) fn with_order(mut image: ImageBuilder, order: u32) -> ImageBuilder {
     image.geometry.refcount_order = order;
     image
 }
 
-fn memory(image: &ImageBuilder) -> Arc<MemoryDevice> {
+pub(crate) fn memory(image: &ImageBuilder) -> Arc<MemoryDevice> {
     Arc::new(MemoryDevice::from_bytes(image.build()).growable())
 }
 
 /// The image as it is now in the device.
-fn copy(below: &MemoryDevice) -> Arc<MemoryDevice> {
+pub(crate) fn copy(below: &MemoryDevice) -> Arc<MemoryDevice> {
     Arc::new(MemoryDevice::from_bytes(below.contents()).growable())
 }
 
-async fn contents(device: &dyn BlockDevice) -> Vec<u8> {
+pub(crate) async fn contents(device: &dyn BlockDevice) -> Vec<u8> {
     let buffer = Buffer::zeroed(device.info().size as usize);
     device.read(0, buffer).await.expect("read").to_vec()
 }
 
-async fn check_clean(below: &MemoryDevice, what: &str) {
+pub(crate) async fn check_clean(below: &MemoryDevice, what: &str) {
     let report = check(&*copy(below)).await.expect("checked");
     assert!(report.is_clean(), "{what}: {report:?}");
 }
 
 /// Images of all kinds, with what they need.
-fn kinds() -> Vec<(String, ImageBuilder, Relatives)> {
+pub(crate) fn kinds() -> Vec<(String, ImageBuilder, Relatives)> {
     let behind = |size: usize| Relatives {
         backing: Some(Arc::new(MemoryDevice::from_bytes(text(5, size as u64)))),
         data: None,

@@ -19,13 +19,22 @@ const PIECE: u64 = 1 << 20;
 
 /// What happens to whole clusters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Clearing {
+pub(super) enum Clearing {
     /// They read as zeroes, and their space is given up.
     Zero,
     /// They read as zeroes and keep their space.
     ZeroInPlace,
     /// Nobody minds what they read as.
     Discard,
+    /// They are not of the disk any more.
+    Drop,
+}
+
+impl Clearing {
+    /// Whether what is not allocated must not show what lies behind.
+    fn makes_zeroes(self) -> bool {
+        matches!(self, Self::Zero | Self::ZeroInPlace)
+    }
 }
 
 impl Writer {
@@ -171,7 +180,7 @@ impl Shared {
             let (index, _) = geometry.indices(rest.start());
             let shown = self.shown();
             // Where there is no table nothing is allocated, and zeroes need none unless something shows.
-            if clearing == Clearing::Discard || rest.start() >= shown {
+            if !clearing.makes_zeroes() || rest.start() >= shown {
                 let next = self.reader.tables.next_table(index, tables_end);
                 if next > index {
                     let (_, behind) = rest.split_at(geometry.span_of(next).start() - rest.start());
@@ -187,7 +196,7 @@ impl Shared {
         Ok(())
     }
 
-    async fn clear_in_table(
+    pub(super) async fn clear_in_table(
         self: &Arc<Self>,
         index: u64,
         part: ByteRange,
@@ -246,7 +255,7 @@ impl Shared {
             let guest = cleared.start() - cleared.start() % size;
             let is_whole = self.whole(cleared, size) == cleared;
             let new = match cluster {
-                Cluster::Unallocated if clearing == Clearing::Discard || guest >= shown => old,
+                Cluster::Unallocated if !clearing.makes_zeroes() || guest >= shown => old,
                 Cluster::Compressed(_) if !is_whole => {
                     packed.push(cleared);
                     old
@@ -271,7 +280,9 @@ impl Shared {
                         _ => None,
                     };
                     let after = match host {
-                        None if guest >= shown => Cluster::Unallocated,
+                        None if guest >= shown || clearing == Clearing::Drop => {
+                            Cluster::Unallocated
+                        }
                         host => Cluster::Zero { host },
                     };
                     Entry::encode(after, geometry)

@@ -1,0 +1,250 @@
+//! Another size of the virtual disk.
+//!
+//! The header's size changes in one write, and whatever it says at any time is what the image is: a disk that grows has
+//! all its tables, zeroes and places before the header says so; one that shrinks gives up what lies behind its end
+//! afterwards. A crash in between loses space at worst, and what it leaves behind the end of the disk is cleared before
+//! the disk grows over it.
+
+use std::sync::Arc;
+
+use blockferry_block::{
+    BlockDevice, ByteRange, Capabilities, Error, ErrorKind, Operation, Result, ZeroFlags,
+};
+
+use super::{
+    OpenOptions, Preallocation,
+    bitmaps::read_directory,
+    geometry::Geometry,
+    header::{Autoclear, Header, LARGEST_L1},
+    host::HostFile,
+    image::open_reader,
+    new::stored_size,
+    snapshots::SnapshotTable,
+    write::{Writer, fill},
+};
+use crate::Related;
+
+/// Where the virtual size stands in the header.
+const SIZE_IN_HEADER: u64 = 24;
+
+/// How an image gets another size.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct ResizeOptions {
+    /// What is allocated of what is new. Default nothing; not for a disk that becomes smaller.
+    pub preallocation: Preallocation,
+    /// The disk may become smaller: what lies behind its new end is lost. Default false.
+    pub shrink: bool,
+}
+
+/// Gives the virtual disk of the image in `below` the size `size` in bytes, rounded up to whole sectors of 512 bytes.
+/// What is new reads as zeroes, whatever a backing file has there. Nobody else uses the image meanwhile; `below` can
+/// grow ([`Capabilities::RESIZE`]) where the image needs room. A backing file is opened by `related` only for a disk
+/// that grows, a data file always, and it gets the disk's size where it can.
+///
+/// A crash at any point loses space at worst, and the disk has its old size or the new one.
+///
+/// # Errors
+/// `InvalidInput` for a disk that would become smaller and must not, and for a size that the image's tables cannot
+/// have; `Unsupported` for an image with bitmaps, and one with snapshots that do not say their sizes (version 2); as
+/// those of opening the image for writing; `NoSpace`, what reading and writing failed with.
+pub async fn resize(
+    below: Arc<dyn BlockDevice>,
+    related: &dyn Related,
+    size: u64,
+    options: &ResizeOptions,
+) -> Result<()> {
+    let resized = resize_inside(below, related, stored_size(size), options).await;
+    resized.map_err(|error| error.during(Operation::Resize))
+}
+
+async fn resize_inside(
+    below: Arc<dyn BlockDevice>,
+    related: &dyn Related,
+    size: u64,
+    options: &ResizeOptions,
+) -> Result<()> {
+    let header = Header::read(&*below).await?;
+    let old = header.geometry.size;
+    check(&*below, &header, size, options).await?;
+    let image = Resizing {
+        file: HostFile::new(below),
+        related,
+    };
+    if size > old {
+        image.grow(header, size, options.preallocation).await
+    } else if size < old {
+        image.shrink(header, size).await
+    } else {
+        Ok(())
+    }
+}
+
+/// Refuses what cannot be done, before anything is changed.
+async fn check(
+    below: &dyn BlockDevice,
+    header: &Header,
+    size: u64,
+    options: &ResizeOptions,
+) -> Result<()> {
+    let refuse = |kind, message: &str| Err(Error::with_message(kind, message));
+    let geometry = header.geometry;
+    if size < geometry.size {
+        if !options.shrink {
+            let message = "the disk would become smaller, and what lies behind its new end would be lost: \
+                           that must be allowed";
+            return refuse(ErrorKind::InvalidInput, message);
+        }
+        if options.preallocation != Preallocation::Off {
+            let message = "nothing is allocated in advance of a disk that becomes smaller";
+            return refuse(ErrorKind::InvalidInput, message);
+        }
+    }
+    let is_too_large = i64::try_from(size).is_err()
+        || geometry.l1_entries_for(size).saturating_mul(8) > LARGEST_L1;
+    if is_too_large {
+        let message = format!(
+            "a virtual size of {size} bytes is too large for clusters of {} bytes",
+            geometry.cluster_size()
+        );
+        return refuse(ErrorKind::InvalidInput, &message);
+    }
+    let snapshots = SnapshotTable::read(below, header).await?.snapshots;
+    if !snapshots.is_empty() && geometry.version < 3 {
+        let message =
+            "the image has snapshots, which do not say their sizes in version 2 (compat=0.10)";
+        return refuse(ErrorKind::Unsupported, message);
+    }
+    if snapshots.iter().any(|snapshot| !snapshot.says_size) {
+        let message = "the image has a snapshot that does not say its size";
+        return refuse(ErrorKind::Unsupported, message);
+    }
+    if let Some(bitmap) = read_directory(below, header).await?.first() {
+        let name = blockferry_block::printable(bitmap.details.name.as_ref());
+        let message = format!(
+            "the image has the bitmap \"{name}\", and the size of one with bitmaps is not changed: \
+             'qemu-img bitmap --remove' it first"
+        );
+        return refuse(ErrorKind::Unsupported, &message);
+    }
+    Ok(())
+}
+
+/// An image whose size is changed.
+struct Resizing<'a> {
+    file: HostFile,
+    related: &'a dyn Related,
+}
+
+impl Resizing<'_> {
+    async fn grow(&self, header: Header, size: u64, how: Preallocation) -> Result<()> {
+        let old = header.geometry.size;
+        let mut header = header;
+        let entries = header.geometry.l1_entries_for(size);
+        if header.l1.len() / 8 < entries {
+            let (writer, _) = self.open(&header).await?;
+            writer.lengthen_l1(entries).await?;
+            header = Header::read(&**self.file.device()).await?;
+        }
+        header.geometry.size = size;
+        let (writer, data) = self.open(&header).await?;
+        let is_raw = header.autoclear.contains(Autoclear::RAW_DATA_FILE);
+        if header.geometry.data_file {
+            lengthen_data(&data, old, size, is_raw).await?;
+        }
+        writer
+            .zero(ByteRange::between(old, size), ZeroFlags::empty())
+            .await?;
+        // Whoever reads the data file alone takes part in the disk: it has its places, as qemu has it.
+        let how = if is_raw {
+            how.max(Preallocation::Metadata)
+        } else {
+            how
+        };
+        if how != Preallocation::Off {
+            let range = allocated_in_advance(header.geometry, old, header.backing.is_some());
+            writer.preallocate(range, how).await?;
+        }
+        writer.close().await?;
+        // All that the disk of that size needs is durable.
+        write_size(&self.file, size).await
+    }
+
+    async fn shrink(&self, header: Header, size: u64) -> Result<()> {
+        // All that the tables can name, which a crash may have left, and nothing that shows behind.
+        let mut whole = header.clone();
+        whole.backing = None;
+        let mapped = (header.l1.len() / 8).saturating_mul(header.geometry.table_span());
+        whole.geometry.size = mapped.max(header.geometry.size).min(i64::MAX as u64);
+        let (writer, data) = self.open(&whole).await?;
+        write_size(&self.file, size).await?;
+        writer.drop_behind(size).await?;
+        writer.close().await?;
+        let (file, end) = (&self.file, writer.trim_end().await?);
+        if end < file.end() && file.device().info().can(Capabilities::RESIZE) {
+            file.device().resize(end).await?;
+            file.device().flush().await?;
+        }
+        if header.geometry.data_file && data.device().info().can(Capabilities::RESIZE) {
+            data.device().resize(size).await?;
+            data.device().flush().await?;
+        }
+        Ok(())
+    }
+
+    /// What writes the image as `header` has it, and what the data lies in.
+    async fn open(&self, header: &Header) -> Result<(Writer, HostFile)> {
+        let options = OpenOptions {
+            writable: true,
+            ..OpenOptions::default()
+        };
+        let reader = open_reader(&self.file, header, self.related, &options).await?;
+        let data = reader.data.clone();
+        let writer = Writer::open(&self.file, &reader, header, &[]).await?;
+        Ok((writer, data))
+    }
+}
+
+/// What gets its place in advance of a disk that had `old` bytes: the last cluster that it had, too, if only zeroes can
+/// be in it where it has no place.
+fn allocated_in_advance(geometry: Geometry, old: u64, has_backing: bool) -> ByteRange {
+    let cluster = geometry.cluster_size();
+    let start = match has_backing {
+        true => old.next_multiple_of(cluster),
+        false => old - old % cluster,
+    };
+    ByteRange::between(start.min(geometry.size), geometry.size)
+}
+
+/// Lets the data file reach to the new end of the disk; where it can be read as a raw image it reads as zeroes from the
+/// old end on.
+async fn lengthen_data(data: &HostFile, old: u64, size: u64, is_raw: bool) -> Result<()> {
+    let can_resize = data.device().info().can(Capabilities::RESIZE);
+    if is_raw && data.end() > old {
+        let block = u64::from(data.device().info().limits.minimum.max(1));
+        let there = ByteRange::between(old, data.end().min(size));
+        let (head, rest) = there.split_at(old.next_multiple_of(block) - old);
+        if !head.is_empty() {
+            data.patch(old, &vec![0; head.len() as usize]).await?;
+        }
+        fill(data, rest, Preallocation::Off).await?;
+    }
+    if data.end() < size {
+        if !can_resize {
+            let message = "the data file cannot grow";
+            return Err(Error::with_message(ErrorKind::NoSpace, message));
+        }
+        data.device().resize(size).await?;
+        data.grown_to(size);
+    }
+    data.device().flush().await
+}
+
+/// Lets the header say the size, durably.
+async fn write_size(file: &HostFile, size: u64) -> Result<()> {
+    file.patch(SIZE_IN_HEADER, &size.to_be_bytes()).await?;
+    file.device().flush().await
+}
+
+#[cfg(test)]
+mod tests;
