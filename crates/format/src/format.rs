@@ -53,9 +53,9 @@ impl Format {
         Ok(match self {
             Self::Qcow2 => Arc::new(qcow2::Image::open(below, related, options).await?),
             Self::Vmdk => Arc::new(vmdk::Image::open(below, related, options).await?),
-            Self::Vpc => Arc::new(vpc::Image::open(below, related, options).await?),
+            Self::Vpc => vpc::open(below, related, options).await?,
             Self::Vhdx => Arc::new(vhdx::Image::open(below, related, options).await?),
-            Self::Vdi => Arc::new(vdi::Image::open(below, related, options).await?),
+            Self::Vdi => vdi::open(below, options).await?,
         })
     }
 

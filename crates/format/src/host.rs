@@ -6,8 +6,8 @@ use std::sync::{
 };
 
 use blockferry_block::{
-    BlockDevice, Buffer, ByteRange, Operation, Result, WriteFlags, range_of, read_exact_at,
-    request_range,
+    BlockDevice, Buffer, ByteRange, Capabilities, Operation, Result, WriteFlags, range_of,
+    read_exact_at, request_range,
 };
 
 use crate::corrupt::corrupt;
@@ -31,6 +31,17 @@ impl HostFile {
             device,
             end: Arc::clone(&self.end),
         }
+    }
+
+    /// The same file through another handle, or the same one where it needs no other.
+    ///
+    /// # Errors
+    /// What opening it again failed with.
+    pub(crate) async fn again(&self) -> Result<Self> {
+        if !self.device.info().can(Capabilities::REOPEN) {
+            return Ok(self.clone());
+        }
+        Ok(self.through(self.device.reopen().await?))
     }
 
     pub(crate) fn device(&self) -> &Arc<dyn BlockDevice> {

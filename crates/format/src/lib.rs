@@ -11,8 +11,10 @@
 
 #![forbid(unsafe_code)]
 
+mod be;
 mod behind;
 mod below;
+mod blocks;
 mod chunks;
 mod corrupt;
 mod doubt;
@@ -22,6 +24,8 @@ mod format;
 pub mod fuzzing;
 mod holes;
 mod host;
+mod interpreted;
+mod le;
 mod options;
 pub mod packed;
 mod pool;

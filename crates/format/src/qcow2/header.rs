@@ -7,6 +7,7 @@ use blockferry_block::{
 };
 
 use super::geometry::{CLUSTER_BITS, Geometry, corrupt, table_range};
+pub(crate) use crate::be::{be16, be32, be64};
 
 pub(crate) const MAGIC: [u8; 4] = *b"QFI\xfb";
 
@@ -513,21 +514,6 @@ fn extension(bytes: &mut Vec<u8>, kind: u32, body: &[u8]) {
     put32(bytes, body.len() as u32);
     bytes.extend(body);
     bytes.resize(bytes.len().next_multiple_of(8), 0);
-}
-
-/// The big-endian number at `at`, which lies within the bytes.
-pub(crate) fn be16(bytes: &[u8], at: usize) -> u16 {
-    u16::from_be_bytes(bytes[at..at + 2].try_into().expect("two bytes"))
-}
-
-/// The big-endian number at `at`, which lies within the bytes.
-pub(crate) fn be32(bytes: &[u8], at: usize) -> u32 {
-    u32::from_be_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
-}
-
-/// The big-endian number at `at`, which lies within the bytes.
-pub(crate) fn be64(bytes: &[u8], at: usize) -> u64 {
-    u64::from_be_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
 }
 
 fn put32(bytes: &mut Vec<u8>, value: u32) {

@@ -12,8 +12,8 @@ use std::{fmt, sync::Arc};
 
 use blockferry_block::{
     BlockDevice, BlockLimits, BoxFuture, Buffer, ByteRange, Capabilities, Context, DeviceInfo,
-    Error, ErrorKind, Extent, HumanSize, Mapping, Operation, Payload, PipeBuffer, Result,
-    WriteFlags, ZeroFlags, range_of, request_range,
+    Error, ErrorKind, Extent, Mapping, Operation, Payload, PipeBuffer, Result, WriteFlags,
+    ZeroFlags, range_of, request_range,
 };
 
 use super::{
@@ -90,7 +90,7 @@ impl Image {
             (geometry, l1) = (snapshot.geometry(geometry)?, snapshot.l1);
             bitmaps.clear();
         }
-        check_size(geometry.size, options.max_size)?;
+        options.check_size(geometry.size)?;
         let file = HostFile::new(below);
         let shown = Header {
             geometry,
@@ -223,15 +223,6 @@ fn info(reader: &Reader, file: &HostFile, state: &State) -> DeviceInfo {
         writer.describe(&mut info);
     }
     info
-}
-
-fn check_size(size: u64, most: Option<u64>) -> Result<()> {
-    let Some(most) = most.filter(|most| size > *most) else {
-        return Ok(());
-    };
-    let (size, most) = (HumanSize(size), HumanSize(most));
-    let message = format!("its virtual size of {size} is above the bound of {most}");
-    Err(Error::with_message(ErrorKind::InvalidInput, message))
 }
 
 /// What reads the disk in `file` as the header says it, which need not be what the file says.
@@ -430,13 +421,13 @@ impl BlockDevice for Image {
             if !self.info.can(Capabilities::REOPEN) {
                 return Err(Error::new(ErrorKind::Unsupported).during(Operation::Open));
             }
-            let file = again(&self.file).await?;
+            let file = self.file.again().await?;
             let data = match Arc::ptr_eq(self.file.device(), self.reader.data.device()) {
                 true => file.clone(),
-                false => again(&self.reader.data).await?,
+                false => self.reader.data.again().await?,
             };
             let backing = match &self.reader.backing {
-                Some(backing) => Some(again(backing).await?),
+                Some(backing) => Some(backing.again().await?),
                 None => None,
             };
             let reader = Reader {
@@ -449,15 +440,6 @@ impl BlockDevice for Image {
             Ok(Arc::new(image) as Arc<dyn BlockDevice>)
         })
     }
-}
-
-/// Another handle to a file, or the same for what needs no other.
-async fn again(file: &HostFile) -> Result<HostFile> {
-    let device = file.device();
-    if !device.info().can(Capabilities::REOPEN) {
-        return Ok(file.clone());
-    }
-    Ok(file.through(device.reopen().await?))
 }
 
 #[cfg(test)]

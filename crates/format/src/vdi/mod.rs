@@ -1,10 +1,33 @@
-//! VDI, VirtualBox's format.
+//! VDI, VirtualBox's format: a header, a map of blocks, and the blocks. It has no public specification; what is known
+//! of it is in VirtualBox's sources (`VDICore.h`) and in a text of its makers in their forum ("VirtualBox VDI image
+//! storage").
+//!
+//! ```text
+//!   header   the header: parsed, checked, written
+//!   map      which block of the file each block of the disk is
+//!   new      an image that is made
+//! ```
+//!
+//! Images on their own are read, dynamic and static. Undo and differencing images are refused: whose parent they need
+//! stands in VirtualBox's own registry.
+
+mod header;
+mod map;
+mod new;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
-use blockferry_block::{BlockDevice, BoxFuture, Buffer, DeviceInfo, Error, ErrorKind, Result};
+use blockferry_block::{BlockDevice, Operation, Result};
 
-use crate::{OpenOptions, Related};
+pub use self::new::NewImage;
+use self::{header::Header, map::Map};
+use crate::{
+    OpenOptions,
+    blocks::{BitOrder, Disk, Parts, Shape},
+    interpreted::Interpreted,
+};
 
 /// What an image says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,44 +53,42 @@ pub struct CreateOptions {
     pub is_static: bool,
 }
 
-/// The disk in a VDI image.
-pub struct Image {
-    info: DeviceInfo,
-    details: Details,
+/// Opens the image in `below`.
+///
+/// # Errors
+/// As [`Format::open`](crate::Format::open).
+pub async fn open(
+    below: Arc<dyn BlockDevice>,
+    options: &OpenOptions,
+) -> Result<Arc<dyn crate::Image>> {
+    let opened = open_inside(below, options).await;
+    opened.map_err(|error| error.during(Operation::Open))
 }
 
-impl Image {
-    /// Opens the image in `below`. Other files that it names are opened by `related`.
-    ///
-    /// # Errors
-    /// As [`Format::open`](crate::Format::open).
-    pub async fn open(
-        below: Arc<dyn BlockDevice>,
-        related: &dyn Related,
-        options: &OpenOptions,
-    ) -> Result<Self> {
-        let _ = (related, options);
-        let details = Details::read(&below).await?;
-        let info = DeviceInfo::new(Arc::clone(&below.info().name), details.virtual_size);
-        Ok(Self { info, details })
-    }
-}
-
-impl crate::Image for Image {
-    fn details(&self) -> crate::Details {
-        crate::Details::Vdi(self.details.clone())
-    }
-}
-
-impl BlockDevice for Image {
-    fn info(&self) -> &DeviceInfo {
-        &self.info
-    }
-
-    fn read(&self, offset: u64, buffer: Buffer) -> BoxFuture<'_, Result<Buffer>> {
-        let error = Error::new(ErrorKind::Unsupported).at(offset, buffer.len() as u64);
-        Box::pin(async move { Err(error) })
-    }
+async fn open_inside(
+    below: Arc<dyn BlockDevice>,
+    options: &OpenOptions,
+) -> Result<Arc<dyn crate::Image>> {
+    options.check_reading("a VDI image")?;
+    let header = Header::read(&*below).await?;
+    options.check_size(header.size)?;
+    let details = Details::of(&header);
+    let shape = Shape {
+        size: header.size,
+        block: header.block,
+        sector: header::SECTOR,
+        order: BitOrder::LowFirst,
+    };
+    let map = Map::read(&*below, header, shape).await?;
+    let disk = Disk::new(Parts {
+        shape,
+        table: Arc::new(map),
+        file: below,
+        parent: None,
+        bitmap_memory: 0,
+    });
+    let details = crate::Details::Vdi(details);
+    Ok(Arc::new(Interpreted::new(Arc::new(disk), details)))
 }
 
 impl Details {
@@ -76,45 +97,17 @@ impl Details {
     /// # Errors
     /// As those of opening the image.
     pub async fn read(below: &Arc<dyn BlockDevice>) -> Result<Self> {
-        let _ = below;
-        let message = "vdi is not read yet; -f raw reads its bytes";
-        Err(Error::with_message(ErrorKind::Unsupported, message))
-    }
-}
-
-/// A VDI image that is being made.
-pub struct NewImage {
-    info: DeviceInfo,
-}
-
-impl NewImage {
-    /// Begins an image in `below`, which can grow or is large enough. There is no valid image in it before
-    /// [`finish`](crate::NewImage::finish).
-    ///
-    /// # Errors
-    /// `InvalidInput` for options that make no sense; what writing failed with.
-    pub async fn create(below: Arc<dyn BlockDevice>, options: CreateOptions) -> Result<Self> {
-        let _ = (&below, options);
-        let info = DeviceInfo::new(Arc::clone(&below.info().name), 0);
-        let _ = Self { info };
-        let message = "vdi is not made yet";
-        Err(Error::with_message(ErrorKind::Unsupported, message))
-    }
-}
-
-impl crate::NewImage for NewImage {
-    fn finish(&self) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async { Err(Error::new(ErrorKind::Unsupported)) })
-    }
-}
-
-impl BlockDevice for NewImage {
-    fn info(&self) -> &DeviceInfo {
-        &self.info
+        let header = Header::read(&**below).await;
+        let header = header.map_err(|error| error.during(Operation::Open))?;
+        Ok(Self::of(&header))
     }
 
-    fn read(&self, offset: u64, buffer: Buffer) -> BoxFuture<'_, Result<Buffer>> {
-        let error = Error::new(ErrorKind::Unsupported).at(offset, buffer.len() as u64);
-        Box::pin(async move { Err(error) })
+    fn of(header: &Header) -> Self {
+        Self {
+            virtual_size: header.size,
+            block_size: header.block,
+            is_static: header.is_static,
+            uuid: header.uuid,
+        }
     }
 }

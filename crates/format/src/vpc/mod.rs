@@ -1,10 +1,41 @@
-//! VHD, the format of Virtual PC, Hyper-V and Azure.
+//! VHD, the format of Virtual PC, Hyper-V, Azure and XenServer; qemu calls it `vpc`.
+//!
+//! The specification is Microsoft's "Virtual Hard Disk Image Format Specification"; comments name its sections.
+//!
+//! ```text
+//!   footer    the footer, and its copy: found, parsed, checked, written
+//!   geometry  cylinders, heads and sectors
+//!   header    the header of images that are no fixed ones
+//!   table     where each block lies
+//!   parent    what shows through a differencing image
+//!   new       an image that is made
+//! ```
+
+mod footer;
+mod geometry;
+mod header;
+mod new;
+mod parent;
+mod table;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
-use blockferry_block::{BlockDevice, BoxFuture, Buffer, DeviceInfo, Error, ErrorKind, Result};
+use blockferry_block::{BlockDevice, Operation, Result, SliceDevice};
 
-use crate::{OpenOptions, Related, RelatedFile};
+pub use self::new::NewImage;
+use self::{
+    footer::{Footer, Found},
+    header::Header,
+    table::BlockTable,
+};
+use crate::{
+    OpenOptions, Related, RelatedFile,
+    blocks::{BitOrder, Block, Disk, Parts, Shape, Table},
+    corrupt::corrupt,
+    interpreted::Interpreted,
+};
 
 /// What an image says of itself. Texts are the image's: escape them before printing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,8 +51,14 @@ pub struct Details {
     pub uuid: [u8; 16],
     /// The program that made it, four characters.
     pub creator: String,
-    /// What shows through where it has nothing of its own.
+    /// What shows through where it has nothing of its own, by the first of its names.
     pub parent: Option<RelatedFile>,
+    /// A machine was stopped in the middle: its memory is not in the image, and what it would have written is not
+    /// either.
+    pub has_saved_state: bool,
+    /// What stands at the end is no footer: what is known is from the copy at the beginning. The file may have been
+    /// cut short.
+    pub is_footer_damaged: bool,
 }
 
 /// The kinds of images.
@@ -48,43 +85,139 @@ pub struct CreateOptions {
     pub force_size: bool,
 }
 
-/// The disk in a VHD image.
-pub struct Image {
-    info: DeviceInfo,
+/// Opens the image in `below`. Its parent, and that one's, are opened by `related`.
+///
+/// # Errors
+/// As [`Format::open`](crate::Format::open).
+pub async fn open(
+    below: Arc<dyn BlockDevice>,
+    related: &dyn Related,
+    options: &OpenOptions,
+) -> Result<Arc<dyn crate::Image>> {
+    let opened = open_inside(below, related, options).await;
+    opened.map_err(|error| error.during(Operation::Open))
+}
+
+async fn open_inside(
+    below: Arc<dyn BlockDevice>,
+    related: &dyn Related,
+    options: &OpenOptions,
+) -> Result<Arc<dyn crate::Image>> {
+    options.check_reading("a VHD image")?;
+    let Parsed {
+        found,
+        size,
+        header,
+        names,
+        details,
+    } = Parsed::read(&*below).await?;
+    options.check_size(size)?;
+    let disk: Arc<dyn BlockDevice> = match header {
+        None => fixed(below, size)?,
+        Some(header) => {
+            let shape = Shape {
+                size,
+                block: header.block,
+                sector: footer::SECTOR,
+                order: BitOrder::HighFirst,
+            };
+            let table = BlockTable::read(&*below, &found, &header, shape).await?;
+            let parent = match found.footer.kind {
+                Kind::Differencing => Some(parent::open(related, names, header.parent_uuid).await?),
+                _ => None,
+            };
+            Arc::new(Disk::new(Parts {
+                shape,
+                table: Arc::new(table),
+                file: below,
+                parent,
+                bitmap_memory: options.table_memory,
+            }))
+        }
+    };
+    let details = crate::Details::Vpc(details);
+    Ok(Arc::new(Interpreted::new(disk, details)))
+}
+
+/// The disk of a fixed image: the beginning of the file.
+fn fixed(below: Arc<dyn BlockDevice>, size: u64) -> Result<Arc<dyn BlockDevice>> {
+    if size.is_multiple_of(u64::from(below.info().limits.minimum.max(1))) {
+        return Ok(Arc::new(SliceDevice::new(below, 0, Some(size))?));
+    }
+    // It ends within a block of what is below.
+    Ok(Arc::new(Disk::new(Parts {
+        shape: Shape {
+            size,
+            block: size.next_power_of_two(),
+            sector: footer::SECTOR,
+            order: BitOrder::HighFirst,
+        },
+        table: Arc::new(Whole),
+        file: below,
+        parent: None,
+        bitmap_memory: 0,
+    })))
+}
+
+/// The table of a disk that is one block.
+struct Whole;
+
+impl Table for Whole {
+    fn block(&self, _: u64) -> Result<Block> {
+        Ok(Block::Host(0))
+    }
+}
+
+/// What is known of an image without its table.
+struct Parsed {
+    found: Found,
+    size: u64,
+    /// `None` of a fixed image.
+    header: Option<Header>,
+    /// Those of the parent.
+    names: Vec<Vec<u8>>,
     details: Details,
 }
 
-impl Image {
-    /// Opens the image in `below`. Other files that it names are opened by `related`.
-    ///
-    /// # Errors
-    /// As [`Format::open`](crate::Format::open).
-    pub async fn open(
-        below: Arc<dyn BlockDevice>,
-        related: &dyn Related,
-        options: &OpenOptions,
-    ) -> Result<Self> {
-        let _ = (related, options);
-        let details = Details::read(&below).await?;
-        let info = DeviceInfo::new(Arc::clone(&below.info().name), details.virtual_size);
-        Ok(Self { info, details })
-    }
-}
-
-impl crate::Image for Image {
-    fn details(&self) -> crate::Details {
-        crate::Details::Vpc(self.details.clone())
-    }
-}
-
-impl BlockDevice for Image {
-    fn info(&self) -> &DeviceInfo {
-        &self.info
-    }
-
-    fn read(&self, offset: u64, buffer: Buffer) -> BoxFuture<'_, Result<Buffer>> {
-        let error = Error::new(ErrorKind::Unsupported).at(offset, buffer.len() as u64);
-        Box::pin(async move { Err(error) })
+impl Parsed {
+    async fn read(below: &dyn BlockDevice) -> Result<Self> {
+        let found = Footer::find(below).await?;
+        let footer = &found.footer;
+        let size = footer.size()?;
+        let (mut header, mut names) = (None, Vec::new());
+        match footer.kind {
+            Kind::Fixed if size > found.end => {
+                return Err(corrupt(format!(
+                    "the disk has {size} bytes, and the file only {} before its footer",
+                    found.end
+                )));
+            }
+            Kind::Fixed => {}
+            Kind::Dynamic | Kind::Differencing => {
+                let read = Header::read(below, footer, size).await?;
+                if footer.kind == Kind::Differencing {
+                    names = parent::names(below, &read).await?;
+                }
+                header = Some(read);
+            }
+        }
+        let details = Details {
+            virtual_size: size,
+            block_size: header.as_ref().map(|header| header.block),
+            kind: footer.kind,
+            uuid: footer.uuid,
+            creator: String::from_utf8_lossy(&footer.creator).into_owned(),
+            parent: names.first().cloned().map(parent::file),
+            has_saved_state: footer.has_saved_state,
+            is_footer_damaged: found.is_copy,
+        };
+        Ok(Self {
+            found,
+            size,
+            header,
+            names,
+            details,
+        })
     }
 }
 
@@ -94,45 +227,8 @@ impl Details {
     /// # Errors
     /// As those of opening the image.
     pub async fn read(below: &Arc<dyn BlockDevice>) -> Result<Self> {
-        let _ = below;
-        let message = "vpc is not read yet; -f raw reads its bytes";
-        Err(Error::with_message(ErrorKind::Unsupported, message))
-    }
-}
-
-/// A VHD image that is being made.
-pub struct NewImage {
-    info: DeviceInfo,
-}
-
-impl NewImage {
-    /// Begins an image in `below`, which can grow or is large enough. There is no valid image in it before
-    /// [`finish`](crate::NewImage::finish).
-    ///
-    /// # Errors
-    /// `InvalidInput` for options that make no sense; what writing failed with.
-    pub async fn create(below: Arc<dyn BlockDevice>, options: CreateOptions) -> Result<Self> {
-        let _ = (&below, options);
-        let info = DeviceInfo::new(Arc::clone(&below.info().name), 0);
-        let _ = Self { info };
-        let message = "vpc is not made yet";
-        Err(Error::with_message(ErrorKind::Unsupported, message))
-    }
-}
-
-impl crate::NewImage for NewImage {
-    fn finish(&self) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async { Err(Error::new(ErrorKind::Unsupported)) })
-    }
-}
-
-impl BlockDevice for NewImage {
-    fn info(&self) -> &DeviceInfo {
-        &self.info
-    }
-
-    fn read(&self, offset: u64, buffer: Buffer) -> BoxFuture<'_, Result<Buffer>> {
-        let error = Error::new(ErrorKind::Unsupported).at(offset, buffer.len() as u64);
-        Box::pin(async move { Err(error) })
+        let parsed = Parsed::read(&**below).await;
+        let parsed = parsed.map_err(|error| error.during(Operation::Open))?;
+        Ok(parsed.details)
     }
 }
