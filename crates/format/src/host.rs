@@ -78,27 +78,7 @@ impl HostFile {
         if self.takes(range) {
             return self.device.read(offset, buffer).await;
         }
-        let mut buffer = buffer;
-        if range.end() <= self.device.info().size {
-            let read = read_exact_at(&*self.device, range).await?;
-            buffer.copy_from_slice(&read);
-            return Ok(buffer);
-        }
-        // It has grown, which the device's size does not tell.
-        let limits = self.device.info().limits;
-        let minimum = u64::from(limits.minimum.max(1));
-        let longest = u64::from(limits.maximum - limits.maximum % limits.minimum.max(1));
-        let end = range.end().next_multiple_of(minimum).min(self.end());
-        let around = ByteRange::between(offset - offset % minimum, end.max(range.end()));
-        for piece in around.pieces(longest.max(minimum)) {
-            let read = Buffer::zeroed(piece.len() as usize);
-            let read = self.device.read(piece.start(), read).await?;
-            let own = piece.intersection(range);
-            let (from, to) = (own.start() - piece.start(), own.start() - offset);
-            let length = own.len() as usize;
-            buffer[to as usize..][..length].copy_from_slice(&read[from as usize..][..length]);
-        }
-        Ok(buffer)
+        read_before(&*self.device, self.end(), offset, buffer).await
     }
 
     /// Fills `buffer` from `offset` on, which lies before the end; what lies behind the end reads as zeroes: qemu
@@ -174,4 +154,38 @@ impl HostFile {
         buffer[(offset - start) as usize..][..bytes.len()].copy_from_slice(bytes);
         self.write(start, buffer).await.map(drop)
     }
+}
+
+/// Fills `buffer` from `offset` on, before `end`, where `device` ends: it may have grown, which its size does not tell.
+///
+/// # Errors
+/// `OutOfBounds`, what a read failed with.
+pub(crate) async fn read_before(
+    device: &dyn BlockDevice,
+    end: u64,
+    offset: u64,
+    buffer: Buffer,
+) -> Result<Buffer> {
+    let range = request_range(Operation::Read, offset, &buffer)?;
+    let mut buffer = buffer;
+    if range.end() <= device.info().size {
+        let read = read_exact_at(device, range).await?;
+        buffer.copy_from_slice(&read);
+        return Ok(buffer);
+    }
+    // It has grown, which the device's size does not tell.
+    let limits = device.info().limits;
+    let minimum = u64::from(limits.minimum.max(1));
+    let longest = u64::from(limits.maximum - limits.maximum % limits.minimum.max(1));
+    let last = range.end().next_multiple_of(minimum).min(end);
+    let around = ByteRange::between(offset - offset % minimum, last.max(range.end()));
+    for piece in around.pieces(longest.max(minimum)) {
+        let read = Buffer::zeroed(piece.len() as usize);
+        let read = device.read(piece.start(), read).await?;
+        let own = piece.intersection(range);
+        let (from, to) = (own.start() - piece.start(), own.start() - offset);
+        let length = own.len() as usize;
+        buffer[to as usize..][..length].copy_from_slice(&read[from as usize..][..length]);
+    }
+    Ok(buffer)
 }

@@ -197,10 +197,7 @@ impl Allocator {
         for done in 0..clusters.count {
             let cluster = clusters.first + done;
             let (index, at) = (cluster / each, (cluster % each) as usize);
-            let known = usize::try_from(index)
-                .ok()
-                .and_then(|at| self.table.get(at));
-            if known.is_none_or(|place| *place == 0) {
+            if !self.counts(cluster) {
                 continue;
             }
             if let Err(error) = self.load(index).await {
@@ -227,16 +224,34 @@ impl Allocator {
     /// What reading refcounts failed with.
     pub(crate) async fn is_single(&mut self, cluster: u64) -> Result<bool> {
         let each = self.geometry.refcounts_per_block();
-        let index = cluster / each;
-        let known = usize::try_from(index)
-            .ok()
-            .and_then(|at| self.table.get(at));
-        if known.is_none_or(|place| *place == 0) {
+        if !self.counts(cluster) {
             return Ok(false);
         }
+        let index = cluster / each;
         self.load(index).await?;
         let (block, order) = (&self.blocks[&index].bytes, self.geometry.refcount_order);
         Ok(refcount(block, order, (cluster % each) as usize) == 1)
+    }
+
+    /// Whether there is a block that has the refcount of a cluster.
+    pub(crate) fn counts(&self, cluster: u64) -> bool {
+        let index = cluster / self.geometry.refcounts_per_block();
+        let place = usize::try_from(index).ok();
+        place.is_some_and(|at| self.table.get(at).is_some_and(|place| *place != 0))
+    }
+
+    /// Lets the refcount of a cluster be `refcount`, which is what its uses are, if there is a block that has it.
+    ///
+    /// # Errors
+    /// What reading refcounts failed with.
+    pub(crate) async fn correct(&mut self, cluster: u64, refcount: u64) -> Result<()> {
+        if !self.counts(cluster) {
+            return Ok(());
+        }
+        let each = self.geometry.refcounts_per_block();
+        self.load(cluster / each).await?;
+        self.set(cluster / each, (cluster % each) as usize, refcount);
+        Ok(())
     }
 
     /// Whether anything is not in the file.

@@ -6,6 +6,8 @@
 //! many entries point at is read once.
 
 mod counts;
+mod mend;
+mod rebuild;
 #[cfg(test)]
 mod tests;
 mod walk;
@@ -13,6 +15,7 @@ mod walk;
 use blockferry_block::{BlockDevice, Result};
 
 use super::header::Header;
+pub use mend::{RepairMode, repair};
 use walk::Walk;
 
 /// How many findings are described; all are counted.
@@ -39,8 +42,14 @@ pub struct CheckReport {
     pub compressed_clusters: u64,
     /// Where the last cluster of the file ends that has a refcount or a use, in bytes.
     pub image_end: u64,
+    /// How many corruptions a repair has mended, which are not counted above.
+    pub corruptions_fixed: u64,
+    /// How many leaks it has.
+    pub leaks_fixed: u64,
     /// What was found, in words, as far as it is not too much.
     pub findings: Vec<String>,
+    /// What a repair has found before, in the same way.
+    pub repaired: Vec<String>,
 }
 
 impl CheckReport {
@@ -86,8 +95,13 @@ impl CheckReport {
 /// As opening it where the header cannot be understood or read; what reading the refcounts failed with; `Unsupported`
 /// where there are more clusters than can be counted.
 pub async fn check(below: &dyn BlockDevice) -> Result<CheckReport> {
+    check_within(below, below.info().size).await
+}
+
+/// As [`check`], of an image in `size` bytes.
+async fn check_within(below: &dyn BlockDevice, size: u64) -> Result<CheckReport> {
     let header = Header::read(below).await?;
-    let mut walk = Walk::new(below, &header)?;
+    let mut walk = Walk::new(below, size, &header)?;
     walk.run().await?;
-    Ok(walk.finish())
+    Ok(walk.finish().report)
 }

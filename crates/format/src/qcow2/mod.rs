@@ -60,7 +60,7 @@ pub use crate::OpenOptions;
 use crate::qemu;
 use crate::{holes, host};
 pub use bitmaps::BitmapDetails;
-pub use check::{CheckReport, check};
+pub use check::{CheckReport, RepairMode, check, repair};
 pub use details::Details;
 pub use header::Compression;
 pub(crate) use header::Header;

@@ -17,7 +17,7 @@ const MOST_CLUSTERS: u64 = 1 << 38;
 const MOST_LARGE: usize = 1 << 20;
 
 /// The width of the numbers in a word; all ones stands for one that is kept elsewhere.
-const BITS: u32 = 15;
+const BITS: u32 = 14;
 const LARGE: u32 = (1 << BITS) - 1;
 const STORED_SHIFT: u32 = BITS;
 
@@ -25,8 +25,14 @@ const STORED_SHIFT: u32 = BITS;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(super) enum Use {
-    Metadata = 1 << 30,
-    Data = 1 << 31,
+    /// An L2 table, which states of the disk can share.
+    Table = 1 << 28,
+    /// Data, which they can share, too.
+    Data = 1 << 29,
+    /// What one thing alone can lie in: the header, an L1 table, what bitmaps and snapshots have.
+    Sole = 1 << 30,
+    /// Refcounts, and the table of them.
+    Refcounts = 1 << 31,
 }
 
 /// What is known of a cluster.
@@ -37,8 +43,36 @@ pub(super) struct Counted {
     pub(super) stored: u64,
     /// How many uses were found.
     pub(super) uses: u64,
-    /// Whether both metadata and data are in it.
-    pub(super) is_mixed: bool,
+    /// What for.
+    word: u32,
+}
+
+impl Counted {
+    /// Whether it is used for this, among others.
+    pub(super) fn is(&self, of: Use) -> bool {
+        self.word & of as u32 != 0
+    }
+
+    /// Whether both data and something else are in it.
+    pub(super) fn is_mixed(&self) -> bool {
+        self.is(Use::Data)
+            && [Use::Table, Use::Sole, Use::Refcounts]
+                .iter()
+                .any(|of| self.is(*of))
+    }
+
+    /// Whether it has uses that exclude each other, those as refcounts left out.
+    pub(super) fn is_contested(&self) -> bool {
+        let kinds = [Use::Table, Use::Data, Use::Sole];
+        let kinds = kinds.iter().filter(|of| self.is(**of)).count();
+        let own = u64::from(self.is(Use::Refcounts));
+        kinds > 1 || self.is(Use::Sole) && self.uses - own > 1
+    }
+
+    /// Whether refcounts lie where something else does, or other refcounts.
+    pub(super) fn is_refcounts_twice(&self) -> bool {
+        self.is(Use::Refcounts) && self.uses > 1
+    }
 }
 
 /// Two numbers for each cluster, in 4 bytes.
@@ -99,9 +133,7 @@ impl Counts {
                 cluster,
                 stored: self.stored(cluster),
                 uses: self.uses(cluster),
-                is_mixed: [Use::Metadata, Use::Data]
-                    .iter()
-                    .all(|of| word & *of as u32 != 0),
+                word: *word,
             })
         })
     }
@@ -168,11 +200,14 @@ mod tests {
         counts.store(5, large - 1).expect("room");
         counts.store(99_999, u64::MAX).expect("room");
         counts.count(5, large, Use::Data).expect("room");
-        counts.count(5, 3, Use::Metadata).expect("room");
+        counts.count(5, 3, Use::Table).expect("room");
         counts.count(7, 1, Use::Data).expect("room");
         assert_eq!((counts.uses(5), counts.stored(5)), (large + 3, large - 1));
         assert_eq!((counts.uses(6), counts.stored(1 << 40)), (0, 0));
-        let all: Vec<_> = counts.iter().map(|it| (it.cluster, it.is_mixed)).collect();
+        let all: Vec<_> = counts
+            .iter()
+            .map(|it| (it.cluster, it.is_mixed()))
+            .collect();
         assert_eq!(all, [(5, true), (7, false), (99_999, false)]);
         assert_eq!(counts.stored(99_999), u64::MAX);
         assert!(Counts::new(u64::MAX).is_err());

@@ -1,15 +1,23 @@
 //! Images of qemu's, good and damaged, against `qemu-img check`.
 
-use std::{fs, os::unix::fs::FileExt, path::Path};
+use std::{fs, os::unix::fs::FileExt, path::Path, sync::Arc};
 
-use blockferry_block::{Access, FileDevice};
+use blockferry_block::{
+    Access, BlockDevice, FileDevice, MemoryDevice,
+    testing::{ForgetfulDevice, Survival},
+};
 
 use super::*;
-use crate::qcow2::{
-    entry::OFFSET,
-    geometry::Geometry,
-    header::be64,
-    qemu::{is_installed, number, qemu_check, qemu_img, qemu_io},
+use crate::{
+    NoRelatives,
+    qcow2::{
+        Image, OpenOptions,
+        entry::OFFSET,
+        geometry::Geometry,
+        header::be64,
+        qemu::{is_installed, number, qemu_check, qemu_img, qemu_io},
+        write::tests::contents,
+    },
 };
 
 async fn checked(directory: &Path, image: &str) -> CheckReport {
@@ -230,5 +238,201 @@ async fn places_that_cannot_be_are_corruptions() {
         );
         assert!(!ours.is_consistent(), "{what}: {ours:?}");
         assert!(number(&theirs, "corruptions") > 0, "{what}");
+    }
+}
+
+fn writable(directory: &Path, image: &str) -> Arc<dyn BlockDevice> {
+    let file = FileDevice::open(&directory.join(image), Access::ReadWrite).expect("opened");
+    Arc::new(file.growable())
+}
+
+/// What can be mended.
+const MENDABLE: [(&str, Damage); 9] = [
+    ("a refcount too high", |it| {
+        it.set_refcount(it.place(1), 7);
+    }),
+    ("a refcount of zero", |it| {
+        it.set_refcount(it.place(0), 0);
+    }),
+    ("a cluster used twice", |it| {
+        it.set(it.l2() + 8, it.get(it.l2()));
+    }),
+    ("an entry lost", |it| {
+        it.set(it.l2() + 16, 0);
+    }),
+    ("a mark that lies", |it| {
+        it.set(it.l2(), it.place(0));
+    }),
+    ("a mark of a table that lies", |it| {
+        it.set(it.l1, it.l2());
+    }),
+    ("an L1 entry lost", |it| {
+        it.set(it.l1, 0);
+    }),
+    ("no refcounts at all", |it| {
+        it.set(it.refcount_table, 0);
+    }),
+    ("refcounts behind the end", |it| {
+        it.set(it.refcount_table + 8, 1 << 50);
+    }),
+];
+
+/// Damages an image of qemu's with some of everything in it.
+fn damaged(directory: &Path, options: &str, damage: Damage) {
+    qemu_img(
+        directory,
+        &format!("create -q -f qcow2 -o {options} disk.qcow2 20M"),
+    );
+    qemu_io(directory, "disk.qcow2", &["write -P 1 0 256k"]);
+    qemu_img(directory, "snapshot -c one disk.qcow2");
+    let writes = [
+        "write -P 2 0 192k",
+        "write -c -P 3 9M 64k",
+        "write -z 10M 1M",
+    ];
+    qemu_io(directory, "disk.qcow2", &writes);
+    damage(&Damaged::new(&directory.join("disk.qcow2")));
+}
+
+#[tokio::test]
+async fn what_is_mended_is_sound_and_reads_as_it_did() {
+    if !is_installed() {
+        return;
+    }
+    for options in ["cluster_size=64k", "cluster_size=64k,compat=0.10"] {
+        for (what, damage) in MENDABLE {
+            let directory = tempfile::tempdir().expect("a directory");
+            let directory = directory.path();
+            damaged(directory, options, damage);
+            fs::copy(directory.join("disk.qcow2"), directory.join("before")).expect("copied");
+            let before = checked(directory, "disk.qcow2").await;
+            let report = repair(writable(directory, "disk.qcow2"), RepairMode::All).await;
+            let report = report.expect("repaired");
+            assert!(report.is_clean(), "{what}: {report:?}");
+            assert!(!before.is_clean() && report.repaired == before.findings);
+            assert_eq!(report.leaks_fixed, before.leaks, "{what}: {report:?}");
+            // A mark that contradicts a refcount that is too high becomes right with it.
+            let has_corruption = before.corruptions > 0 && what != "a refcount too high";
+            assert_eq!(
+                report.corruptions_fixed > 0,
+                has_corruption,
+                "{what}: {report:?}"
+            );
+            let after = check_equal(directory, "disk.qcow2", what).await;
+            assert!(after.is_clean(), "{what}: {after:?}");
+            let compared = qemu_img(directory, "compare -U -f qcow2 -F qcow2 before disk.qcow2");
+            assert!(compared.contains("identical"), "{what}: {compared}");
+            // It can be written as before.
+            qemu_io(directory, "disk.qcow2", &["write -P 9 3M 9M"]);
+            let after = check_equal(directory, "disk.qcow2", what).await;
+            assert!(after.is_clean(), "{what}, written: {after:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn leaks_alone_are_mended_where_nothing_else_was_asked_for() {
+    if !is_installed() {
+        return;
+    }
+    for (what, damage) in MENDABLE {
+        let directory = tempfile::tempdir().expect("a directory");
+        let directory = directory.path();
+        damaged(directory, "cluster_size=64k", damage);
+        fs::copy(directory.join("disk.qcow2"), directory.join("theirs")).expect("copied");
+        let report = repair(writable(directory, "disk.qcow2"), RepairMode::Leaks).await;
+        let report = report.expect("repaired");
+        // Its exit code tells of what it leaves.
+        let mut command = std::process::Command::new("qemu-img");
+        let command = command.args(["check", "-q", "-f", "qcow2", "-r", "leaks", "theirs"]);
+        let output = command.current_dir(directory).output().expect("it runs");
+        let theirs = qemu_check(directory, "theirs");
+        let corruptions = number(&theirs, "corruptions");
+        assert_eq!(
+            report.corruptions > 0,
+            corruptions > 0,
+            "{what}: {report:?} {output:?}"
+        );
+        if report.corruptions == 0 {
+            assert_eq!(report.leaks, number(&theirs, "leaks"), "{what}: {report:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_image_whose_tables_are_damaged_is_left_alone() {
+    if !is_installed() {
+        return;
+    }
+    let damages: [(&str, Damage); 5] = [
+        ("behind the end", |it| it.set(it.l2(), 1 << 40 | 1 << 63)),
+        ("no cluster's boundary", |it| {
+            it.set(it.l2(), 0x5_0200 | 1 << 63);
+        }),
+        ("a table behind the end", |it| {
+            it.set(it.l1, 1 << 50 | 1 << 63);
+        }),
+        ("data over the L1 table", |it| {
+            it.set(it.l2(), it.l1 | 1 << 63);
+        }),
+        ("a table that is data", |it| {
+            it.set(it.l1, it.place(0) | 1 << 63);
+        }),
+    ];
+    for (what, damage) in damages {
+        let directory = tempfile::tempdir().expect("a directory");
+        let directory = directory.path();
+        damaged(directory, "cluster_size=64k", damage);
+        let before = fs::read(directory.join("disk.qcow2")).expect("read");
+        for mode in [RepairMode::Leaks, RepairMode::All] {
+            let report = repair(writable(directory, "disk.qcow2"), mode).await;
+            let report = report.expect("looked at");
+            assert!(!report.is_consistent(), "{what}: {report:?}");
+            assert!(!report.findings.is_empty() && report.repaired.is_empty());
+            assert_eq!((report.leaks_fixed, report.corruptions_fixed), (0, 0));
+        }
+        let after = fs::read(directory.join("disk.qcow2")).expect("read");
+        assert!(before == after, "{what}: nothing has changed");
+    }
+}
+
+/// The disk in an image.
+async fn read(below: Arc<dyn BlockDevice>) -> Vec<u8> {
+    let image = Image::open(below, &NoRelatives, &OpenOptions::default()).await;
+    contents(&image.expect("it opens")).await
+}
+
+#[tokio::test]
+async fn a_cut_while_an_image_is_mended_makes_nothing_worse() {
+    if !is_installed() {
+        return;
+    }
+    for (what, damage) in MENDABLE {
+        for mode in [RepairMode::Leaks, RepairMode::All] {
+            let directory = tempfile::tempdir().expect("a directory");
+            let directory = directory.path();
+            damaged(directory, "cluster_size=64k", damage);
+            let image = fs::read(directory.join("disk.qcow2")).expect("read");
+            let reads = read(Arc::new(MemoryDevice::from_bytes(&image))).await;
+            let below = Arc::new(ForgetfulDevice::new(&image));
+            repair(below.clone(), mode).await.expect("repaired");
+            for events in 0..=below.events() {
+                let number = events as u64;
+                for survival in [
+                    Survival::Nothing,
+                    Survival::Everything,
+                    Survival::Events(number),
+                    Survival::Sectors(number),
+                ] {
+                    let left = MemoryDevice::from_bytes(below.cut(events, survival));
+                    let left = Arc::new(left.growable());
+                    let what = format!("{what}, {mode:?}, cut after {events}, {survival:?}");
+                    assert!(read(left.clone()).await == reads, "{what}");
+                    let again = repair(left, RepairMode::All);
+                    let again = again.await.expect("repaired");
+                    assert!(again.is_clean(), "{what}: {again:?}");
+                }
+            }
+        }
     }
 }

@@ -2,19 +2,22 @@
 
 use std::collections::BTreeMap;
 
-use blockferry_block::{BlockDevice, Buffer, ByteRange, Error, ErrorKind, Result, read_exact_at};
+use blockferry_block::{BlockDevice, Buffer, ByteRange, Error, ErrorKind, Result};
 
 use super::{
     CheckReport,
     counts::{Counts, Use},
 };
-use crate::qcow2::{
-    bitmaps::{self, Bits},
-    entry::{COPIED, Cluster, Entry, OFFSET},
-    geometry::Geometry,
-    header::{Autoclear, Header, be64},
-    refcounts::{BLOCK_OFFSET, refcount},
-    snapshots::SnapshotTable,
+use crate::{
+    host::read_before,
+    qcow2::{
+        bitmaps::{self, Bits},
+        entry::{COPIED, Cluster, Entry, OFFSET},
+        geometry::Geometry,
+        header::{Autoclear, Header, be64},
+        refcounts::{BLOCK_OFFSET, refcount},
+        snapshots::SnapshotTable,
+    },
 };
 
 /// Tables are read in pieces of so many bytes at most.
@@ -33,7 +36,25 @@ pub(super) struct Walk<'a> {
     counts: Counts,
     /// L2 tables by their places.
     tables: BTreeMap<u64, TableUses>,
+    damage: Damage,
     report: CheckReport,
+}
+
+/// What a walk found.
+pub(super) struct Walked {
+    pub(super) report: CheckReport,
+    pub(super) counts: Counts,
+    pub(super) damage: Damage,
+}
+
+/// What cannot be trusted of an image.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Damage {
+    /// Something that names clusters cannot be understood or read, or lies where something else does: there may be
+    /// uses that were not found.
+    pub(super) uses: bool,
+    /// The table of refcounts, or a block of them, does not lie where it could.
+    pub(super) refcounts: bool,
 }
 
 /// How many entries point at an L2 table.
@@ -46,9 +67,9 @@ struct TableUses {
 }
 
 impl<'a> Walk<'a> {
-    pub(super) fn new(below: &'a dyn BlockDevice, header: &'a Header) -> Result<Self> {
+    /// Through the image in `below`, of `size` bytes.
+    pub(super) fn new(below: &'a dyn BlockDevice, size: u64, header: &'a Header) -> Result<Self> {
         let geometry = header.geometry;
-        let size = below.info().size;
         let report = CheckReport {
             total_clusters: geometry.clusters(),
             ..CheckReport::default()
@@ -60,25 +81,35 @@ impl<'a> Walk<'a> {
             size,
             counts: Counts::new(size.div_ceil(geometry.cluster_size()))?,
             tables: BTreeMap::new(),
+            damage: Damage::default(),
             report,
         })
     }
 
+    /// Takes up all refcounts and counts all uses.
     pub(super) async fn run(&mut self) -> Result<()> {
-        let cluster = ByteRange::between(0, self.geometry.cluster_size());
-        self.count("the header", cluster, 1, Use::Metadata)?;
         self.refcount_blocks().await?;
-        self.l1_table("the L1 table", self.header.l1, true).await?;
+        self.uses().await
+    }
+
+    /// Counts all uses, but those by the refcounts.
+    pub(super) async fn uses(&mut self) -> Result<()> {
+        let cluster = ByteRange::between(0, self.geometry.cluster_size());
+        self.count("the header", cluster, 1, Use::Sole)?;
+        let l1 = self.header.l1;
+        self.count("the L1 table", l1, 1, Use::Sole)?;
+        self.l1_words("the L1 table", l1, 1, true).await?;
         self.snapshots().await?;
         self.l2_tables().await?;
         self.bitmaps().await
     }
 
     /// Compares what was counted with the refcounts.
-    pub(super) fn finish(self) -> CheckReport {
+    pub(super) fn finish(self) -> Walked {
         let Self {
             counts,
             mut report,
+            mut damage,
             geometry,
             ..
         } = self;
@@ -98,14 +129,21 @@ impl<'a> Walk<'a> {
                     "the cluster at {place:#x} has the refcount {stored} and {uses} uses: leaked"
                 ));
             }
-            if counted.is_mixed && stored >= uses {
+            damage.uses |= counted.is_contested();
+            damage.refcounts |= counted.is_refcounts_twice();
+            if counted.is_mixed() && stored >= uses {
                 report.corruption(format!(
                     "the cluster at {place:#x} is used for data and for tables"
                 ));
             }
         }
         report.image_end = end;
-        report
+        damage.uses |= report.check_errors > 0;
+        Walked {
+            report,
+            counts,
+            damage,
+        }
     }
 
     /// Counts `times` uses of the clusters that `range` touches. Says no, and reports it, where that is outside of
@@ -118,6 +156,7 @@ impl<'a> Walk<'a> {
         // The last cluster of a file may be cut short.
         let end = self.size.div_ceil(cluster).saturating_mul(cluster);
         if range.start() >= self.size || range.end() > end {
+            self.distrust(of);
             let place = range.start();
             self.report.corruption(format!(
                 "{what} at {place:#x} lies behind the end of the file"
@@ -130,16 +169,23 @@ impl<'a> Walk<'a> {
         Ok(true)
     }
 
+    /// What was to be of that use is not where it could be.
+    fn distrust(&mut self, of: Use) {
+        match of {
+            Use::Refcounts => self.damage.refcounts = true,
+            _ => self.damage.uses = true,
+        }
+    }
+
     /// Reads `range`, which begins inside of the file; what is behind its end reads as zeroes.
     async fn read(&self, range: ByteRange) -> Result<Buffer> {
-        let there = range.intersection(ByteRange::between(0, self.size));
-        let read = read_exact_at(self.below, there).await?;
-        if there == range {
-            return Ok(read);
-        }
-        let mut padded = Buffer::zeroed(range.len() as usize);
-        padded[..read.len()].copy_from_slice(&read);
-        Ok(padded)
+        let mut buffer = Buffer::zeroed(range.len() as usize);
+        let there = range.intersection(ByteRange::between(0, self.size)).len() as usize;
+        buffer.set_len(there);
+        let mut read = read_before(self.below, self.size, range.start(), buffer).await?;
+        read.set_len(range.len() as usize);
+        read[there..].fill(0);
+        Ok(read)
     }
 
     /// As [`read`](Self::read), where a failure is one of the findings.
@@ -158,7 +204,7 @@ impl<'a> Walk<'a> {
     /// Takes up all refcounts, and counts the clusters that they lie in.
     async fn refcount_blocks(&mut self) -> Result<()> {
         let (table, cluster) = (self.header.refcount_table, self.geometry.cluster_size());
-        if !self.count("the refcount table", table, 1, Use::Metadata)? {
+        if !self.count("the refcount table", table, 1, Use::Refcounts)? {
             return Ok(());
         }
         let mut index = 0;
@@ -167,11 +213,12 @@ impl<'a> Walk<'a> {
             for word in words.chunks_exact(8).map(|word| be64(word, 0)) {
                 let block = word & BLOCK_OFFSET;
                 if word != block || !self.geometry.is_aligned(block) {
+                    self.distrust(Use::Refcounts);
                     self.report
                         .corruption(format!("no block of refcounts can be at {word:#x}"));
                 } else if block != 0 {
                     let range = ByteRange::between(block, block.saturating_add(cluster));
-                    if self.count("a block of refcounts", range, 1, Use::Metadata)? {
+                    if self.count("a block of refcounts", range, 1, Use::Refcounts)? {
                         self.refcount_block(index, range).await?;
                     }
                 }
@@ -198,11 +245,16 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Counts an L1 table and notes the L2 tables that it points at.
-    async fn l1_table(&mut self, what: &str, range: ByteRange, is_active: bool) -> Result<()> {
-        if !self.count(what, range, 1, Use::Metadata)? {
-            return Ok(());
-        }
+    /// Notes the L2 tables that words of L1 tables point at; `times` states of the disk have these words.
+    async fn l1_words(
+        &mut self,
+        what: &str,
+        range: ByteRange,
+        times: u64,
+        is_active: bool,
+    ) -> Result<()> {
+        // What is not in the file was reported.
+        let range = range.intersection(ByteRange::between(0, self.size));
         let cluster = self.geometry.cluster_size();
         for piece in range.pieces(PIECE) {
             let Some(words) = self.try_read(what, piece).await else {
@@ -218,13 +270,14 @@ impl<'a> Walk<'a> {
                     continue;
                 }
                 if !self.geometry.is_aligned(place) {
+                    self.damage.uses = true;
                     self.report.corruption(format!(
                         "an L2 table at {place:#x} is not on a cluster's boundary"
                     ));
                     continue;
                 }
                 let table = ByteRange::between(place, place + cluster);
-                if !self.count("an L2 table", table, 1, Use::Metadata)? {
+                if !self.count("an L2 table", table, times, Use::Table)? {
                     continue;
                 }
                 if is_active {
@@ -232,7 +285,7 @@ impl<'a> Walk<'a> {
                 }
                 let uses = self.tables.entry(place).or_default();
                 uses.active += u64::from(is_active);
-                uses.all += 1;
+                uses.all += times;
             }
         }
         Ok(())
@@ -262,17 +315,17 @@ impl<'a> Walk<'a> {
             let finding = "there are snapshots, and the data lies in a file of its own";
             self.report.corruption(finding.to_owned());
         }
-        self.count("the snapshot table", table.range, 1, Use::Metadata)?;
-        // More than the file holds must overlap.
-        let mut rest = self.size;
-        for snapshot in &table.snapshots {
-            let Some(left) = rest.checked_sub(snapshot.l1.len()) else {
-                let finding = "the L1 tables of the snapshots overlap each other";
-                self.report.corruption(finding.to_owned());
-                break;
-            };
-            rest = left;
-            self.l1_table("a snapshot's L1 table", snapshot.l1, false)
+        self.count("the snapshot table", table.range, 1, Use::Sole)?;
+        // Every word is looked at once, however many L1 tables a hostile image puts it in.
+        let cluster = self.geometry.cluster_size();
+        let whole =
+            |it: ByteRange| ByteRange::between(it.start(), it.end().next_multiple_of(cluster));
+        let tables = table.snapshots.iter().map(|snapshot| snapshot.l1);
+        for (range, times) in layers(tables.clone().map(whole)) {
+            self.count("a snapshot's L1 table", range, times, Use::Sole)?;
+        }
+        for (range, times) in layers(tables) {
+            self.l1_words("a snapshot's L1 table", range, times, false)
                 .await?;
         }
         Ok(())
@@ -280,6 +333,7 @@ impl<'a> Walk<'a> {
 
     /// What cannot be read, or breaks the rules.
     fn misread(&mut self, what: &str, error: &Error) {
+        self.damage.uses = true;
         let finding = format!("{what}: {error}");
         if error.kind() == ErrorKind::Corrupt {
             self.report.corruption(finding);
@@ -317,6 +371,7 @@ impl<'a> Walk<'a> {
         let cluster = match decoded {
             Ok(cluster) => cluster,
             Err(error) => {
+                self.damage.uses = true;
                 self.report
                     .corruption(format!("an entry of an L2 table is wrong: {error}"));
                 return Ok(());
@@ -383,17 +438,18 @@ impl<'a> Walk<'a> {
             }
         };
         let directory = extension.directory;
-        self.count("the directory of bitmaps", directory, 1, Use::Metadata)?;
+        self.count("the directory of bitmaps", directory, 1, Use::Sole)?;
         let cluster = self.geometry.cluster_size();
         let mut rest = self.size;
         for bitmap in bitmaps {
             let Some(left) = rest.checked_sub(bitmap.table.len()) else {
+                self.damage.uses = true;
                 let finding = "the tables of the bitmaps overlap each other";
                 self.report.corruption(finding.to_owned());
                 break;
             };
             rest = left;
-            if !self.count("the table of a bitmap", bitmap.table, 1, Use::Metadata)? {
+            if !self.count("the table of a bitmap", bitmap.table, 1, Use::Sole)? {
                 continue;
             }
             for piece in bitmap.table.pieces(PIECE) {
@@ -404,14 +460,61 @@ impl<'a> Walk<'a> {
                     match Bits::decode(word, self.geometry) {
                         Ok(Bits::Host(host)) => {
                             let range = ByteRange::between(host, host + cluster);
-                            self.count("the data of a bitmap", range, 1, Use::Metadata)?;
+                            self.count("the data of a bitmap", range, 1, Use::Sole)?;
                         }
                         Ok(_) => {}
-                        Err(error) => self.report.corruption(error.to_string()),
+                        Err(error) => {
+                            self.damage.uses = true;
+                            self.report.corruption(error.to_string());
+                        }
                     }
                 }
             }
         }
         Ok(())
+    }
+}
+
+/// Ranges that may overlap as ranges that do not, in order, each with how many of them it is in. Empty ones are left
+/// out.
+fn layers(ranges: impl Iterator<Item = ByteRange>) -> Vec<(ByteRange, u64)> {
+    let mut edges: BTreeMap<u64, i64> = BTreeMap::new();
+    for range in ranges.filter(|range| !range.is_empty()) {
+        *edges.entry(range.start()).or_default() += 1;
+        *edges.entry(range.end()).or_default() -= 1;
+    }
+    let mut layers = Vec::new();
+    let (mut start, mut depth) = (0, 0_i64);
+    for (edge, change) in edges {
+        if depth > 0 {
+            layers.push((ByteRange::between(start, edge), depth.unsigned_abs()));
+        }
+        depth += change;
+        start = edge;
+    }
+    layers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_that_overlap_are_told_once_and_how_often() {
+        let range = ByteRange::between;
+        let ranges = [
+            range(0, 8),
+            range(4, 4),
+            range(4, 12),
+            range(4, 8),
+            range(20, 24),
+        ];
+        let expected = [
+            (range(0, 4), 1),
+            (range(4, 8), 3),
+            (range(8, 12), 1),
+            (range(20, 24), 1),
+        ];
+        assert_eq!(layers(ranges.into_iter()), expected);
     }
 }
