@@ -19,12 +19,13 @@ mod status;
 #[cfg(test)]
 mod tests;
 
-use blockferry_block::{ByteRange, Result};
+use blockferry_block::{BoxFuture, ByteRange, Result};
 
 pub(crate) use self::{
     bitmaps::BitOrder,
     disk::{Disk, Parts},
 };
+use crate::host::HostFile;
 
 /// The largest table that is read into memory, in bytes: that of 16 TiB in blocks of 1 MiB, or of the largest VHD in
 /// blocks of 128 KiB.
@@ -49,14 +50,43 @@ pub(crate) enum Block {
     },
 }
 
+/// Blocks that are alike: [`Behind`](Block::Behind) or [`Zero`](Block::Zero) all of them, or each behind the one before
+/// it in the file. There may be more of them than are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Row {
+    /// The first one.
+    pub(crate) block: Block,
+    /// How many there are, at least 1; just 1 of those that are [`Mixed`](Block::Mixed).
+    pub(crate) count: u64,
+}
+
+/// One block by itself.
+impl From<Block> for Row {
+    fn from(block: Block) -> Self {
+        let count = 1;
+        Self { block, count }
+    }
+}
+
 /// Says of each block where it is.
 pub(crate) trait Table: Send + Sync {
-    /// Where block number `index` is, one that the disk has a part of. It is asked very often: it waits for nothing.
+    /// Where block number `index` is, one that the disk has a part of, and those behind it that are alike; `None` where
+    /// that has to be [read](Self::read) first. It is asked very often: it waits for nothing.
     ///
     /// # Errors
     /// `Corrupt` for an entry that breaks the rules: one that leads where the file has not that many bytes, say. Only
     /// those who want that block meet it.
-    fn block(&self, index: u64) -> Result<Block>;
+    fn row(&self, index: u64) -> Result<Option<Row>>;
+
+    /// As [`row`](Self::row), for a table that is not in memory as a whole, read from the image's `file`. Whoever has
+    /// all of it is never asked.
+    ///
+    /// # Errors
+    /// As those of [`row`](Self::row), and what reading failed with.
+    fn read<'a>(&'a self, file: &'a HostFile, index: u64) -> BoxFuture<'a, Result<Row>> {
+        let _ = file;
+        Box::pin(async move { Ok(self.row(index)?.unwrap_or(Row::from(Block::Behind))) })
+    }
 }
 
 /// The measures of a disk in blocks, in bytes.

@@ -2,7 +2,7 @@
 
 use blockferry_block::{ByteRange, Result};
 
-use super::{Block, bitmaps::Bitmap, read::Reader};
+use super::{Block, Row, bitmaps::Bitmap, read::Reader};
 
 /// Where bytes of the disk come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,8 +25,9 @@ pub(super) struct Run {
 /// How much work one answer may be, so that others have their turn.
 pub(super) struct Budget(u64);
 
-/// What looking at a block costs, and reading its bitmap.
+/// What looking at a block costs, or at a row of them, and reading a piece of the table, and a bitmap.
 const BLOCK: u64 = 1;
+const PIECE: u64 = 256;
 const BITMAP: u64 = 256;
 
 impl Budget {
@@ -119,38 +120,48 @@ impl Reader {
         Ok(Some(Run { range, source }))
     }
 
-    /// Where the bytes from `at` on come from, and the end of what its block, or its sectors, say of that.
+    /// Where the bytes from `at` on come from, and the end of what its block, or its sectors, or those behind it that
+    /// are alike, say of that.
     async fn piece(&self, at: u64, budget: &mut Budget) -> Result<(Source, u64)> {
         let index = at / self.shape.block;
-        let block = self.table.block(index)?;
+        let row = match self.table.row(index)? {
+            Some(row) => row,
+            None => {
+                budget.spend(PIECE);
+                self.table.read(&self.file, index).await?
+            }
+        };
         budget.spend(BLOCK);
-        let bitmap = match block {
+        let bitmap = match row.block {
             Block::Mixed { bitmap, .. } => {
                 budget.spend(BITMAP);
                 Some(self.bitmaps.get(&self.file, bitmap).await?)
             }
             _ => None,
         };
-        Ok(self.source_at(at, block, bitmap.as_deref()))
+        Ok(self.source_at(at, row, bitmap.as_deref()))
     }
 
-    /// As [`piece`](Self::piece), where the bitmap is known if there is one.
+    /// As [`piece`](Self::piece), as far as the table and the bitmap, if there is one, are known.
     fn known_piece(&self, at: u64) -> Result<Option<(Source, u64)>> {
-        let block = self.table.block(at / self.shape.block)?;
-        let bitmap = match block {
+        let Some(row) = self.table.row(at / self.shape.block)? else {
+            return Ok(None);
+        };
+        let bitmap = match row.block {
             Block::Mixed { bitmap, .. } => match self.bitmaps.peek(bitmap) {
                 Some(bitmap) => Some(bitmap),
                 None => return Ok(None),
             },
             _ => None,
         };
-        Ok(Some(self.source_at(at, block, bitmap.as_deref())))
+        Ok(Some(self.source_at(at, row, bitmap.as_deref())))
     }
 
-    fn source_at(&self, at: u64, block: Block, bitmap: Option<&Bitmap>) -> (Source, u64) {
-        let whole = self.shape.range(at / self.shape.block);
+    fn source_at(&self, at: u64, row: Row, bitmap: Option<&Bitmap>) -> (Source, u64) {
+        let first = at / self.shape.block;
+        let whole = self.shape.range(first);
         let within = at - whole.start();
-        let source = match (block, bitmap) {
+        let source = match (row.block, bitmap) {
             (Block::Behind, _) => Source::Behind,
             (Block::Zero, _) => Source::Zero,
             (Block::Mixed { host, .. }, Some(bitmap)) => {
@@ -165,6 +176,7 @@ impl Reader {
             }
             (Block::Host(host) | Block::Mixed { host, .. }, _) => Source::Host(host + within),
         };
-        (source, whole.end())
+        let last = first.saturating_add(row.count.saturating_sub(1));
+        (source, self.shape.range(last).end())
     }
 }

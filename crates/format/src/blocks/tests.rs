@@ -6,7 +6,7 @@ use blockferry_block::{
     testing::{Fault, FaultyDevice, Rule, check_device},
 };
 
-use super::{BitOrder, Block, Disk, Parts, Shape, Table, overlapping};
+use super::{BitOrder, Block, Disk, Parts, Row, Shape, Table, overlapping};
 use crate::corrupt::corrupt;
 
 const BLOCK: u64 = 64 << 10;
@@ -15,9 +15,10 @@ const BLOCK: u64 = 64 << 10;
 struct Said(Vec<Block>);
 
 impl Table for Said {
-    fn block(&self, index: u64) -> Result<Block> {
+    fn row(&self, index: u64) -> Result<Option<Row>> {
         let block = self.0.get(index as usize).copied();
-        block.ok_or_else(|| corrupt(format!("block {index} is damaged")))
+        let block = block.ok_or_else(|| corrupt(format!("block {index} is damaged")))?;
+        Ok(Some(block.into()))
     }
 }
 

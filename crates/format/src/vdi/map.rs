@@ -4,7 +4,7 @@ use blockferry_block::{BlockDevice, ByteRange, Error, ErrorKind, Result, read_ex
 
 use super::header::{Header, LENGTH};
 use crate::{
-    blocks::{Block, LARGEST_TABLE, Shape, Table, overlapping},
+    blocks::{Block, LARGEST_TABLE, Row, Shape, Table, overlapping},
     corrupt::corrupt,
     le::le32,
 };
@@ -64,6 +64,13 @@ impl Map {
 }
 
 impl Table for Map {
+    fn row(&self, index: u64) -> Result<Option<Row>> {
+        self.block(index).map(|block| Some(block.into()))
+    }
+}
+
+impl Map {
+    /// Where block `index` is.
     fn block(&self, index: u64) -> Result<Block> {
         let header = &self.header;
         let entry = match self.entries.get(index as usize) {

@@ -32,7 +32,7 @@ use self::{
 };
 use crate::{
     OpenOptions, Related, RelatedFile,
-    blocks::{BitOrder, Block, Disk, Parts, Shape, Table},
+    blocks::{BitOrder, Block, Disk, Parts, Row, Shape, Table},
     corrupt::corrupt,
     interpreted::Interpreted,
 };
@@ -163,8 +163,8 @@ fn fixed(below: Arc<dyn BlockDevice>, size: u64) -> Result<Arc<dyn BlockDevice>>
 struct Whole;
 
 impl Table for Whole {
-    fn block(&self, _: u64) -> Result<Block> {
-        Ok(Block::Host(0))
+    fn row(&self, _: u64) -> Result<Option<Row>> {
+        Ok(Some(Block::Host(0).into()))
     }
 }
 

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     be::be32,
-    blocks::{Block, LARGEST_TABLE, Shape, Table, overlapping},
+    blocks::{Block, LARGEST_TABLE, Row, Shape, Table, overlapping},
     corrupt::corrupt,
 };
 
@@ -80,6 +80,13 @@ impl BlockTable {
 }
 
 impl Table for BlockTable {
+    fn row(&self, index: u64) -> Result<Option<Row>> {
+        self.block(index).map(|block| Some(block.into()))
+    }
+}
+
+impl BlockTable {
+    /// Where block `index` is.
     fn block(&self, index: u64) -> Result<Block> {
         let bitmap = match self.entries.get(index as usize) {
             None | Some(&UNUSED) => return Ok(Block::Behind),
