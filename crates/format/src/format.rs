@@ -54,7 +54,7 @@ impl Format {
             Self::Qcow2 => Arc::new(qcow2::Image::open(below, related, options).await?),
             Self::Vmdk => Arc::new(vmdk::Image::open(below, related, options).await?),
             Self::Vpc => vpc::open(below, related, options).await?,
-            Self::Vhdx => Arc::new(vhdx::Image::open(below, related, options).await?),
+            Self::Vhdx => vhdx::open(below, related, options).await?,
             Self::Vdi => vdi::open(below, options).await?,
         })
     }

@@ -32,14 +32,20 @@ pub(crate) fn qemu_img(directory: &Path, arguments: &str) -> String {
     run(directory, &mut command)
 }
 
-/// Runs `qemu-io` on `image` in `directory` with these commands: `"write -P 7 64k 4k"`.
+/// Runs `qemu-io` on the qcow2 image `image` in `directory` with these commands: `"write -P 7 64k 4k"`.
 pub(crate) fn qemu_io(directory: &Path, image: &str, commands: &[&str]) -> String {
+    run(directory, &mut qemu_io_on("qcow2", image, commands))
+}
+
+/// The command that runs `qemu-io` on `image`, which is in this format, with these commands.
+pub(crate) fn qemu_io_on(format: &str, image: &str, commands: &[&str]) -> Command {
     let mut command = Command::new("qemu-io");
-    command.args(["-f", "qcow2"]);
+    command.args(["-f", format]);
     for text in commands {
         command.args(["-c", text]);
     }
-    run(directory, command.arg(image))
+    command.arg(image);
+    command
 }
 
 /// What `qemu-img check` says of `image`: an object of numbers. A number that is 0 is not there.
@@ -58,7 +64,8 @@ pub(crate) fn number(report: &serde_json::Value, name: &str) -> u64 {
     report[name].as_u64().unwrap_or(0)
 }
 
-fn run(directory: &Path, command: &mut Command) -> String {
+/// Runs a command in `directory`, which has to succeed, and gives what it printed.
+pub(crate) fn run(directory: &Path, command: &mut Command) -> String {
     let output = command.current_dir(directory).output().expect("it runs");
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     let failed = String::from_utf8_lossy(&output.stderr);
