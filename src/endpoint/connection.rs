@@ -17,7 +17,7 @@ use crate::{
 };
 
 use super::{
-    Endpoint, FormatKind, ServerChild,
+    Endpoint, FormatKind, Layers, ServerChild,
     filtered::Filters,
     identity::{Identity, identities},
 };
@@ -35,6 +35,8 @@ pub struct Connection {
     pub(super) image: Option<Arc<dyn Image>>,
     /// The files that were opened because the image, or one behind it, names them.
     pub(super) followed: Vec<Identity>,
+    /// The image's files.
+    pub(super) layers: Layers,
     // In this order: the client goes before the server does.
     pub(super) client: Option<Client>,
     pub(super) pool: Option<Pool>,
@@ -90,6 +92,13 @@ impl Connection {
             return filters.connection().as_ref()?.details();
         }
         self.image.as_ref().map(|image| image.details())
+    }
+
+    /// The files that the image is made of that the device is the disk of. There are none where its bytes are the
+    /// disk, or filters stand in front of it.
+    #[must_use]
+    pub fn layers(&self) -> &Layers {
+        &self.layers
     }
 
     /// Whether `endpoint` is one of the files behind the image: a backing file, a data file. Nobody may write it

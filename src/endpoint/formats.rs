@@ -3,7 +3,7 @@
 //! Whoever says nothing gets the bytes. Only a regular local file is ever looked at to find out: what a block device
 //! or another server holds was written by somebody's guest, who could make it look like anything.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{fmt, path::PathBuf, str::FromStr, sync::Arc};
 
 use crate::{
     block::{
@@ -16,8 +16,7 @@ use crate::{
 use blockferry_sys as sys;
 
 use super::{
-    Endpoint, EndpointKind, OpenDevice, OpenOptions,
-    identity::Identity,
+    Endpoint, EndpointKind, Layer, OpenDevice, OpenOptions,
     in_use::claim_below,
     open::{open_device, opening},
     related::Relatives,
@@ -113,10 +112,17 @@ pub(super) async fn interpret(
     };
     match interpreted.await {
         Ok(None) => Ok(OpenDevice { device, connection }),
-        Ok(Some((image, followed))) => {
+        Ok(Some((image, relatives))) => {
+            let first = Layer {
+                role: None,
+                depth: 0,
+                path: shown_path(endpoint),
+                bytes: device,
+                image: Some(Arc::clone(&image)),
+            };
             let device: Arc<dyn BlockDevice> = image.clone();
             connection.image = Some(image);
-            connection.followed = followed;
+            (connection.followed, connection.layers) = relatives.into_opened(first);
             Ok(OpenDevice { device, connection })
         }
         Err(error) => {
@@ -205,7 +211,7 @@ async fn open_image(
     access: Access,
     options: &OpenOptions,
     device: &Arc<dyn BlockDevice>,
-) -> Result<(Arc<dyn Image>, Vec<Identity>)> {
+) -> Result<(Arc<dyn Image>, Relatives)> {
     let format = endpoint.format();
     if format.snapshot.is_some() && kind != Format::Qcow2 {
         let message = format!("only a qcow2 image has snapshots, and this is {kind}");
@@ -224,8 +230,15 @@ async fn open_image(
     opening.writable = writable;
     opening.snapshot.clone_from(&format.snapshot);
     let image = kind.open(below, &relatives, &opening).await?;
-    let followed = relatives.followed().clone();
-    Ok((image, followed))
+    Ok((image, relatives))
+}
+
+/// Where the endpoint's file is found; its name, where it is none.
+fn shown_path(endpoint: &Endpoint) -> PathBuf {
+    match endpoint.kind() {
+        EndpointKind::File(path) => path.clone(),
+        _ => PathBuf::from(&**endpoint.name()),
+    }
 }
 
 /// The same device; where it is a regular file, one that can grow, as an image does that is written. What begins in a

@@ -34,6 +34,7 @@ mod formats;
 mod identity;
 mod image_options;
 mod in_use;
+mod layers;
 mod open;
 mod parse;
 mod related;
@@ -56,10 +57,12 @@ pub use image_options::{
     new_vmdk, new_vpc, raw_is_allocated,
 };
 pub use in_use::is_written_by_others;
+pub use layers::{Layer, Layers};
 pub use open::{
     OpenDestination, OpenDevice, OpenOptions, OpenSource, open_destination, open_device,
     open_source,
 };
 pub use parse::{Endpoint, EndpointError, EndpointKind};
+pub(crate) use related::beside;
 pub use sources::{Roles, SOURCES, SourceKind};
 pub use space::Space;

@@ -4,9 +4,9 @@
 //! symbolic links, in a directory that the user has named; and what is opened is the very thing that was looked at.
 
 use std::{
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     fs,
-    os::unix::ffi::OsStrExt,
+    os::unix::ffi::{OsStrExt, OsStringExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -21,7 +21,7 @@ use crate::{
 use blockferry_sys::{self as sys, FileKind, Place};
 
 use super::{
-    Endpoint, EndpointKind, FormatKind, OpenOptions,
+    Endpoint, EndpointKind, FormatKind, Layer, Layers, OpenOptions,
     deep_chain::{link, on_its_own_stack},
     formats,
     identity::{Identity, identity},
@@ -47,6 +47,10 @@ pub(super) struct Relatives {
     chain: Vec<Identity>,
     /// All files of the whole chain that were opened, as far as they can be told.
     followed: Arc<Mutex<Vec<Identity>>>,
+    /// The same files, open, in the order in which they were opened.
+    layers: Arc<Mutex<Vec<Layer>>>,
+    /// The image's own name, which the names in it are relative to.
+    own: PathBuf,
     /// How many images there are on the way here.
     depth: usize,
     max_size: Option<u64>,
@@ -69,6 +73,11 @@ impl Relatives {
             directory,
             chain: identity_of(&**device).into_iter().collect(),
             followed: Arc::default(),
+            layers: Arc::default(),
+            own: match endpoint.kind() {
+                EndpointKind::File(path) => path.clone(),
+                _ => PathBuf::new(),
+            },
             depth: 1,
             max_size: options.max_size,
             table_memory: TABLE_MEMORY,
@@ -83,9 +92,13 @@ impl Relatives {
         options
     }
 
-    /// The files that were opened because an image of the chain names them.
-    pub(super) fn followed(&self) -> MutexGuard<'_, Vec<Identity>> {
-        self.followed.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The files that were opened because an image of the chain names them: what they are, and behind `first`, which
+    /// was there before them, the files themselves.
+    pub(super) fn into_opened(self, first: Layer) -> (Vec<Identity>, Layers) {
+        let mut layers = vec![first];
+        layers.append(&mut lock(&self.layers));
+        let followed = std::mem::take(&mut *lock(&self.followed));
+        (followed, Layers(layers))
     }
 
     async fn follow(&self, file: &RelatedFile, writable: bool) -> Result<RelatedImage> {
@@ -120,9 +133,20 @@ impl Relatives {
                 return Err(Error::with_message(ErrorKind::Corrupt, message));
             }
             chain.push(identity);
-            self.followed().push(identity);
+            lock(&self.followed).push(identity);
         }
+        let mut layer = Layer {
+            role: Some(file.role),
+            depth: match file.role {
+                Role::Backing => self.depth,
+                _ => self.depth - 1,
+            },
+            path: beside(&self.own, &file.name),
+            bytes: Arc::clone(&device),
+            image: None,
+        };
         let FormatKind::Image(format) = format_of(file, &*device).await.map_err(failed)? else {
+            lock(&self.layers).push(layer);
             return Ok(device.into());
         };
         let next = Self {
@@ -130,6 +154,8 @@ impl Relatives {
             directory: Some(directory_of(&path)),
             chain,
             followed: Arc::clone(&self.followed),
+            layers: Arc::clone(&self.layers),
+            own: layer.path.clone(),
             depth: self.depth + 1,
             max_size: self.max_size,
             table_memory: (self.table_memory / 2).max(LEAST_TABLE_MEMORY),
@@ -138,6 +164,8 @@ impl Relatives {
         let opening = async move { format.open(device, &next, &next.options()).await };
         let image = on_its_own_stack(opening).await.map_err(failed)?;
         let details = Some(image.details());
+        layer.image = Some(Arc::clone(&image));
+        lock(&self.layers).push(layer);
         let device = link(depth, image);
         Ok(RelatedImage { device, details })
     }
@@ -277,6 +305,22 @@ async fn format_of(file: &RelatedFile, device: &dyn BlockDevice) -> Result<Forma
             Err(Error::with_message(ErrorKind::Unsupported, message))
         }
     }
+}
+
+fn lock<T>(list: &Mutex<Vec<T>>) -> MutexGuard<'_, Vec<T>> {
+    list.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The name that `name` has beside the file `own`, as qemu puts them together: it takes the place of what is behind
+/// the last slash.
+pub(crate) fn beside(own: &Path, name: &[u8]) -> PathBuf {
+    if name.starts_with(b"/") {
+        return PathBuf::from(OsStr::from_bytes(name));
+    }
+    let own = own.as_os_str().as_bytes();
+    let directory = own.iter().rposition(|byte| *byte == b'/');
+    let directory = &own[..directory.map_or(0, |slash| slash + 1)];
+    PathBuf::from(OsString::from_vec([directory, name].concat()))
 }
 
 fn directory_of(path: &Path) -> PathBuf {

@@ -2,9 +2,11 @@
 
 use std::{fmt, str::FromStr, sync::Arc};
 
-use blockferry_block::{BlockDevice, BoxFuture, Result};
+use blockferry_block::{BlockDevice, BoxFuture, ByteRange, Result};
 
-use crate::{OpenOptions, Related, RelatedFile, qcow2, vdi, vhdx, vmdk, vpc};
+use crate::{
+    OpenOptions, Placed, Related, RelatedFile, placed::by_extents, qcow2, vdi, vhdx, vmdk, vpc,
+};
 
 /// A format that images have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -94,6 +96,17 @@ impl fmt::Display for Format {
 pub trait Image: BlockDevice {
     /// What there is to be told of it.
     fn details(&self) -> Details;
+
+    /// What the image itself has of the beginning of `range`, and where: an answer as
+    /// [`extents`](BlockDevice::extents) gives it, which goes on from the start of `range` without a gap and may end
+    /// before it. Unless a format has more to tell, it is what the extents say, without places: a format whose
+    /// images can have something behind them, or lie anywhere as they are, has one of its own.
+    ///
+    /// # Errors
+    /// `OutOfBounds`; `Corrupt` for a damaged table; what reading tables failed with.
+    fn placed(&self, range: ByteRange) -> BoxFuture<'_, Result<Vec<Placed>>> {
+        Box::pin(by_extents(self, range))
+    }
 
     /// Puts everything that was written into its place, and ends the use of the image.
     ///

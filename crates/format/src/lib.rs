@@ -28,6 +28,7 @@ mod interpreted;
 mod le;
 mod options;
 pub mod packed;
+mod placed;
 mod pool;
 mod probe;
 pub mod qcow2;
@@ -43,5 +44,6 @@ pub mod vpc;
 
 pub use format::{Details, Format, Image, NewImage};
 pub use options::OpenOptions;
+pub use placed::{Contents, Place, PlaceFile, Placed};
 pub use probe::{PROBE_LENGTH, probe};
 pub use related::{NoRelatives, Related, RelatedFile, RelatedImage, Role};

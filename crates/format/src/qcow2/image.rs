@@ -8,7 +8,10 @@
 //!   extents ─ status (and the holes of the file)      mapping ─ the first run, as far as its table is in memory
 //! ```
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+};
 
 use blockferry_block::{
     BlockDevice, BlockLimits, BoxFuture, Buffer, ByteRange, Capabilities, Context, DeviceInfo,
@@ -22,6 +25,7 @@ use super::{
     geometry::Geometry,
     header::Header,
     host::HostFile,
+    placed::is_preallocated,
     read::Reader,
     runs::{Run, Source},
     snapshots::SnapshotTable,
@@ -30,7 +34,7 @@ use super::{
     unpacked::Unpacked,
     write::Writer,
 };
-use crate::{Related, RelatedFile};
+use crate::{Placed, Related, RelatedFile};
 
 /// The smallest preferred block, in bytes: that of most devices.
 const PREFERRED: u64 = 4096;
@@ -54,6 +58,10 @@ struct State {
     bitmaps: Vec<Bitmap>,
     /// Of the disk as it is now, to which bitmaps belong.
     geometry: Geometry,
+    /// Where the refcounts are found.
+    refcount_table: ByteRange,
+    /// Whether the file has less space than clusters, once somebody asked.
+    preallocated: OnceLock<bool>,
     /// Of an image that is written.
     writer: Option<Writer>,
 }
@@ -111,6 +119,8 @@ impl Image {
             details,
             bitmaps,
             geometry: header.geometry,
+            refcount_table: header.refcount_table,
+            preallocated: OnceLock::new(),
             writer,
         };
         let image = Self::with(reader, file, Arc::new(state));
@@ -180,6 +190,26 @@ impl Image {
             _ => Err(no_such_context(context)),
         };
         known.map_err(told(Operation::Extents, range))
+    }
+
+    /// What the image itself has of `range`, and where.
+    async fn places(&self, range: ByteRange) -> Result<Vec<Placed>> {
+        self.check(Operation::Extents, range)?;
+        let placed = async {
+            let sparse = match self.state.preallocated.get() {
+                Some(known) => *known,
+                // As qemu has it: the holes of a data file are not looked for.
+                None if self.reader.geometry.data_file => false,
+                None => {
+                    let (file, geometry) = (self.file.device(), self.state.geometry);
+                    let found = is_preallocated(&**file, geometry, self.state.refcount_table);
+                    let found = found.await.unwrap_or(false);
+                    *self.state.preallocated.get_or_init(|| found)
+                }
+            };
+            self.reader.placed(range, sparse).await
+        };
+        placed.await.map_err(told(Operation::Extents, range))
     }
 
     fn bitmap(&self, name: &str) -> Option<&Bitmap> {
@@ -298,6 +328,10 @@ impl fmt::Debug for Image {
 impl crate::Image for Image {
     fn details(&self) -> crate::Details {
         crate::Details::Qcow2(Box::new(self.details()))
+    }
+
+    fn placed(&self, range: ByteRange) -> BoxFuture<'_, Result<Vec<Placed>>> {
+        Box::pin(self.places(range))
     }
 
     fn close(&self) -> BoxFuture<'_, Result<()>> {

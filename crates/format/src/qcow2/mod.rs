@@ -11,6 +11,7 @@
 //!  read       a request from its runs
 //!  unpacked   compressed clusters, on the threads of the pool
 //!  status     holes, zeroes, and which image of a chain has them
+//!  placed     where clusters lie
 //!  image      all of that as a device
 //!  codec      one cluster compressed or decompressed
 //!  snapshots  the table of internal snapshots
@@ -24,6 +25,7 @@
 //!  resize     another size of the virtual disk
 //!  allocate   which clusters of the file are free
 //!  gate       who is looking at clusters
+//!  measure    how long the file of a new image becomes
 //!  laid_out   the file of an image, computed in advance and read from front to back
 //!  options    how images are made
 //! ```
@@ -40,9 +42,11 @@ mod geometry;
 mod header;
 mod image;
 mod laid_out;
+mod measure;
 mod new;
 mod options;
 mod pieces;
+mod placed;
 mod read;
 mod refcounts;
 mod resize;
@@ -66,6 +70,7 @@ pub use header::Compression;
 pub(crate) use header::Header;
 pub use image::Image;
 pub use laid_out::LaidOut;
+pub use measure::{DataClusters, Measured, measure, measure_bitmaps};
 pub use new::NewImage;
 pub use options::{Backing, CreateOptions, DataFile, Preallocation};
 pub use resize::{ResizeOptions, resize};
