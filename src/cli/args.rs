@@ -22,7 +22,10 @@ use crate::copy::CopyOptions;
 
 pub(crate) use copy::{CopyArgs, ProgressStyle};
 pub(crate) use formats::{FollowArgs, FormatArg, FormatArgs};
-pub(crate) use image::{ChecksumArgs, CompareArgs, InfoArgs, MapArgs};
+pub(crate) use image::{
+    BitmapArgs, CheckArgs, ChecksumArgs, CompareArgs, InfoArgs, ListingArgs, MapArgs, MeasureArgs,
+    SnapshotArgs,
+};
 pub(crate) use serve::{ServeArgs, TlsArg};
 pub(crate) use sizes::Size;
 
@@ -115,6 +118,10 @@ pub(crate) enum Command {
     Serve(ServeArgs),
     Info(InfoArgs),
     Map(MapArgs),
+    Check(CheckArgs),
+    Measure(MeasureArgs),
+    Snapshot(SnapshotArgs),
+    Bitmap(BitmapArgs),
     Compare(CompareArgs),
     Checksum(ChecksumArgs),
     Sources(SourcesArgs),

@@ -14,6 +14,7 @@
 //! | `failure` | errors become messages, hints and exit codes |
 //! | `output` | standard output and error, where a reader may go away |
 //! | `signals` | the requests to end |
+//! | `significant` | numbers as C prints them |
 //! | `style` | colours of a terminal |
 
 pub(crate) mod args;
@@ -31,6 +32,7 @@ pub(crate) mod rate;
 pub(crate) mod report;
 mod run;
 pub(crate) mod signals;
+pub(crate) mod significant;
 pub(crate) mod style;
 
 pub use args::command;

@@ -4,11 +4,13 @@
 mod contents;
 mod copy;
 mod formats;
+mod look;
 mod serve;
 
 use std::{
     ffi::OsStr,
     io::{self, IsTerminal},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -28,6 +30,7 @@ use super::{
 pub(crate) use contents::{ChecksumJob, CompareJob, DigestJob, DigestTo};
 pub(crate) use copy::{Bitmaps, CopyJob, check_sides};
 pub(crate) use formats::Trust;
+pub(crate) use look::{CheckJob, ListingJob, MeasureJob};
 pub(crate) use serve::{
     Identity, LogJob, Opening, Place, ServeJob, ServedSource, Stay, TlsJob, TlsMode,
 };
@@ -77,6 +80,13 @@ pub(crate) struct MapJob {
     pub(crate) trust: Trust,
     pub(crate) context: Context,
     pub(crate) totals: bool,
+    /// Where everything lies is wanted.
+    pub(crate) offsets: bool,
+    /// Whether the extents are printed.
+    pub(crate) list: bool,
+    pub(crate) picture: bool,
+    /// The file that a picture is written to.
+    pub(crate) svg: Option<PathBuf>,
     pub(crate) timeouts: Timeouts,
     pub(crate) json: bool,
 }
@@ -181,6 +191,10 @@ impl MapJob {
             trust: Trust::resolve(&args.formats.follow),
             context: Context::from(&*args.context),
             totals: args.totals,
+            offsets: args.offsets,
+            list: args.totals || args.offsets || args.json || !(args.picture || args.svg.is_some()),
+            picture: args.picture,
+            svg: args.svg.clone(),
             timeouts: Timeouts::resolve(args.timeouts),
             json: args.json,
         })

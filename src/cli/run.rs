@@ -8,9 +8,12 @@ use crate::{compat::Tool, endpoint::collapse_groups};
 
 use super::{
     args::{Cli, Command},
-    commands,
+    commands::{self, listing::Listed},
     failure::Failure,
-    options::{ChecksumJob, CompareJob, CopyJob, InfoJob, MapJob, ServeJob, Terminals},
+    options::{
+        CheckJob, ChecksumJob, CompareJob, CopyJob, InfoJob, ListingJob, MapJob, MeasureJob,
+        ServeJob, Terminals,
+    },
     output,
 };
 
@@ -46,6 +49,14 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Serve(args) => return commands::serve::run(ServeJob::resolve(args, common)?),
         Command::Info(args) => commands::info::run(&InfoJob::resolve(&args)?),
         Command::Map(args) => commands::map::run(&MapJob::resolve(&args)?),
+        Command::Check(args) => return commands::check::run(&CheckJob::resolve(&args, common)?),
+        Command::Measure(args) => commands::measure::run(&MeasureJob::resolve(&args)?),
+        Command::Snapshot(args) => {
+            commands::listing::run(&ListingJob::resolve(&args.listing)?, Listed::Snapshots)
+        }
+        Command::Bitmap(args) => {
+            commands::listing::run(&ListingJob::resolve(&args.listing)?, Listed::Bitmaps)
+        }
         Command::Compare(args) => {
             let terminals = Terminals::of_this_process();
             let compared = CompareJob::resolve(&args, common, terminals)
@@ -119,6 +130,10 @@ mod tests {
             Some("serve"),
             Some("info"),
             Some("map"),
+            Some("check"),
+            Some("measure"),
+            Some("snapshot"),
+            Some("bitmap"),
             Some("compare"),
             Some("checksum"),
             Some("sources"),

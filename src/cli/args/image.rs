@@ -1,6 +1,7 @@
-//! What the commands take that look at images: `info`, `map`, `compare`, `checksum`.
+//! What the commands take that look at images: `info`, `map`, `check`, `measure`, `snapshot`, `bitmap`, `compare`,
+//! `checksum`.
 
-use std::ffi::OsString;
+use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, ValueHint};
 
@@ -11,7 +12,7 @@ use crate::{
 
 use super::{
     super::endpoint_help::{Reader, endpoints},
-    FilterArgs, FollowArgs, FormatArg, FormatArgs, ReadingArgs, TimeoutArgs,
+    FilterArgs, FollowArgs, FormatArg, FormatArgs, ReadingArgs, Size, TimeoutArgs,
 };
 
 const COMPARE_EXIT_CODES: &str = "\
@@ -20,6 +21,16 @@ Exit codes:
   1    They differ
   2    They could not be compared, or wrong usage
   75   They could not be compared, but trying again may help
+  130  Interrupted (SIGINT); 143: asked to end (SIGTERM)";
+
+const CHECK_EXIT_CODES: &str = "\
+Exit codes:
+  0    The image is sound
+  1    It could not be checked, or not all of it
+  2    It is corrupt, or wrong usage
+  3    Space is lost in it, and nothing else is wrong
+  63   There is nothing to check in it
+  75   It could not be checked, but trying again may help
   130  Interrupted (SIGINT); 143: asked to end (SIGTERM)";
 
 /// Show what a server or a file offers: size, block sizes, abilities.
@@ -54,6 +65,16 @@ pub(crate) struct MapArgs {
     /// Print the sum of each type instead of each extent.
     #[arg(long)]
     pub(crate) totals: bool,
+    /// Print in which image of a chain each part is, from 0 on, and at which offset of which file it lies.
+    #[arg(long, conflicts_with_all = ["totals", "context", "filter"])]
+    pub(crate) offsets: bool,
+    /// Draw the image: rows of cells, in colours where standard output is a terminal, and the share of each type.
+    #[arg(long, conflicts_with_all = ["context", "json", "totals", "offsets"])]
+    pub(crate) picture: bool,
+    /// Write a picture of the image to FILE, as SVG. The extents are printed as well where '--totals', '--offsets'
+    /// or '--json' is given.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "context")]
+    pub(crate) svg: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) formats: FormatArgs,
     #[command(flatten)]
@@ -61,6 +82,91 @@ pub(crate) struct MapArgs {
     #[command(flatten)]
     pub(crate) timeouts: TimeoutArgs,
     /// Print JSON, as nbdinfo does.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Look whether an image in a format contradicts itself. Nothing is changed.
+#[derive(Args, Debug)]
+#[command(after_help = endpoints(Reader::Reads) + "\n\n" + CHECK_EXIT_CODES)]
+pub(crate) struct CheckArgs {
+    /// The image: an endpoint, see below.
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub(crate) image: OsString,
+    #[command(flatten)]
+    pub(crate) formats: FormatArgs,
+    #[command(flatten)]
+    pub(crate) timeouts: TimeoutArgs,
+    /// Print JSON, with qemu-img's keys.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Say how long the file of an image would become: that of a copy of IMAGE, or of a disk of a size.
+#[derive(Args, Debug)]
+#[command(after_help = endpoints(Reader::Reads))]
+pub(crate) struct MeasureArgs {
+    /// The image that would be copied: an endpoint, see below.
+    #[arg(value_hint = ValueHint::AnyPath, required_unless_present = "size", conflicts_with = "size")]
+    pub(crate) image: Option<OsString>,
+    /// The size of an empty disk, in the place of an image.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) size: Option<Size>,
+    /// The format that it would be in: raw or qcow2.
+    #[arg(
+        short = 'O',
+        long,
+        value_name = "FMT",
+        default_value = "raw",
+        alias = "target-format"
+    )]
+    pub(crate) output_format: FormatArg,
+    /// How it would be made: options of the format, see 'copy -o help'.
+    #[arg(short = 'o', value_name = "KEY=VALUE,...")]
+    pub(crate) option: Vec<OsString>,
+    /// Measure this snapshot in a qcow2 image, by its ID or its name.
+    #[arg(short = 'l', long, value_name = "SNAPSHOT", requires = "image")]
+    pub(crate) snapshot: Option<String>,
+    #[command(flatten)]
+    pub(crate) formats: FormatArgs,
+    #[command(flatten)]
+    pub(crate) timeouts: TimeoutArgs,
+    /// Print JSON, with qemu-img's keys.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// List the snapshots in an image.
+#[derive(Args, Debug)]
+#[command(after_help = endpoints(Reader::Reads))]
+pub(crate) struct SnapshotArgs {
+    #[command(flatten)]
+    pub(crate) listing: ListingArgs,
+}
+
+/// List the bitmaps in an image.
+#[derive(Args, Debug)]
+#[command(after_help = endpoints(Reader::Reads))]
+pub(crate) struct BitmapArgs {
+    #[command(flatten)]
+    pub(crate) listing: ListingArgs,
+}
+
+/// What is listed, and how.
+#[derive(Args, Debug)]
+pub(crate) struct ListingArgs {
+    /// The image: an endpoint, see below.
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub(crate) image: OsString,
+    /// List them, which is all that there is.
+    #[arg(short, long)]
+    pub(crate) list: bool,
+    /// The format of the image. Without it a regular local file is looked into, and all else is raw.
+    #[arg(short = 'f', long, value_name = "FMT")]
+    pub(crate) format: Option<FormatArg>,
+    #[command(flatten)]
+    pub(crate) timeouts: TimeoutArgs,
+    /// Print JSON, with qemu-img's keys.
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -1,11 +1,14 @@
 //! One file per command: from a resolved job to its end.
 
+pub(crate) mod check;
 pub(crate) mod checksum;
 pub(crate) mod compare;
 pub(crate) mod copy;
 pub(crate) mod filters;
 pub(crate) mod info;
+pub(crate) mod listing;
 pub(crate) mod map;
+pub(crate) mod measure;
 mod parameters;
 pub(crate) mod serve;
 pub(crate) mod sources;

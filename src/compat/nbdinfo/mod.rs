@@ -92,6 +92,10 @@ fn run(job: &Job) -> Result<Answer, Failure> {
         }
         Task::Map { context, totals } => {
             let map = MapJob {
+                offsets: false,
+                list: true,
+                picture: false,
+                svg: None,
                 trust: Trust::default(),
                 endpoint: job.endpoint.clone(),
                 context: context.clone(),

@@ -11,7 +11,7 @@ use serde_json::ser::{CharEscape, Formatter, Serializer};
 use super::facts::Facts;
 
 /// The facts, indented.
-pub(crate) fn pretty(facts: &Facts) -> String {
+pub(crate) fn pretty(facts: &impl Serialize) -> String {
     let text = serde_json::to_string_pretty(facts).expect("strings, numbers and names");
     // JSON lets some characters stand that steer a terminal. Outside of strings there are none but ends of lines.
     let mut steady = String::with_capacity(text.len() + 1);

@@ -7,7 +7,7 @@
 //! | `text`, `json` | how it is shown; `compat/nbdinfo` shows it in the same way |
 
 pub(crate) mod facts;
-mod image;
+pub(crate) mod image;
 pub(crate) mod json;
 pub(crate) mod text;
 

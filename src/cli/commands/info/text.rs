@@ -10,7 +10,7 @@ use super::super::super::{
 };
 use super::{
     facts::{Abilities, BlockSizes, Details, Export, Facts, Server},
-    image::Image,
+    image::{Bitmap, Image, State},
     json::Escaped,
 };
 
@@ -27,6 +27,22 @@ pub(crate) fn text(facts: &Facts, colour: Colour) -> String {
         text.export(export);
     }
     text.text
+}
+
+/// A snapshot on a line.
+pub(crate) fn state(state: &State) -> String {
+    let (id, name) = (Printable(&state.id), Printable(&state.name));
+    let (size, vm) = (Size(state.virtual_size), Size(state.vm_state_size));
+    let date = Date(state.date_sec);
+    format!("{id} \"{name}\", {date}, {size}, VM state {vm}")
+}
+
+/// A bitmap on a line.
+pub(crate) fn bitmap(bitmap: &Bitmap) -> String {
+    let (name, granularity) = (Printable(&bitmap.name), Size(bitmap.granularity));
+    let flags = bitmap.flags.iter().map(|flag| format!(", {flag}"));
+    let flags: String = flags.collect();
+    format!("\"{name}\", granularity {granularity}{flags}")
 }
 
 /// The text while it grows. Writing to a string cannot fail.
@@ -102,28 +118,11 @@ impl Text {
             self.fact("data-file", Printable(name));
             self.fact("data-file-raw", raw);
         }
-        for state in &image.snapshots {
-            let (id, name) = (Printable(&state.id), Printable(&state.name));
-            let (size, vm) = (Size(state.virtual_size), Size(state.vm_state_size));
-            self.fact(
-                "snapshot",
-                format_args!(
-                    "{id} \"{name}\", {}, {size}, VM state {vm}",
-                    Date(state.date_sec)
-                ),
-            );
+        for one in &image.snapshots {
+            self.fact("snapshot", state(one));
         }
-        for bitmap in &image.bitmaps {
-            let (name, granularity) = (Printable(&bitmap.name), Size(bitmap.granularity));
-            let flags: String = bitmap
-                .flags
-                .iter()
-                .map(|flag| format!(", {flag}"))
-                .collect();
-            self.fact(
-                "bitmap",
-                format_args!("\"{name}\", granularity {granularity}{flags}"),
-            );
+        for one in &image.bitmaps {
+            self.fact("bitmap", bitmap(one));
         }
     }
 

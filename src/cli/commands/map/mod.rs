@@ -1,12 +1,29 @@
-//! `blockferry map`: the extents of an image in nbdinfo's formats. `compat/nbdinfo` maps in the same way.
+//! `blockferry map`: the extents of an image in nbdinfo's formats, or with offsets, and pictures of them.
+//! `compat/nbdinfo` and `compat/qemu_img` map in the same ways.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `shape` | extents and their sums as nbdinfo prints them |
+//! | `places` | where the bytes of an image lie, through its chain |
+//! | `offsets` | that as text and JSON |
+//! | `cells` | the image in equal parts, for pictures |
+//! | `picture`, `svg` | those drawn |
 
+pub(crate) mod cells;
+mod offsets;
+mod picture;
+pub(crate) mod places;
 mod shape;
+mod svg;
 
-use std::io::{self, BufWriter, Write};
+use std::{
+    io::{self, BufWriter, IsTerminal, Write},
+    ops::ControlFlow,
+};
 
 use crate::{
     block::{Access, BlockDevice, ByteRange, Context, Error, ErrorKind, Extent, Operation},
-    endpoint::{OpenDevice, open_device},
+    endpoint::{OpenDevice, open_device, printable},
 };
 
 use super::super::{
@@ -14,12 +31,20 @@ use super::super::{
     options::{MapJob, open_options},
     style::Colour,
 };
+use cells::Cells;
+use offsets::Offsets;
+use picture::Charset;
+use places::{Places, View};
 use shape::Shape;
 
 /// Maps to standard output, as the extents come.
 pub(crate) fn run(job: &MapJob) -> Result<(), Failure> {
     let mut output = BufWriter::new(io::stdout().lock());
-    match write(job, Colour::Never, &mut output)? {
+    let colour = match job.picture {
+        true => Colour::chosen(None, io::stdout().is_terminal()),
+        false => Colour::Never,
+    };
+    match write(job, colour, &mut output)? {
         // Nobody reads on, as behind `head`: that is no error.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         Err(error) => Err(super::standard_output(&error)),
@@ -46,18 +71,61 @@ async fn map(
 ) -> Result<io::Result<()>, Failure> {
     let mut options = job.trust.in_options(open_options(job.timeouts));
     options.contexts = vec![job.context.clone()];
-    let OpenDevice { device, connection } =
-        open_device(&job.endpoint, Access::ReadOnly, &options).await?;
-    if !device.info().contexts.contains(&job.context) {
+    let opened = open_device(&job.endpoint, Access::ReadOnly, &options).await?;
+    let device = &*opened.device;
+    if !job.offsets && !device.info().contexts.contains(&job.context) {
         return Err(Failure::failed(format!(
             "{}: it does not know the context {}",
             job.endpoint, job.context
         )));
     }
-    let shape = Shape::new(job, colour, device.info().size);
-    let written = print_map(&*device, &job.context, shape, output).await?;
+    let mut written = Ok(());
+    if job.offsets {
+        written = print_offsets(job, &opened, output).await?;
+    } else if job.list {
+        let shape = Shape::new(job, colour, device.info().size);
+        written = print_map(device, &job.context, shape, output).await?;
+    }
+    if job.picture && written.is_ok() {
+        let cells = cells_of(device, picture::CELLS).await?;
+        let drawn = picture::picture(&cells, Charset::of_environment(), colour);
+        written = output
+            .write_all(drawn.as_bytes())
+            .and_then(|()| output.flush());
+    }
+    if let Some(file) = &job.svg {
+        let cells = cells_of(device, svg::CELLS).await?;
+        let drawn = svg::svg(&cells, job.endpoint.name());
+        std::fs::write(file, drawn)
+            .map_err(|error| Failure::system(&printable(file.as_os_str()), &error))?;
+    }
+    let OpenDevice { connection, .. } = opened;
     connection.close().await?;
     Ok(written)
+}
+
+/// Where everything lies. The outer failure is the image's, the inner one the output's.
+async fn print_offsets(
+    job: &MapJob,
+    opened: &OpenDevice,
+    output: &mut impl Write,
+) -> Result<io::Result<()>, Error> {
+    let mut places = Places::of(&job.endpoint, opened, View::Whole);
+    let whole = ByteRange::between(0, places.size());
+    let mut offsets = Offsets::new(job.json, output);
+    let told = places.each(whole, |entry| offsets.entry(&entry)).await?;
+    Ok(told.and_then(|()| offsets.end()))
+}
+
+/// The image in that many parts, or fewer.
+async fn cells_of(device: &dyn BlockDevice, count: usize) -> Result<Cells, Error> {
+    let mut cells = Cells::new(device.info().size, count);
+    each_extent(device, &Context::Allocation, |extent| {
+        cells.add(extent);
+        ControlFlow::Continue(())
+    })
+    .await?;
+    Ok(cells)
 }
 
 /// Asks for every extent in order and prints as it goes. The outer failure is the device's, the inner
@@ -68,25 +136,46 @@ async fn print_map(
     mut shape: Shape<'_>,
     output: &mut impl Write,
 ) -> Result<io::Result<()>, Error> {
-    let size = device.info().size;
     let mut pending: Option<Extent> = None;
+    let mut written = Ok(());
+    each_extent(device, context, |extent| {
+        match &mut pending {
+            Some(last) if last.status == extent.status => {
+                last.range = ByteRange::between(last.range.start(), extent.range.end());
+            }
+            _ => {
+                if let Some(last) = pending.replace(extent) {
+                    written = shape.extent(last, output);
+                }
+            }
+        }
+        match written {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        }
+    })
+    .await?;
+    if written.is_err() {
+        return Ok(written);
+    }
+    let last = pending.map_or(Ok(()), |last| shape.extent(last, output));
+    Ok(last.and_then(|()| shape.end(output)))
+}
+
+/// Tells `each` every extent of the device in order, until it has heard enough.
+async fn each_extent(
+    device: &dyn BlockDevice,
+    context: &Context,
+    mut each: impl FnMut(Extent) -> ControlFlow<()>,
+) -> Result<(), Error> {
+    let size = device.info().size;
     let mut offset = 0;
     while offset < size {
         let rest = ByteRange::between(offset, size);
-        let extents = device.extents(rest, context).await?;
-        for extent in extents {
+        for extent in device.extents(rest, context).await? {
             offset = extent.range.end();
-            match &mut pending {
-                Some(last) if last.status == extent.status => {
-                    last.range = ByteRange::between(last.range.start(), offset);
-                }
-                _ => {
-                    if let Some(last) = pending.replace(extent)
-                        && let Err(error) = shape.extent(last, output)
-                    {
-                        return Ok(Err(error));
-                    }
-                }
+            if each(extent).is_break() {
+                return Ok(());
             }
         }
         if offset <= rest.start() {
@@ -97,8 +186,7 @@ async fn print_map(
                 .on(&device.info().name));
         }
     }
-    let last = pending.map_or(Ok(()), |last| shape.extent(last, output));
-    Ok(last.and_then(|()| shape.end(output)))
+    Ok(())
 }
 
 #[cfg(test)]
@@ -175,6 +263,10 @@ mod tests {
             endpoint: "sample:1M".parse().expect("an endpoint"),
             context: context.clone(),
             totals,
+            offsets: false,
+            list: true,
+            picture: false,
+            svg: None,
             json,
             timeouts: Timeouts::PATIENT,
         }

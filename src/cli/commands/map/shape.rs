@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    fmt,
     io::{self, Write},
 };
 
@@ -10,6 +9,7 @@ use crate::block::{Context, Extent, Status};
 
 use super::super::super::{
     options::MapJob,
+    significant::Significant,
     style::{Colour, Paint},
 };
 
@@ -67,7 +67,7 @@ impl<'a> Shape<'a> {
             if self.json {
                 let member = format!(
                     "{{ \"size\": {bytes}, \"percent\": {}, \"type\": {status}{} }}",
-                    SixDigits(percent),
+                    Significant(percent, 6),
                     json_description(&meaning)
                 );
                 self.member(&member, output)?;
@@ -137,32 +137,6 @@ fn paint(context: &Context, status: Status) -> Option<Paint> {
     }
 }
 
-/// A number that is not negative with six significant digits, as C prints it with `%g`.
-struct SixDigits(f64);
-
-impl fmt::Display for SixDigits {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const DIGITS: i32 = 6;
-        // Rounding comes first: 0.99999999 is 1.
-        let scientific = format!("{:.5e}", self.0);
-        let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
-        let exponent: i32 = exponent.parse().unwrap_or(0);
-        let short = |digits: &str| match digits.contains('.') {
-            true => digits
-                .trim_end_matches('0')
-                .trim_end_matches('.')
-                .to_owned(),
-            false => digits.to_owned(),
-        };
-        if (-4..DIGITS).contains(&exponent) {
-            let places = usize::try_from(DIGITS - 1 - exponent).unwrap_or(0);
-            return f.write_str(&short(&format!("{:.places$}", self.0)));
-        }
-        let sign = if exponent < 0 { '-' } else { '+' };
-        write!(f, "{}e{sign}{:02}", short(mantissa), exponent.abs())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -177,26 +151,6 @@ mod tests {
         assert_eq!(depth(1), "local");
         assert_eq!(depth(2), "backing depth 2");
         assert_eq!(meaning(&Context::Allocation, Status(4)), "");
-    }
-
-    #[test]
-    fn percentages_are_printed_as_c_does() {
-        for (number, text) in [
-            (0.0, "0"),
-            (100.0, "100"),
-            (6.25, "6.25"),
-            (100.0 / 3.0, "33.3333"),
-            (200.0 / 3.0, "66.6667"),
-            (99.999_999_9, "100"),
-            (1.966_080_1, "1.96608"),
-            (0.006_103_515_6, "0.00610352"),
-            (0.000_1, "0.0001"),
-            (0.000_099_999_99, "0.0001"),
-            (0.000_003_725_29, "3.72529e-06"),
-            (1e-12, "1e-12"),
-        ] {
-            assert_eq!(SixDigits(number).to_string(), text);
-        }
     }
 
     #[test]

@@ -1,0 +1,124 @@
+//! The commands that look at one image, under our own name: `map` with offsets and pictures, `check`, `measure`,
+//! `snapshot`, `bitmap`, `info`.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::support::{Outcome, blockferry, gallery::Gallery, run};
+
+fn look(gallery: &Gallery, arguments: &[&str]) -> Outcome {
+    run(blockferry(arguments)
+        .current_dir(gallery.path())
+        .env("LC_ALL", "C"))
+}
+
+fn json(gallery: &Gallery, arguments: &[&str]) -> Value {
+    let told = look(gallery, arguments).success();
+    serde_json::from_str(told.text()).expect("JSON")
+}
+
+#[test]
+fn a_map_with_offsets_tells_what_lies_where() {
+    let gallery = Gallery::new();
+    let arguments = [
+        "map",
+        "--offsets",
+        "--json",
+        "--allow-backing",
+        ".",
+        "top.qcow2",
+    ];
+    let ours = json(&gallery, &arguments);
+    let (_, theirs) = gallery.alike("map --output=json", "top.qcow2");
+    let theirs: Value = serde_json::from_str(&theirs).expect("JSON");
+    let (ours, theirs) = (ours.as_array(), theirs.as_array());
+    let (ours, theirs) = (ours.expect("a list"), theirs.expect("a list"));
+    assert_eq!(ours.len(), theirs.len());
+    for (own, their) in ours.iter().zip(theirs) {
+        for (key, value) in their.as_object().expect("an object") {
+            assert_eq!(&own[key], value, "{key} of {own}");
+        }
+    }
+    let text = look(&gallery, &["map", "--offsets", "plain.qcow2"]).success();
+    assert!(text.text().contains("compressed"), "{}", text.text());
+}
+
+#[test]
+fn pictures_show_where_the_data_is() {
+    let gallery = Gallery::new();
+    let drawn = look(&gallery, &["map", "--picture", "sparse.raw"]).success();
+    let first = drawn.text().lines().next().expect("a line").to_owned();
+    assert!(
+        first.contains('.') && !drawn.text().contains('\u{1b}'),
+        "{first}"
+    );
+    assert!(drawn.text().contains("data"), "{}", drawn.text());
+    let wrote = look(&gallery, &["map", "--svg", "disk.svg", "wide.qcow2"]).success();
+    assert_eq!(wrote.text(), "");
+    let svg = fs::read_to_string(gallery.path().join("disk.svg")).expect("a file");
+    assert!(svg.starts_with("<svg ") && svg.trim_end().ends_with("</svg>"));
+    assert!(svg.matches("<rect").count() <= 64 * 64 + 4);
+    assert!(svg.contains("wide.qcow2") && !svg.contains("href"));
+    let again = look(
+        &gallery,
+        &["map", "--svg", "again.svg", "--totals", "wide.qcow2"],
+    );
+    assert!(again.success().text().contains("hole,zero"));
+    let again = fs::read_to_string(gallery.path().join("again.svg")).expect("a file");
+    assert_eq!(svg, again);
+    let arguments = ["map", "--svg", "no/such/place.svg", "sparse.raw"];
+    look(&gallery, &arguments).failure(1, &["no/such/place.svg"]);
+    let arguments = ["map", "--picture", "--json", "sparse.raw"];
+    look(&gallery, &arguments).failure(2, &["--json"]);
+}
+
+#[test]
+fn a_check_tells_what_is_wrong_by_its_exit_code() {
+    let gallery = Gallery::new();
+    let sound = look(&gallery, &["check", "top.qcow2"]).success();
+    assert!(sound.text().contains("sound"), "{}", sound.text());
+    let report = json(&gallery, &["check", "--json", "plain.qcow2"]);
+    assert_eq!(report["total-clusters"], 1024);
+    assert_eq!(report["leaks"], 0);
+    assert_eq!(look(&gallery, &["check", "sparse.raw"]).code, 63);
+    look(&gallery, &["check", "nope"]).failure(1, &["nope"]);
+    // The first L2 table is nowhere any more.
+    gallery.patch("old.qcow2", 0x30000, &[0x80, 0, 0, 0x7f, 0xff, 0xff, 0, 0]);
+    let broken = look(&gallery, &["check", "-q", "old.qcow2"]);
+    assert_eq!((broken.code, broken.text()), (2, ""));
+}
+
+#[test]
+fn a_measurement_is_that_of_qemu_img() {
+    let gallery = Gallery::new();
+    let ours = json(
+        &gallery,
+        &["measure", "-O", "qcow2", "--json", "plain.qcow2"],
+    );
+    let (_, theirs) = gallery.alike("measure -O qcow2 --output=json", "plain.qcow2");
+    let theirs: Value = serde_json::from_str(&theirs).expect("JSON");
+    assert_eq!(ours, theirs);
+    let told = look(&gallery, &["measure", "--size", "1G", "-O", "qcow2"]).success();
+    assert!(
+        told.text().contains("required: 393216 (384.0 KiB)"),
+        "{}",
+        told.text()
+    );
+    let arguments = ["measure", "-O", "vmdk", "--size", "1G"];
+    look(&gallery, &arguments).failure(2, &["only raw and qcow2"]);
+    look(&gallery, &["measure"]).failure(2, &["IMAGE"]);
+}
+
+#[test]
+fn snapshots_and_bitmaps_are_listed() {
+    let gallery = Gallery::new();
+    let snapshots = json(&gallery, &["snapshot", "--json", "plain.qcow2"]);
+    assert_eq!(snapshots[1]["name"], "a name with spaces and more");
+    let bitmaps = json(&gallery, &["bitmap", "--json", "plain.qcow2"]);
+    assert_eq!(bitmaps[0]["name"], "b0");
+    assert_eq!(bitmaps[1]["granularity"], 131_072);
+    let told = look(&gallery, &["snapshot", "-l", "plain.qcow2"]).success();
+    assert!(told.text().starts_with("1 \"one\""), "{}", told.text());
+    look(&gallery, &["bitmap", "sparse.raw"]).failure(1, &["only a qcow2 image"]);
+}
