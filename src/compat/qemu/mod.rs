@@ -6,6 +6,7 @@
 //! | `json` | the same keys in JSON |
 //! | `credentials` | `--object` and `--tls-creds` |
 //! | `block_options` | the image that such keys describe |
+//! | `tree` | what is told of something, as JSON and as text |
 //! | `names` | the image that a file name, `nbd:...` or `json:{...}` names |
 //! | `format` | what format an image has, or seems to have |
 
@@ -15,6 +16,7 @@ pub(super) mod format;
 pub(super) mod json;
 pub(super) mod keywords;
 pub(super) mod names;
+pub(super) mod tree;
 
 /// The version of QEMU whose tools are spoken for.
 pub(super) const VERSION: &str = "10.0.2";

@@ -3,12 +3,21 @@
 //! | file | what it does |
 //! |---|---|
 //! | `command` | what the commands share: how they are read, how they name images, how they end |
+//! | `looking` | what the commands share that look at one image |
+//! | `node` | what is told of the file that an image lies in |
 //! | `words` | failures in the words that scripts look for |
 //!
 //! and one file for each command.
 
+mod check;
 mod command;
 mod compare;
+mod info;
+mod looking;
+mod map;
+mod measure;
+mod node;
+mod snapshot;
 mod words;
 
 use std::{ffi::OsString, process::ExitCode};
@@ -26,7 +35,11 @@ const COMMANDS: &[Command] = &[
     Command::missing("amend", "Change the options of an image"),
     Command::missing("bench", "Measure how fast an image is"),
     Command::missing("bitmap", "Change the bitmaps of an image"),
-    Command::missing("check", "Look whether an image contradicts itself"),
+    Command::new(
+        "check",
+        "Look whether an image contradicts itself",
+        check::run,
+    ),
     Command::missing("commit", "Write an overlay into its backing file"),
     Command::new(
         "compare",
@@ -42,12 +55,16 @@ const COMMANDS: &[Command] = &[
         "dd",
         "Copy blocks of an image, in another format where one is named",
     ),
-    Command::missing("info", "Tell of an image"),
-    Command::missing("map", "Tell where the data of an image lies"),
-    Command::missing("measure", "Tell how large an image would become"),
+    Command::new("info", "Tell of an image", info::run),
+    Command::new("map", "Tell where the data of an image lies", map::run),
+    Command::new(
+        "measure",
+        "Tell how large an image would become",
+        measure::run,
+    ),
     Command::missing("rebase", "Give an overlay another backing file"),
     Command::missing("resize", "Give an image another size"),
-    Command::missing("snapshot", "List or change the snapshots of an image"),
+    Command::new("snapshot", "List the snapshots of an image", snapshot::run),
 ];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 pub(crate) mod certificates;
 pub(crate) mod disk;
 pub(crate) mod dropin;
+pub(crate) mod gallery;
 pub(crate) mod hostile;
 pub(crate) mod images;
 pub(crate) mod peers;

@@ -1,0 +1,130 @@
+//! What the commands share that look at one image: their options, and which image they name.
+
+use std::ffi::{OsStr, OsString};
+
+use crate::{
+    cli::{
+        failure::Failure,
+        options::{Timeouts, Trust, open_options},
+    },
+    endpoint::{Endpoint, OpenOptions},
+};
+
+use super::{
+    super::{
+        getopt::{Argument, Flag, flag},
+        qemu::block_options::Image,
+    },
+    command::{Naming, Stop, text},
+};
+
+/// An option of any of these commands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Opt<T> {
+    Format,
+    Help,
+    ImageOpts,
+    Object,
+    Output,
+    Share,
+    /// One that this command has for itself.
+    Own(T),
+}
+
+/// The options that all of them have.
+pub(super) const fn common<T: Copy>() -> [Flag<Opt<T>>; 6] {
+    use Argument::{No, Required};
+    [
+        flag("help", Some(b'h'), No, Opt::Help),
+        flag("format", Some(b'f'), Required, Opt::Format),
+        flag("image-opts", None, No, Opt::ImageOpts),
+        flag("object", None, Required, Opt::Object),
+        flag("output", None, Required, Opt::Output),
+        flag("force-share", Some(b'U'), No, Opt::Share),
+    ]
+}
+
+/// What those say.
+#[derive(Debug, Default)]
+pub(super) struct Looking {
+    pub(super) naming: Naming,
+    pub(super) format: Option<String>,
+    pub(super) json: bool,
+    pub(super) share: bool,
+}
+
+impl Looking {
+    /// Takes one of the common options, and gives back one that the command has for itself.
+    pub(super) fn choose<T>(
+        &mut self,
+        option: Opt<T>,
+        value: &OsStr,
+        help: &'static str,
+    ) -> Result<Option<T>, Stop> {
+        match option {
+            Opt::Own(own) => return Ok(Some(own)),
+            Opt::Help => return Err(Stop::Help(help)),
+            Opt::Format => self.format = Some(text("format", value)?),
+            Opt::ImageOpts => self.naming.image_opts = true,
+            Opt::Object => self.naming.define(value)?,
+            Opt::Output => {
+                self.json = match text("output", value)?.as_str() {
+                    "human" => false,
+                    "json" => true,
+                    other => {
+                        let message = format!("--output expects 'human' or 'json' not '{other}'");
+                        return Err(Stop::Misused(message));
+                    }
+                };
+            }
+            Opt::Share => self.share = true,
+        }
+        Ok(None)
+    }
+
+    /// The one image that is named.
+    pub(super) fn image(&self, operands: &[OsString]) -> Result<Image, Stop> {
+        let [operand] = operands else {
+            return Err(Stop::Misused("Expecting one image file name".to_owned()));
+        };
+        Ok(self.naming.image(operand, self.format.as_deref())?)
+    }
+
+    /// The same, to be read.
+    pub(super) fn source(&self, operands: &[OsString]) -> Result<Endpoint, Stop> {
+        Ok(self.image(operands)?.source)
+    }
+}
+
+/// How images are opened: what they name is followed where the environment allows it.
+pub(super) fn opening() -> OpenOptions {
+    Trust::of_environment().in_options(open_options(Timeouts::PATIENT))
+}
+
+/// A number of bytes that an option says, of which a message is told by the name of `what`.
+pub(super) fn bytes(what: &str, value: &OsStr) -> Result<u64, Failure> {
+    let value = text(what, value)?;
+    let bound = || {
+        Failure::usage(format!(
+            "Invalid {what} specified. Must be between 0 and {}.",
+            i64::MAX
+        ))
+    };
+    match crate::block::parse_size(&value) {
+        Ok(bytes) => Ok(bytes),
+        Err(crate::block::SizeError::TooLarge(_)) => Err(bound()),
+        Err(_)
+            if value
+                .strip_prefix('-')
+                .is_some_and(|rest| rest.parse::<u64>().is_ok()) =>
+        {
+            Err(bound())
+        }
+        Err(_) => {
+            let value = crate::endpoint::printable(OsStr::new(&value));
+            Err(Failure::usage(format!(
+                "Invalid {what} specified: '{value}'."
+            )))
+        }
+    }
+}
