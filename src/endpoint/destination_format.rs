@@ -156,12 +156,12 @@ impl DestinationFormat {
             Self::Vpc(create) => {
                 let mut create = create.clone();
                 create.size = size;
-                Arc::new(vpc::NewImage::create(below, create).await?)
+                vpc::create(below, create).await?
             }
             Self::Vdi(create) => {
                 let mut create = create.clone();
                 create.size = size;
-                Arc::new(vdi::NewImage::create(below, create).await?)
+                vdi::create(below, create).await?
             }
             _ => return Err(Error::new(ErrorKind::InvalidInput)),
         })

@@ -37,6 +37,7 @@ mod qemu;
 mod recent;
 mod related;
 mod table_cache;
+mod uuid;
 pub mod vdi;
 pub mod vhdx;
 pub mod vmdk;

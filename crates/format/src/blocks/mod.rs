@@ -13,6 +13,7 @@
 
 mod bitmaps;
 mod disk;
+pub(crate) mod making;
 mod read;
 mod runs;
 mod status;

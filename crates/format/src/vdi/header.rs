@@ -32,7 +32,6 @@ const BLOCKS: std::ops::RangeInclusive<u64> = 512..=1 << 30;
 pub(super) const SECTOR: u64 = 512;
 
 /// What the text before the signature says.
-#[cfg(test)]
 const TEXT: &[u8] = b"<<< Oracle VM VirtualBox Disk Image >>>\n";
 
 /// The header of an image that is read or made here.
@@ -143,7 +142,6 @@ impl Header {
         Ok(())
     }
 
-    #[cfg(test)]
     /// The header as it stands at the beginning of an image.
     pub(super) fn encode(&self) -> [u8; LENGTH as usize] {
         let mut bytes = [0; LENGTH as usize];

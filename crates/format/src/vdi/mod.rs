@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use blockferry_block::{BlockDevice, Operation, Result};
 
-pub use self::new::NewImage;
+pub use self::new::create;
 use self::{header::Header, map::Map};
 use crate::{
     OpenOptions,

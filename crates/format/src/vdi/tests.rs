@@ -1,9 +1,15 @@
-use std::sync::Arc;
+use std::{fs, path::Path, sync::Arc};
 
-use blockferry_block::{BlockDevice, Buffer, MemoryDevice, testing::check_device};
+use blockferry_block::{
+    BlockDevice, Buffer, ByteRange, ErrorKind, FileDevice, MemoryDevice, WriteFlags, ZeroFlags,
+    testing::check_device,
+};
 
-use super::header::Header;
-use crate::{Image, OpenOptions};
+use super::{CreateOptions, header::Header};
+use crate::{
+    Image, OpenOptions,
+    qemu::{is_installed, qemu_img},
+};
 
 const BLOCK: u64 = 4096;
 
@@ -89,5 +95,134 @@ async fn an_image_is_not_written_and_not_too_large() {
             ..OpenOptions::default()
         };
         assert!(super::open(Arc::clone(&below), &options).await.is_err());
+    }
+}
+
+/// An image made here of `bytes` in pieces, and its file.
+async fn made(path: &Path, bytes: &[u8], is_static: bool) {
+    let below = FileDevice::create(path).expect("a file").growable();
+    let options = CreateOptions {
+        size: Some(bytes.len() as u64),
+        is_static,
+    };
+    let new = super::create(Arc::new(below), options)
+        .await
+        .expect("begun");
+    write_all(&*new, bytes).await;
+    new.finish().await.expect("finished");
+}
+
+/// Writes what is no zeroes.
+async fn write_all(new: &dyn crate::NewImage, bytes: &[u8]) {
+    for piece in ByteRange::between(0, bytes.len() as u64).pieces(256 << 10) {
+        let part = &bytes[piece.start() as usize..piece.end() as usize];
+        if blockferry_block::is_zero(part) {
+            new.zero(piece, ZeroFlags::empty()).await.expect("zeroed");
+            continue;
+        }
+        let written = new.write(piece.start(), Buffer::from(part), WriteFlags::empty());
+        written.await.expect("written");
+    }
+}
+
+fn pattern(size: usize) -> Vec<u8> {
+    let mut bytes: Vec<u8> = (0..size)
+        .map(|at| (at / 512 * 3 + at % 11) as u8 | 1)
+        .collect();
+    for start in (0..size).step_by(3 << 20) {
+        let end = (start + (1 << 20) + 77).min(size);
+        bytes[start..end].fill(0);
+    }
+    bytes
+}
+
+async fn read_file(path: &Path) -> Vec<u8> {
+    let below = FileDevice::open(path, blockferry_block::Access::ReadOnly).expect("there");
+    let disk = super::open(Arc::new(below), &OpenOptions::default()).await;
+    let disk = disk.expect("sound");
+    let mut bytes = Vec::new();
+    for piece in ByteRange::between(0, disk.info().size).pieces(3_000_000) {
+        let buffer = Buffer::zeroed(piece.len() as usize);
+        let read = disk.read(piece.start(), buffer).await.expect("read");
+        bytes.extend_from_slice(&read);
+    }
+    bytes
+}
+
+#[tokio::test]
+async fn images_go_both_ways_between_here_and_qemu() {
+    if !is_installed() {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path();
+    for size in [0, 512, 70_000, 5 << 20, (9 << 20) + 1536] {
+        let mut bytes = pattern(size);
+        fs::write(path.join("raw"), &bytes).expect("written");
+        bytes.resize(size.next_multiple_of(512), 0);
+        for is_static in [false, true] {
+            let option = if is_static { "on" } else { "off" };
+            qemu_img(
+                path,
+                &format!("convert -f raw -O vdi -o static={option} raw theirs"),
+            );
+            assert!(read_file(&path.join("theirs")).await == bytes, "{size}");
+            made(&path.join("ours"), &bytes[..size], is_static).await;
+            assert!(read_file(&path.join("ours")).await == bytes, "{size}");
+            qemu_img(path, "compare -f vdi -F raw ours raw");
+            qemu_img(path, "check -f vdi ours");
+            let info = qemu_img(path, "info -f vdi --output=json ours");
+            let info: serde_json::Value = serde_json::from_str(&info).expect("JSON");
+            assert_eq!(info["virtual-size"], bytes.len());
+            let length = fs::metadata(path.join("ours")).expect("there").len();
+            if is_static {
+                assert_eq!(length, (1 << 20) + (size as u64).next_multiple_of(1 << 20));
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_image_of_a_stream_has_room_for_its_map() {
+    let below = Arc::new(MemoryDevice::new(0).growable());
+    let new = super::create(below.clone(), CreateOptions::default()).await;
+    let new = new.expect("begun");
+    let bytes = pattern(3 << 20);
+    write_all(&*new, &bytes).await;
+    new.resize(4 << 20).await.expect("grown");
+    let beyond = new.resize((1 << 40) + 1).await;
+    let error = beyond.expect_err("no room").to_string();
+    assert!(error.contains("whose size is known"), "{error}");
+    new.finish().await.expect("finished");
+    let disk = open(below.contents()).await.expect("sound");
+    assert_eq!(disk.info().size, 4 << 20);
+    let read = disk.read(0, Buffer::zeroed(3 << 20)).await.expect("read");
+    assert!(read[..] == bytes);
+}
+
+#[tokio::test]
+async fn what_no_image_can_have_is_refused() {
+    let below: Arc<dyn BlockDevice> = Arc::new(MemoryDevice::new(0).growable());
+    let options = CreateOptions {
+        size: Some(1 << 50),
+        ..CreateOptions::default()
+    };
+    let refused = super::create(below, options).await;
+    let error = refused.err().expect("too large").to_string();
+    assert!(error.contains("bytes at most"), "{error}");
+}
+
+#[tokio::test]
+async fn a_file_cut_short_anywhere_is_an_error_or_what_is_left() {
+    let whole = image(&header(), MAP);
+    for length in (0..whole.len()).step_by(61) {
+        match open(whole[..length].to_vec()).await {
+            Ok(disk) => {
+                if let Err(error) = disk.read(0, Buffer::zeroed(4 * 4096 + 2000)).await {
+                    assert_eq!(error.kind(), ErrorKind::Corrupt);
+                }
+            }
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Corrupt),
+        }
     }
 }

@@ -169,7 +169,6 @@ impl Footer {
         Ok(size)
     }
 
-    #[cfg(test)]
     /// The footer as it stands in a file.
     pub(super) fn encode(&self) -> [u8; LENGTH as usize] {
         let mut bytes = [0; LENGTH as usize];

@@ -30,9 +30,16 @@ impl Geometry {
         self.count() * SECTOR
     }
 
-    #[cfg(test)]
     /// The geometry that the specification gives a disk of so many sectors: of as many or fewer.
     fn of(count: u64) -> Self {
+        if count == 0 {
+            // As qemu has it.
+            return Self {
+                cylinders: 0,
+                heads: 0,
+                sectors: 0,
+            };
+        }
         let count = count.min(Self::LARGEST.count());
         let (heads, sectors) = if count >= 65535 * 16 * 63 {
             (16, 255)
@@ -55,7 +62,6 @@ impl Geometry {
         }
     }
 
-    #[cfg(test)]
     /// The smallest of these geometries that has room for so many sectors, or the largest one.
     pub(super) fn with_room(count: u64) -> Self {
         let least = count.min(Self::LARGEST.count());
@@ -77,8 +83,8 @@ mod tests {
 
     #[test]
     fn a_geometry_has_room_for_what_was_asked_for() {
+        assert_eq!(Geometry::with_room(0).count(), 0);
         for count in [
-            0,
             1,
             67,
             68,

@@ -115,4 +115,20 @@ impl Header {
             locators: locators.collect(),
         })
     }
+
+    /// The header of an image without a parent as it stands in a file.
+    pub(super) fn encode(&self) -> [u8; LENGTH as usize] {
+        let mut bytes = [0; LENGTH as usize];
+        bytes[..8].copy_from_slice(COOKIE);
+        // There is no next structure.
+        bytes[8..16].fill(0xff);
+        bytes[16..24].copy_from_slice(&self.table.to_be_bytes());
+        bytes[24..28].copy_from_slice(&VERSION.to_be_bytes());
+        // What is made here is checked to fit before.
+        bytes[28..32].copy_from_slice(&(self.entries as u32).to_be_bytes());
+        bytes[32..36].copy_from_slice(&(self.block as u32).to_be_bytes());
+        let sum = checksum(&bytes, 36);
+        bytes[36..40].copy_from_slice(&sum.to_be_bytes());
+        bytes
+    }
 }

@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use blockferry_block::{BlockDevice, Operation, Result, SliceDevice};
 
-pub use self::new::NewImage;
+pub use self::new::create;
 use self::{
     footer::{Footer, Found},
     header::Header,
@@ -83,6 +83,9 @@ pub struct CreateOptions {
     pub kind: Kind,
     /// The disk has exactly the size that was asked for, not that of a geometry: as Azure and Hyper-V have it.
     pub force_size: bool,
+    /// It is a fixed image that Azure takes: its disk has exactly the size that was asked for, rounded up to whole
+    /// MiB. Whatever else is said of its kind and size does not count.
+    pub azure: bool,
 }
 
 /// Opens the image in `below`. Its parent, and that one's, are opened by `related`.
