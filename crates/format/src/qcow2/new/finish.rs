@@ -105,6 +105,7 @@ impl NewImage {
                 None => self.places.take(missing.len() as u64)?,
             };
             self.file.check_room(self.places.end())?;
+            let mut places: Vec<ByteRange> = Vec::new();
             for (number, at) in missing.iter().enumerate() {
                 let place = match self.data_file {
                     Some(_) => start + *at as u64 * cluster,
@@ -114,14 +115,23 @@ impl NewImage {
                 let word = place | COPIED;
                 let subclusters = before.subclusters;
                 table.replace(*at, Entry { word, subclusters });
-                if self.options.preallocation > Preallocation::Metadata {
-                    let end = match self.data_file {
-                        Some(_) => (place + cluster).min(self.size()),
-                        None => place + cluster,
-                    };
-                    let place = ByteRange::between(place, end);
-                    self.preallocate(self.data().whole(place)).await?;
+                match places.last_mut() {
+                    Some(last) if last.end() == place => {
+                        *last = ByteRange::between(last.start(), place + cluster);
+                    }
+                    _ => places.push(ByteRange::between(place, place + cluster)),
                 }
+            }
+            if self.options.preallocation == Preallocation::Metadata {
+                continue;
+            }
+            for place in places {
+                let end = match self.data_file {
+                    Some(_) => place.end().min(self.size()),
+                    None => place.end(),
+                };
+                let place = ByteRange::between(place.start(), end);
+                self.preallocate(self.data().whole(place)).await?;
             }
         }
         Ok(())

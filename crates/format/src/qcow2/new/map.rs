@@ -4,7 +4,7 @@
 //! somebody holds stays, so it can be changed by threads that wait for nothing.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{
         Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -56,6 +56,8 @@ struct State {
     tables: HashMap<u64, Arc<Table>>,
     /// Where tables were written to: offsets in the file, 0 for none.
     homes: Vec<u64>,
+    /// The indices of all that are in memory or were written.
+    used: BTreeSet<u64>,
 }
 
 impl Table {
@@ -166,16 +168,7 @@ impl Map {
 
     /// The first table from `index` on that there is, in memory or not.
     pub(super) fn next_used(&self, index: u64) -> Option<u64> {
-        let state = self.read();
-        if state.contains(index) {
-            return Some(index);
-        }
-        let later = state.tables.keys().copied().filter(|at| *at > index).min();
-        let from = usize::try_from(index).unwrap_or(usize::MAX);
-        let homes = state.homes.iter().enumerate().skip(from);
-        let home = homes.into_iter().find(|(_, home)| **home != 0);
-        let home = home.map(|(at, _)| at as u64);
-        later.into_iter().chain(home).min()
+        self.read().used.range(index..).next().copied()
     }
 
     /// How many tables are in memory.
@@ -218,7 +211,7 @@ impl Map {
         let table = Arc::new(Table::new(self.words, self.width));
         table.decode(&bytes);
         self.touch(&table);
-        self.write().tables.insert(index, Arc::clone(&table));
+        self.write().insert(index, &table);
         Ok(Some(table))
     }
 
@@ -234,8 +227,12 @@ impl Map {
             let mut state = self.write();
             // Otherwise others have made one meanwhile, which was written early and forgotten.
             if state.home(index) == 0 || state.tables.contains_key(&index) {
-                let new = || Arc::new(Table::new(self.words, self.width));
-                break Arc::clone(state.tables.entry(index).or_insert_with(new));
+                if let Some(table) = state.tables.get(&index) {
+                    break Arc::clone(table);
+                }
+                let new = Arc::new(Table::new(self.words, self.width));
+                state.insert(index, &new);
+                break new;
             }
         };
         self.touch(&table);
@@ -270,7 +267,7 @@ impl Map {
                 continue;
             };
             if !*table.is_dirty.get_mut() {
-                state.tables.remove(&index);
+                state.forget(index);
             }
         }
         Ok(())
@@ -375,8 +372,17 @@ impl State {
         self.homes[index] = home;
     }
 
-    fn contains(&self, index: u64) -> bool {
-        self.tables.contains_key(&index) || self.home(index) != 0
+    fn insert(&mut self, index: u64, table: &Arc<Table>) {
+        self.tables.insert(index, Arc::clone(table));
+        self.used.insert(index);
+    }
+
+    /// Forgets a table that is as it was written, or was never written because nothing is in it.
+    fn forget(&mut self, index: u64) {
+        self.tables.remove(&index);
+        if self.home(index) == 0 {
+            self.used.remove(&index);
+        }
     }
 }
 
