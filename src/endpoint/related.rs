@@ -55,6 +55,8 @@ pub(super) struct Relatives {
     depth: usize,
     max_size: Option<u64>,
     table_memory: usize,
+    /// Nobody has said that it is an image: its bytes look like one.
+    is_guessed: bool,
 }
 
 impl Relatives {
@@ -81,6 +83,7 @@ impl Relatives {
             depth: 1,
             max_size: options.max_size,
             table_memory: TABLE_MEMORY,
+            is_guessed: endpoint.format().kind == FormatKind::Probe,
         }
     }
 
@@ -105,6 +108,9 @@ impl Relatives {
         check_name(file)?;
         if self.allowed.is_empty() {
             return Err(not_allowed(file));
+        }
+        if writable && self.is_guessed {
+            return Err(guessed(file));
         }
         if self.depth >= LONGEST_CHAIN {
             return Err(Error::with_message(
@@ -159,6 +165,8 @@ impl Relatives {
             depth: self.depth + 1,
             max_size: self.max_size,
             table_memory: (self.table_memory / 2).max(LEAST_TABLE_MEMORY),
+            // Nothing behind it is written.
+            is_guessed: false,
         };
         let depth = next.depth;
         let opening = async move { format.open(device, &next, &next.options()).await };
@@ -286,6 +294,15 @@ fn check_name(file: &RelatedFile) -> Result<()> {
 fn not_allowed(file: &RelatedFile) -> Error {
     let message =
         format!("it has {file}, which is not opened unless it is allowed: --allow-backing DIR");
+    Error::with_message(ErrorKind::NotPermitted, message)
+}
+
+/// A guest that has a raw disk can make it begin like an image that names any file.
+fn guessed(file: &RelatedFile) -> Error {
+    let message = format!(
+        "it has {file}, which is not written when the format was only guessed: a guest may have written what its \
+         disk begins with; -f says that it is an image"
+    );
     Error::with_message(ErrorKind::NotPermitted, message)
 }
 
