@@ -27,6 +27,8 @@ use super::{late::Late, observe::Observer};
 pub(super) struct Catalog {
     shelf: Arc<Shelf>,
     connections: Vec<Connection>,
+    /// Those that are opened by their first clients.
+    late: Vec<Arc<Late>>,
     /// The size of the only image, where there is just one.
     pub(super) size: Option<u64>,
 }
@@ -69,6 +71,7 @@ impl Catalog {
                 any_name: job.any_name,
             }),
             connections: Vec::new(),
+            late: Vec::new(),
             size: None,
         };
         let mut entries = Vec::new();
@@ -149,7 +152,9 @@ impl Catalog {
                 }
             }
         } else if served.open == Opening::FirstUse {
-            Arc::new(Late::new(source.clone(), access, options))
+            let late = Arc::new(Late::new(source.clone(), access, options));
+            self.late.push(Arc::clone(&late));
+            late
         } else {
             let opened = open_exports(source, access, &options).await;
             let OpenExports {
@@ -232,6 +237,9 @@ impl Catalog {
         let mut result = Ok(());
         for connection in self.connections {
             result = result.and(connection.close().await);
+        }
+        for late in self.late {
+            result = result.and(late.closed());
         }
         result
     }

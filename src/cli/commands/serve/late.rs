@@ -1,7 +1,10 @@
 //! A source that is opened when the first client asks for it, and stays open: another server need not be there
 //! before.
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::{Arc, OnceLock},
+};
 
 use tokio::{runtime::Handle, sync::Mutex};
 
@@ -20,6 +23,8 @@ pub(super) struct Late {
     /// Where it is opened: a client's own runtime ends with the client.
     runtime: Handle,
     opened: Mutex<Option<OpenExports>>,
+    /// What closing it failed with.
+    failure: OnceLock<Error>,
 }
 
 impl Late {
@@ -31,7 +36,13 @@ impl Late {
             options,
             runtime: Handle::current(),
             opened: Mutex::new(None),
+            failure: OnceLock::new(),
         }
+    }
+
+    /// What closing the source failed with, once it was closed.
+    pub(super) fn closed(&self) -> Result<()> {
+        self.failure.get().cloned().map_or(Ok(()), Err)
     }
 
     async fn open_it(&self) -> Result<OpenExports> {
@@ -73,8 +84,10 @@ impl Exports for Late {
         Box::pin(async {
             if let Some(opened) = self.opened.lock().await.take() {
                 opened.exports.close().await;
-                // What comes late is another server, not an image that could be left half written.
-                let _ = opened.connection.close().await;
+                if let Err(error) = opened.connection.close().await {
+                    // The first one is told.
+                    let _ = self.failure.set(error);
+                }
             }
         })
     }
