@@ -279,3 +279,57 @@ fn a_file_that_is_there_becomes_an_image() {
     assert_identical((&raw, "raw"), (&made, "qcow2"));
     assert!(made.metadata().expect("made").len() < 12 << 20);
 }
+
+#[test]
+fn a_data_file_is_not_written_where_the_format_was_only_guessed() {
+    let (dir, raw) = room();
+    let place = text(dir.path());
+    let image = dir.path().join("image.qcow2");
+    let option = format!("data_file={place}/data");
+    convert(&["-O", "qcow2", "-o", &option, text(&raw), text(&image)]).success();
+    let serve = |more: &[&str], command: &str| {
+        let words = [
+            "serve",
+            "--allow-backing",
+            place,
+            text(&image),
+            "--run",
+            command,
+        ];
+        run(&mut blockferry([&words[..], more].concat()))
+    };
+    let write = "qemu-io -f raw -c 'write -P 9 0 4k' \"$uri\"";
+    serve(&[], write).failure(1, &["data", "guessed", "-f"]);
+    check(&image);
+    serve(&["--read-only"], "true").success();
+    serve(&["-f", "qcow2"], write).success();
+    let written = fs::read(dir.path().join("data")).expect("read");
+    assert!(written[..4096].iter().all(|byte| *byte == 9));
+    check(&image);
+}
+
+#[test]
+fn an_image_that_was_not_closed_is_mended_before_it_is_written() {
+    let (dir, raw) = room();
+    let image = dir.path().join("image.qcow2");
+    convert(&[
+        "-O",
+        "qcow2",
+        "-o",
+        "lazy_refcounts=on",
+        text(&raw),
+        text(&image),
+    ])
+    .success();
+    let mut bytes = fs::read(&image).expect("read");
+    bytes[79] |= 1;
+    fs::write(&image, &bytes).expect("written");
+    convert(&["-n", "-O", "qcow2", text(&raw), text(&image)]).success();
+    check(&image);
+    assert_identical((&raw, "raw"), (&image, "qcow2"));
+    assert_eq!(
+        fs::read(&image).expect("read")[79] & 1,
+        0,
+        "it is not dirty any more"
+    );
+}

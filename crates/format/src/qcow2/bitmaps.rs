@@ -24,6 +24,8 @@ pub(crate) const MOST_ENTRIES: u64 = 0x800_0000;
 const LONGEST_EXTRA: usize = 1024;
 /// The length of what every entry of the directory begins with.
 const FIXED: usize = 24;
+/// Where the flags stand in it.
+const FLAGS_IN_ENTRY: u64 = 12;
 /// How many bytes one bit can stand for, as powers of two (qemu's bounds).
 const GRANULARITY_BITS: std::ops::RangeInclusive<u8> = 9..=31;
 
@@ -63,6 +65,8 @@ pub(crate) struct Bitmap {
     pub(crate) is_known: bool,
     /// Where the places of its clusters are: 8 bytes each.
     pub(crate) table: ByteRange,
+    /// Where its flags stand in the file, and what they are; nowhere in one that is being made.
+    pub(crate) flags: Option<(u64, u32)>,
 }
 
 /// Where a cluster of a bitmap is.
@@ -134,8 +138,10 @@ async fn read_entries(below: &dyn BlockDevice, header: &Header) -> Result<Vec<Bi
     let mut reader = EntryReader::new(below, "the directory of bitmaps", directory);
     let mut bitmaps = Vec::new();
     let mut names = HashSet::new();
+    let mut place = directory.start();
     for _ in 0..count {
-        let bitmap = Bitmap::read(&mut reader, header.geometry).await?;
+        let (bitmap, length) = Bitmap::read(&mut reader, header.geometry, place).await?;
+        place += length;
         if !names.insert(bitmap.details.name.clone()) {
             let name = bitmap.printable_name();
             return Err(corrupt(format!("two bitmaps have the name \"{name}\"")));
@@ -160,8 +166,12 @@ pub(crate) fn encode_directory(bitmaps: &[Bitmap]) -> Vec<u8> {
 }
 
 impl Bitmap {
-    /// The next entry of the directory.
-    async fn read(reader: &mut EntryReader<'_>, geometry: Geometry) -> Result<Self> {
+    /// The next entry of the directory, which lies at `place` of the file, and its length.
+    async fn read(
+        reader: &mut EntryReader<'_>,
+        geometry: Geometry,
+        place: u64,
+    ) -> Result<(Self, u64)> {
         let fixed: [u8; FIXED] = reader.take(FIXED).await?.try_into().expect("as many");
         let (offset, entries) = (be64(&fixed, 0), u64::from(be32(&fixed, 8)));
         let flags = be32(&fixed, 12);
@@ -188,7 +198,7 @@ impl Bitmap {
         }
         let known_flags = IN_USE | AUTO | EXTRA_COMPATIBLE;
         let is_extra_known = extra == 0 || flags & EXTRA_COMPATIBLE != 0;
-        Ok(Self {
+        let bitmap = Self {
             details: BitmapDetails {
                 name: name_text,
                 granularity: 1 << granularity_bits,
@@ -197,7 +207,17 @@ impl Bitmap {
             },
             is_known: kind == DIRTY_TRACKING && flags & !known_flags == 0 && is_extra_known,
             table: table_range("the table of a bitmap", offset, entries * 8)?,
-        })
+            flags: Some((place + FLAGS_IN_ENTRY, flags)),
+        };
+        Ok((bitmap, ((FIXED + extra + name).next_multiple_of(8)) as u64))
+    }
+
+    /// For who writes the disk and does not keep the bitmap: where its flags stand, and what they are to be, if it is to
+    /// have all that is written (specification, "Bitmap directory", flags `in_use` and `auto`).
+    pub(crate) fn marked_in_use(&self) -> Option<(u64, u32)> {
+        let (place, flags) = self.flags?;
+        let is_kept = flags & AUTO != 0 && flags & IN_USE == 0;
+        is_kept.then_some((place, flags | IN_USE))
     }
 
     fn encode(&self, bytes: &mut Vec<u8>) {
@@ -398,6 +418,7 @@ mod tests {
             },
             is_known: true,
             table,
+            flags: None,
         }
     }
 
@@ -423,7 +444,14 @@ mod tests {
         bitmaps[1].details.in_use = true;
         bitmaps[1].details.auto = false;
         let bytes = encode_directory(&bitmaps);
+        bitmaps[0].flags = Some((12, AUTO));
+        bitmaps[1].flags = Some((44, IN_USE));
         assert_eq!(read(2, &bytes).await.expect("valid"), bitmaps);
+        let marked = bitmaps.iter().map(Bitmap::marked_in_use);
+        assert_eq!(
+            marked.collect::<Vec<_>>(),
+            [Some((12, AUTO | IN_USE)), None]
+        );
         let below = MemoryDevice::from_bytes(bytes.clone());
         let mut forgotten = directory(2, 0, &bytes);
         forgotten.autoclear = Autoclear::empty();

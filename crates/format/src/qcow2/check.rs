@@ -15,6 +15,7 @@ mod walk;
 use blockferry_block::{BlockDevice, Result};
 
 use super::header::Header;
+pub(crate) use mend::mend_dirty;
 pub use mend::{RepairMode, repair};
 use walk::Walk;
 

@@ -22,6 +22,7 @@ use blockferry_block::{
 use super::{
     Details, OpenOptions,
     bitmaps::{Bitmap, read_directory},
+    check::mend_dirty,
     geometry::Geometry,
     header::Header,
     host::HostFile,
@@ -67,7 +68,8 @@ struct State {
 }
 
 impl Image {
-    /// Opens the image in `below`. Other files that it names are opened by `related`.
+    /// Opens the image in `below`. Other files that it names are opened by `related`. Where it is to be written and who
+    /// wrote it last did not close it, it is mended first, as [`repair`](super::repair) does.
     ///
     /// # Errors
     /// `Corrupt` for what breaks the format's rules; `Unsupported` for an encrypted image; `Incompatible` for
@@ -88,7 +90,12 @@ impl Image {
         related: &dyn Related,
         options: &OpenOptions,
     ) -> Result<Self> {
-        let header = Header::read(&*below).await?;
+        let mut header = Header::read(&*below).await?;
+        let file = HostFile::new(below);
+        let below = Arc::clone(file.device());
+        if options.writable && options.snapshot.is_none() {
+            header = mend_dirty(&file, header).await?;
+        }
         let snapshots = SnapshotTable::read(&*below, &header).await?;
         let mut bitmaps = read_directory(&*below, &header).await?;
         let details = Details::new(&header, &snapshots.snapshots, &bitmaps);
@@ -99,7 +106,6 @@ impl Image {
             bitmaps.clear();
         }
         options.check_size(geometry.size)?;
-        let file = HostFile::new(below);
         let shown = Header {
             geometry,
             l1,
@@ -114,7 +120,9 @@ impl Image {
                 return Err(Error::with_message(ErrorKind::ReadOnly, message));
             }
         };
-        bitmaps.retain(Bitmap::is_consistent);
+        // What is written is not in those that are to have it.
+        let is_kept = |bitmap: &Bitmap| writer.is_none() || bitmap.marked_in_use().is_none();
+        bitmaps.retain(|bitmap| bitmap.is_consistent() && is_kept(bitmap));
         let state = State {
             details,
             bitmaps,

@@ -14,6 +14,7 @@ use blockferry_block::{
 use super::{
     OpenOptions, Preallocation,
     bitmaps::read_directory,
+    check::mend_dirty,
     geometry::Geometry,
     header::{Autoclear, Header, LARGEST_L1},
     host::HostFile,
@@ -67,10 +68,9 @@ async fn resize_inside(
     let header = Header::read(&*below).await?;
     let old = header.geometry.size;
     check(&*below, &header, size, options).await?;
-    let image = Resizing {
-        file: HostFile::new(below),
-        related,
-    };
+    let file = HostFile::new(below);
+    let header = mend_dirty(&file, header).await?;
+    let image = Resizing { file, related };
     if size > old {
         image.grow(header, size, options.preallocation).await
     } else if size < old {

@@ -89,6 +89,8 @@ struct Shared {
     is_untouched: AtomicBool,
     untouched: tokio::sync::Mutex<()>,
     autoclear: Autoclear,
+    /// The flags of bitmaps that are not kept, and where they stand.
+    not_kept: Vec<(u64, u32)>,
 }
 
 /// What may happen to a cluster that is to be written.
@@ -129,25 +131,16 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Refuses images that are not written.
-fn check_writable(header: &Header, bitmaps: &[Bitmap], files: [&HostFile; 2]) -> Result<()> {
+fn check_writable(header: &Header, files: [&HostFile; 2]) -> Result<()> {
     let refuse = |kind, message: String| Err(Error::with_message(kind, message));
     if header.is_corrupt() {
         let message = "the image is marked as damaged and can only be read: 'qemu-img check -r all' repairs it";
         return refuse(ErrorKind::ReadOnly, message.to_owned());
     }
     if header.incompatible.contains(Incompatible::DIRTY) {
-        let message = "the image was not closed by who wrote it, and its refcounts may be wrong: \
-                       'qemu-img check -r all' repairs it";
+        let message = "the image was not closed by who wrote it, and its refcounts may be wrong, which cannot be \
+                       mended: 'qemu-img check -r all' may do more";
         return refuse(ErrorKind::ReadOnly, message.to_owned());
-    }
-    let tracking = |bitmap: &&Bitmap| bitmap.is_consistent() && bitmap.details.auto;
-    if let Some(bitmap) = bitmaps.iter().find(tracking) {
-        let name = blockferry_block::printable(bitmap.details.name.as_ref());
-        let message = format!(
-            "the bitmap \"{name}\" tracks what is written to the image, which is not supported: \
-             'qemu-img bitmap --disable' or '--remove' it first"
-        );
-        return refuse(ErrorKind::Unsupported, message);
     }
     for file in files {
         let info = file.device().info();
@@ -172,15 +165,14 @@ impl Writer {
     ///
     /// # Errors
     /// `ReadOnly` for an image that is damaged, whose refcounts may be wrong, or that lies in what cannot be written;
-    /// `Unsupported` where bitmaps would have to be kept, and for clusters smaller than the file's blocks; `Corrupt`,
-    /// what reading failed with.
+    /// `Unsupported` for clusters smaller than the file's blocks; `Corrupt`, what reading failed with.
     pub(crate) async fn open(
         file: &HostFile,
         reader: &Reader,
         header: &Header,
         bitmaps: &[Bitmap],
     ) -> Result<Self> {
-        check_writable(header, bitmaps, [file, &reader.data])?;
+        check_writable(header, [file, &reader.data])?;
         let geometry = header.geometry;
         let mut known = header.autoclear;
         let mut is_untouched = false;
@@ -191,6 +183,7 @@ impl Writer {
             is_untouched = word[..] != known.bits().to_be_bytes();
         }
         known &= Autoclear::all();
+        let not_kept: Vec<_> = bitmaps.iter().filter_map(Bitmap::marked_in_use).collect();
         let shared = Shared {
             geometry,
             reader: reader.clone(),
@@ -207,9 +200,10 @@ impl Writer {
             freed: Mutex::default(),
             waiting: Mutex::default(),
             worker: Worker::default(),
-            is_untouched: AtomicBool::new(is_untouched),
+            is_untouched: AtomicBool::new(is_untouched || !not_kept.is_empty()),
             untouched: tokio::sync::Mutex::default(),
             autoclear: known,
+            not_kept,
         };
         Ok(Self(Arc::new(shared)))
     }
@@ -305,7 +299,7 @@ impl Shared {
     }
 
     /// Before the first change: features that are not known here do not hold any more (specification, "Header",
-    /// `autoclear_features`).
+    /// `autoclear_features`), and bitmaps that are to have all that is written do not have it.
     async fn touch(self: &Arc<Self>) -> Result<()> {
         if !self.is_untouched.load(Ordering::Acquire) {
             return Ok(());
@@ -314,8 +308,13 @@ impl Shared {
         let clearing = async move {
             let _turn = shared.untouched.lock().await;
             if shared.is_untouched.load(Ordering::Acquire) {
-                let word = shared.autoclear.bits().to_be_bytes();
-                shared.file.patch(AUTOCLEAR_IN_HEADER, &word).await?;
+                for (place, flags) in &shared.not_kept {
+                    shared.file.patch(*place, &flags.to_be_bytes()).await?;
+                }
+                if shared.geometry.version >= 3 {
+                    let word = shared.autoclear.bits().to_be_bytes();
+                    shared.file.patch(AUTOCLEAR_IN_HEADER, &word).await?;
+                }
                 shared.file.device().flush().await?;
                 shared.is_untouched.store(false, Ordering::Release);
             }

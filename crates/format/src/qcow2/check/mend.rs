@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use blockferry_block::{BlockDevice, Buffer, ByteRange, Operation, Result};
+use blockferry_block::{BlockDevice, Buffer, ByteRange, Capabilities, Operation, Result};
 
 use super::{
     CheckReport, check_within,
@@ -53,11 +53,26 @@ pub enum RepairMode {
 /// # Errors
 /// As [`check`](super::check); `ReadOnly` where `below` cannot be written; `NoSpace`, what writing failed with.
 pub async fn repair(below: Arc<dyn BlockDevice>, mode: RepairMode) -> Result<CheckReport> {
-    let repaired = repair_inside(HostFile::new(below), mode).await;
+    let file = HostFile::new(below);
+    let repaired = repair_in(&file, mode).await;
     repaired.map_err(|error| error.during(Operation::Write))
 }
 
-async fn repair_inside(file: HostFile, mode: RepairMode) -> Result<CheckReport> {
+/// Mends an image that was not closed by who wrote it, before it is written: its refcounts may be wrong. Gives the
+/// header as it is then. What cannot be mended or written is left as it is, and stays marked.
+///
+/// # Errors
+/// As those of [`repair`].
+pub(crate) async fn mend_dirty(file: &HostFile, header: Header) -> Result<Header> {
+    let is_dirty = header.incompatible.contains(Incompatible::DIRTY);
+    if !is_dirty || header.is_corrupt() || !file.device().info().can(Capabilities::WRITE) {
+        return Ok(header);
+    }
+    repair_in(file, RepairMode::All).await?;
+    Header::read(&**file.device()).await
+}
+
+async fn repair_in(file: &HostFile, mode: RepairMode) -> Result<CheckReport> {
     let below = Arc::clone(file.device());
     let header = Header::read(&*below).await?;
     let mut walk = Walk::new(&*below, file.end(), &header)?;
@@ -67,7 +82,7 @@ async fn repair_inside(file: HostFile, mode: RepairMode) -> Result<CheckReport> 
     let (mut leaks, mut corruptions) = (0, 0);
     if !report.is_clean() && !walked.damage.uses {
         let mender = Mender {
-            file: &file,
+            file,
             header: &header,
             walked,
         };
@@ -79,7 +94,7 @@ async fn repair_inside(file: HostFile, mode: RepairMode) -> Result<CheckReport> 
     report.leaks_fixed = leaks;
     report.corruptions_fixed = corruptions;
     if report.is_consistent() {
-        mark_sound(&file, &header).await?;
+        mark_sound(file, &header).await?;
     }
     Ok(report)
 }

@@ -98,6 +98,7 @@ impl NewImage {
             details,
             is_known: true,
             table: ByteRange::default(),
+            flags: None,
         };
         let geometry = self.options.geometry(stored_size(self.size()));
         let entries = bitmap.entries_for(geometry);

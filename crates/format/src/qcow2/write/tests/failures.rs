@@ -9,7 +9,7 @@ use blockferry_block::{
 use futures_util::FutureExt;
 
 use super::*;
-use crate::qcow2::{bitmaps::BitmapDetails, header::tests::header};
+use crate::qcow2::header::{be64, tests::header};
 
 /// Changes of all kinds; those that fail may.
 async fn change(image: &Image, seed: u64) {
@@ -262,39 +262,21 @@ async fn what_was_freed_is_not_used_while_someone_may_read_it() {
 }
 
 #[test]
-fn images_that_are_damaged_or_tracked_are_not_written() {
+fn images_that_are_damaged_are_not_written() {
     let file = HostFile::new(Arc::new(MemoryDevice::new(1 << 20)));
     let files = || [&file, &file];
     let mut sound = header(3);
-    check_writable(&sound, &[], files()).expect("sound");
-    let bitmap = |auto, in_use| Bitmap {
-        details: BitmapDetails {
-            name: "b0".to_owned(),
-            granularity: 65536,
-            in_use,
-            auto,
-        },
-        is_known: true,
-        table: ByteRange::default(),
-    };
-    let disabled = [bitmap(false, false), bitmap(true, true)];
-    check_writable(&sound, &disabled, files()).expect("nothing is tracked");
-    let tracked = check_writable(&sound, &[bitmap(true, false)], files());
-    let tracked = tracked.expect_err("tracked").to_string();
-    assert!(
-        tracked.contains("\"b0\"") && tracked.contains("--disable"),
-        "{tracked}"
-    );
+    check_writable(&sound, files()).expect("sound");
     let read_only = HostFile::new(Arc::new(blockferry_block::PatternDevice::new(1 << 20)));
-    let refused = check_writable(&sound, &[], [&read_only, &file]).expect_err("read-only");
+    let refused = check_writable(&sound, [&read_only, &file]).expect_err("read-only");
     assert_eq!(refused.kind(), ErrorKind::ReadOnly);
     sound.incompatible = Incompatible::DIRTY;
-    let dirty = check_writable(&sound, &[], files())
+    let dirty = check_writable(&sound, files())
         .expect_err("dirty")
         .to_string();
     assert!(dirty.contains("qemu-img check -r all"), "{dirty}");
     sound.incompatible = Incompatible::CORRUPT;
-    let corrupt = check_writable(&sound, &[], files())
+    let corrupt = check_writable(&sound, files())
         .expect_err("corrupt")
         .to_string();
     assert!(corrupt.contains("damaged"), "{corrupt}");
@@ -315,4 +297,44 @@ async fn features_that_are_not_known_are_cleared_by_the_first_change() {
         .await
         .expect("written");
     assert_eq!(below.contents()[88..96], [0; 8]);
+}
+
+/// An image that was not closed: it says so, and refcounts of its data are 0.
+fn dirty() -> Vec<u8> {
+    let mut bytes = everything(12, 40).build();
+    bytes[79] |= 1;
+    let block = be64(&bytes, be64(&bytes, 48) as usize) as usize;
+    bytes[block + 2 * 8..block + 2 * 14].fill(0);
+    bytes
+}
+
+#[tokio::test]
+async fn an_image_that_was_not_closed_is_mended_before_it_is_written() {
+    let below = Arc::new(MemoryDevice::from_bytes(dirty()).growable());
+    let before = Image::open(below.clone(), &NoRelatives, &OpenOptions::default()).await;
+    let expected = contents(&before.expect("it can be read")).await;
+    assert!(below.contents() == dirty(), "reading changes nothing");
+    let report = check(&*below).await.expect("checked");
+    assert!(!report.is_consistent(), "{report:?}");
+    let image = open(below.clone()).await;
+    assert!(!image.details().is_dirty);
+    check_clean(&below, "mended").await;
+    assert!(contents(&image).await == expected);
+    check_device(&image, 3, 100).await;
+    image.close().await.expect("closed");
+    check_clean(&below, "written").await;
+}
+
+#[tokio::test]
+async fn an_image_that_was_not_closed_and_cannot_be_mended_is_not_written() {
+    let mut bytes = dirty();
+    let l1 = be64(&bytes, 40) as usize;
+    let wrong = 1_u64 << 63 | 1 << 40;
+    let l2 = (be64(&bytes, l1) & !(1 << 63)) as usize;
+    bytes[l2..l2 + 8].copy_from_slice(&wrong.to_be_bytes());
+    let below = Arc::new(MemoryDevice::from_bytes(&bytes).growable());
+    let refused = Image::open(below.clone(), &NoRelatives, &writable()).await;
+    let refused = refused.expect_err("its refcounts may be wrong");
+    assert_eq!(refused.kind(), ErrorKind::ReadOnly);
+    assert!(below.contents() == bytes, "nothing has changed");
 }

@@ -152,9 +152,6 @@ async fn bitmaps_that_are_disabled_stay_as_they_are() {
     qemu_img(directory, "bitmap --add -g 4k disk.qcow2 b0");
     qemu_io(directory, "disk.qcow2", &["write -P 1 1M 64k"]);
     let path = directory.join("disk.qcow2");
-    let refused = Image::open(file(&path), &NoRelatives, &writable()).await;
-    let refused = refused.expect_err("the bitmap would have to be kept");
-    assert_eq!(refused.kind(), ErrorKind::Unsupported);
     qemu_img(directory, "bitmap --disable disk.qcow2 b0");
     let image = open(file(&path)).await;
     let context = blockferry_block::Context::DirtyBitmap("b0".to_owned());
@@ -168,4 +165,44 @@ async fn bitmaps_that_are_disabled_stay_as_they_are() {
     assert_eq!(image.extents(whole, &context).await.expect("known"), before);
     let info = qemu_img(directory, "info --output=json disk.qcow2");
     assert!(info.contains("\"b0\""), "{info}");
+}
+
+#[tokio::test]
+async fn bitmaps_that_are_to_have_what_is_written_say_that_they_do_not() {
+    if !is_installed() {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let directory = directory.path();
+    qemu_img(directory, "create -q -f qcow2 disk.qcow2 3M");
+    for (name, option) in [("enabled", "--enable"), ("disabled", "--disable")] {
+        qemu_img(directory, &format!("bitmap --add disk.qcow2 {name}"));
+        qemu_img(directory, &format!("bitmap {option} disk.qcow2 {name}"));
+    }
+    let path = directory.join("disk.qcow2");
+    let before = fs::read(&path).expect("read");
+    let image = open(file(&path)).await;
+    image.close().await.expect("closed");
+    assert!(
+        fs::read(&path).expect("read") == before,
+        "nothing was written"
+    );
+    let data = Buffer::from(&[7; 512][..]);
+    image
+        .write(0, data, WriteFlags::empty())
+        .await
+        .expect("written");
+    let names = image.info().contexts.iter().map(ToString::to_string);
+    let names: Vec<_> = names.filter(|name| name.contains("bitmap")).collect();
+    assert_eq!(names, ["qemu:dirty-bitmap:disabled"]);
+    image.close().await.expect("closed");
+    drop(image);
+    check_with_qemu(directory, "bitmaps");
+    let details = crate::qcow2::Details::read(&file(&path)).await;
+    let bitmaps = details.expect("read").bitmaps;
+    let in_use = bitmaps.iter().map(|it| (it.name.as_str(), it.in_use));
+    let in_use: Vec<_> = in_use.collect();
+    assert_eq!(in_use, [("enabled", true), ("disabled", false)]);
+    qemu_img(directory, "bitmap --remove disk.qcow2 enabled");
+    check_with_qemu(directory, "removed");
 }
