@@ -66,3 +66,4 @@ mod tls;
 mod tls_clients;
 mod usage;
 mod verify;
+mod vhdx;

@@ -102,6 +102,17 @@ impl RangeSet {
         (offset < *end).then(|| ByteRange::between(*start, *end))
     }
 
+    /// The first part of `range` that is in it.
+    #[must_use]
+    pub fn first_in(&self, range: ByteRange) -> Option<ByteRange> {
+        let found = self.range_at(range.start()).or_else(|| {
+            let next = self.ranges.range(range.start()..).next()?;
+            Some(ByteRange::between(*next.0, *next.1))
+        });
+        let part = found?.intersection(range);
+        (!part.is_empty()).then_some(part)
+    }
+
     /// The parts of `range` that are in it, from the front to the back.
     #[must_use]
     pub fn present_in(&self, range: ByteRange) -> Vec<ByteRange> {
@@ -186,6 +197,7 @@ mod tests {
                 let expected: Vec<_> = (start..end).filter(|at| !model[*at as usize]).collect();
                 prop_assert_eq!(missing, expected);
                 let present = set.present_in(ByteRange::between(start, end));
+                prop_assert_eq!(set.first_in(ByteRange::between(start, end)), present.first().copied());
                 let present: Vec<_> = present.iter().flat_map(|range| range.start()..range.end()).collect();
                 let expected: Vec<_> = (start..end).filter(|at| model[*at as usize]).collect();
                 prop_assert_eq!(present, expected);

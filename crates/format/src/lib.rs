@@ -28,6 +28,7 @@ mod interpreted;
 mod le;
 mod options;
 pub mod packed;
+mod parent;
 mod placed;
 mod pool;
 mod probe;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use blockferry_block::{BlockDevice, ByteRange, Context, ErrorKind, Operation, Result};
+use blockferry_block::{BlockDevice, ByteRange, Context, Operation, Result};
 
 use super::{
     Details,
@@ -15,11 +15,12 @@ use super::{
     replay::Replayed,
 };
 use crate::{
-    OpenOptions, Related, RelatedFile, RelatedImage,
+    OpenOptions, Related, RelatedFile,
     blocks::{BitOrder, Disk, Parts, Shape},
     corrupt::corrupt,
     host::HostFile,
     interpreted::Interpreted,
+    parent::open_first,
 };
 
 /// What is known of an image without its parent.
@@ -98,7 +99,12 @@ async fn open_inside(
     let geometry = opened.metadata.geometry;
     options.check_size(geometry.size)?;
     let parent = match &opened.metadata.parent {
-        Some(parent) => Some(open_parent(parent, &details, related).await?),
+        Some(parent) => {
+            let check = |file: &RelatedFile, opened: Option<&crate::Details>| {
+                check_parent(parent, &details, file, opened)
+            };
+            Some(open_first(related, parent.files(), check).await?)
+        }
         None => None,
     };
     let regions = opened.regions;
@@ -130,36 +136,14 @@ async fn open_inside(
     Ok(Arc::new(Interpreted::new(Arc::new(disk), details)))
 }
 
-/// Opens the parent under the first of its names that leads to a file, and checks that it is the right one.
-async fn open_parent(
-    parent: &Parent,
-    child: &Details,
-    related: &dyn Related,
-) -> Result<Arc<dyn BlockDevice>> {
-    let mut failure = None;
-    for file in parent.files() {
-        match related.open(&file, false).await {
-            Ok(opened) => {
-                check_parent(parent, child, &file, &opened)?;
-                return Ok(opened.device);
-            }
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotPermitted) => {
-                failure = failure.or(Some(error));
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Err(failure.unwrap_or_else(|| corrupt("it has a parent and does not name it")))
-}
-
-/// Checks that `opened` is what the child was made of. Anything else under that name would give a disk that never was.
+/// Checks that what was opened is what the child was made of. Anything else would give a disk that never was.
 fn check_parent(
     parent: &Parent,
     child: &Details,
     file: &RelatedFile,
-    opened: &RelatedImage,
+    opened: Option<&crate::Details>,
 ) -> Result<()> {
-    let Some(crate::Details::Vhdx(details)) = &opened.details else {
+    let Some(crate::Details::Vhdx(details)) = opened else {
         return Err(corrupt(format!("{file} is no VHDX image")));
     };
     let found = Guid(details.data_uuid);

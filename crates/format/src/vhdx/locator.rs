@@ -7,6 +7,7 @@ use crate::{
     RelatedFile, Role,
     corrupt::corrupt,
     le::{le16, le32},
+    parent::mended,
 };
 
 /// The only kind of locator that there is: of another VHDX image.
@@ -66,8 +67,8 @@ impl Parent {
         }
         let mut names = Vec::new();
         for value in PATHS.into_iter().flat_map(values) {
-            let name = file_name(value);
-            if !names.contains(&name) {
+            let name = mended(value.as_bytes());
+            if !name.is_empty() && !names.contains(&name) {
                 names.push(name);
             }
         }
@@ -102,16 +103,4 @@ fn text(item: &[u8], offset: u32, length: u16) -> Result<String> {
         Ok(text) if bytes.len().is_multiple_of(2) => Ok(text),
         _ => Err(corrupt("a text of the parent locator is no UTF-16")),
     }
-}
-
-/// A name of a file on this system from one on Windows: `\\?\d:\images\base.vhdx` is `/images/base.vhdx`, as is that on
-/// any other volume.
-fn file_name(path: &str) -> Vec<u8> {
-    let unix = path.replace('\\', "/");
-    let rooted = match (unix.strip_prefix("//?/"), unix.as_bytes()) {
-        (Some(inner), _) => inner.find('/').map(|slash| &inner[slash..]),
-        (None, [drive, b':', b'/', ..]) if drive.is_ascii_alphabetic() => unix.get(2..),
-        (None, _) => Some(&*unix),
-    };
-    rooted.unwrap_or_default().as_bytes().to_vec()
 }

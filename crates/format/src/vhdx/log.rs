@@ -86,7 +86,7 @@ pub(crate) async fn replay(file: &HostFile, log: LogPlace) -> Result<Replay> {
         for index in 0..entry.descriptors {
             let descriptor = reader.descriptor(at, entry, index, data + sectors * PAGE);
             match descriptor.await?.ok_or_else(changed)? {
-                Descriptor::Zero(range) => replay.zero(range),
+                Descriptor::Zero(range) => replay.zero(range)?,
                 Descriptor::Data { offset, page } => {
                     sectors += 1;
                     replay.write(offset, page);

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use blockferry_block::{
-    BlockDevice, BoxFuture, Buffer, ByteRange, Capabilities, DeviceInfo, Mapping, Operation,
-    Payload, PipeBuffer, RangeSet, Result, range_of, request_range,
+    BlockDevice, BoxFuture, Buffer, ByteRange, Capabilities, DeviceInfo, Error, ErrorKind, Mapping,
+    Operation, Payload, PipeBuffer, RangeSet, Result, range_of, request_range,
 };
 
 use super::header::bytes_at;
@@ -12,6 +12,9 @@ use crate::{corrupt::corrupt, host::HostFile};
 
 /// What a log's data come in, in bytes.
 pub(crate) const PAGE: u64 = 4096;
+
+/// How many places that are zero are kept: some 40 MiB of memory.
+const MOST_ZEROES: usize = 1 << 20;
 
 /// What lies over a file: pages of data, by where they belong, and zeroes; no place has both.
 #[derive(Debug)]
@@ -62,9 +65,16 @@ impl Replay {
     }
 
     /// Puts zeroes on `range`, which is made of whole pages.
-    pub(crate) fn zero(&mut self, range: ByteRange) {
+    ///
+    /// # Errors
+    /// `Unsupported` for very many of them: a log of 4 GiB has room for 128 million.
+    pub(crate) fn zero(&mut self, range: ByteRange) -> Result<()> {
         if range.is_empty() {
-            return;
+            return Ok(());
+        }
+        if self.zeroes.count() >= MOST_ZEROES {
+            let message = format!("its log zeroes more than {MOST_ZEROES} places");
+            return Err(Error::with_message(ErrorKind::Unsupported, message));
         }
         let gone = self.pages.range(range.start()..range.end());
         let gone: Vec<u64> = gone.map(|(offset, _)| *offset).collect();
@@ -73,6 +83,7 @@ impl Replay {
         }
         self.zeroes.insert(range);
         self.end = self.end.max(range.end());
+        Ok(())
     }
 
     /// Makes the file at least `end` bytes long.
@@ -98,7 +109,7 @@ impl Replay {
         let next_page = self.pages.range(start..range.end()).next();
         let end = next_page.map_or(range.end(), |(offset, _)| *offset);
         let rest = ByteRange::between(start, end);
-        let zero = self.zeroes.present_in(rest).first().copied();
+        let zero = self.zeroes.first_in(rest);
         match zero {
             Some(zero) if zero.start() == start => (zero, Source::Zero),
             _ if start >= self.below => (
@@ -256,10 +267,11 @@ mod tests {
             place[..8].fill(0xaa);
             place[PAGE as usize - 4..].fill(0xbb);
             let zeroed = ByteRange::between(to + PAGE, to + (1 + zeroes) * PAGE);
-            replay.zero(zeroed);
+            replay.zero(zeroed).expect("few");
             expected[zeroed.start() as usize..zeroed.end() as usize].fill(0);
         }
-        replay.zero(ByteRange::between(19 * PAGE, 21 * PAGE));
+        let zeroed = replay.zero(ByteRange::between(19 * PAGE, 21 * PAGE));
+        zeroed.expect("few");
         expected[19 * PAGE as usize..21 * PAGE as usize].fill(0);
         replay.grow(60 * PAGE).expect("it can be as long");
         (Replayed::new(file, Arc::new(replay)), expected)

@@ -6,10 +6,14 @@
 
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt, sync::Arc};
 
-use blockferry_block::{BlockDevice, ByteRange, ErrorKind, Result, printable, read_exact_at};
+use blockferry_block::{BlockDevice, ByteRange, Result, printable, read_exact_at};
 
 use super::header::{Header, Locator};
-use crate::{Details, Related, RelatedFile, Role, corrupt::corrupt};
+use crate::{
+    Details, Related, RelatedFile, Role,
+    corrupt::corrupt,
+    parent::{mended, open_first},
+};
 
 /// The longest name that is read, in bytes.
 const LONGEST: u64 = 64 << 10;
@@ -108,26 +112,6 @@ fn hex(digit: u8) -> Option<u8> {
     char::from(digit).to_digit(16).map(|digit| digit as u8)
 }
 
-/// A name of Windows as it is here: with slashes, and, where it begins with a drive or a host, the last part alone.
-fn mended(name: &[u8]) -> Vec<u8> {
-    if !name.contains(&b'\\') && name.get(1) != Some(&b':') {
-        return name.to_vec();
-    }
-    let path: Vec<u8> = name
-        .iter()
-        .map(|byte| if *byte == b'\\' { b'/' } else { *byte })
-        .collect();
-    let is_elsewhere = path.get(1) == Some(&b':') || path.starts_with(b"/");
-    if is_elsewhere {
-        let last = path.rsplit(|byte| matches!(byte, b'/' | b':')).next();
-        return last.unwrap_or_default().to_vec();
-    }
-    match path.strip_prefix(b"./") {
-        Some(rest) => rest.to_vec(),
-        None => path,
-    }
-}
-
 /// The parent under one of its names.
 pub(super) fn file(name: Vec<u8>) -> RelatedFile {
     RelatedFile {
@@ -146,22 +130,9 @@ pub(super) async fn open(
     names: Vec<Vec<u8>>,
     uuid: [u8; 16],
 ) -> Result<Arc<dyn BlockDevice>> {
-    let mut failure = None;
-    for name in names {
-        let file = file(name);
-        match related.open(&file, false).await {
-            Ok(opened) => {
-                check(&file, opened.details.as_ref(), uuid)?;
-                return Ok(opened.device);
-            }
-            // Whether there is none or it may not be opened: another name may lead there.
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotPermitted) => {
-                failure.get_or_insert(error);
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Err(failure.unwrap_or_else(|| corrupt("it has a parent and does not name it")))
+    let files = names.into_iter().map(file);
+    let check = |file: &RelatedFile, details: Option<&Details>| check(file, details, uuid);
+    open_first(related, files, check).await
 }
 
 /// Whether what was opened is the parent.
@@ -197,22 +168,6 @@ fn text(uuid: [u8; 16]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_of_windows_are_mended() {
-        for (name, expected) in [
-            (r".\parent.vhd", "parent.vhd"),
-            (r"..\base\parent.vhd", "../base/parent.vhd"),
-            (r"C:\Disks\parent.vhd", "parent.vhd"),
-            (r"C:parent.vhd", "parent.vhd"),
-            (r"\\host\share\parent.vhd", "parent.vhd"),
-            ("parent.vhd", "parent.vhd"),
-            ("/disks/parent.vhd", "/disks/parent.vhd"),
-            ("", ""),
-        ] {
-            assert_eq!(mended(name.as_bytes()), expected.as_bytes(), "{name}");
-        }
-    }
 
     #[test]
     fn urls_of_files_are_paths() {

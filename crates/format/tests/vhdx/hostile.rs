@@ -125,20 +125,18 @@ async fn bytes_of_the_tables_may_be_anything() {
     let places = [(64 << 10, 80), (192 << 10, 80), (MIB, 160)];
     let plain = [(2 * MIB, 224), (2 * MIB + (64 << 10), 56), (3 * MIB, 40)];
     for (start, length) in places.into_iter().chain(plain) {
-        for at in (start..start + length).step_by(3) {
-            for value in [0x81, 0xff] {
-                let mut bytes = whole.clone();
-                bytes[at] = value;
-                if let Some((_, length)) = sealed.iter().find(|(place, _)| *place == start) {
-                    seal(&mut bytes[start..start + length]);
-                }
-                let (counted, below) = counted(bytes);
-                if let (_, Err(error)) = look(&below).await {
-                    assert!(is_one_line(&error), "{at} {value}: {error}");
-                }
-                let reads = counted.calls(Operation::Read);
-                assert!(reads < MOST_READS, "{at} {value}: {reads} reads");
+        for at in (start..start + length).step_by(5) {
+            let mut bytes = whole.clone();
+            bytes[at] = if at.is_multiple_of(2) { 0xff } else { 0x81 };
+            if let Some((_, length)) = sealed.iter().find(|(place, _)| *place == start) {
+                seal(&mut bytes[start..start + length]);
             }
+            let (counted, below) = counted(bytes);
+            if let (_, Err(error)) = look(&below).await {
+                assert!(is_one_line(&error), "{at}: {error}");
+            }
+            let reads = counted.calls(Operation::Read);
+            assert!(reads < MOST_READS, "{at}: {reads} reads");
         }
     }
 }
