@@ -44,8 +44,15 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "blockferry-tls",
         ],
     ),
-    ("blockferry-filter", &["blockferry-block", "blockferry-sys"]),
-    ("blockferry-format", &["blockferry-block", "blockferry-sys"]),
+    ("blockferry-packing", &["blockferry-block"]),
+    (
+        "blockferry-filter",
+        &["blockferry-block", "blockferry-packing", "blockferry-sys"],
+    ),
+    (
+        "blockferry-format",
+        &["blockferry-block", "blockferry-packing", "blockferry-sys"],
+    ),
     ("blockferry-script", &["blockferry-block", "blockferry-sys"]),
     ("blockferry-copy", &["blockferry-block", "blockferry-sys"]),
     ("blockferry-relay", &["blockferry-sys"]),

@@ -57,6 +57,11 @@ pub trait Filter: fmt::Debug + Send + Sync {
         false
     }
 
+    /// Whether it looks into a file that is compressed, or an archive, by itself: below it that is just bytes.
+    fn unwraps(&self) -> bool {
+        false
+    }
+
     /// Whether an export must not be opened just to see whether it can be: it would be counted, or fail on
     /// purpose.
     fn minds_openings(&self) -> bool {

@@ -85,5 +85,5 @@ pub use salvage::Salvage;
 pub use stats::{Stats, StatsFormat};
 pub use store::StorePlace;
 pub use table::FILTERS;
-pub use tar::Tar;
+pub use tar::{Tar, TarFile};
 pub use truncate::Truncate;

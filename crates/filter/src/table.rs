@@ -8,6 +8,7 @@ use crate::{
 /// All filters, by their names.
 pub static FILTERS: &[&FilterKind] = &[
     &blocksize::BLOCK_SIZE,
+    &packed::BZIP2,
     &cache::CACHE,
     &cacheextents::CACHE_EXTENTS,
     &cow::COW,

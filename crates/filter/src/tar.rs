@@ -64,6 +64,16 @@ pub struct Tar {
 /// How many names a message has.
 const MOST_SHOWN: usize = 16;
 
+/// A plain file of an archive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TarFile {
+    /// Its name as it is written: any bytes, and no path to open.
+    pub name: Vec<u8>,
+    /// Where its bytes lie in the archive, which may end before.
+    pub range: ByteRange,
+}
+
 /// How much of a name a message has, in characters.
 const MOST_OF_A_NAME: usize = 100;
 
@@ -72,7 +82,7 @@ const COMPRESSED: &[(&[u8], &str, bool)] = &[
     (b"\x1f\x8b", "gzip", true),
     (b"\xfd7zXZ\0", "xz", true),
     (b"\x28\xb5\x2f\xfd", "zstd", true),
-    (b"BZh", "bzip2", false),
+    (b"BZh", "bzip2", true),
     (b"LZIP", "lzip", false),
 ];
 
@@ -107,8 +117,7 @@ impl Tar {
                     flaw: TarFlaw::Checksum,
                 } => return Err(self.no_archive(device).await?),
                 Step::Damaged { at, flaw } => {
-                    let message = format!("the archive is damaged at offset {at}: {flaw}");
-                    return Err(refused(ErrorKind::InvalidInput, message));
+                    return Err(damaged(at, flaw));
                 }
                 Step::End => return Err(self.missing(&names, walk.position() > size)),
                 Step::Limit => {
@@ -131,6 +140,28 @@ impl Tar {
                 names.push(is_shown.then(|| shown(&member.name)));
             }
         }
+    }
+
+    /// The plain files of the archive that `device` holds, in its order, `most` of them at most: their names as they
+    /// are written, and where they lie.
+    ///
+    /// # Errors
+    /// As [`find`](Self::find).
+    pub async fn files(device: &dyn BlockDevice, most: usize) -> Result<Vec<TarFile>> {
+        let mut walk = Walk::new(device, Self::LIMIT);
+        let mut files = Vec::new();
+        while files.len() < most {
+            match walk.step().await? {
+                Step::Member(member) if member.kind == Kind::File => files.push(TarFile {
+                    name: member.name,
+                    range: member.range,
+                }),
+                Step::Member(_) => {}
+                Step::Damaged { at, flaw } => return Err(damaged(at, flaw)),
+                Step::End | Step::Limit => break,
+            }
+        }
+        Ok(files)
     }
 
     /// What to say where there is no such member.
@@ -175,6 +206,10 @@ impl Tar {
 impl Filter for Tar {
     fn kind(&self) -> &'static FilterKind {
         &TAR
+    }
+
+    fn unwraps(&self) -> bool {
+        true
     }
 
     fn layer(&self, below: Arc<dyn Exports>) -> Result<Arc<dyn Layer>> {
@@ -233,6 +268,11 @@ fn shown(name: &[u8]) -> String {
         short.push_str("...");
     }
     format!("'{short}'")
+}
+
+fn damaged(at: u64, flaw: TarFlaw) -> Error {
+    let message = format!("the archive is damaged at offset {at}: {flaw}");
+    refused(ErrorKind::InvalidInput, message)
 }
 
 fn refused(kind: ErrorKind, message: String) -> Error {

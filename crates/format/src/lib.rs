@@ -27,7 +27,7 @@ mod host;
 mod interpreted;
 mod le;
 mod options;
-pub mod packed;
+pub mod ova;
 mod parent;
 mod placed;
 mod pool;
@@ -44,8 +44,10 @@ pub mod vhdx;
 pub mod vmdk;
 pub mod vpc;
 
+/// Disks that were compressed as one stream.
+pub use blockferry_packing as packed;
 pub use format::{Details, Format, Image, NewImage};
 pub use options::OpenOptions;
 pub use placed::{Contents, Place, PlaceFile, Placed};
-pub use probe::{PROBE_LENGTH, probe};
+pub use probe::{PROBE_LENGTH, probe, probe_packing};
 pub use related::{NoRelatives, Related, RelatedFile, RelatedImage, Role};

@@ -1,5 +1,7 @@
 //! Which format an image seems to be in, by how it begins.
 
+use blockferry_packing::Packing;
+
 /// How many bytes from the beginning of an image are enough to tell.
 pub const PROBE_LENGTH: usize = 512;
 
@@ -32,9 +34,25 @@ pub fn probe(bytes: &[u8]) -> Option<&'static str> {
     MAGICS.iter().find(begins).map(|(.., format)| *format)
 }
 
+/// How a file seems to be compressed that begins with `bytes`; `None` for one that does not seem to be. Those are no
+/// formats of images: what knows nothing of compression takes them for bytes.
+#[must_use]
+pub fn probe_packing(bytes: &[u8]) -> Option<Packing> {
+    Packing::of(bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_compressed_is_in_no_format() {
+        let mut bytes = b"\xfd7zXZ\0\0\x04".to_vec();
+        bytes.resize(PROBE_LENGTH, 0);
+        assert_eq!(probe_packing(&bytes), Some(Packing::Xz));
+        assert_eq!(probe(&bytes), None);
+        assert_eq!(probe_packing(&[0; PROBE_LENGTH]), None);
+    }
 
     #[test]
     fn each_format_is_told_by_its_magic() {

@@ -6,8 +6,8 @@ use std::sync::{
 };
 
 use blockferry_block::{
-    BlockDevice, BlockLimits, BoxFuture, Buffer, ByteRange, Capabilities, DeviceInfo, Error,
-    ErrorKind, Operation, Result, request_range,
+    BlockDevice, BlockLimits, BoxFuture, Buffer, ByteRange, Capabilities, Context, DeviceInfo,
+    Error, ErrorKind, Operation, Result, request_range,
 };
 use futures_util::{StreamExt, stream};
 use tokio::{runtime::Handle, task::JoinSet};
@@ -41,7 +41,8 @@ impl Unpacked {
         };
         info.capabilities &= Capabilities::REOPEN;
         info.capabilities |= Capabilities::MULTI_CONN;
-        info.contexts.clear();
+        // What is zero shows only when it is unpacked: all of it is data.
+        info.contexts = vec![Context::Allocation];
         Self {
             below,
             blocks,

@@ -1,14 +1,11 @@
 //! gzip: RFC 1952, with the blocks of BGZF (the SAM/BAM specification, section 4.1: what bgzip makes) and the
 //! chunks of dictzip (an "RA" field in the header).
 
-use std::{io::Read, mem};
-
 use blockferry_block::{ByteRange, Result};
-use flate2::{Decompress, FlushDecompress, Status, bufread::GzDecoder};
+use flate2::{Decompress, FlushDecompress, Status};
 
 use super::{
     index::{Builder, Damage, Finding, Packed, damaged, foreign},
-    whole::{Pieces, invalid},
     window::{PIECE, Window, u16_at, u32_at},
 };
 
@@ -229,53 +226,6 @@ fn inflate(packed: &[u8], size: usize, to_end: bool) -> Result<Vec<u8>, Damage> 
                 Ok(unpacked)
             }
         };
-    }
-}
-
-/// What is in a whole file, all of its members.
-pub(super) fn reader(pieces: Pieces) -> Box<dyn Read> {
-    Box::new(Members::Between(pieces))
-}
-
-/// Members one after the other. Zeroes may follow them, as on a tape or a device.
-enum Members {
-    Inside(Box<GzDecoder<Pieces>>),
-    Between(Pieces),
-    Ended,
-}
-
-impl Read for Members {
-    fn read(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
-        loop {
-            match mem::replace(self, Self::Ended) {
-                Self::Ended => return Ok(0),
-                Self::Between(mut pieces) => {
-                    if pieces.is_at_start() {
-                        *self = Self::Inside(Box::new(GzDecoder::new(pieces)));
-                        continue;
-                    }
-                    match pieces.peek()? {
-                        None => return Ok(0),
-                        Some(0) => {
-                            if !pieces.is_zero_to_end()? {
-                                return Err(invalid("there is something behind its end"));
-                            }
-                        }
-                        Some(_) => *self = Self::Inside(Box::new(GzDecoder::new(pieces))),
-                    }
-                }
-                Self::Inside(mut member) => {
-                    let count = member.read(bytes)?;
-                    *self = match count {
-                        0 if !bytes.is_empty() => Self::Between(member.into_inner()),
-                        _ => Self::Inside(member),
-                    };
-                    if count > 0 || bytes.is_empty() {
-                        return Ok(count);
-                    }
-                }
-            }
-        }
     }
 }
 

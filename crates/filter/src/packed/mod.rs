@@ -1,6 +1,6 @@
-//! `gzip`, `xz`, `zstd`: what was compressed, as the disk that it was.
+//! `gzip`, `xz`, `zstd`, `bzip2`: what was compressed, as the disk that it was.
 //!
-//! All three formats can hold blocks that were compressed each by itself. Where they do, and an index or their own
+//! The first three formats can hold blocks that were compressed each by itself. Where they do, and an index or their own
 //! headers say where each one lies, any byte can be read by unpacking one block:
 //!
 //! ```text
@@ -9,7 +9,7 @@
 //!
 //! [`gzip`], [`xz`] and [`zstd`] know where blocks lie and how one is unpacked; [`index`] is what they find,
 //! [`blocks`] keeps what was unpacked, [`device`] is the disk. A file without such blocks can only be read from
-//! its beginning: it is refused, with a word about how to make a better one, or unpacked once ([`whole`]).
+//! its beginning, as all that bzip2 makes: it is refused, with a word about how to make a better one, or unpacked once ([`whole`]).
 //!
 //! A packed image is hostile until told otherwise: sizes that it claims are checked against the file's own size and
 //! against bounds before anything is allocated, and a decoder stops where the claimed size is exceeded.
@@ -36,6 +36,7 @@ use blockferry_block::{
     BlockDevice, BoxFuture, Error, ErrorKind, Exports, HumanSize, Parameter, ParameterType, Result,
     Values,
 };
+pub use blockferry_packing::Packing;
 use tokio::sync::Mutex;
 
 use self::{
@@ -88,7 +89,7 @@ static PARAMETERS: [Parameter; 6] = [
 ];
 
 const EFFECTS: Effects = Effects {
-    extents: "hidden, for what is zero shows only when it is unpacked; with unpack=on, the temporary file's",
+    extents: "all of it is data, for what is zero shows only when it is unpacked; with unpack=on, the temporary file's",
     mapping: "none; with unpack=on, the temporary file's",
     flush: "nothing can be written, so there is nothing to flush",
     concurrency: "several blocks are unpacked side by side, each once for all connections, which share a cache",
@@ -101,6 +102,15 @@ pub(crate) static GZIP: FilterKind = FilterKind {
     parameters: &PARAMETERS,
     effects: EFFECTS,
     build: |values| Unpack::from_values(Packing::Gzip, values),
+};
+
+pub(crate) static BZIP2: FilterKind = FilterKind {
+    name: "bzip2",
+    syntax: "bzip2[:max-block=SIZE,cache=SIZE,max-depth=N,unpack=on|off,dir=PATH,max-size=SIZE]",
+    help: "The disk in a bzip2 file, when it is unpacked first",
+    parameters: &PARAMETERS,
+    effects: EFFECTS,
+    build: |values| Unpack::from_values(Packing::Bzip2, values),
 };
 
 pub(crate) static XZ: FilterKind = FilterKind {
@@ -120,17 +130,6 @@ pub(crate) static ZSTD: FilterKind = FilterKind {
     effects: EFFECTS,
     build: |values| Unpack::from_values(Packing::Zstd, values),
 };
-
-/// How a file was compressed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Packing {
-    /// gzip (RFC 1952), with the indexes of bgzip (BGZF) and dictzip.
-    Gzip,
-    /// xz, not the older lzma.
-    Xz,
-    /// Zstandard (RFC 8878), with the seek table of its seekable format.
-    Zstd,
-}
 
 /// Shows what lies packed in the file below. Nothing can be written.
 ///
@@ -185,6 +184,22 @@ impl Unpack {
         Ok(Arc::new(filter))
     }
 
+    /// The disk that is packed in `device`, for whoever needs no filter. Before it is unpacked whole `tell` is called
+    /// with why that has to be.
+    ///
+    /// # Errors
+    /// As those of opening it through the filter.
+    pub async fn open_telling(
+        &self,
+        device: Arc<dyn BlockDevice>,
+        tell: impl FnOnce(&str) + Send,
+    ) -> Result<Arc<dyn BlockDevice>> {
+        self.check()
+            .map_err(|message| Error::with_message(ErrorKind::InvalidInput, message))?;
+        let contents = self.find(&device, &Arc::default(), tell).await?;
+        Ok(contents.over(device))
+    }
+
     fn check(&self) -> Result<(), String> {
         match () {
             () if self.max_block == 0 => Err("max-block=0 leaves nothing to read".to_owned()),
@@ -204,7 +219,12 @@ impl Filter for Unpack {
             Packing::Gzip => &GZIP,
             Packing::Xz => &XZ,
             Packing::Zstd => &ZSTD,
+            _ => &BZIP2,
         }
+    }
+
+    fn unwraps(&self) -> bool {
+        true
     }
 
     fn layer(&self, below: Arc<dyn Exports>) -> Result<Arc<dyn Layer>> {
@@ -242,19 +262,30 @@ enum Contents {
     Whole(Arc<dyn BlockDevice>),
 }
 
-impl UnpackLayer {
-    async fn find(&self, device: &Arc<dyn BlockDevice>, tally: &Arc<Tally>) -> Result<Contents> {
-        let options = &self.options;
+impl Contents {
+    /// The disk, for one handle of the packed file.
+    fn over(self, device: Arc<dyn BlockDevice>) -> Arc<dyn BlockDevice> {
+        match self {
+            Self::Blocks(blocks) => Arc::new(Unpacked::new(device, blocks)),
+            Self::Whole(whole) => whole,
+        }
+    }
+}
+
+impl Unpack {
+    async fn find(
+        &self,
+        device: &Arc<dyn BlockDevice>,
+        tally: &Arc<Tally>,
+        tell: impl FnOnce(&str) + Send,
+    ) -> Result<Contents> {
+        let options = self;
         let mut window = Window::new(&**device);
         let finding = match options.packing {
             Packing::Gzip => gzip::find(&mut window, options.max_block).await?,
             Packing::Xz => xz::find(&mut window, options.max_block).await?,
             Packing::Zstd => zstd::find(&mut window, options.max_block).await?,
-        };
-        let reader = match options.packing {
-            Packing::Gzip => gzip::reader,
-            Packing::Xz => xz::reader,
-            Packing::Zstd => zstd::reader,
+            _ => Finding::Whole("it can only be read from its beginning".to_owned()),
         };
         match finding {
             Finding::Blocks(index) => Ok(Contents::Blocks(Blocks::new(
@@ -263,8 +294,9 @@ impl UnpackLayer {
                 options.max_depth,
                 Arc::clone(tally),
             ))),
-            Finding::Whole(_) if options.unpack => {
-                let whole = whole::unpack(&**device, options, reader).await?;
+            Finding::Whole(why) if options.unpack => {
+                tell(&why);
+                let whole = whole::unpack(device, options).await?;
                 Ok(Contents::Whole(whole))
             }
             Finding::Whole(why) => {
@@ -296,15 +328,12 @@ impl DeviceLayer for UnpackLayer {
                 // A file of another size is another file.
                 Some(found) if found.packed == packed => found.contents.clone(),
                 _ => {
-                    let contents = self.find(&device, &shared.tally).await?;
+                    let contents = self.options.find(&device, &shared.tally, |_| {}).await?;
                     let found = Found { packed, contents };
                     known.insert(found).contents.clone()
                 }
             };
-            Ok(match contents {
-                Contents::Blocks(blocks) => Arc::new(Unpacked::new(device, blocks)),
-                Contents::Whole(whole) => whole,
-            })
+            Ok(contents.over(device))
         })
     }
 

@@ -1,5 +1,6 @@
 //! Packed files for tests, made with the libraries' encoders.
 
+use bzip2::write::BzEncoder;
 use flate2::{Compress, Compression, FlushCompress, write::GzEncoder};
 use liblzma::stream::{Action, Check, Filters, LzmaOptions, Status, Stream};
 use std::io::Write;
@@ -167,6 +168,13 @@ pub(super) fn seekable(image: &[u8], frame: usize, in_table: bool) -> Vec<u8> {
 pub(super) fn zstd_stream(image: &[u8]) -> Vec<u8> {
     let mut packer = zstd::stream::write::Encoder::new(Vec::new(), 3).expect("a packer");
     packer.include_checksum(true).expect("an option");
+    packer.write_all(image).expect("packed");
+    packer.finish().expect("packed")
+}
+
+/// What bzip2 makes.
+pub(super) fn bzip2(image: &[u8]) -> Vec<u8> {
+    let mut packer = BzEncoder::new(Vec::new(), bzip2::Compression::fast());
     packer.write_all(image).expect("packed");
     packer.finish().expect("packed")
 }

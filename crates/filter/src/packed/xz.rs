@@ -1,16 +1,10 @@
 //! xz: the .xz file format, version 1.2.1. Streams of blocks, each stream with an index of its blocks at its end.
 
-use std::io::Read;
-
 use blockferry_block::{ByteRange, HumanSize, Result, read_exact_at};
-use liblzma::{
-    bufread::XzDecoder,
-    stream::{Action, CONCATENATED, Error as XzError, Status, Stream},
-};
+use liblzma::stream::{Action, Error as XzError, Status, Stream};
 
 use super::{
     index::{Builder, Damage, Finding, MOST_BLOCKS, Packed, Unfit, damaged, foreign},
-    whole::{Pieces, failing},
     window::{Window, u32_at},
 };
 
@@ -280,13 +274,5 @@ fn explain(error: XzError, check: u8) -> Damage {
             _ => "wrong contents".to_owned(),
         },
         error => error.to_string(),
-    }
-}
-
-/// What is in a whole file, all of its streams.
-pub(super) fn reader(pieces: Pieces) -> Box<dyn Read> {
-    match Stream::new_stream_decoder(MEMORY, CONCATENATED) {
-        Ok(stream) => Box::new(XzDecoder::new_stream(pieces, stream)),
-        Err(error) => failing(error.into()),
     }
 }

@@ -1,14 +1,11 @@
 //! Zstandard: RFC 8878, with the seek table of the seekable format (contrib/seekable_format in zstd's sources).
 
-use std::io::Read;
-
 use blockferry_block::{ByteRange, HumanSize, Result, read_exact_at};
 use twox_hash::XxHash64;
 use zstd::bulk::Decompressor;
 
 use super::{
     index::{Builder, Damage, Finding, MOST_BLOCKS, Packed, Unfit, damaged, foreign},
-    whole::{Pieces, failing},
     window::{Window, u32_at},
 };
 
@@ -35,9 +32,6 @@ const SKIPPABLE_HEADER: u64 = 8;
 
 /// The longest header of a frame, magic included.
 const LONGEST_HEADER: u64 = 18;
-
-/// The largest window of a frame that is unpacked from its beginning: what zstd itself takes unless told otherwise.
-const LARGEST_WINDOW: u32 = 27;
 
 /// Finds the frames of a zstd file.
 pub(super) async fn find(window: &mut Window<'_>, max_block: u64) -> Result<Finding> {
@@ -275,16 +269,4 @@ fn unpack_checked(packed: &Packed<'_>) -> Result<Vec<u8>, Damage> {
         return Err("wrong XXH64".to_owned());
     }
     Ok(unpacked)
-}
-
-/// What is in a whole file, all of its frames.
-pub(super) fn reader(pieces: Pieces) -> Box<dyn Read> {
-    let reader = zstd::stream::read::Decoder::with_buffer(pieces).and_then(|mut reader| {
-        reader.window_log_max(LARGEST_WINDOW)?;
-        Ok(reader)
-    });
-    match reader {
-        Ok(reader) => Box::new(reader),
-        Err(error) => failing(error),
-    }
 }
