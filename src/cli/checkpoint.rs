@@ -306,8 +306,8 @@ impl Image {
         let image = Self::bytes(endpoint, size)?;
         let ImageFormat { kind, snapshot } = endpoint.format();
         Ok(match kind {
-            FormatKind::Raw | FormatKind::Probe => image,
-            FormatKind::Image(_) | FormatKind::Packed(_) => Self::Formatted {
+            FormatKind::Raw | FormatKind::Probe | FormatKind::ProbeImage => image,
+            FormatKind::Image(_) | FormatKind::Packed(_) | FormatKind::Ova => Self::Formatted {
                 image: Box::new(image),
                 format: kind.to_string(),
                 snapshot: snapshot.clone(),

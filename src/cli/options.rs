@@ -16,7 +16,7 @@ use std::{
 
 use crate::{
     block::Context,
-    endpoint::{Endpoint, EndpointKind, OpenOptions},
+    endpoint::{Endpoint, EndpointKind, Notices, OpenOptions},
     filter::NamedFilter,
 };
 
@@ -24,6 +24,7 @@ use super::{
     args::{Common, FilterArgs, InfoArgs, MapArgs, ProgressStyle, TimeoutArgs},
     failure::Failure,
     fraction::FractionTo,
+    output::{program, tell},
     percent::PercentTo,
 };
 
@@ -225,6 +226,9 @@ pub(crate) fn open_options(timeouts: Timeouts) -> OpenOptions {
         connect_timeout: timeouts.connect,
         request_timeout: timeouts.request,
         flush_timeout: timeouts.flush,
+        notices: Some(Notices::new(|notice| {
+            tell(&format!("{}: {notice}", program()));
+        })),
         ..OpenOptions::default()
     }
 }

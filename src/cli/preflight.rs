@@ -36,6 +36,8 @@ pub(crate) async fn check_room(
     let size = image.info().size;
     let limit = blockferry_sys::file_size_limit();
     let (most, limit) = match &job.format {
+        // It is smaller than the image, and nobody knows how much.
+        DestinationFormat::Packed(_) => return Ok(None),
         // Its data lies elsewhere.
         DestinationFormat::Qcow2(new) if new.data_file.is_some() => return Ok(None),
         DestinationFormat::Qcow2(new) => (size.saturating_add(tables(new, size)), limit),

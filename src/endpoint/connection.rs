@@ -33,6 +33,8 @@ pub struct Connection {
     pub(super) filters: Option<Box<Filters>>,
     /// The image that the device is the disk of. It is closed before what it lies in.
     pub(super) image: Option<Arc<dyn Image>>,
+    /// What the bytes were taken for, where that is no image but something around one, or around the disk.
+    pub(super) around: Option<FormatKind>,
     /// The files that were opened because the image, or one behind it, names them.
     pub(super) followed: Vec<Identity>,
     /// The image's files.
@@ -121,9 +123,10 @@ impl Connection {
             let connection = filters.connection();
             return connection.as_ref().map(Self::format).unwrap_or_default();
         }
-        match &self.image {
-            Some(image) => FormatKind::Image(image.details().format()),
-            None => FormatKind::Raw,
+        match (self.around, &self.image) {
+            (Some(around), _) => around,
+            (None, Some(image)) => FormatKind::Image(image.details().format()),
+            (None, None) => FormatKind::Raw,
         }
     }
 

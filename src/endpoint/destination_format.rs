@@ -8,19 +8,19 @@ use std::{
 };
 
 use crate::{
-    block::{Access, BlockDevice, Error, ErrorKind, Operation, Result},
+    block::{Access, BlockDevice, Capabilities, Error, ErrorKind, Operation, Result},
     copy::{Destination, Source},
     format::{
         NewImage,
-        packed::PackOptions,
+        packed::{PackOptions, PackTarget, UnfinishedPack, pack},
         qcow2::{self, Backing, CreateOptions, DataFile, LaidOut},
         vdi, vmdk, vpc,
     },
 };
 
 use super::{
-    BackingName, Connection, DataFileName, DestinationFile, Endpoint, EndpointKind, NewQcow2,
-    OpenDestination, OpenDevice, OpenOptions, is_same_image,
+    BackingName, Connection, DataFileName, DestinationFile, Endpoint, EndpointKind, FormatKind,
+    NewQcow2, OpenDestination, OpenDevice, OpenOptions, is_same_image,
     open::{open_device, opening},
     printable,
 };
@@ -58,12 +58,29 @@ impl DestinationFormat {
 
 /// An image that is being made: no valid one before it is [finished](Self::finish).
 pub struct UnfinishedImage {
-    image: Arc<dyn NewImage>,
+    unfinished: Unfinished,
     /// The same, where it is a qcow2 image.
     qcow2: Option<Arc<qcow2::NewImage>>,
     data_file: Option<DestinationFile>,
     /// What keeps the backing file open.
     backing: Option<Connection>,
+}
+
+/// What has an end that is still to be written.
+enum Unfinished {
+    Image(Arc<dyn NewImage>),
+    Packed(UnfinishedPack),
+}
+
+impl From<Unfinished> for UnfinishedImage {
+    fn from(unfinished: Unfinished) -> Self {
+        Self {
+            unfinished,
+            qcow2: None,
+            data_file: None,
+            backing: None,
+        }
+    }
 }
 
 impl UnfinishedImage {
@@ -72,7 +89,10 @@ impl UnfinishedImage {
     /// # Errors
     /// What writing failed with, and what [`DestinationFile::commit_durably`] did.
     pub async fn finish(self) -> Result<()> {
-        self.image.finish().await?;
+        match self.unfinished {
+            Unfinished::Image(image) => image.finish().await?,
+            Unfinished::Packed(packed) => packed.finish().await?,
+        }
         if let Some(backing) = self.backing {
             // It was only read. Before anything has its name: this may take long, and be given up.
             let _ = backing.close().await;
@@ -111,9 +131,8 @@ impl DestinationFormat {
                 new.begin(endpoint, source, opened, options).await
             }
             (Self::Packed(options), _) => {
-                let message = format!("-O {} is not made yet", options.packing);
-                let error = Error::with_message(ErrorKind::Unsupported, message);
-                Err(opening(endpoint)(error))
+                let packed = begin_packed(opened, options);
+                Ok((source, packed.map_err(opening(endpoint))?))
             }
             (_, Destination::Stream(_)) => {
                 let error = refused("this format cannot be streamed: write it to a file");
@@ -124,12 +143,7 @@ impl DestinationFormat {
                 let image = image.map_err(opening(endpoint))?;
                 let opened = OpenDestination {
                     destination: Destination::Device(image.clone()),
-                    image: Some(UnfinishedImage {
-                        image,
-                        qcow2: None,
-                        data_file: None,
-                        backing: None,
-                    }),
+                    image: Some(Unfinished::Image(image).into()),
                     ..opened
                 };
                 Ok((source, opened))
@@ -204,7 +218,7 @@ impl NewQcow2 {
                     connection,
                     file,
                     image: Some(UnfinishedImage {
-                        image: image.clone(),
+                        unfinished: Unfinished::Image(image.clone()),
                         qcow2: Some(image),
                         data_file: others.data_file,
                         backing: others.backing,
@@ -290,6 +304,25 @@ impl NewQcow2 {
     }
 }
 
+/// Begins a compressed stream, to which the image is written as to a pipe.
+fn begin_packed(opened: OpenDestination, options: &PackOptions) -> Result<OpenDestination> {
+    let target = match opened.destination {
+        Destination::Device(device) if !device.info().can(Capabilities::RESIZE) => {
+            return Err(refused(
+                "what is compressed has a length of its own, and this has a fixed size: write it to a file",
+            ));
+        }
+        Destination::Device(device) => PackTarget::Device(device),
+        Destination::Stream(sink) => PackTarget::Stream(sink),
+    };
+    let (sink, unfinished) = pack(target, options)?;
+    Ok(OpenDestination {
+        destination: Destination::Stream(Box::new(sink)),
+        image: Some(Unfinished::Packed(unfinished).into()),
+        ..opened
+    })
+}
+
 /// The other files of an image, open.
 #[derive(Default)]
 struct Others {
@@ -305,7 +338,12 @@ async fn open_backing(
     options: &OpenOptions,
 ) -> Result<OpenDevice> {
     check_name("backing file", &backing.name)?;
-    let path = Endpoint::from(directory.join(&backing.name)).interpreted(backing.format);
+    let format = match backing.format {
+        // What is compressed is no backing file.
+        FormatKind::Probe => FormatKind::ProbeImage,
+        format => format,
+    };
+    let path = Endpoint::from(directory.join(&backing.name)).interpreted(format);
     if is_same_image(&path, destination) {
         return Err(refused("an image cannot be its own backing file"));
     }

@@ -7,18 +7,25 @@ use std::{fmt, path::PathBuf, str::FromStr, sync::Arc};
 
 use crate::{
     block::{
-        Access, BlockDevice, ByteRange, Error, ErrorKind, FileDevice, Mapping, Result,
+        Access, BlockDevice, Buffer, ByteRange, Error, ErrorKind, FileDevice, Mapping, Result,
         read_exact_at,
     },
-    format::{Details, Format, Image, PROBE_LENGTH, packed::Packing, probe},
+    copy::Source,
+    filter::Unpack,
+    format::{
+        self, Details, Format, Image, PROBE_LENGTH,
+        packed::{Packed, Packing, UnpackOptions, Unpacked},
+        probe, probe_packing,
+    },
 };
 
 use blockferry_sys as sys;
 
 use super::{
-    Endpoint, EndpointKind, Layer, OpenDevice, OpenOptions,
+    Endpoint, EndpointKind, Layer, OpenDevice, OpenOptions, OpenSource,
     in_use::claim_below,
     open::{open_device, opening},
+    ova,
     related::Relatives,
 };
 
@@ -36,6 +43,8 @@ pub struct ImageFormat {
 pub enum FormatKind {
     /// What a regular local file begins with tells; everything else is [raw](Self::Raw).
     Probe,
+    /// The same among the formats of images alone: what is compressed, or an archive, is just bytes, as qemu has it.
+    ProbeImage,
     /// The bytes are the disk.
     #[default]
     Raw,
@@ -43,6 +52,8 @@ pub enum FormatKind {
     Image(Format),
     /// The disk was compressed, all of it as one stream.
     Packed(Packing),
+    /// An archive with the disk of a virtual machine in it.
+    Ova,
 }
 
 impl From<FormatKind> for ImageFormat {
@@ -62,11 +73,14 @@ impl FromStr for FormatKind {
         if name == "raw" {
             return Ok(Self::Raw);
         }
+        if name == "ova" {
+            return Ok(Self::Ova);
+        }
         let format = name.parse().map(Self::Image);
         format.or(name.parse().map(Self::Packed)).map_err(|()| {
             let formats = Format::ALL.map(Format::name).join(", ");
             let packings = Packing::ALL.map(Packing::name).join(", ");
-            format!("the format {name:?} is not known here: raw, {formats}, {packings} are")
+            format!("the format {name:?} is not known here: raw, {formats}, {packings}, ova are")
         })
     }
 }
@@ -74,10 +88,11 @@ impl FromStr for FormatKind {
 impl fmt::Display for FormatKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Probe => "probe",
+            Self::Probe | Self::ProbeImage => "probe",
             Self::Raw => "raw",
             Self::Image(format) => format.name(),
             Self::Packed(packing) => packing.name(),
+            Self::Ova => "ova",
         })
     }
 }
@@ -94,36 +109,81 @@ pub(super) async fn interpret(
         mut connection,
     } = opened;
     let interpreted = async {
-        match told(endpoint, &*device).await? {
+        let kind = told(endpoint, &*device).await?;
+        check_snapshot(endpoint, kind)?;
+        match kind {
             FormatKind::Image(format) => {
                 let image = open_image(endpoint, format, access, options, &device);
-                image.await.map(Some)
+                let (image, relatives) = image.await?;
+                let first = first_layer(endpoint, &device, &image);
+                connection.image = Some(image.clone());
+                (connection.followed, connection.layers) = relatives.into_opened(first);
+                let disk: Arc<dyn BlockDevice> = image;
+                Ok(disk)
             }
             FormatKind::Packed(packing) => {
-                let message = format!("-f {packing} is not read yet");
-                Err(Error::with_message(ErrorKind::Unsupported, message))
+                connection.around = Some(kind);
+                unpacked(endpoint, packing, options, Arc::clone(&device)).await
             }
-            _ if endpoint.format().snapshot.is_some() => {
-                let message = "only a qcow2 image has snapshots, and this is none";
-                Err(Error::with_message(ErrorKind::InvalidInput, message))
+            FormatKind::Ova => {
+                connection.around = Some(kind);
+                let disk = ova::disk(endpoint, options, &device).await?;
+                let image = ova::open(&disk, options).await?;
+                let Some(image) = image else { return Ok(disk) };
+                connection.image = Some(image.clone());
+                let disk: Arc<dyn BlockDevice> = image;
+                Ok(disk)
             }
-            _ => Ok(None),
+            _ => Ok(Arc::clone(&device)),
         }
     };
     match interpreted.await {
-        Ok(None) => Ok(OpenDevice { device, connection }),
-        Ok(Some((image, relatives))) => {
-            let first = Layer {
-                role: None,
-                depth: 0,
-                path: shown_path(endpoint),
-                bytes: device,
-                image: Some(Arc::clone(&image)),
-            };
-            let device: Arc<dyn BlockDevice> = image.clone();
-            connection.image = Some(image);
-            (connection.followed, connection.layers) = relatives.into_opened(first);
-            Ok(OpenDevice { device, connection })
+        Ok(device) => Ok(OpenDevice { device, connection }),
+        Err(error) => {
+            drop(device);
+            connection.abandon().await;
+            Err(opening(endpoint)(error))
+        }
+    }
+}
+
+/// Makes a source of a copy of what was opened as bytes: what is compressed comes as a stream, everything else is a
+/// device.
+pub(super) async fn interpret_source(
+    endpoint: &Endpoint,
+    options: &OpenOptions,
+    opened: OpenDevice,
+) -> Result<OpenSource> {
+    let OpenDevice {
+        device,
+        mut connection,
+    } = opened;
+    let begun = async {
+        let kind = told(endpoint, &*device).await?;
+        check_snapshot(endpoint, kind)?;
+        let FormatKind::Packed(packing) = kind else {
+            return Ok((kind, None));
+        };
+        let packed = Packed::Device(Arc::clone(&device));
+        let stream = unpack(endpoint, packed, packing, options).await?;
+        Ok((kind, Some(stream)))
+    };
+    match begun.await {
+        Ok((kind, Some(stream))) => {
+            connection.around = Some(kind);
+            Ok(OpenSource {
+                source: Source::Stream(Box::new(stream)),
+                connection,
+            })
+        }
+        Ok((kind, None)) => {
+            let known = endpoint.clone().taken_for(kind);
+            let opened = OpenDevice { device, connection };
+            let opened = interpret(&known, Access::ReadOnly, options, opened).await?;
+            Ok(OpenSource {
+                source: Source::Device(opened.device),
+                connection: opened.connection,
+            })
         }
         Err(error) => {
             drop(device);
@@ -131,6 +191,54 @@ pub(super) async fn interpret(
             Err(opening(endpoint)(error))
         }
     }
+}
+
+/// Begins to unpack a stream, and says so where an image in a format comes out of it: its bytes are what is meant.
+///
+/// # Errors
+/// As those of [`Unpacked::open`].
+pub(super) async fn unpack(
+    endpoint: &Endpoint,
+    packed: Packed,
+    packing: Packing,
+    options: &OpenOptions,
+) -> Result<Unpacked> {
+    let mut unpacking = UnpackOptions::default();
+    unpacking.max_size = options.max_size;
+    let unpacked = Unpacked::open(packed, packing, &unpacking).await?;
+    if let Some(format) = probe(unpacked.begins_with()) {
+        options.notice(&format!(
+            "{endpoint}: what it holds looks like an image in the format {format}, and is taken for the bytes of a disk"
+        ));
+    }
+    Ok(unpacked)
+}
+
+/// The disk in a compressed file, for those who read it anywhere.
+pub(super) async fn unpacked(
+    endpoint: &Endpoint,
+    packing: Packing,
+    options: &OpenOptions,
+    device: Arc<dyn BlockDevice>,
+) -> Result<Arc<dyn BlockDevice>> {
+    let mut unpack = Unpack::new(packing);
+    unpack.unpack = true;
+    unpack.max_size = options.max_size.unwrap_or(unpack.max_size);
+    unpack
+        .open_telling(device, |why| {
+            options.notice(&format!(
+                "{endpoint}: it is unpacked into a temporary file first: {why}"
+            ));
+        })
+        .await
+}
+
+fn check_snapshot(endpoint: &Endpoint, kind: FormatKind) -> Result<()> {
+    if endpoint.format().snapshot.is_none() || matches!(kind, FormatKind::Image(_)) {
+        return Ok(());
+    }
+    let message = "only a qcow2 image has snapshots, and this is none";
+    Err(Error::with_message(ErrorKind::InvalidInput, message))
 }
 
 /// What the image says of itself that an endpoint is, without its filters; `None` where its bytes are the disk.
@@ -148,6 +256,7 @@ pub async fn image_details(endpoint: &Endpoint, options: &OpenOptions) -> Result
     let details = async {
         match told(endpoint, &*device).await? {
             FormatKind::Image(format) => format.details(&device).await.map(Some),
+            FormatKind::Ova => ova::details(endpoint, options, &device).await,
             _ => Ok(None),
         }
     };
@@ -160,8 +269,16 @@ pub async fn image_details(endpoint: &Endpoint, options: &OpenOptions) -> Result
 /// The format of `device`: what was said, or what it begins with.
 async fn told(endpoint: &Endpoint, device: &dyn BlockDevice) -> Result<FormatKind> {
     match endpoint.format().kind {
-        FormatKind::Probe if may_probe(endpoint, device) => probed(device).await,
-        FormatKind::Probe => Ok(FormatKind::Raw),
+        FormatKind::Probe if may_probe(endpoint, device) => {
+            let start = beginning(device).await?;
+            match probe_packing(&start) {
+                Some(packing) => Ok(FormatKind::Packed(packing)),
+                None if format::ova::begins(&start) => Ok(FormatKind::Ova),
+                None => kind_of(&start),
+            }
+        }
+        FormatKind::ProbeImage if may_probe(endpoint, device) => probed(device).await,
+        FormatKind::Probe | FormatKind::ProbeImage => Ok(FormatKind::Raw),
         kind => Ok(kind),
     }
 }
@@ -184,14 +301,21 @@ fn is_one_file(endpoint: &Endpoint) -> bool {
     )
 }
 
-/// The format that `device` seems to be in.
+/// The format of images that `device` seems to be in.
 ///
 /// # Errors
 /// `Unsupported` for one that is not read here.
 pub(super) async fn probed(device: &dyn BlockDevice) -> Result<FormatKind> {
+    kind_of(&beginning(device).await?)
+}
+
+async fn beginning(device: &dyn BlockDevice) -> Result<Buffer> {
     let length = device.info().size.min(PROBE_LENGTH as u64);
-    let start = read_exact_at(device, ByteRange::between(0, length)).await?;
-    let Some(name) = probe(&start) else {
+    read_exact_at(device, ByteRange::between(0, length)).await
+}
+
+fn kind_of(start: &[u8]) -> Result<FormatKind> {
+    let Some(name) = probe(start) else {
         return Ok(FormatKind::Raw);
     };
     match name.parse() {
@@ -231,6 +355,17 @@ async fn open_image(
     opening.snapshot.clone_from(&format.snapshot);
     let image = kind.open(below, &relatives, &opening).await?;
     Ok((image, relatives))
+}
+
+/// The image itself, in front of those behind it.
+fn first_layer(endpoint: &Endpoint, bytes: &Arc<dyn BlockDevice>, image: &Arc<dyn Image>) -> Layer {
+    Layer {
+        role: None,
+        depth: 0,
+        path: shown_path(endpoint),
+        bytes: Arc::clone(bytes),
+        image: Some(Arc::clone(image)),
+    }
 }
 
 /// Where the endpoint's file is found; its name, where it is none.

@@ -36,6 +36,7 @@ mod image_options;
 mod in_use;
 mod layers;
 mod open;
+mod ova;
 mod parse;
 mod related;
 mod sources;
@@ -59,7 +60,7 @@ pub use image_options::{
 pub use in_use::is_written_by_others;
 pub use layers::{Layer, Layers};
 pub use open::{
-    OpenDestination, OpenDevice, OpenOptions, OpenSource, open_destination, open_device,
+    Notices, OpenDestination, OpenDevice, OpenOptions, OpenSource, open_destination, open_device,
     open_source,
 };
 pub use parse::{Endpoint, EndpointError, EndpointKind};

@@ -1,6 +1,7 @@
 //! Parsed endpoints become devices and streams.
 
 use std::{
+    fmt,
     fs::{self, File},
     io::{self, Seek},
     os::{fd::AsFd, unix::fs::FileTypeExt},
@@ -17,6 +18,7 @@ use crate::{
     },
     client::{Client, ConnectOptions, Gone, Pool, PoolObserver, PoolOptions},
     copy::{Destination, Source},
+    format::packed::Packed,
     proto::{NbdUri, Transport},
     script::{Script, ScriptOptions},
 };
@@ -25,7 +27,9 @@ use blockferry_sys as sys;
 
 use super::{
     Connection, DestinationFile, Endpoint, EndpointKind, FormatKind, ServerChild, ServerCommand,
-    UnfinishedImage, filtered::Filters, formats::interpret,
+    UnfinishedImage,
+    filtered::Filters,
+    formats::{interpret, interpret_source, unpack},
 };
 
 /// How endpoints are opened.
@@ -63,6 +67,33 @@ pub struct OpenOptions {
     pub allow_backing: Vec<PathBuf>,
     /// The largest disk that is opened of an image in a format, in bytes; any unless set.
     pub max_size: Option<u64>,
+    /// Told what somebody should know who waits, or relies on what was opened; nobody unless set.
+    pub notices: Option<Notices>,
+}
+
+/// Somebody who is told, in sentences for people, without the name of the program.
+#[derive(Clone)]
+pub struct Notices(Arc<dyn Fn(&str) + Send + Sync>);
+
+impl Notices {
+    /// Calls `tell` with each.
+    pub fn new(tell: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(tell))
+    }
+}
+
+impl fmt::Debug for Notices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Notices")
+    }
+}
+
+impl OpenOptions {
+    pub(super) fn notice(&self, text: &str) {
+        if let Some(notices) = &self.notices {
+            (notices.0)(text);
+        }
+    }
 }
 
 impl Default for OpenOptions {
@@ -81,6 +112,7 @@ impl Default for OpenOptions {
             in_place: false,
             allow_backing: Vec::new(),
             max_size: None,
+            notices: None,
         }
     }
 }
@@ -136,18 +168,25 @@ pub(super) async fn open_unfiltered(
     access: Access,
     options: &OpenOptions,
 ) -> Result<OpenDevice> {
-    let opened = match endpoint.format().kind {
-        FormatKind::Image(_) => {
-            // The contexts that were asked for are those of the image.
-            let below = OpenOptions {
-                contexts: vec![Context::Allocation],
-                ..options.clone()
-            };
-            open_bytes(endpoint, access, &below).await?
-        }
-        _ => open_bytes(endpoint, access, options).await?,
-    };
+    let opened = open_bytes_of(endpoint, access, options).await?;
     interpret(endpoint, access, options, opened).await
+}
+
+/// Opens the bytes that an endpoint is, to be interpreted.
+async fn open_bytes_of(
+    endpoint: &Endpoint,
+    access: Access,
+    options: &OpenOptions,
+) -> Result<OpenDevice> {
+    if endpoint.is_bytes() {
+        return open_bytes(endpoint, access, options).await;
+    }
+    // The contexts that were asked for are those of what is in them.
+    let below = OpenOptions {
+        contexts: vec![Context::Allocation],
+        ..options.clone()
+    };
+    open_bytes(endpoint, access, &below).await
 }
 
 /// Opens the bytes that an endpoint is.
@@ -267,29 +306,29 @@ pub async fn open_source(endpoint: &Endpoint, options: &OpenOptions) -> Result<O
     if matches!(endpoint.kind(), EndpointKind::Standard)
         && let Some(opened) = standard_input()
     {
-        let opened = interpret(endpoint, Access::ReadOnly, options, opened).await?;
-        let OpenDevice { device, connection } = opened;
-        return Ok(OpenSource {
-            source: Source::Device(device),
-            connection,
-        });
+        return interpret_source(endpoint, options, opened).await;
     }
     if let Some(stream) = source_stream(endpoint).await? {
-        if !endpoint.is_bytes() {
-            let message = "a qcow2 image is read at many offsets, and this is a stream";
-            return Err(refused(endpoint, message));
-        }
+        let source = match endpoint.format().kind {
+            FormatKind::Packed(packing) if endpoint.format().snapshot.is_none() => {
+                let packed = Packed::Stream(stream);
+                let unpacked = unpack(endpoint, packed, packing, options).await;
+                let unpacked = unpacked.map_err(opening(endpoint))?;
+                Source::Stream(Box::new(unpacked))
+            }
+            _ if endpoint.is_bytes() => Source::Stream(stream),
+            _ => {
+                let message = "an image in a format is read at many offsets, and this is a stream";
+                return Err(refused(endpoint, message));
+            }
+        };
         return Ok(OpenSource {
-            source: Source::Stream(stream),
+            source,
             connection: Connection::default(),
         });
     }
-    let OpenDevice { device, connection } =
-        open_device(endpoint, Access::ReadOnly, options).await?;
-    Ok(OpenSource {
-        source: Source::Device(device),
-        connection,
-    })
+    let opened = open_bytes_of(endpoint, Access::ReadOnly, options).await?;
+    interpret_source(endpoint, options, opened).await
 }
 
 /// Opens an endpoint to copy to. Where there is no file one is begun, which appears when it is

@@ -210,8 +210,10 @@ impl Endpoint {
 
     /// Whether nothing is asked of its bytes that only an image in a format has. A file may turn out to be one.
     pub(crate) fn is_bytes(&self) -> bool {
-        matches!(self.format.kind, FormatKind::Probe | FormatKind::Raw)
-            && self.format.snapshot.is_none()
+        matches!(
+            self.format.kind,
+            FormatKind::Probe | FormatKind::ProbeImage | FormatKind::Raw
+        ) && self.format.snapshot.is_none()
     }
 
     /// What its bytes are taken for.
@@ -223,7 +225,23 @@ impl Endpoint {
     /// The same behind filters, the first one nearest to its reader.
     #[must_use]
     pub fn behind(mut self, filters: Vec<NamedFilter>) -> Self {
+        self = self.probed_behind(&filters);
         self.filters = filters;
+        self
+    }
+
+    /// The same as it is to be probed behind these filters: what one of them unwraps is not unwrapped before.
+    pub(crate) fn probed_behind(mut self, filters: &[NamedFilter]) -> Self {
+        if !filters.iter().any(|named| named.filter().unwraps()) {
+            return self;
+        }
+        if self.format.kind == FormatKind::Probe {
+            self.format.kind = FormatKind::ProbeImage;
+        }
+        if let EndpointKind::Joined(parts) = &mut self.kind {
+            let probed = parts.drain(..).map(|part| part.probed_behind(filters));
+            *parts = probed.collect();
+        }
         self
     }
 

@@ -50,6 +50,8 @@ mod info;
 mod interrupts;
 mod look;
 mod lost_connections;
+mod ova;
+mod packed;
 mod preflight;
 mod progress;
 mod rate;

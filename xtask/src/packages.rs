@@ -47,6 +47,21 @@ pub(crate) const PACKAGES: &[Package] = &[
         purpose: "sparse images with a real file system in them",
     },
     Package {
+        name: "bzip2",
+        commands: &["bzip2"],
+        purpose: "compressed disks as others make them",
+    },
+    Package {
+        name: "xz-utils",
+        commands: &["xz"],
+        purpose: "compressed disks as others make them",
+    },
+    Package {
+        name: "zstd",
+        commands: &["zstd"],
+        purpose: "compressed disks as others make and read them",
+    },
+    Package {
         name: "socat",
         commands: &["socat"],
         purpose: "connections that are cut and streams from elsewhere",

@@ -52,4 +52,6 @@ pub(crate) enum FormatArg {
     Zstd,
     /// The same, by bzip2.
     Bzip2,
+    /// A virtual machine in one archive: its disk.
+    Ova,
 }

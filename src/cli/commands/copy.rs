@@ -1,6 +1,7 @@
 //! `blockferry copy`: opens both sides, lets the engine run, and cleans up however it ends.
 
 mod image;
+mod notices;
 
 use std::{
     convert::Infallible,
@@ -33,6 +34,7 @@ use super::super::{
 };
 use super::checksum::{line, wrong_digest};
 use image::{begin, wanted_bitmaps};
+use notices::Collected;
 
 /// How long after the first request to end a copy may finish what is in flight.
 const GRACE: Duration = Duration::from_secs(5);
@@ -77,11 +79,17 @@ async fn copy_image(job: &CopyJob, view: &View) -> Result<(Report, Duration), Fa
         // Who does not want to be asked may not even take the question well.
         source_options.contexts.clear();
     }
+    let notices = Collected::default();
+    source_options.notices = Some(notices.listener());
     let source = open_source(&job.source, &source_options);
+    let opened = unless_interrupted(source, &mut signals).await?;
+    for notice in notices.take() {
+        view.warn(&notice);
+    }
     let OpenSource {
         source,
         connection: mut source_connection,
-    } = unless_interrupted(source, &mut signals).await??;
+    } = opened?;
     let tolerated = job.onto_itself && matches!(job.source.kind(), EndpointKind::Nbd(_));
     if !tolerated && is_same_image(&job.source, &job.destination) {
         let (source, destination) = (&job.source, &job.destination);

@@ -270,7 +270,7 @@ fn destination_format(
                 options.threads = threads;
                 DestinationFormat::Packed(options)
             }
-            Some(other @ (FormatKind::Image(_) | FormatKind::Packed(_))) => {
+            Some(other @ (FormatKind::Image(_) | FormatKind::Packed(_) | FormatKind::Ova)) => {
                 let failure = Failure::usage(format!("images in the format {other} are not made"));
                 return Err(failure.hint("raw, qcow2, vmdk, vpc, vdi, gzip and zstd are"));
             }
@@ -337,6 +337,10 @@ fn check_conversion(
         let failure = Failure::usage("--allocated is for raw destinations");
         return Err(failure.hint("-o preallocation=falloc, or =full, allocates a qcow2 image"));
     }
+    if args.verify && matches!(format, DestinationFormat::Packed(_)) {
+        let failure = Failure::usage("--verify does not unpack a destination again");
+        return Err(failure.hint("'blockferry compare' does, afterwards"));
+    }
     let overlays = match format {
         DestinationFormat::Qcow2(new) => new.backing.is_some(),
         _ => false,
@@ -382,6 +386,11 @@ const SUFFIXES: &[&str] = &[
     "vdi",
     "vpc",
     "parallels",
+    "ova",
+    "gz",
+    "xz",
+    "zst",
+    "bz2",
 ];
 
 /// What may not be meant as it was said.
@@ -396,6 +405,11 @@ fn doubts(args: &CopyArgs, destination: &Endpoint) -> Vec<String> {
     }
     let advice = match &*suffix {
         "qcow2" => "-O qcow2 makes a qcow2 image of it",
+        "vmdk" => "-O vmdk makes a VMDK image of it",
+        "vhd" | "vpc" => "-O vpc makes a VHD image of it",
+        "vdi" => "-O vdi makes a VDI image of it",
+        "gz" => "-O gzip compresses it",
+        "zst" => "-O zstd compresses it",
         _ => "-O raw says that this is meant",
     };
     vec![format!(
@@ -660,7 +674,10 @@ mod tests {
     fn a_name_that_promises_a_format_raises_a_doubt() {
         let doubts = |words: &[&str]| resolve(words, NO_TERMINAL).expect("a job").doubts;
         assert!(doubts(&["a", "b.qcow2"])[0].contains("-O qcow2"));
-        assert!(doubts(&["a", "b.VMDK"])[0].contains("-O raw"));
+        assert!(doubts(&["a", "b.VMDK"])[0].contains("-O vmdk"));
+        assert!(doubts(&["a", "b.raw.gz"])[0].contains("-O gzip"));
+        assert!(doubts(&["a", "b.zst"])[0].contains("-O zstd"));
+        assert!(doubts(&["a", "b.vhdx"])[0].contains("-O raw"));
         assert!(doubts(&["-O", "raw", "a", "b.qcow2"]).is_empty());
         assert!(doubts(&["a", "b.raw"]).is_empty());
         assert!(doubts(&["a", "nbd://host/b.qcow2"]).is_empty());

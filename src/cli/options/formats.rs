@@ -65,5 +65,6 @@ pub(super) fn kind(format: Option<FormatArg>) -> FormatKind {
         Some(FormatArg::Xz) => FormatKind::Packed(Packing::Xz),
         Some(FormatArg::Zstd) => FormatKind::Packed(Packing::Zstd),
         Some(FormatArg::Bzip2) => FormatKind::Packed(Packing::Bzip2),
+        Some(FormatArg::Ova) => FormatKind::Ova,
     }
 }

@@ -213,6 +213,9 @@ impl ServeJob {
         let mut job = Self::new(exports);
         check_names(&job.exports)?;
         job.filters = filters(&args.filters)?;
+        for export in &mut job.exports {
+            export.source = export.source.clone().probed_behind(&job.filters);
+        }
         job.trust = Trust::resolve(&args.formats.follow);
         let unix = args.unix.into_iter().map(|path| match path.as_os_str() {
             path if path == "-" => Place::PrivateUnix,

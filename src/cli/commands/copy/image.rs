@@ -23,7 +23,12 @@ pub(super) async fn begin(
     bitmaps: Vec<BitmapDetails>,
     options: &OpenOptions,
 ) -> Result<(Source, OpenDestination), Failure> {
-    let is_image = !matches!(job.format, DestinationFormat::Raw) && !job.format.is_in_place();
+    // Of what is compressed the digest is that of the disk.
+    let is_bytes = matches!(
+        job.format,
+        DestinationFormat::Raw | DestinationFormat::Packed(_)
+    );
+    let is_image = !is_bytes && !job.format.is_in_place();
     if is_image && matches!(opened.destination, Destination::Stream(_)) {
         if job.engine.digest.is_some() {
             return Err(Failure::usage(
