@@ -29,6 +29,8 @@ mod le;
 mod options;
 pub mod ova;
 mod parent;
+pub mod packed;
+mod pipeline;
 mod placed;
 mod pool;
 mod probe;

@@ -5,9 +5,9 @@ use blockferry_block::{Buffer, ByteRange, Result};
 use super::{
     NewImage,
     map::{PENDING, spans},
-    pipeline::Pipeline,
+    packer::ClusterPacker,
 };
-use crate::qcow2::entry::Entry;
+use crate::{pipeline::Pipeline, qcow2::entry::Entry};
 
 impl NewImage {
     /// Hands `data` in, but for what needs no storing. It is not compressed when this returns.
@@ -15,7 +15,7 @@ impl NewImage {
         &self,
         range: ByteRange,
         data: Buffer,
-        pipeline: &Pipeline,
+        pipeline: &Pipeline<ClusterPacker>,
     ) -> Result<Buffer> {
         {
             // Before all else: whoever came first is first.
@@ -34,7 +34,12 @@ impl NewImage {
         Ok(data)
     }
 
-    async fn hand_in(&self, range: ByteRange, bytes: &[u8], pipeline: &Pipeline) -> Result<()> {
+    async fn hand_in(
+        &self,
+        range: ByteRange,
+        bytes: &[u8],
+        pipeline: &Pipeline<ClusterPacker>,
+    ) -> Result<()> {
         let geometry = self.geometry();
         let cluster = self.cluster_size() as usize;
         let mut rest = bytes;
@@ -57,7 +62,7 @@ impl NewImage {
                     table.replace(at, pending);
                 }
                 let table = std::sync::Arc::clone(&table);
-                pipeline.add(table, at, now, &self.file).await?;
+                pipeline.add((table, at), now, &self.file).await?;
             }
         }
         Ok(())

@@ -4,7 +4,7 @@ use blockferry_block::{
     Buffer, ByteRange, Capabilities, Error, ErrorKind, Operation, Result, ZeroFlags,
 };
 
-use super::{NewImage, refcounts::Counting, write::place_of};
+use super::{NewImage, packer::ClusterPacker, refcounts::Counting, write::place_of};
 use crate::below::Below;
 use crate::qcow2::{
     CreateOptions, Preallocation,
@@ -21,7 +21,8 @@ impl NewImage {
     pub(super) async fn complete(&self) -> Result<()> {
         let size = self.size();
         if let Some(pipeline) = &self.pipeline {
-            pipeline.end(&self.file).await?;
+            pipeline.drain(&self.file).await?;
+            pipeline.with_packer(ClusterPacker::end)?;
         }
         self.doubt.check(size)?;
         let tables = match self.fixed_place() {

@@ -16,7 +16,6 @@ mod compressed;
 mod finish;
 mod map;
 mod packer;
-mod pipeline;
 mod places;
 mod read;
 mod refcounts;
@@ -37,18 +36,23 @@ use blockferry_block::{
 };
 
 use self::{
-    bitmaps::NewBitmap, finish::set_disk_size, map::Map, packer::Packer, pipeline::Pipeline,
-    places::Places,
+    bitmaps::NewBitmap, finish::set_disk_size, map::Map, packer::ClusterPacker, places::Places,
 };
 pub(crate) use self::{
     finish::{encode as encode_entry, header, stored_size},
     refcounts::checked_sizes as refcount_sizes,
 };
 use super::{
-    CreateOptions, Preallocation, codec::CompressionSettings, geometry::Geometry,
+    CreateOptions, Preallocation,
+    codec::{CompressionSettings, Compressor},
+    geometry::Geometry,
     header::LARGEST_L1,
 };
-use crate::{below::Below, doubt::Doubt};
+use crate::{
+    below::Below,
+    doubt::Doubt,
+    pipeline::{Pipeline, PipelineOptions},
+};
 
 /// How much memory the tables may take, in bytes: those of half a TiB in the usual clusters.
 const TABLE_MEMORY: u64 = 64 << 20;
@@ -74,7 +78,7 @@ pub struct NewImage {
     places: Arc<Places>,
     map: Map,
     /// What compresses, if anything is compressed.
-    pipeline: Option<Pipeline>,
+    pipeline: Option<Pipeline<ClusterPacker>>,
     size: AtomicU64,
     /// Where writes failed or were given up.
     doubt: Doubt,
@@ -161,9 +165,20 @@ impl NewImage {
                 level: options.compression_level,
                 window: options.compression_window,
             };
-            let packer = Packer::new(geometry, Arc::clone(&places), file.block());
+            let packer = ClusterPacker::new(geometry, Arc::clone(&places), file.block());
             let (threads, in_order) = (options.threads, options.in_order);
-            Pipeline::new(settings, geometry, threads, in_order, packer)
+            let cluster = geometry.cluster_size();
+            let pipeline = PipelineOptions {
+                block: cluster,
+                room: cluster,
+                threads,
+                in_order,
+                compress: Box::new(move || {
+                    let mut compressor = Compressor::new(&settings);
+                    Box::new(move |cluster, out| compressor.compress(cluster, out))
+                }),
+            };
+            Pipeline::new(pipeline, packer)
         });
         Ok(Self {
             info: describe(&below, data_file.as_deref(), &options),

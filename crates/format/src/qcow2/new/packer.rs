@@ -5,11 +5,12 @@ use std::{collections::VecDeque, sync::Arc};
 
 use blockferry_block::{Error, ErrorKind, Result};
 
-use super::places::Places;
+use super::{map::Table, places::Places};
 use crate::{
     chunks::{Chunk, Chunks},
+    pipeline::{Packed, Packer},
     qcow2::{
-        entry::{Compressed, SECTOR},
+        entry::{Cluster, Compressed, Entry, SECTOR},
         geometry::Geometry,
         refcounts::largest,
     },
@@ -19,8 +20,10 @@ use crate::{
 const TAKEN_AT_ONCE: u64 = 1 << 20;
 
 /// Gives places to streams and clusters, one after the other, and gathers them.
-pub(super) struct Packer {
+pub(super) struct ClusterPacker {
     places: Arc<Places>,
+    /// The size in it is not looked at.
+    geometry: Geometry,
     cluster: u64,
     /// How many streams can touch a cluster of the file.
     most_streams: u64,
@@ -41,12 +44,13 @@ pub(super) struct Packer {
     chunks: Chunks,
 }
 
-impl Packer {
+impl ClusterPacker {
     /// Packs into a file of `geometry`, of which `places` gives clusters, written in multiples of `block`.
     pub(super) fn new(geometry: Geometry, places: Arc<Places>, block: u64) -> Self {
         let cluster = geometry.cluster_size();
         Self {
             places,
+            geometry,
             cluster,
             most_streams: largest(geometry.refcount_order),
             most_offset: Compressed::most_offset(geometry),
@@ -62,7 +66,7 @@ impl Packer {
     }
 
     /// Takes a stream, and says where it goes.
-    pub(super) fn add_stream(&mut self, stream: &[u8]) -> Result<Compressed> {
+    fn add_stream(&mut self, stream: &[u8]) -> Result<Compressed> {
         let length = stream.len() as u64;
         let offset = self.place_stream(length)?;
         self.chunks.append(&mut self.packed_chunk, offset, stream);
@@ -73,7 +77,7 @@ impl Packer {
     }
 
     /// Takes a cluster as it is, and says where it goes.
-    pub(super) fn add_plain(&mut self, cluster: &[u8]) -> Result<u64> {
+    fn add_plain(&mut self, cluster: &[u8]) -> Result<u64> {
         if self.plain == self.plain_end {
             let start = self.places.take(self.plain_batch)?;
             (self.plain, self.plain_end) = (start, start + self.plain_batch * self.cluster);
@@ -118,35 +122,49 @@ impl Packer {
         Ok(offset)
     }
 
-    /// How many chunks are to be written.
-    pub(super) fn full(&self) -> usize {
+    /// Nothing more comes: clusters that were taken and not used go back where that is possible.
+    pub(super) fn end(&mut self) {
+        self.places.give_back_last(self.plain, self.plain_end);
+        self.plain_end = self.plain;
+    }
+}
+
+/// Blocks belong to entries of a table that say that they are pending, from one on.
+impl Packer for ClusterPacker {
+    type Place = (Arc<Table>, usize);
+
+    fn pack(&mut self, packed: &Packed<Self::Place>) -> Result<()> {
+        let (table, first) = packed.place();
+        for (at, (bytes, stream)) in (*first..).zip(packed.blocks()) {
+            let cluster = match stream {
+                Some(stream) => Cluster::Compressed(self.add_stream(stream)?),
+                None => Cluster::Data {
+                    host: self.add_plain(bytes)?,
+                },
+            };
+            table.replace(at, Entry::encode(cluster, self.geometry));
+        }
+        Ok(())
+    }
+
+    fn full(&self) -> usize {
         self.chunks.full()
     }
 
-    /// The chunks that are to be written.
-    pub(super) fn take_full(&mut self) -> VecDeque<Chunk> {
+    fn take_full(&mut self) -> VecDeque<Chunk> {
         self.chunks.take_full()
     }
 
-    /// Whether all that was added was taken to be written.
-    pub(super) fn is_empty(&self) -> bool {
+    fn is_empty(&self) -> bool {
         let is_written = |chunk: &Option<Chunk>| chunk.as_ref().is_none_or(Chunk::is_written);
         self.chunks.full() == 0 && is_written(&self.packed_chunk) && is_written(&self.plain_chunk)
     }
 
-    /// All that is to be written, also what is not much yet. A block that is not full is written again with what
-    /// comes next.
-    pub(super) fn take_all(&mut self) -> VecDeque<Chunk> {
+    fn take_all(&mut self) -> VecDeque<Chunk> {
         if let Some(chunk) = self.plain_chunk.take() {
             self.chunks.close(chunk);
         }
         self.chunks.close_so_far(&mut self.packed_chunk);
         self.chunks.take_full()
-    }
-
-    /// Nothing more comes: clusters that were taken and not used go back where that is possible.
-    pub(super) fn end(&mut self) {
-        self.places.give_back_last(self.plain, self.plain_end);
-        self.plain_end = self.plain;
     }
 }

@@ -9,9 +9,10 @@ use super::{
     NewImage,
     classify::read_padded,
     map::{decode, spans},
-    pipeline::Pipeline,
+    packer::ClusterPacker,
 };
 use crate::{
+    pipeline::Pipeline,
     pool::unpack,
     qcow2::{
         entry::{Cluster, Compressed},
@@ -183,7 +184,7 @@ impl NewImage {
 
     pub(super) fn map_range(&self, range: ByteRange) -> Mapping<'_> {
         let range = range.intersection(ByteRange::between(0, self.size()));
-        let is_under_way = |pipeline: &Pipeline| !pipeline.is_idle();
+        let is_under_way = |pipeline: &Pipeline<ClusterPacker>| !pipeline.is_idle();
         if range.is_empty() || self.pipeline.as_ref().is_some_and(is_under_way) {
             return Mapping::Opaque;
         }
