@@ -54,6 +54,15 @@ impl DestinationFormat {
     pub fn is_in_place(&self) -> bool {
         matches!(self, Self::RawInPlace | Self::Qcow2InPlace)
     }
+
+    /// Whether it is an image whose readers want its parts in the order of the disk.
+    #[must_use]
+    pub fn is_packed_in_order(&self) -> bool {
+        match self {
+            Self::Vmdk(create) => create.subformat == vmdk::Subformat::StreamOptimized,
+            _ => false,
+        }
+    }
 }
 
 /// An image that is being made: no valid one before it is [finished](Self::finish).
@@ -134,6 +143,9 @@ impl DestinationFormat {
                 let packed = begin_packed(opened, options);
                 Ok((source, packed.map_err(opening(endpoint))?))
             }
+            (Self::Vmdk(_), Destination::Stream(_)) => {
+                self.begin_streamed_vmdk(endpoint, source, opened).await
+            }
             (_, Destination::Stream(_)) => {
                 let error = refused("this format cannot be streamed: write it to a file");
                 Err(opening(endpoint)(error))
@@ -151,16 +163,36 @@ impl DestinationFormat {
         }
     }
 
+    /// Begins a VMDK image in a stream, which has its tables at its end.
+    async fn begin_streamed_vmdk(
+        &self,
+        endpoint: &Endpoint,
+        source: Source,
+        opened: OpenDestination,
+    ) -> Result<(Source, OpenDestination)> {
+        let (Self::Vmdk(create), Destination::Stream(sink)) = (self, opened.destination) else {
+            return Err(opening(endpoint)(Error::new(ErrorKind::InvalidInput)));
+        };
+        let mut create = create.clone();
+        create.size = size_of(&source);
+        let image = vmdk::NewImage::create_streamed(sink, create).await;
+        let image = Arc::new(image.map_err(opening(endpoint))?);
+        let opened = OpenDestination {
+            destination: Destination::Device(image.clone()),
+            connection: opened.connection,
+            file: opened.file,
+            image: Some(Unfinished::Image(image).into()),
+        };
+        Ok((source, opened))
+    }
+
     /// Begins an image of a format whose images need nothing but a file.
     async fn make(
         &self,
         below: Arc<dyn BlockDevice>,
         source: &Source,
     ) -> Result<Arc<dyn NewImage>> {
-        let size = match source {
-            Source::Device(device) => Some(device.info().size),
-            Source::Stream(_) => None,
-        };
+        let size = size_of(source);
         Ok(match self {
             Self::Vmdk(create) => {
                 let mut create = create.clone();
@@ -321,6 +353,14 @@ fn begin_packed(opened: OpenDestination, options: &PackOptions) -> Result<OpenDe
         image: Some(Unfinished::Packed(unfinished).into()),
         ..opened
     })
+}
+
+/// The size of what is copied, where that is known before its end.
+fn size_of(source: &Source) -> Option<u64> {
+    match source {
+        Source::Device(device) => Some(device.info().size),
+        Source::Stream(_) => None,
+    }
 }
 
 /// The other files of an image, open.

@@ -29,7 +29,6 @@ mod le;
 mod options;
 pub mod ova;
 mod parent;
-pub mod packed;
 mod pipeline;
 mod placed;
 mod pool;

@@ -120,6 +120,7 @@ impl CopyJob {
         // A bare `--checksum` leaves it to the digest that is expected.
         let said = args.checksum.flatten();
         let digest = digest_options(said, args.expect)?.or(asked);
+        let is_compressed = args.compress || format.is_packed_in_order();
         let engine = CopyOptions {
             connections: usize::from(args.connections),
             requests: args.requests.or(args.parallel).map(usize::from),
@@ -129,7 +130,7 @@ impl CopyJob {
                 .and_then(|size| u32::try_from(size.0).ok()),
             sparse: u32::try_from(args.sparse.0).ok().filter(|size| *size > 0),
             queue_size: args.queue_size.map(|size| size.0),
-            order: match args.in_order || args.compress && !args.out_of_order {
+            order: match args.in_order || is_compressed && !args.out_of_order {
                 true => Order::Ascending,
                 false => Order::Any,
             },

@@ -44,6 +44,8 @@ enum Encoder {
 pub(crate) struct Decompressor {
     deflate: libdeflater::Decompressor,
     zstd: DCtx<'static>,
+    /// For those who want a part of what comes out.
+    whole: Vec<u8>,
 }
 
 impl Compressor {
@@ -135,6 +137,7 @@ impl Decompressor {
         Self {
             deflate: libdeflater::Decompressor::new(),
             zstd: DCtx::create(),
+            whole: Vec::new(),
         }
     }
 
@@ -158,6 +161,33 @@ impl Decompressor {
             Some(length) if length == cluster.len() => Ok(()),
             Some(_) => Err(corrupt("a compressed cluster has too few bytes")),
             None => Err(corrupt("a compressed cluster cannot be decompressed")),
+        }
+    }
+
+    /// Decompresses a grain of a VMDK image, a zlib stream (RFC 1950) of `size` bytes at most, into `out`: as much of
+    /// it as fits. Others' bytes may follow.
+    ///
+    /// # Errors
+    /// As [`decompress`](Self::decompress).
+    pub(crate) fn decompress_grain(
+        &mut self,
+        stream: &[u8],
+        out: &mut [u8],
+        size: usize,
+    ) -> Result<()> {
+        let length = if out.len() == size {
+            self.deflate.zlib_decompress(stream, out).ok()
+        } else {
+            self.whole.resize(size, 0);
+            let length = self.deflate.zlib_decompress(stream, &mut self.whole).ok();
+            let there = length.unwrap_or(0).min(out.len());
+            out[..there].copy_from_slice(&self.whole[..there]);
+            length
+        };
+        match length {
+            Some(length) if length >= out.len() => Ok(()),
+            Some(_) => Err(corrupt("it has too few bytes")),
+            None => Err(corrupt("it cannot be decompressed")),
         }
     }
 

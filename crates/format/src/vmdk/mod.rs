@@ -1,10 +1,38 @@
-//! VMDK, VMware's format.
+//! VMDK, VMware's format: read in all of its usual kinds, and made as one that is compressed, for transport, or as one
+//! file that grows.
+//!
+//! The specification is VMware's "Virtual Disk Format 5.0"; comments name its sections.
+//!
+//! ```text
+//!  header      the header of a sparse extent, and what follows from it
+//!  descriptor  the text that names extents and the parent
+//!  contents    what a file is, and the extents and the parent opened
+//!  sparse      where the grains of an extent lie: its directory, and the tables that there is room for
+//!  read        a range of the disk as a row of places where its bytes come from, and a request from those
+//!  unpacked    compressed grains, on the threads of the pool
+//!  status      holes, zeroes, and which image of a chain has them
+//!  image       all of that as a device
+//!  new         an image that is made
+//! ```
+
+mod contents;
+mod descriptor;
+mod header;
+mod image;
+mod new;
+mod read;
+mod sparse;
+mod status;
+mod unpacked;
 
 use std::sync::Arc;
 
-use blockferry_block::{BlockDevice, BoxFuture, Buffer, DeviceInfo, Error, ErrorKind, Result};
+use blockferry_block::{BlockDevice, Operation, Result};
 
-use crate::{OpenOptions, Related, RelatedFile};
+use self::contents::Contents;
+use crate::{RelatedFile, host::HostFile};
+
+pub use self::{image::Image, new::NewImage};
 
 /// What an image says of itself. Texts are the image's: escape them before printing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,91 +98,14 @@ pub enum Subformat {
     MonolithicSparse,
 }
 
-/// The disk in a VMDK image.
-pub struct Image {
-    info: DeviceInfo,
-    details: Details,
-}
-
-impl Image {
-    /// Opens the image in `below`. Other files that it names are opened by `related`.
-    ///
-    /// # Errors
-    /// As [`Format::open`](crate::Format::open).
-    pub async fn open(
-        below: Arc<dyn BlockDevice>,
-        related: &dyn Related,
-        options: &OpenOptions,
-    ) -> Result<Self> {
-        let _ = (related, options);
-        let details = Details::read(&below).await?;
-        let info = DeviceInfo::new(Arc::clone(&below.info().name), details.virtual_size);
-        Ok(Self { info, details })
-    }
-}
-
-impl crate::Image for Image {
-    fn details(&self) -> crate::Details {
-        crate::Details::Vmdk(self.details.clone())
-    }
-}
-
-impl BlockDevice for Image {
-    fn info(&self) -> &DeviceInfo {
-        &self.info
-    }
-
-    fn read(&self, offset: u64, buffer: Buffer) -> BoxFuture<'_, Result<Buffer>> {
-        let error = Error::new(ErrorKind::Unsupported).at(offset, buffer.len() as u64);
-        Box::pin(async move { Err(error) })
-    }
-}
-
 impl Details {
     /// Reads them from the image in `below`, without any other file that it may be made of.
     ///
     /// # Errors
     /// As those of opening the image.
     pub async fn read(below: &Arc<dyn BlockDevice>) -> Result<Self> {
-        let _ = below;
-        let message = "vmdk is not read yet; -f raw reads its bytes";
-        Err(Error::with_message(ErrorKind::Unsupported, message))
-    }
-}
-
-/// A VMDK image that is being made.
-pub struct NewImage {
-    info: DeviceInfo,
-}
-
-impl NewImage {
-    /// Begins an image in `below`, which can grow or is large enough. There is no valid image in it before
-    /// [`finish`](crate::NewImage::finish).
-    ///
-    /// # Errors
-    /// `InvalidInput` for options that make no sense; what writing failed with.
-    pub async fn create(below: Arc<dyn BlockDevice>, options: CreateOptions) -> Result<Self> {
-        let _ = (&below, options);
-        let info = DeviceInfo::new(Arc::clone(&below.info().name), 0);
-        let _ = Self { info };
-        let message = "vmdk is not made yet";
-        Err(Error::with_message(ErrorKind::Unsupported, message))
-    }
-}
-
-impl crate::NewImage for NewImage {
-    fn finish(&self) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async { Err(Error::new(ErrorKind::Unsupported)) })
-    }
-}
-
-impl BlockDevice for NewImage {
-    fn info(&self) -> &DeviceInfo {
-        &self.info
-    }
-
-    fn read(&self, offset: u64, buffer: Buffer) -> BoxFuture<'_, Result<Buffer>> {
-        let error = Error::new(ErrorKind::Unsupported).at(offset, buffer.len() as u64);
-        Box::pin(async move { Err(error) })
+        let contents = Contents::read(&HostFile::new(Arc::clone(below))).await;
+        let contents = contents.map_err(|error| error.during(Operation::Open))?;
+        Ok(contents.details())
     }
 }
