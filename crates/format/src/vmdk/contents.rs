@@ -42,6 +42,9 @@ impl Contents {
             if descriptor.extents.is_empty() {
                 return Err(corrupt("its descriptor names no extents"));
             }
+            if descriptor.extents.iter().any(|extent| extent.size == 0) {
+                return Err(corrupt("its descriptor names an extent of no sectors"));
+            }
             let header = None;
             return Ok(Self { descriptor, header });
         }

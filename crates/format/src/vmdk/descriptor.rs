@@ -175,7 +175,7 @@ impl ExtentLine {
 
     fn parse_rest(is_readable: bool, rest: &[u8]) -> Result<Self, String> {
         let (sectors, rest) = word(rest);
-        let size = bytes_of(sectors).filter(|size| *size > 0);
+        let size = bytes_of(sectors);
         let size = size.ok_or_else(|| format!("\"{}\" is no number of sectors", shown(sectors)))?;
         let (kind, rest) = word(rest);
         let kind = ExtentKind::from(&*String::from_utf8_lossy(kind));
@@ -409,7 +409,6 @@ mod tests {
                 "RW x SPARSE \"a\"",
                 "line 5 of the descriptor: \"x\" is no number of sectors",
             ),
-            ("RW 0 SPARSE \"a\"", "\"0\" is no number of sectors"),
             ("RW -1 SPARSE \"a\"", "\"-1\" is no number"),
             ("RW 36028797018963968 ZERO", "is no number of sectors"),
             (

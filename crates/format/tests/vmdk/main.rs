@@ -7,5 +7,7 @@ mod qemu;
 mod support;
 
 mod behaviour;
+mod create;
 mod hostile;
 mod read;
+mod samples;
