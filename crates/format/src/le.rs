@@ -1,4 +1,4 @@
-//! Numbers as they stand in the file: little-endian (specification, section 2).
+//! Numbers as they stand in the files of some formats: little-endian.
 
 /// The number of 2 bytes at `at` of `bytes`, which are long enough.
 pub(crate) fn le16(bytes: &[u8], at: usize) -> u16 {

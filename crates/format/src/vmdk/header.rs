@@ -5,7 +5,10 @@
 use bitflags::bitflags;
 use blockferry_block::{ByteRange, Error, ErrorKind, Result};
 
-use crate::corrupt::corrupt;
+use crate::{
+    corrupt::corrupt,
+    le::{le16, le32, le64},
+};
 
 /// The unit that the format counts in, in bytes.
 pub(crate) const SECTOR: u64 = 512;
@@ -294,25 +297,6 @@ fn check_grain(grain: u64) -> Result<()> {
         return Err(Error::with_message(ErrorKind::Unsupported, message));
     }
     Ok(())
-}
-
-pub(crate) fn le16(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes(array(bytes, at))
-}
-
-pub(crate) fn le32(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(array(bytes, at))
-}
-
-pub(crate) fn le64(bytes: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(array(bytes, at))
-}
-
-/// Bytes of what is known to be long enough.
-fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
-    let mut array = [0; N];
-    array.copy_from_slice(&bytes[at..at + N]);
-    array
 }
 
 #[cfg(test)]

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use blockferry_block::{Buffer, ByteRange, Error, ErrorKind, Result, read_exact_at};
 use futures_util::future::join_all;
 
-use super::header::{AT_END, Header, Layout, MAGIC, SECTOR, le32, le64};
+use super::header::{AT_END, Header, Layout, MAGIC, SECTOR};
 use crate::{
     corrupt::corrupt,
     flights::Flights,
     host::HostFile,
+    le::{le32, le64},
     table_cache::{CachedTable, TableCache},
 };
 

@@ -6,12 +6,8 @@ use std::sync::Arc;
 use blockferry_block::{Buffer, BufferPool, ByteRange, Result};
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use super::{
-    header::{Packed, le32},
-    read::SIDE_BY_SIDE,
-    sparse::longest_packed,
-};
-use crate::{corrupt::corrupt, flights::Flights, host::HostFile, pool, recent::Recent};
+use super::{header::Packed, read::SIDE_BY_SIDE, sparse::longest_packed};
+use crate::{corrupt::corrupt, flights::Flights, host::HostFile, le::le32, pool, recent::Recent};
 
 /// How many bytes of unpacked grains are kept, but at least a few grains.
 const KEPT: u64 = 4 << 20;

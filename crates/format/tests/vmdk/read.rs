@@ -6,8 +6,8 @@ use blockferry_block::{BlockDevice, Buffer};
 use tempfile::tempdir;
 
 use crate::{
-    qemu::{is_installed, qemu_img, qemu_io_in},
-    support::{compare, compare_map, open, varied},
+    qemu::{is_installed, qemu_img},
+    support::{compare, compare_map, open, qemu_io, varied},
 };
 
 const SUBFORMATS: [&str; 5] = [
@@ -57,7 +57,7 @@ async fn a_disk_of_several_extents_is_one_disk() {
             "write -P 3 4290772992 200k",
             "write -P 4 5368705024 4k",
         ];
-        qemu_io_in("vmdk", directory, &name, &patterns);
+        qemu_io(directory, &name, &patterns);
         let image = open(directory, &name).await;
         assert!(image.details().extents.len() >= 3);
         compare_map(directory, &name, &image).await;
@@ -90,13 +90,13 @@ async fn a_chain_is_read_as_one_disk() {
     qemu_img(directory, "convert -f raw -O vmdk disk base.vmdk");
     qemu_img(directory, "create -f vmdk -F vmdk -b base.vmdk middle.vmdk");
     let commands = ["write -P 5 1M 192k", "write -P 6 5M 1k"];
-    qemu_io_in("vmdk", directory, "middle.vmdk", &commands);
+    qemu_io(directory, "middle.vmdk", &commands);
     qemu_img(
         directory,
         "create -f vmdk -o zeroed_grain=on -F vmdk -b middle.vmdk top.vmdk",
     );
     let commands = ["write -P 7 2M 64k", "write -z 1M 128k", "write -z 3M 256k"];
-    qemu_io_in("vmdk", directory, "top.vmdk", &commands);
+    qemu_io(directory, "top.vmdk", &commands);
     for name in ["middle.vmdk", "top.vmdk"] {
         let image = open(directory, name).await;
         assert!(image.details().parent.is_some());
@@ -114,7 +114,7 @@ async fn a_parent_that_was_changed_is_not_taken() {
     qemu_img(directory, "create -f vmdk base.vmdk 1M");
     qemu_img(directory, "create -f vmdk -F vmdk -b base.vmdk top.vmdk");
     let before = open(directory, "base.vmdk").await.details().cid;
-    qemu_io_in("vmdk", directory, "base.vmdk", &["write -P 5 0 64k"]);
+    qemu_io(directory, "base.vmdk", &["write -P 5 0 64k"]);
     let after = open(directory, "base.vmdk").await.details().cid;
     let refused = crate::support::try_open(directory, "top.vmdk").await;
     let error = refused.expect_err("another parent").to_string();

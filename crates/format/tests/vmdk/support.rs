@@ -10,7 +10,15 @@ use blockferry_format::{
     Details, OpenOptions, Related, RelatedFile, RelatedImage, Role, vmdk::Image,
 };
 
-use crate::qemu::qemu_img;
+use crate::qemu::{qemu_img, qemu_io_on};
+
+/// Runs `qemu-io` on the VMDK image `image` in `directory` with these commands.
+pub(crate) fn qemu_io(directory: &Path, image: &str, commands: &[&str]) {
+    let mut command = qemu_io_on("vmdk", image, commands);
+    let output = command.current_dir(directory).output().expect("it runs");
+    let failed = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {failed}");
+}
 
 /// Opens whatever lies in one directory.
 pub(crate) struct Directory<'a>(pub(crate) &'a Path);

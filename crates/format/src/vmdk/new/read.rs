@@ -6,11 +6,7 @@ use blockferry_block::{
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::{GRAIN, Kind, NewImage, map::place_of};
-use crate::{
-    corrupt::corrupt,
-    pool::unpack,
-    vmdk::header::{SECTOR, le32},
-};
+use crate::{corrupt::corrupt, le::le32, pool::unpack, vmdk::header::SECTOR};
 
 /// How many grains are read at a time.
 const SIDE_BY_SIDE: usize = 8;
