@@ -44,6 +44,7 @@ mod filters_parts;
 mod filters_watching;
 mod formats;
 mod hostile_images;
+mod hostile_tables;
 mod images_in_use;
 mod in_order;
 mod info;
