@@ -68,5 +68,7 @@ mod timeouts;
 mod tls;
 mod tls_clients;
 mod usage;
+mod vdi;
 mod verify;
+mod vhd;
 mod vhdx;

@@ -46,7 +46,7 @@ pub(super) static VPC_OPTIONS: &[Parameter] = &[
     Parameter::new(
         "azure",
         ParameterType::Switch,
-        "Whether it is an image that Azure takes: a fixed one of exactly its size, rounded up to whole MiB",
+        "Whether it is an image that Azure takes, whatever else is said: a fixed one of exactly its size, rounded up to whole MiB",
     )
     .or("off"),
     Parameter::new(
@@ -116,15 +116,9 @@ pub fn new_vpc(texts: &[OsString]) -> Result<vpc::CreateOptions, String> {
     let values = values("vpc", VPC_OPTIONS, texts)?;
     let mut create = vpc::CreateOptions::default();
     create.azure = values.switch("azure").unwrap_or(false);
-    create.force_size = values.switch("force_size").unwrap_or(create.azure);
-    if create.azure
-        && (!create.force_size || values.word("subformat").as_deref() == Some("dynamic"))
-    {
-        return Err("azure is a fixed image of its own size: it goes with no other".to_owned());
-    }
+    create.force_size = values.switch("force_size").unwrap_or(false);
     create.kind = match values.word("subformat").as_deref() {
         Some("fixed") => Kind::Fixed,
-        _ if create.azure => Kind::Fixed,
         _ => Kind::Dynamic,
     };
     Ok(create)

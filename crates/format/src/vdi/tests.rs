@@ -226,3 +226,94 @@ async fn a_file_cut_short_anywhere_is_an_error_or_what_is_left() {
         }
     }
 }
+
+/// Reads all of an image, and asks for its extents; the first thing that is wrong with it.
+async fn look(bytes: Vec<u8>) -> blockferry_block::Result<()> {
+    let disk = open(bytes).await?;
+    let size = disk.info().size;
+    for context in &disk.info().contexts {
+        let mut at = 0;
+        while at < size.min(1 << 20) {
+            let rest = ByteRange::between(at, size);
+            let extents = disk.extents(rest, context).await?;
+            at = extents.last().expect("an answer").range.end();
+        }
+    }
+    for piece in ByteRange::between(0, size.min(1 << 20)).pieces(100_000) {
+        let buffer = Buffer::zeroed(piece.len() as usize);
+        disk.read(piece.start(), buffer).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_lie_ends_in_one_line() {
+    for (place, value, message) in [
+        (0x40, 1, "it does not begin as a VDI image does"),
+        (0x46, 2, "VDI version 2.1 is not read: only 1.1 is"),
+        (0x49, 0, "a header of 144 bytes is too short"),
+        (
+            0x4c,
+            3,
+            "it is an undo image, whose parent VirtualBox alone knows: it is not read",
+        ),
+        (
+            0x4c,
+            4,
+            "it is a differencing image, whose parent VirtualBox alone knows: it is not read",
+        ),
+        (0x4c, 9, "there is no image of type 9"),
+        (
+            0x1a8,
+            1,
+            "it is an image with a parent, whose parent VirtualBox alone knows: it is not read",
+        ),
+        (0x178, 1, "there are no blocks of 4097 bytes"),
+        (0x17b, 0x80, "there are no blocks of 2147487744 bytes"),
+        (
+            0x177,
+            0x7f,
+            "the disk has 9151314442816866256 bytes, and its 6 blocks of 4096 bytes have fewer",
+        ),
+        (
+            0x180,
+            4,
+            "the disk has 18384 bytes, and its 4 blocks of 4096 bytes have fewer",
+        ),
+        (0x155, 0, "the block map lies at 0x0, in the header"),
+        (0x157, 0x80, "the file ends before the end of its block map"),
+        (0x200, 9, "block 0 lies at 0x94f0, where the file has ended"),
+        (0x203, 0x80, "block 0 lies at 0x80c0000"),
+        (
+            0x200,
+            0,
+            "block 0 of the file is several blocks of the disk, 0 among them",
+        ),
+        (
+            0x159,
+            0,
+            "block 2 lies at 0x18, in the header or the block map",
+        ),
+    ] {
+        let mut bytes = image(&header(), MAP);
+        bytes[place] = value;
+        let error = look(bytes).await.expect_err(message).to_string();
+        assert!(error.contains(message), "{place:#x}: {error}");
+        assert!(!error.contains(char::is_control), "{error}");
+    }
+    look(image(&header(), MAP)).await.expect("the truth");
+}
+
+#[tokio::test]
+async fn every_byte_of_the_header_and_the_map_may_be_anything() {
+    let whole = image(&header(), MAP);
+    for place in 0..0x218 {
+        for value in [0, 1, 0x7f, 0x81, 0xff] {
+            let mut bytes = whole.clone();
+            bytes[place] = value;
+            if let Err(error) = look(bytes).await {
+                assert!(!error.to_string().contains(char::is_control), "{error}");
+            }
+        }
+    }
+}

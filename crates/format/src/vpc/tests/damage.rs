@@ -1,8 +1,9 @@
 //! Images that are damaged, or lie.
 
-use blockferry_block::{Buffer, ErrorKind};
+use blockferry_block::{Buffer, ByteRange, ErrorKind};
 
 use super::{builder::Builder, contents, details, open};
+use crate::vpc::footer::checksum;
 
 fn sound() -> Builder {
     Builder::dynamic(5 * 4096 + 512, 4096)
@@ -113,6 +114,122 @@ async fn a_file_cut_short_anywhere_is_an_error_or_what_is_left() {
                 }
             }
             Err(error) => assert_eq!(error.kind(), ErrorKind::Corrupt),
+        }
+    }
+}
+
+/// Reads the beginning of an image, and asks for its extents; the first thing that is wrong with it.
+async fn look(bytes: Vec<u8>) -> blockferry_block::Result<()> {
+    let disk = open(bytes).await?;
+    let size = disk.info().size;
+    for context in &disk.info().contexts {
+        let mut at = 0;
+        while at < size.min(1 << 20) {
+            let rest = ByteRange::between(at, size);
+            let extents = disk.extents(rest, context).await?;
+            at = extents.last().expect("an answer").range.end();
+        }
+    }
+    for piece in ByteRange::between(0, size.min(1 << 20)).pieces(100_000) {
+        let buffer = Buffer::zeroed(piece.len() as usize);
+        disk.read(piece.start(), buffer).await?;
+    }
+    Ok(())
+}
+
+/// Changes some bytes of an image, and makes all sums right again.
+fn changed(mut bytes: Vec<u8>, place: usize, value: &[u8]) -> Vec<u8> {
+    let end = bytes.len() - 512;
+    let both = if place < 512 { [0, end] } else { [0; 2] };
+    for start in both {
+        bytes[start + place..][..value.len()].copy_from_slice(value);
+    }
+    for (start, length, at) in [(0, 512, 64), (end, 512, 64), (512, 1024, 36)] {
+        let part = &mut bytes[start..start + length];
+        let sum = checksum(part, at);
+        part[at..at + 4].copy_from_slice(&sum.to_be_bytes());
+    }
+    bytes
+}
+
+#[tokio::test]
+async fn every_lie_ends_in_one_line() {
+    let lies: &[(usize, &[u8], &str)] = &[
+        (12, &[0, 2], "VHD version 0x20000 is not read"),
+        (60, &[0, 0, 0, 9], "there is no image of type 9"),
+        (
+            60,
+            &[0, 0, 0, 2],
+            "the disk has 20992 bytes, and the file only 15872 before its footer",
+        ),
+        (
+            48,
+            &[1],
+            "the disk has 72057594037948928 bytes, more than the largest VHD, 2190433320960",
+        ),
+        (
+            16,
+            &[0x7f; 8],
+            "the header lies at 0x7f7f7f7f7f7f7f7f, where the file has ended",
+        ),
+        (
+            16,
+            &[0xff; 8],
+            "the header lies at 0xffffffffffffffff, where the file has ended",
+        ),
+        (22, &[4], "there is no header at 0x400"),
+        (512, b"CXSPARSE", "there is no header at 0x200"),
+        (512 + 24, &[0, 2], "VHD header version 0x20000 is not read"),
+        (
+            512 + 32,
+            &[0, 0, 16, 1],
+            "there are no blocks of 4097 bytes",
+        ),
+        (512 + 32, &[0, 0, 1, 0], "there are no blocks of 256 bytes"),
+        (
+            512 + 28,
+            &[0, 0, 0, 5],
+            "the disk has 20992 bytes, and its 5 blocks of 4096 bytes have fewer",
+        ),
+        (
+            512 + 16,
+            &[0x7f; 8],
+            "the file ends before the end of its table of blocks",
+        ),
+        (
+            512 + 16,
+            &[0xff; 8],
+            "the file ends before the end of its table of blocks",
+        ),
+        (60, &[0, 0, 0, 4], "it has a parent and does not name it"),
+    ];
+    for (place, value, message) in lies {
+        let bytes = changed(sound().build(), *place, value);
+        let error = look(bytes).await.expect_err(message).to_string();
+        assert!(error.contains(message), "{place}: {error}");
+        assert!(!error.contains(char::is_control), "{error}");
+    }
+    look(sound().build()).await.expect("the truth");
+    let named = Builder::differencing(8192, 4096, [1; 16]).utf16_locator(*b"W2ru", "base\n.vhd");
+    let mut bytes = named.build();
+    let error = look(bytes.clone()).await.expect_err("not allowed");
+    assert!(!error.to_string().contains(char::is_control), "{error}");
+    bytes = changed(bytes, 512 + 576 + 16, &[0x70; 8]);
+    let error = look(bytes).await.expect_err("a lie").to_string();
+    let message =
+        "a name of the parent has 18 bytes at 0x7070707070707070, which are not in the file";
+    assert!(error.contains(message), "{error}");
+}
+
+#[tokio::test]
+async fn every_byte_of_the_header_and_the_table_may_be_anything() {
+    let whole = sound().build();
+    for place in (0..100).chain(512..1100).chain(1536..1568) {
+        for value in [0, 1, 0x7f, 0x81, 0xff] {
+            let bytes = changed(whole.clone(), place, &[value]);
+            if let Err(error) = look(bytes).await {
+                assert!(!error.to_string().contains(char::is_control), "{error}");
+            }
         }
     }
 }
