@@ -143,9 +143,10 @@ impl Failure {
         self
     }
 
-    /// The same failure in other words.
+    /// The same failure in other words, which are all that is known of it.
     pub(crate) fn saying(mut self, message: impl Into<String>) -> Self {
         self.message = message.into();
+        self.cause = None;
         self
     }
 

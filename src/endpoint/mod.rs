@@ -54,8 +54,8 @@ pub(crate) use filtered::access_below;
 pub use formats::{FormatKind, ImageFormat, image_details};
 pub use identity::is_same_image;
 pub use image_options::{
-    BackingName, DataFileName, NewQcow2, QCOW2_OPTIONS, image_options_help, new_packed, new_vdi,
-    new_vmdk, new_vpc, raw_is_allocated,
+    BackingName, DataFileName, NewQcow2, QCOW2_OPTIONS, image_options, image_options_help,
+    new_packed, new_vdi, new_vmdk, new_vpc, raw_is_allocated,
 };
 pub use in_use::is_written_by_others;
 pub use layers::{Layer, Layers};

@@ -25,7 +25,7 @@ pub(in crate::compat) enum Side {
 }
 
 /// What was defined so far.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(in crate::compat) struct Objects(Vec<Credentials>);
 
 impl Objects {

@@ -60,7 +60,7 @@ pub(in crate::compat) fn known(name: &str) -> Result<FormatKind, String> {
 }
 
 fn not_read(name: &str) -> String {
-    format!("the driver '{name}' is not there in blockferry; use QEMU's own tools for it")
+    format!("{name} is not read yet: use QEMU's own tools for it")
 }
 
 /// The source as an image in the format that was said, or that its file begins as.
@@ -133,7 +133,7 @@ mod tests {
     fn a_format_is_known_by_qemus_name_or_refused_by_it() {
         assert_eq!(known("vpc"), Ok(FormatKind::Image(Format::Vpc)));
         let luks = known("luks").expect_err("not there");
-        assert!(luks.contains("'luks'"), "{luks}");
+        assert!(luks.contains("luks is not read yet"), "{luks}");
         for name in ["gzip", "bogus", ""] {
             let unknown = known(name).expect_err("unknown");
             assert_eq!(unknown, format!("Unknown driver '{name}'"));

@@ -114,7 +114,7 @@ impl Keywords {
 }
 
 /// `text` taken apart at single commas.
-fn words(text: &str) -> Vec<String> {
+pub(in crate::compat) fn words(text: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut word = String::new();
     let mut rest = text.chars().peekable();

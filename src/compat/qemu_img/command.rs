@@ -19,7 +19,7 @@ use super::{
         qemu::{
             block_options::{Image, described},
             credentials::Objects,
-            names::named,
+            names::{could_not_open, named},
         },
         refusal::exit_code,
     },
@@ -170,6 +170,14 @@ impl Naming {
         self.objects.define(&text("object", object)?)
     }
 
+    /// The same for operands that are descriptions, or not.
+    pub(super) fn with_image_opts(&self, image_opts: bool) -> Self {
+        Self {
+            image_opts,
+            objects: self.objects.clone(),
+        }
+    }
+
     /// The image that `operand` stands for, in `format` where one was said.
     pub(super) fn image(&self, operand: &OsStr, format: Option<&str>) -> Result<Image, Failure> {
         match (self.image_opts, format) {
@@ -188,6 +196,26 @@ impl Naming {
         format: Option<&str>,
     ) -> Result<Endpoint, Failure> {
         Ok(self.image(operand, format)?.source)
+    }
+}
+
+impl Naming {
+    /// The same, to be written.
+    pub(super) fn writable(
+        &self,
+        operand: &OsStr,
+        format: Option<&str>,
+    ) -> Result<Endpoint, Failure> {
+        let image = self.image(operand, format)?;
+        match image.read_only {
+            false => Ok(image.source),
+            true => {
+                let name = could_not_open(image.source.name());
+                Err(Failure::usage(format!(
+                    "{name}: it is said to be read-only"
+                )))
+            }
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 //! | `command` | what the commands share: how they are read, how they name images, how they end |
 //! | `looking` | what the commands share that look at one image |
 //! | `node` | what is told of the file that an image lies in |
+//! | `options` | `-o`, the options of new images |
 //! | `words` | failures in the words that scripts look for |
 //!
 //! and one file for each command.
@@ -18,6 +19,8 @@ mod map;
 mod measure;
 mod node;
 mod snapshot;
+mod convert;
+mod options;
 mod words;
 
 use std::{ffi::OsString, process::ExitCode};
@@ -46,9 +49,10 @@ const COMMANDS: &[Command] = &[
         "Tell whether two images have the same contents",
         compare::run,
     ),
-    Command::missing(
+    Command::new(
         "convert",
         "Copy an image, in another format where one is named",
+        convert::run,
     ),
     Command::missing("create", "Make a new image"),
     Command::missing(

@@ -1,7 +1,7 @@
 //! Failures in the words of `qemu-img`, as far as scripts look for them.
 
 use crate::{
-    block::{Error, Operation},
+    block::{Error, ErrorKind, Operation},
     cli::failure::Failure,
 };
 
@@ -12,7 +12,7 @@ pub(super) fn retold(failure: Failure) -> Failure {
     let Some(cause) = failure.cause().cloned() else {
         return failure;
     };
-    let why = failure.reason();
+    let why = why(&failure);
     let at = |cause: &Error| match cause.offset() {
         Some(offset) => format!(" at byte {offset}"),
         None => String::new(),
@@ -50,12 +50,22 @@ pub(super) fn retold(failure: Failure) -> Failure {
     }
 }
 
+/// Why it failed, with the words of the C library for what is not there.
+pub(super) fn why(failure: &Failure) -> String {
+    const MISSING: &str = "No such file or directory";
+    let why = failure.reason();
+    let is_missing = |cause: &Error| cause.kind() == ErrorKind::NotFound;
+    match failure.cause().is_some_and(is_missing) && !why.contains(MISSING) {
+        true => format!("{MISSING} ({why})"),
+        false => why,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::{io, sync::Arc};
 
     use super::*;
-    use crate::block::ErrorKind;
 
     fn told(error: Error) -> String {
         let name: Arc<str> = Arc::from("disk");

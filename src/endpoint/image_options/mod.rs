@@ -10,7 +10,10 @@ use std::{
 
 use crate::{
     block::{Error, Grammar, NullDevice, Parameter, ParameterType, Values},
-    format::qcow2::{Backing, Compression, CreateOptions, DataFile, Preallocation},
+    format::{
+        Format,
+        qcow2::{Backing, Compression, CreateOptions, DataFile, Preallocation},
+    },
 };
 
 use super::{FormatKind, printable};
@@ -281,6 +284,19 @@ fn meant_for_others(text: &OsStr) -> Option<&'static str> {
             _ => return None,
         })
     })
+}
+
+/// The options of a format in which images are made; none of any other.
+#[must_use]
+pub fn image_options(kind: FormatKind) -> &'static [Parameter] {
+    match kind {
+        FormatKind::Raw => RAW_OPTIONS,
+        FormatKind::Image(Format::Qcow2) => QCOW2_OPTIONS,
+        FormatKind::Image(Format::Vmdk) => VMDK_OPTIONS,
+        FormatKind::Image(Format::Vpc) => VPC_OPTIONS,
+        FormatKind::Image(Format::Vdi) => VDI_OPTIONS,
+        _ => &[],
+    }
 }
 
 /// The options of all formats, for people.
