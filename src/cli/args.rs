@@ -5,12 +5,14 @@
 //! | `copy` | `copy`, alias `convert` |
 //! | `formats` | what several commands take about image formats |
 //! | `image` | the commands that look at images |
+//! | `making` | the commands that make images or change them |
 //! | `serve` | `serve` |
 //! | `sizes` | numbers of bytes and of seconds |
 
 mod copy;
 mod formats;
 mod image;
+mod making;
 mod serve;
 mod sizes;
 
@@ -26,6 +28,7 @@ pub(crate) use image::{
     BitmapArgs, CheckArgs, ChecksumArgs, CompareArgs, InfoArgs, ListingArgs, MapArgs, MeasureArgs,
     SnapshotArgs,
 };
+pub(crate) use making::{CreateArgs, DdArgs, PreallocationArg, ResizeArgs};
 pub(crate) use serve::{ServeArgs, TlsArg};
 pub(crate) use sizes::Size;
 
@@ -124,6 +127,9 @@ pub(crate) enum Command {
     Bitmap(BitmapArgs),
     Compare(CompareArgs),
     Checksum(ChecksumArgs),
+    Create(CreateArgs),
+    Dd(DdArgs),
+    Resize(ResizeArgs),
     Sources(SourcesArgs),
     Filters(FiltersArgs),
     Completions(CompletionsArgs),

@@ -5,6 +5,7 @@ mod contents;
 mod copy;
 mod formats;
 mod look;
+mod making;
 mod serve;
 
 use std::{
@@ -32,6 +33,7 @@ pub(crate) use contents::{ChecksumJob, CompareJob, DigestJob, DigestTo};
 pub(crate) use copy::{Bitmaps, CopyJob, check_sides};
 pub(crate) use formats::Trust;
 pub(crate) use look::{CheckJob, ListingJob, MeasureJob};
+pub(crate) use making::{CreateJob, DdJob, DdOperands, NewFormat, ResizeJob, new_size};
 pub(crate) use serve::{
     Identity, LogJob, Opening, Place, ServeJob, ServedSource, Stay, TlsJob, TlsMode,
 };

@@ -11,8 +11,8 @@ use super::{
     commands::{self, listing::Listed},
     failure::Failure,
     options::{
-        CheckJob, ChecksumJob, CompareJob, CopyJob, InfoJob, ListingJob, MapJob, MeasureJob,
-        ServeJob, Terminals,
+        CheckJob, ChecksumJob, CompareJob, CopyJob, CreateJob, DdJob, InfoJob, ListingJob, MapJob,
+        MeasureJob, ResizeJob, ServeJob, Terminals,
     },
     output,
 };
@@ -67,6 +67,12 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
             let terminals = Terminals::of_this_process();
             commands::checksum::run(ChecksumJob::resolve(&args, common, terminals)?)
         }
+        Command::Create(args) => commands::create::run(CreateJob::resolve(&args, common)?),
+        Command::Dd(args) => {
+            let terminals = Terminals::of_this_process();
+            commands::dd::run(DdJob::resolve(&args, common, terminals)?)
+        }
+        Command::Resize(args) => commands::resize::run(&ResizeJob::resolve(&args, common)?),
         Command::Sources(args) => commands::sources::run(args.json),
         Command::Filters(args) => commands::filters::run(args.json),
         Command::Completions(args) => {
@@ -136,6 +142,9 @@ mod tests {
             Some("bitmap"),
             Some("compare"),
             Some("checksum"),
+            Some("create"),
+            Some("dd"),
+            Some("resize"),
             Some("sources"),
             Some("filters"),
         ] {

@@ -429,7 +429,7 @@ fn is_same_path(path: &Path, endpoint: &Endpoint) -> bool {
 }
 
 /// Refuses names that those who read the image would not take for a file's.
-fn check_name(what: &str, name: &OsStr) -> Result<()> {
+pub(super) fn check_name(what: &str, name: &OsStr) -> Result<()> {
     let bytes = name.as_bytes();
     let end = bytes.iter().position(|byte| matches!(byte, b':' | b'/'));
     if end.is_some_and(|end| bytes[end] == b':') {

@@ -267,7 +267,7 @@ pub async fn image_details(endpoint: &Endpoint, options: &OpenOptions) -> Result
 }
 
 /// The format of `device`: what was said, or what it begins with.
-async fn told(endpoint: &Endpoint, device: &dyn BlockDevice) -> Result<FormatKind> {
+pub(super) async fn told(endpoint: &Endpoint, device: &dyn BlockDevice) -> Result<FormatKind> {
     match endpoint.format().kind {
         FormatKind::Probe if may_probe(endpoint, device) => {
             let start = beginning(device).await?;
@@ -378,7 +378,10 @@ fn shown_path(endpoint: &Endpoint) -> PathBuf {
 
 /// The same device; where it is a regular file, one that can grow, as an image does that is written. What begins in a
 /// file may go on in another one, or be a part of it, and stays as it is.
-fn growable(endpoint: &Endpoint, device: &Arc<dyn BlockDevice>) -> Result<Arc<dyn BlockDevice>> {
+pub(super) fn growable(
+    endpoint: &Endpoint,
+    device: &Arc<dyn BlockDevice>,
+) -> Result<Arc<dyn BlockDevice>> {
     let fd = match device.mapping(ByteRange::between(0, 1)) {
         Mapping::File { fd, .. } if is_one_file(endpoint) => fd,
         _ => return Ok(Arc::clone(device)),

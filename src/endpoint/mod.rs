@@ -20,11 +20,13 @@
 //! Each can be taken for an image in a format ([`Endpoint::interpreted`]); its disk is what is meant then.
 //!
 //! [`SOURCES`] is the table of all of them, with their parameters. [`Endpoint`] is the parsed text and has
-//! touched nothing yet; [`open_source`], [`open_destination`], [`open_device`] and [`open_exports`] do.
+//! touched nothing yet; [`open_source`], [`open_destination`], [`open_device`] and [`open_exports`] do. [`NewImage`]
+//! and [`resize_image`] make and change images without anything in them.
 
 mod child;
 mod command;
 mod connection;
+mod create;
 mod deep_chain;
 mod destination_file;
 mod destination_format;
@@ -39,6 +41,7 @@ mod open;
 mod ova;
 mod parse;
 mod related;
+mod resize;
 mod sources;
 mod space;
 
@@ -47,6 +50,7 @@ pub use crate::block::{Parameter, ParameterPlace, ParameterType, escape_commas};
 pub use child::ServerChild;
 pub use command::{ServerCommand, collapse_groups};
 pub use connection::Connection;
+pub use create::NewImage;
 pub use destination_file::DestinationFile;
 pub use destination_format::{DestinationFormat, UnfinishedImage};
 pub use exports::{OpenExports, open_exports};
@@ -61,9 +65,10 @@ pub use in_use::is_written_by_others;
 pub use layers::{Layer, Layers};
 pub use open::{
     Notices, OpenDestination, OpenDevice, OpenOptions, OpenSource, open_destination, open_device,
-    open_source,
+    open_size, open_source,
 };
 pub use parse::{Endpoint, EndpointError, EndpointKind};
 pub(crate) use related::beside;
+pub use resize::{NewSize, resize_image};
 pub use sources::{Roles, SOURCES, SourceKind};
 pub use space::Space;

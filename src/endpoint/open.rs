@@ -162,6 +162,19 @@ pub async fn open_device(
     }
 }
 
+/// The size in bytes of what is at an endpoint: of the disk, if it is an image in a format.
+///
+/// # Errors
+/// As [`open_device`].
+pub async fn open_size(endpoint: &Endpoint, options: &OpenOptions) -> Result<u64> {
+    let OpenDevice { device, connection } =
+        open_device(endpoint, Access::ReadOnly, options).await?;
+    let size = device.info().size;
+    drop(device);
+    connection.close().await?;
+    Ok(size)
+}
+
 /// Opens what is behind the filters of an endpoint: the disk, if it is an image in a format.
 pub(super) async fn open_unfiltered(
     endpoint: &Endpoint,

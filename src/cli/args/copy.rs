@@ -219,7 +219,7 @@ pub(crate) enum ProgressStyle {
 
 /// Takes options of a format, or lists them.
 #[derive(Clone, Copy, Debug)]
-struct OptionsParser;
+pub(super) struct OptionsParser;
 
 impl TypedValueParser for OptionsParser {
     type Value = OsString;

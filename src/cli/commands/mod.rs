@@ -4,12 +4,15 @@ pub(crate) mod check;
 pub(crate) mod checksum;
 pub(crate) mod compare;
 pub(crate) mod copy;
+pub(crate) mod create;
+pub(crate) mod dd;
 pub(crate) mod filters;
 pub(crate) mod info;
 pub(crate) mod listing;
 pub(crate) mod map;
 pub(crate) mod measure;
 mod parameters;
+pub(crate) mod resize;
 pub(crate) mod serve;
 pub(crate) mod sources;
 

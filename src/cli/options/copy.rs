@@ -71,6 +71,30 @@ pub(crate) enum Bitmaps {
 pub(crate) type Describe = fn(&CopyJob, &Source, &Destination);
 
 impl CopyJob {
+    /// A copy as the engine likes it best, that says nothing but warnings and waits for servers as long as they take.
+    pub(crate) fn new(source: Endpoint, destination: Endpoint, format: DestinationFormat) -> Self {
+        Self {
+            source,
+            destination,
+            format,
+            bitmaps: Bitmaps::Ignored,
+            trust: Trust::default(),
+            engine: CopyOptions::default(),
+            checkpoint: None,
+            digest: DigestJob::default(),
+            timeouts: Timeouts::PATIENT,
+            shared: false,
+            onto_itself: false,
+            rate: Rate::default(),
+            show: Show::Nothing,
+            report: ReportStyle::Nothing,
+            warnings: true,
+            verbose: false,
+            describe: None,
+            doubts: Vec::new(),
+        }
+    }
+
     pub(crate) fn resolve(
         args: &CopyArgs,
         common: Common,

@@ -6,6 +6,7 @@ use std::{
 };
 
 use crate::{
+    block::{SizeError, parse_size},
     cli::{
         failure::Failure,
         output::{print, tell},
@@ -229,6 +230,18 @@ pub(super) fn shown(text: &str) -> Done {
 pub(super) fn text(option: &str, value: &OsStr) -> Result<String, Failure> {
     let text = value.to_str().map(str::to_owned);
     text.ok_or_else(|| Failure::usage(format!("--{option}: '{}' is no text", printable(value))))
+}
+
+/// A size in bytes, for which there is no word but `what`.
+pub(super) fn size(value: &OsStr, what: &str) -> Result<u64, Failure> {
+    parse_size(value.to_str().unwrap_or_default()).map_err(|error| {
+        Failure::usage(match error {
+            SizeError::TooLarge(_) => {
+                format!("Invalid {what}. Must be between 0 and {}.", i64::MAX)
+            }
+            _ => format!("Invalid {what}: '{}'.", printable(value)),
+        })
+    })
 }
 
 /// Looks at a cache mode, which changes nothing here: what is written is durable in the end. `kind` begins the message

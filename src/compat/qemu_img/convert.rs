@@ -3,25 +3,18 @@
 use std::{
     ffi::{OsStr, OsString},
     process::ExitCode,
-    sync::Arc,
 };
 
 use crate::{
-    block::{Operation, parse_size},
     cli::{
         commands,
         failure::Failure,
         fraction::FractionTo,
-        options::{
-            Bitmaps, CopyJob, DigestJob, ReportStyle, Show, Terminals, Timeouts, Trust, check_sides,
-        },
+        options::{Bitmaps, CopyJob, NewFormat, Show, Terminals, Trust, check_sides},
         rate::Rate,
     },
     copy::{CopyOptions, Order},
-    endpoint::{
-        BackingName, DestinationFormat, Endpoint, FormatKind, ImageFormat, NewQcow2, new_vdi,
-        new_vmdk, new_vpc, printable, raw_is_allocated,
-    },
+    endpoint::{BackingName, DestinationFormat, Endpoint, FormatKind, ImageFormat, printable},
     filter::{NamedFilter, Salvage},
     format::{Format, vmdk::Subformat},
 };
@@ -31,9 +24,9 @@ use super::{
         getopt::{Argument, Flag, flag},
         qemu::format,
     },
-    command::{Command, Done, Naming, Stop, check_cache, shown, text},
+    command::{Command, Done, Naming, Stop, check_cache, shown, size, text},
     options::{NewOptions, made},
-    words::why,
+    words::uncreated,
 };
 
 const HELP: &str = "\
@@ -172,36 +165,20 @@ struct Choices {
 pub(super) fn run(_: &Command, words: Vec<OsString>) -> Done {
     let mut choices = Choices::default();
     let operands = Command::read(FLAGS, words, |option, value| choices.choose(option, value))?;
-    let kind = made(choices.output_format.as_deref().unwrap_or("raw"));
-    if let Some(help) = choices
-        .options
-        .help(kind.as_ref().copied().unwrap_or_default())
-    {
-        kind?;
+    let kind = choices.output_format.as_deref().unwrap_or("raw").to_owned();
+    if let Some(help) = choices.options.help_for(&kind)? {
         return shown(&help);
     }
     let job = choices.job(&operands)?;
     let target = job.destination.name().to_string();
-    let (is_new, kind) = (!job.format.is_in_place(), kind.unwrap_or_default());
+    let is_new = !job.format.is_in_place();
     match commands::copy::run(job) {
         Ok(()) => Ok(ExitCode::SUCCESS),
-        Err(failure) if is_new => Err(uncreated(failure, &target, kind).into()),
-        Err(failure) => Err(too_small(failure).into()),
-    }
-}
-
-/// The failure to make `target`, where it is that, in the words for it.
-fn uncreated(failure: Failure, target: &str, kind: FormatKind) -> Failure {
-    match failure.cause() {
-        Some(cause)
-            if cause.operation() == Some(Operation::Open) && cause.endpoint() == Some(target) =>
-        {
-            let why = why(&failure);
-            failure.saying(format!(
-                "{target}: error while converting {kind}: Could not create '{target}': {why}"
-            ))
+        Err(failure) if is_new => {
+            let doing = format!("error while converting {kind}");
+            Err(uncreated(failure, &target, &doing).into())
         }
-        _ => failure,
+        Err(failure) => Err(too_small(failure).into()),
     }
 }
 
@@ -328,9 +305,6 @@ impl Choices {
         };
         let sparse = self.sparse.unwrap_or(4096);
         CopyJob {
-            source,
-            destination,
-            format,
             bitmaps: match (self.bitmaps, self.skip_broken) {
                 (false, _) => Bitmaps::Ignored,
                 (true, false) => Bitmaps::Copied,
@@ -349,11 +323,7 @@ impl Choices {
                 destination_is_zero: self.target_is_zero,
                 ..CopyOptions::default()
             },
-            checkpoint: None,
-            digest: DigestJob::default(),
-            timeouts: Timeouts::PATIENT,
             shared: self.shared,
-            onto_itself: false,
             rate: Rate {
                 limit: self.rate,
                 file: None,
@@ -362,11 +332,8 @@ impl Choices {
                 true => FractionTo::All,
                 false => FractionTo::WhoAsks,
             }),
-            report: ReportStyle::Nothing,
             warnings: !self.quiet,
-            verbose: false,
-            describe: None,
-            doubts: Vec::new(),
+            ..CopyJob::new(source, destination, format)
         }
     }
 
@@ -446,61 +413,61 @@ impl Choices {
                 "Backing file not supported for file format '{kind}'"
             )));
         }
-        let uncompressed =
-            || Failure::usage("Compression not supported for this file format".to_owned());
-        let threads = self.parallel.unwrap_or(0);
-        let format = match kind {
-            FormatKind::Image(Format::Qcow2) => {
-                let new = self.new_qcow2(&options).map_err(wrong)?;
-                let format = DestinationFormat::Qcow2(Arc::new(new));
-                return Ok((target, format, false));
+        let is_qcow2 = kind == FormatKind::Image(Format::Qcow2);
+        if self.compress && !is_qcow2 && kind != FormatKind::Image(Format::Vmdk) {
+            return Err(Failure::usage(
+                "Compression not supported for this file format",
+            ));
+        }
+        let new = NewFormat {
+            kind,
+            options: &options,
+            backing: self.backing()?,
+            compress: self.compress,
+            out_of_order: self.out_of_order,
+            threads: self.parallel.unwrap_or(0),
+        };
+        let (format, allocated) = new.resolve().map_err(wrong)?;
+        match &format {
+            DestinationFormat::Vmdk(new)
+                if self.compress && new.subformat != Subformat::StreamOptimized =>
+            {
+                return Err(Failure::usage(
+                    "-c for VMDK is -o subformat=streamOptimized, which is always compressed",
+                ));
             }
-            FormatKind::Image(Format::Vmdk) => {
-                let mut create = new_vmdk(&options).map_err(wrong)?;
-                create.threads = threads;
-                if self.compress && create.subformat != Subformat::StreamOptimized {
-                    return Err(Failure::usage(
-                        "-c for VMDK is -o subformat=streamOptimized, which is always compressed",
+            DestinationFormat::Qcow2(new) => match &new.backing {
+                None if self.backing_format.is_some() => {
+                    return Err(wrong(
+                        "Backing format cannot be used without backing file".to_owned(),
                     ));
                 }
-                DestinationFormat::Vmdk(create)
-            }
-            _ if self.compress => return Err(uncompressed()),
-            FormatKind::Image(Format::Vpc) => {
-                DestinationFormat::Vpc(new_vpc(&options).map_err(wrong)?)
-            }
-            FormatKind::Image(Format::Vdi) => {
-                DestinationFormat::Vdi(new_vdi(&options).map_err(wrong)?)
-            }
-            _ => {
-                let allocated = raw_is_allocated(&options).map_err(wrong)?;
-                return Ok((target, DestinationFormat::Raw, allocated));
-            }
-        };
-        Ok((target, format, false))
+                Some(backing) if backing.format == FormatKind::Probe => {
+                    return Err(wrong(
+                        "Backing file specified without backing format".to_owned(),
+                    ));
+                }
+                _ => {}
+            },
+            _ => {}
+        }
+        Ok((target, format, allocated))
     }
 
-    fn new_qcow2(&self, options: &[OsString]) -> Result<NewQcow2, String> {
-        let mut new = NewQcow2::parse(options)?;
-        if let Some(name) = &self.backing {
-            let format = self.backing_format.as_deref();
-            let format = format.ok_or("Use of backing file requires explicit backing format")?;
-            new.backing = Some(BackingName {
-                name: name.clone(),
-                format: format::known(format)?,
-            });
-        } else if let Some(backing) = &new.backing {
-            if backing.format == FormatKind::Probe {
-                return Err("Backing file specified without backing format".to_owned());
-            }
-        } else if self.backing_format.is_some() {
-            return Err("Backing format cannot be used without backing file".to_owned());
-        }
-        new.create.compress = self.compress;
-        new.create.in_order = !self.out_of_order;
-        new.create.threads = self.parallel.unwrap_or(0);
-        new.check().map_err(|error| error.to_string())?;
-        Ok(new)
+    /// What `-B` and `-F` name.
+    fn backing(&self) -> Result<Option<BackingName>, Failure> {
+        let Some(name) = &self.backing else {
+            return Ok(None);
+        };
+        let Some(format) = &self.backing_format else {
+            return Err(Failure::usage(
+                "Use of backing file requires explicit backing format",
+            ));
+        };
+        Ok(Some(BackingName {
+            name: name.clone(),
+            format: format::known(format).map_err(Failure::usage)?,
+        }))
     }
 
     fn check_bitmaps(&self, source: &Endpoint, kind: FormatKind) -> Result<(), Failure> {
@@ -536,12 +503,6 @@ fn parallel(value: &OsStr) -> Result<usize, Failure> {
             )))
         }
     }
-}
-
-/// A size in bytes, for which there is no word but `what`.
-pub(super) fn size(value: &OsStr, what: &str) -> Result<u64, Failure> {
-    let size = value.to_str().and_then(|text| parse_size(text).ok());
-    size.ok_or_else(|| Failure::usage(format!("Invalid {what}: '{}'.", printable(value))))
 }
 
 fn sparse(value: &OsStr) -> Result<u64, Failure> {

@@ -13,14 +13,17 @@
 mod check;
 mod command;
 mod compare;
+mod convert;
+mod create;
+mod dd;
 mod info;
 mod looking;
 mod map;
 mod measure;
 mod node;
-mod snapshot;
-mod convert;
 mod options;
+mod resize;
+mod snapshot;
 mod words;
 
 use std::{ffi::OsString, process::ExitCode};
@@ -54,10 +57,11 @@ const COMMANDS: &[Command] = &[
         "Copy an image, in another format where one is named",
         convert::run,
     ),
-    Command::missing("create", "Make a new image"),
-    Command::missing(
+    Command::new("create", "Make a new image", create::run),
+    Command::new(
         "dd",
         "Copy blocks of an image, in another format where one is named",
+        dd::run,
     ),
     Command::new("info", "Tell of an image", info::run),
     Command::new("map", "Tell where the data of an image lies", map::run),
@@ -67,7 +71,7 @@ const COMMANDS: &[Command] = &[
         measure::run,
     ),
     Command::missing("rebase", "Give an overlay another backing file"),
-    Command::missing("resize", "Give an image another size"),
+    Command::new("resize", "Give an image another size", resize::run),
     Command::new("snapshot", "List the snapshots of an image", snapshot::run),
 ];
 

@@ -37,7 +37,7 @@ const QCOW2: Option<FormatKind> = Some(FormatKind::Image(Format::Qcow2));
 const VMDK: Option<FormatKind> = Some(FormatKind::Image(Format::Vmdk));
 
 /// The options of one new image.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct NewOptions {
     values: BTreeMap<String, String>,
     /// Whether they were asked for.
@@ -77,9 +77,17 @@ impl NewOptions {
         self.values.remove(key)
     }
 
+    /// Gives `key` a value, in the place of the one that it has.
+    pub(super) fn set(&mut self, key: &str, value: &str) {
+        self.values.insert(key.to_owned(), value.to_owned());
+    }
+
     /// What there is to be said of a format's options, where that was asked for.
-    pub(super) fn help(&self, kind: FormatKind) -> Option<String> {
-        self.is_help.then(|| help(kind))
+    pub(super) fn help_for(&self, format: &str) -> Result<Option<String>, Stop> {
+        match self.is_help {
+            true => Ok(Some(help(made(format)?))),
+            false => Ok(None),
+        }
     }
 
     /// The same as our own parsers read them. The size, which they have not, is to be taken before.

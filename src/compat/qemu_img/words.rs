@@ -50,10 +50,27 @@ pub(super) fn retold(failure: Failure) -> Failure {
     }
 }
 
+/// The failure to make the new image `target`, where it is that, in the words for it; `doing` says what was done.
+pub(super) fn uncreated(failure: Failure, target: &str, doing: &str) -> Failure {
+    let is_that = |cause: &Error| {
+        cause.operation() == Some(Operation::Open) && cause.endpoint() == Some(target)
+    };
+    if !failure.cause().is_some_and(is_that) {
+        return failure;
+    }
+    let why = why(&failure);
+    failure.saying(format!(
+        "{target}: {doing}: Could not create '{target}': {why}"
+    ))
+}
+
 /// Why it failed, with the words of the C library for what is not there.
 pub(super) fn why(failure: &Failure) -> String {
     const MISSING: &str = "No such file or directory";
-    let why = failure.reason();
+    // There is no such option here.
+    let why = failure
+        .reason()
+        .replace("--allow-backing DIR", "BLOCKFERRY_ALLOW_BACKING=DIR");
     let is_missing = |cause: &Error| cause.kind() == ErrorKind::NotFound;
     match failure.cause().is_some_and(is_missing) && !why.contains(MISSING) {
         true => format!("{MISSING} ({why})"),
