@@ -203,7 +203,7 @@ fn a_name_with_a_colon_is_a_protocol() {
     let twins = Twins::new(|dir| {
         fs::copy(dir.join("disk"), dir.join("x:y"))
             .map(drop)
-            .expect("room")
+            .expect("room");
     });
     for outcome in twins.alike("convert x:y copy") {
         assert!(outcome.stderr.contains("Unknown protocol 'x'"));

@@ -113,14 +113,14 @@ impl Choices {
 
     fn resize(self, file: &OsStr, size: NewSize) -> Done {
         let image = self.naming.writable(file, self.format.as_deref())?;
+        let trust = Trust::of_environment();
+        let old = current_size(&image, &trust)?;
         let is_guessed = self.format.is_none() && !self.naming.image_opts;
         if is_guessed && !self.quiet && image.format().kind == FormatKind::Raw {
             tell(&format!(
                 "qemu-img: warning: no format was given for '{image}', and it is taken for raw (-f raw)"
             ));
         }
-        let trust = Trust::of_environment();
-        let old = current_size(&image, &trust)?;
         let new = size.after(old).filter(|new| *new > 0);
         let new = new.ok_or_else(|| Failure::usage("New image size must be positive"))?;
         if new < old && !self.options.shrink {
