@@ -7,7 +7,7 @@ use blockferry_block::{
     Payload, PipeBuffer, Result,
 };
 
-use crate::{Details, Image};
+use crate::{Details, Image, Placed, placed::by_extents};
 
 /// What of a device's abilities is left to who only reads.
 const READING: Capabilities = Capabilities::MULTI_CONN
@@ -15,20 +15,38 @@ const READING: Capabilities = Capabilities::MULTI_CONN
     .union(Capabilities::CACHE)
     .union(Capabilities::SPLICE_READ);
 
+/// A disk that knows where it lies.
+pub(crate) trait Placing: BlockDevice {
+    /// As [`Image::placed`].
+    fn placed(&self, range: ByteRange) -> BoxFuture<'_, Result<Vec<Placed>>>;
+}
+
 /// An image whose disk is a device already, for reading.
 pub(crate) struct Interpreted {
     info: DeviceInfo,
     disk: Arc<dyn BlockDevice>,
+    /// The same; `None` of another handle, which nobody asks where it lies.
+    placing: Option<Arc<dyn Placing>>,
     details: Details,
 }
 
 impl Interpreted {
-    pub(crate) fn new(disk: Arc<dyn BlockDevice>, details: Details) -> Self {
+    pub(crate) fn new(disk: Arc<dyn Placing>, details: Details) -> Self {
+        let placing = Some(Arc::clone(&disk));
+        Self::with(disk, placing, details)
+    }
+
+    fn with(
+        disk: Arc<dyn BlockDevice>,
+        placing: Option<Arc<dyn Placing>>,
+        details: Details,
+    ) -> Self {
         let mut info = disk.info().clone();
         info.capabilities &= READING;
         Self {
             info,
             disk,
+            placing,
             details,
         }
     }
@@ -37,6 +55,13 @@ impl Interpreted {
 impl Image for Interpreted {
     fn details(&self) -> Details {
         self.details.clone()
+    }
+
+    fn placed(&self, range: ByteRange) -> BoxFuture<'_, Result<Vec<Placed>>> {
+        match &self.placing {
+            Some(disk) => disk.placed(range),
+            None => Box::pin(by_extents(self, range)),
+        }
     }
 }
 
@@ -85,7 +110,7 @@ impl BlockDevice for Interpreted {
     fn reopen(&self) -> BoxFuture<'_, Result<Arc<dyn BlockDevice>>> {
         Box::pin(async move {
             let disk = self.disk.reopen().await?;
-            let again = Self::new(disk, self.details.clone());
+            let again = Self::with(disk, None, self.details.clone());
             Ok(Arc::new(again) as Arc<dyn BlockDevice>)
         })
     }

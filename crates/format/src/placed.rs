@@ -132,7 +132,11 @@ pub(crate) async fn with_holes(
     device: &dyn BlockDevice,
     list: &mut Vec<Placed>,
 ) -> Result<()> {
-    let Some(place) = data.place.filter(|_| device.info().knows_allocation()) else {
+    let is_data = data.contents == Contents::Data;
+    let Some(place) = data
+        .place
+        .filter(|_| is_data && device.info().knows_allocation())
+    else {
         Placed::push(list, data);
         return Ok(());
     };

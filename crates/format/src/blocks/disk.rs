@@ -15,7 +15,7 @@ use super::{
     runs::{Run, Source},
     status::MOST_EXTENTS,
 };
-use crate::{holes::Holes, host::HostFile};
+use crate::{Placed, holes::Holes, host::HostFile, interpreted::Placing, placed::with_holes};
 
 /// How much memory bitmaps take where nobody says, in bytes.
 const BITMAP_MEMORY: usize = 16 << 20;
@@ -30,6 +30,8 @@ const PREFERRED: u64 = 64 << 10;
 pub(crate) struct Disk {
     info: DeviceInfo,
     reader: Reader,
+    /// Its blocks were allocated in advance, so the holes of the file tell where it has data.
+    is_sparse: bool,
 }
 
 /// What a disk is made of.
@@ -76,7 +78,17 @@ impl Disk {
             info.capabilities |= Capabilities::REOPEN;
         }
         info.contexts = vec![Context::Allocation, Context::AllocationDepth];
-        Self { info, reader }
+        let is_sparse = false;
+        Self {
+            info,
+            reader,
+            is_sparse,
+        }
+    }
+
+    /// The same, whose blocks were allocated in advance, if so: a map looks for holes of the file.
+    pub(crate) fn sparse(self, is_sparse: bool) -> Self {
+        Self { is_sparse, ..self }
     }
 
     async fn known(&self, range: ByteRange, context: &Context, most: usize) -> Result<Vec<Extent>> {
@@ -103,6 +115,27 @@ fn told(operation: Operation, range: ByteRange) -> impl FnOnce(Error) -> Error {
     move |error| {
         let error = error.during(operation);
         error.moved_to(range.start(), range.len())
+    }
+}
+
+impl Placing for Disk {
+    fn placed(&self, range: ByteRange) -> BoxFuture<'_, Result<Vec<Placed>>> {
+        Box::pin(async move {
+            self.info.check(Operation::Extents, range)?;
+            let placed = async {
+                let placed = self.reader.placed(range).await?;
+                if !self.is_sparse {
+                    return Ok(placed);
+                }
+                let mut refined = Vec::with_capacity(placed.len());
+                for part in placed {
+                    let file = &**self.reader.file.device();
+                    with_holes(part, file, &mut refined).await?;
+                }
+                Ok(refined)
+            };
+            placed.await.map_err(told(Operation::Extents, range))
+        })
     }
 }
 

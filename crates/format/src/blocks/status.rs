@@ -6,7 +6,7 @@ use super::{
     read::Reader,
     runs::{Budget, Source},
 };
-use crate::{behind::Behind, holes::push_host};
+use crate::{Contents, Place, PlaceFile, Placed, behind::Behind, holes::push_host};
 
 /// The most extents of one answer: 1.5 MiB of memory.
 pub(super) const MOST_EXTENTS: usize = 64 << 10;
@@ -68,6 +68,40 @@ impl Reader {
             }
         }
         list.truncate(most);
+        Ok(list)
+    }
+
+    /// What the image itself has of the beginning of `range`, which lies on the disk, and where.
+    ///
+    /// # Errors
+    /// `Corrupt` for damage at the range's start, what reading bitmaps failed with.
+    pub(super) async fn placed(&self, range: ByteRange) -> Result<Vec<Placed>> {
+        let mut budget = Budget::of_an_answer();
+        let mut list = Vec::new();
+        let mut at = range.start();
+        while at < range.end() && list.len() < MOST_EXTENTS && !budget.is_spent() {
+            let rest = ByteRange::between(at, range.end());
+            let run = match self.first_run(rest, &mut budget).await {
+                Ok(run) => run,
+                Err(error) if list.is_empty() => return Err(error),
+                // Damage is met by whoever asks about it.
+                Err(_) => break,
+            };
+            at = run.range.end();
+            let (contents, host) = match run.source {
+                Source::Host(host) => (Contents::Data, Some(host)),
+                Source::Behind if self.parent.is_some() => (Contents::Absent, None),
+                Source::Behind | Source::Zero => (Contents::Zero, None),
+            };
+            let file = PlaceFile::Image;
+            let next = Placed {
+                range: run.range,
+                contents,
+                compressed: false,
+                place: host.map(|offset| Place { file, offset }),
+            };
+            Placed::push(&mut list, next);
+        }
         Ok(list)
     }
 }

@@ -68,12 +68,7 @@ impl Reader {
         }
         let mut refined = Vec::with_capacity(list.len());
         for part in list {
-            match part.contents {
-                Contents::Data => {
-                    with_holes(part, &**self.data.device(), &mut refined).await?;
-                }
-                _ => Placed::push(&mut refined, part),
-            }
+            with_holes(part, &**self.data.device(), &mut refined).await?;
         }
         Ok(refined)
     }

@@ -87,6 +87,7 @@ async fn open_inside(
         parent: None,
         bitmap_memory: 0,
     });
+    let disk = disk.sparse(details.is_static);
     let details = crate::Details::Vdi(details);
     Ok(Arc::new(Interpreted::new(Arc::new(disk), details)))
 }

@@ -22,7 +22,7 @@ mod tests;
 
 use std::sync::Arc;
 
-use blockferry_block::{BlockDevice, Operation, Result, SliceDevice};
+use blockferry_block::{BlockDevice, BoxFuture, ByteRange, Operation, Result, SliceDevice};
 
 pub use self::new::create;
 use self::{
@@ -31,10 +31,11 @@ use self::{
     table::BlockTable,
 };
 use crate::{
-    OpenOptions, Related, RelatedFile,
+    Contents, OpenOptions, Place, PlaceFile, Placed, Related, RelatedFile,
     blocks::{BitOrder, Block, Disk, Parts, Row, Shape, Table},
     corrupt::corrupt,
-    interpreted::Interpreted,
+    interpreted::{Interpreted, Placing},
+    placed::by_extents,
 };
 
 /// What an image says of itself. Texts are the image's: escape them before printing.
@@ -115,7 +116,7 @@ async fn open_inside(
         details,
     } = Parsed::read(&*below).await?;
     options.check_size(size)?;
-    let disk: Arc<dyn BlockDevice> = match header {
+    let disk: Arc<dyn Placing> = match header {
         None => fixed(below, size)?,
         Some(header) => {
             let shape = Shape {
@@ -143,7 +144,7 @@ async fn open_inside(
 }
 
 /// The disk of a fixed image: the beginning of the file.
-fn fixed(below: Arc<dyn BlockDevice>, size: u64) -> Result<Arc<dyn BlockDevice>> {
+fn fixed(below: Arc<dyn BlockDevice>, size: u64) -> Result<Arc<dyn Placing>> {
     if size.is_multiple_of(u64::from(below.info().limits.minimum.max(1))) {
         return Ok(Arc::new(SliceDevice::new(below, 0, Some(size))?));
     }
@@ -160,6 +161,23 @@ fn fixed(below: Arc<dyn BlockDevice>, size: u64) -> Result<Arc<dyn BlockDevice>>
         parent: None,
         bitmap_memory: 0,
     })))
+}
+
+/// It lies where it lies on the disk, and its holes are those of the file: all of it is allocated.
+impl Placing for SliceDevice {
+    fn placed(&self, range: ByteRange) -> BoxFuture<'_, Result<Vec<Placed>>> {
+        Box::pin(async move {
+            let mut placed = by_extents(self, range).await?;
+            for part in &mut placed {
+                let (file, offset) = (PlaceFile::Image, part.range.start());
+                part.place = Some(Place { file, offset });
+                if part.contents == Contents::Zero {
+                    part.contents = Contents::Sparse;
+                }
+            }
+            Ok(placed)
+        })
+    }
 }
 
 /// The table of a disk that is one block.
