@@ -26,7 +26,7 @@ pub(crate) use copy::{CopyArgs, ProgressStyle};
 pub(crate) use formats::{FollowArgs, FormatArg, FormatArgs};
 pub(crate) use image::{
     BitmapArgs, CheckArgs, ChecksumArgs, CompareArgs, InfoArgs, ListingArgs, MapArgs, MeasureArgs,
-    SnapshotArgs,
+    RepairArg, SnapshotArgs,
 };
 pub(crate) use making::{CreateArgs, DdArgs, PreallocationArg, ResizeArgs};
 pub(crate) use serve::{ServeArgs, TlsArg};

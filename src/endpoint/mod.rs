@@ -41,6 +41,7 @@ mod open;
 mod ova;
 mod parse;
 mod related;
+mod repair;
 mod resize;
 mod sources;
 mod space;
@@ -69,6 +70,7 @@ pub use open::{
 };
 pub use parse::{Endpoint, EndpointError, EndpointKind};
 pub(crate) use related::beside;
+pub use repair::repair_qcow2;
 pub use resize::{NewSize, resize_image};
 pub use sources::{Roles, SOURCES, SourceKind};
 pub use space::Space;

@@ -3,6 +3,7 @@
 use crate::support::{
     dropin::Who,
     gallery::{Gallery, IMAGES},
+    qemu::qemu_img,
     run,
 };
 
@@ -27,6 +28,44 @@ fn every_image_is_mapped_as_qemu_img_does() {
     assert_eq!(code, 1, "compressed clusters lie nowhere in a row");
     let (_, text) = gallery.alike("map --output=json", "long.qcow2");
     assert!(text.contains("\"depth\": 2"), "{text}");
+}
+
+#[test]
+fn other_formats_are_mapped_described_and_measured() {
+    let gallery = Gallery::new();
+    for (format, options) in [
+        ("vpc", ""),
+        ("vpc", "subformat=fixed"),
+        ("vdi", ""),
+        ("vdi", "static=on"),
+        ("vhdx", ""),
+    ] {
+        let name = format!("disk{}.{format}", options.replace('=', "-"));
+        let [from, to] = ["sparse.raw", &name].map(|name| gallery.path().join(name));
+        let (from, to) = (from.to_str().expect("UTF-8"), to.to_str().expect("UTF-8"));
+        let mut arguments = vec!["convert", "-f", "raw", "-O", format];
+        if !options.is_empty() {
+            arguments.extend(["-o", options]);
+        }
+        qemu_img(&[&arguments[..], &[from, to]].concat());
+        gallery.settle();
+        for arguments in [
+            "map",
+            "map --output=json",
+            "map --output=json -f",
+            "info",
+            "info --output=json",
+            "info -f",
+            "measure -O qcow2",
+            "measure -O qcow2 -f",
+        ] {
+            let arguments = match arguments.strip_suffix("-f") {
+                Some(_) => format!("{arguments} {format}"),
+                None => arguments.to_owned(),
+            };
+            gallery.alike(&arguments, &name);
+        }
+    }
 }
 
 #[test]

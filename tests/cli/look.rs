@@ -5,7 +5,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::support::{Outcome, blockferry, gallery::Gallery, run};
+use crate::support::{Outcome, blockferry, gallery::Gallery, qemu::qemu_img, run};
 
 fn look(gallery: &Gallery, arguments: &[&str]) -> Outcome {
     run(blockferry(arguments)
@@ -90,6 +90,27 @@ fn a_check_tells_what_is_wrong_by_its_exit_code() {
 }
 
 #[test]
+fn lost_space_is_given_back() {
+    let gallery = Gallery::new();
+    // The last cluster of the file has a refcount in the first block of them, and no use.
+    let path = gallery.path().join("prealloc.qcow2");
+    let clusters = path.metadata().expect("there").len().div_ceil(65536) + 1;
+    let file = fs::File::options().write(true).open(&path).expect("there");
+    file.set_len(clusters * 65536).expect("room");
+    gallery.patch("prealloc.qcow2", 0x20000 + 2 * (clusters - 1), &[0, 1]);
+    assert_eq!(look(&gallery, &["check", "prealloc.qcow2"]).code, 3);
+    let mended = look(&gallery, &["check", "--repair", "leaks", "prealloc.qcow2"]).success();
+    assert!(
+        mended.text().contains("1 leaked clusters given back"),
+        "{}",
+        mended.text()
+    );
+    look(&gallery, &["check", "prealloc.qcow2"]).success();
+    let refused = look(&gallery, &["check", "--repair=some", "prealloc.qcow2"]);
+    refused.failure(2, &["leaks"]);
+}
+
+#[test]
 fn a_measurement_is_that_of_qemu_img() {
     let gallery = Gallery::new();
     let ours = json(
@@ -121,4 +142,28 @@ fn snapshots_and_bitmaps_are_listed() {
     let told = look(&gallery, &["snapshot", "-l", "plain.qcow2"]).success();
     assert!(told.text().starts_with("1 \"one\""), "{}", told.text());
     look(&gallery, &["bitmap", "sparse.raw"]).failure(1, &["only a qcow2 image"]);
+}
+
+#[test]
+fn info_tells_of_formats_chains_and_space() {
+    let gallery = Gallery::new();
+    let arguments = ["info", "--json", "-b", "--allow-backing", ".", "long.qcow2"];
+    let info = &json(&gallery, &arguments)["exports"][0];
+    let chain = info["format"]["chain"].as_array().expect("a chain");
+    let names: Vec<_> = chain.iter().map(|one| &one["filename"]).collect();
+    assert_eq!(names, ["./top.qcow2", "./plain.qcow2"]);
+    assert!(info["disk-size"].as_u64().is_some_and(|size| size > 0));
+    // Names are told without permission, and nothing is opened.
+    look(&gallery, &["info", "long.qcow2"]).success();
+    look(&gallery, &["info", "-b", "long.qcow2"]).failure(1, &["--allow-backing"]);
+    let [from, to] = ["sparse.raw", "disk.vdi"].map(|name| gallery.path().join(name));
+    let (from, to) = (from.to_str().expect("UTF-8"), to.to_str().expect("UTF-8"));
+    qemu_img(&["convert", "-f", "raw", "-O", "vdi", from, to]);
+    let info = &json(&gallery, &["info", "--json", "disk.vdi"])["exports"][0]["format"];
+    assert_eq!(
+        (&info["name"], &info["kind"]),
+        (&"vdi".into(), &"dynamic".into())
+    );
+    let told = look(&gallery, &["info", "disk.vdi"]).success();
+    assert!(told.text().contains("kind: dynamic"), "{}", told.text());
 }

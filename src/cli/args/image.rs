@@ -3,7 +3,7 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
-use clap::{Args, ValueHint};
+use clap::{Args, ValueEnum, ValueHint};
 
 use crate::{
     block::Context,
@@ -43,6 +43,9 @@ pub(crate) struct InfoArgs {
     /// Show every export of the server.
     #[arg(short, long)]
     pub(crate) list: bool,
+    /// Tell of the images behind an image in a format, too, as far as '--allow-backing' allows them to be opened.
+    #[arg(short, long)]
+    pub(crate) backing_chain: bool,
     #[command(flatten)]
     pub(crate) formats: FormatArgs,
     #[command(flatten)]
@@ -86,13 +89,17 @@ pub(crate) struct MapArgs {
     pub(crate) json: bool,
 }
 
-/// Look whether an image in a format contradicts itself. Nothing is changed.
+/// Look whether an image in a format contradicts itself. Nothing is changed unless it is to be mended.
 #[derive(Args, Debug)]
 #[command(after_help = endpoints(Reader::Reads) + "\n\n" + CHECK_EXIT_CODES)]
 pub(crate) struct CheckArgs {
     /// The image: an endpoint, see below.
     #[arg(value_hint = ValueHint::AnyPath)]
     pub(crate) image: OsString,
+    /// Mend a qcow2 image that nobody else uses: 'leaks' gives lost space back, 'all' mends all that can be mended
+    /// without losing data.
+    #[arg(short, long, value_name = "WHAT")]
+    pub(crate) repair: Option<RepairArg>,
     #[command(flatten)]
     pub(crate) formats: FormatArgs,
     #[command(flatten)]
@@ -100,6 +107,15 @@ pub(crate) struct CheckArgs {
     /// Print JSON, with qemu-img's keys.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// What is mended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RepairArg {
+    /// Space that is lost comes back.
+    Leaks,
+    /// Refcounts become what they should be.
+    All,
 }
 
 /// Say how long the file of an image would become: that of a copy of IMAGE, or of a disk of a size.

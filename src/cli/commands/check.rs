@@ -8,10 +8,10 @@ use serde::Serialize;
 
 use crate::{
     block::{Access, ByteRange, Error, ErrorKind},
-    endpoint::{Endpoint, FormatKind, OpenDevice, OpenOptions, open_device},
+    endpoint::{Endpoint, FormatKind, OpenDevice, OpenOptions, open_device, repair_qcow2},
     format::{
         Format,
-        qcow2::{self, CheckReport},
+        qcow2::{self, CheckReport, RepairMode},
     },
 };
 
@@ -46,6 +46,8 @@ struct Shown<'a> {
     check_errors: u64,
     corruptions: u64,
     leaks: u64,
+    corruptions_fixed: u64,
+    leaks_fixed: u64,
     #[serde(flatten)]
     clusters: Option<Clusters>,
     findings: &'a [String],
@@ -75,7 +77,7 @@ impl Checked {
 
 pub(crate) fn run(job: &CheckJob) -> Result<ExitCode, Failure> {
     let options = job.trust.in_options(open_options(job.timeouts));
-    let checked = super::runtime()?.block_on(check(&job.endpoint, &options))?;
+    let checked = super::runtime()?.block_on(check(&job.endpoint, job.repair, &options))?;
     let Some(checked) = checked else {
         let message = format!("{}: there is nothing to check in a raw image", job.endpoint);
         tell(&format!("blockferry: {message}"));
@@ -91,8 +93,12 @@ pub(crate) fn run(job: &CheckJob) -> Result<ExitCode, Failure> {
 }
 
 /// Checks the image that the endpoint is; `None` where its bytes are the disk.
+///
+/// # Errors
+/// What opening, reading and mending failed with; `Unsupported` where there is nothing that can be mended.
 pub(crate) async fn check(
     endpoint: &Endpoint,
+    repair: Option<RepairMode>,
     options: &OpenOptions,
 ) -> Result<Option<Checked>, Error> {
     let opened = open_device(endpoint, Access::ReadOnly, options).await;
@@ -107,7 +113,17 @@ pub(crate) async fn check(
             if let Ok(opened) = opened {
                 opened.connection.abandon().await;
             }
-            (Format::Qcow2, count(endpoint, options).await?)
+            let report = match repair {
+                Some(mode) => repair_qcow2(endpoint, mode, options).await?,
+                None => count(endpoint, options).await?,
+            };
+            (Format::Qcow2, report)
+        }
+        (FormatKind::Image(format), Ok(opened)) if repair.is_some() => {
+            opened.connection.abandon().await;
+            let message = format!("{format} images are not mended: only qcow2 images are");
+            let error = Error::with_message(ErrorKind::Unsupported, message);
+            return Err(error.on(endpoint.name()));
         }
         (FormatKind::Image(format), Ok(opened)) => (format, walk(opened).await),
         (_, Ok(opened)) => {
@@ -163,6 +179,8 @@ fn shown<'a>(name: &'a str, checked: &'a Checked) -> Shown<'a> {
         check_errors: report.check_errors,
         corruptions: report.corruptions,
         leaks: report.leaks,
+        corruptions_fixed: report.corruptions_fixed,
+        leaks_fixed: report.leaks_fixed,
         clusters: (checked.format == Format::Qcow2).then_some(Clusters {
             total_clusters: report.total_clusters,
             allocated_clusters: report.allocated_clusters,
@@ -182,6 +200,8 @@ fn text(name: &str, checked: &Checked) -> String {
         .map(|finding| format!("{finding}\n"))
         .collect();
     let counted = [
+        (report.corruptions_fixed, "corruptions mended"),
+        (report.leaks_fixed, "leaked clusters given back"),
         (report.check_errors, "could not be looked at"),
         (report.corruptions, "corrupt"),
         (

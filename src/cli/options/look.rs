@@ -3,11 +3,12 @@
 use crate::{
     block::Error,
     cli::{
-        args::{CheckArgs, Common, FormatArg, ListingArgs, MeasureArgs},
+        args::{CheckArgs, Common, FormatArg, ListingArgs, MeasureArgs, RepairArg},
         commands::measure::{Subject, Target},
         failure::Failure,
     },
     endpoint::{Endpoint, ImageFormat, NewQcow2, raw_is_allocated},
+    format::qcow2::RepairMode,
 };
 
 use super::{Timeouts, Trust, formats::kind, seekable};
@@ -16,6 +17,7 @@ use super::{Timeouts, Trust, formats::kind, seekable};
 #[derive(Debug)]
 pub(crate) struct CheckJob {
     pub(crate) endpoint: Endpoint,
+    pub(crate) repair: Option<RepairMode>,
     pub(crate) trust: Trust,
     pub(crate) timeouts: Timeouts,
     pub(crate) json: bool,
@@ -44,6 +46,10 @@ impl CheckJob {
     pub(crate) fn resolve(args: &CheckArgs, common: Common) -> Result<Self, Failure> {
         Ok(Self {
             endpoint: seekable(&args.image)?.interpreted(kind(args.formats.format)),
+            repair: args.repair.map(|what| match what {
+                RepairArg::Leaks => RepairMode::Leaks,
+                RepairArg::All => RepairMode::All,
+            }),
             trust: Trust::resolve(&args.formats.follow),
             timeouts: Timeouts::resolve(args.timeouts),
             json: args.json,

@@ -15,7 +15,7 @@ use crate::{
         output::tell,
     },
     endpoint::{FormatKind, printable},
-    format::Format,
+    format::{Format, qcow2::RepairMode},
 };
 
 use super::{
@@ -36,6 +36,7 @@ Usage: qemu-img check [OPTIONS] FILE
       --image-opts         FILE is a description: driver=qcow2,file.filename=PATH
       --object OBJECT      tls-creds-x509,id=ID,dir=DIR,endpoint=client
       --output=human|json  Lines for people, or JSON
+  -r, --repair=leaks|all   Mend it: give lost space back, or all that can be mended without losing data
   -q, --quiet              Say nothing but what is wrong
   -T, --cache=MODE         Understood; changes nothing
   -U, --force-share        Understood; images are never locked
@@ -72,13 +73,14 @@ const FLAGS: &[Flag<Opt<Own>>] = &{
 
 pub(super) fn run(_: &Command, words: Vec<OsString>) -> Done {
     let mut looking = Looking::default();
-    let (mut quiet, mut repair) = (false, false);
+    let (mut quiet, mut repair) = (false, None);
     let operands = Command::read(FLAGS, words, |option, value: &OsStr| {
         match looking.choose(option, value, HELP)? {
             Some(Own::Quiet) => quiet = true,
             Some(Own::Cache) => check_cache(value, "source cache option")?,
             Some(Own::Repair) => match text("repair", value)?.as_str() {
-                "leaks" | "all" => repair = true,
+                "leaks" => repair = Some(RepairMode::Leaks),
+                "all" => repair = Some(RepairMode::All),
                 other => {
                     let other = printable(OsStr::new(other));
                     let message = format!("--repair (-r) expects 'leaks' or 'all' not '{other}'");
@@ -90,22 +92,27 @@ pub(super) fn run(_: &Command, words: Vec<OsString>) -> Done {
         Ok(())
     })?;
     let source = looking.source(&operands)?;
-    if repair {
-        let message = "check --repair is not done by blockferry: use QEMU's own qemu-img";
-        return Err(Failure::failed(message).into());
+    if repair.is_some() && looking.share {
+        let name = printable(operands.first().map_or(OsStr::new(""), OsString::as_os_str));
+        return Err(Failure::usage(format!(
+            "Could not open '{name}': force-share=on can only be used with read-only images"
+        ))
+        .into());
     }
     // What QEMU has no check for it says so of, also where there is one here.
     let has_checks = !matches!(
         source.format().kind,
         FormatKind::Raw | FormatKind::Image(Format::Vpc)
     );
-    let checked = runtime()?.block_on(check(&source, &opening()));
+    let options = opening();
+    let checked = runtime()?.block_on(check(&source, repair, &options));
     let checked = checked.map_err(Failure::from)?;
     let Some(checked) = checked.filter(|_| has_checks) else {
         let message = "This image format does not support checks";
         return Err(Stop::Code(WITHOUT_CHECKS, Failure::failed(message)));
     };
-    for finding in &checked.report.findings {
+    let repaired = checked.report.repaired.iter();
+    for finding in repaired.chain(&checked.report.findings) {
         tell(finding);
     }
     let code = ExitCode::from(checked.code());
@@ -132,6 +139,7 @@ fn tree(name: &str, checked: &Checked) -> Tree {
     add("compressed-clusters", report.compressed_clusters);
     add("total-clusters", report.total_clusters);
     add("corruptions", report.corruptions);
+    add("corruptions-fixed", report.corruptions_fixed);
     members.push(("check-errors", Tree::number(report.check_errors)));
     let mut add = |name, number: u64| {
         if number > 0 {
@@ -139,6 +147,7 @@ fn tree(name: &str, checked: &Checked) -> Tree {
         }
     };
     add("leaks", report.leaks);
+    add("leaks-fixed", report.leaks_fixed);
     add("allocated-clusters", report.allocated_clusters);
     members.push(("filename", Tree::text(name)));
     members.push(("format", Tree::text(checked.format.name())));
@@ -152,6 +161,13 @@ fn tree(name: &str, checked: &Checked) -> Tree {
 fn lines(checked: &Checked) -> String {
     let report = &checked.report;
     let mut text = String::new();
+    if report.corruptions_fixed > 0 || report.leaks_fixed > 0 {
+        text += &format!(
+            "The following inconsistencies were found and repaired:\n\n    {} leaked clusters\n    {} corruptions\n\n\
+             Double checking the fixed image now...\n",
+            report.leaks_fixed, report.corruptions_fixed
+        );
+    }
     if checked.code() == 0 {
         text += "No errors were found on the image.\n";
     }
