@@ -72,6 +72,8 @@ pub(crate) struct InfoJob {
     pub(crate) endpoint: Endpoint,
     pub(crate) trust: Trust,
     pub(crate) list: bool,
+    /// The images behind it are looked at, too.
+    pub(crate) backing_chain: bool,
     pub(crate) timeouts: Timeouts,
     pub(crate) json: bool,
 }
@@ -180,6 +182,7 @@ impl InfoJob {
             endpoint,
             trust: Trust::resolve(&args.formats.follow),
             list: args.list,
+            backing_chain: args.backing_chain,
             timeouts: Timeouts::resolve(args.timeouts),
             json: args.json,
         })

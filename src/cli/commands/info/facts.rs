@@ -50,6 +50,9 @@ pub(crate) struct Export {
     pub(crate) error: Option<String>,
     #[serde(flatten)]
     pub(crate) details: Option<Details>,
+    /// How much space it takes, in bytes.
+    #[serde(rename = "disk-size", skip_serializing_if = "Option::is_none")]
+    pub(crate) disk_size: Option<u64>,
     /// What is known of the image that its bytes are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) format: Option<Image>,
@@ -115,8 +118,14 @@ impl Facts {
     }
 
     /// A device that needs no server, and the image that it is the disk of.
-    pub(crate) fn of_device(info: &DeviceInfo, image: Option<Image>) -> Self {
+    /// It takes so much space, where that is known.
+    pub(crate) fn of_device(
+        info: &DeviceInfo,
+        image: Option<Image>,
+        disk_size: Option<u64>,
+    ) -> Self {
         let export = Export {
+            disk_size,
             format: image,
             ..Export::of_device(info)
         };
@@ -165,6 +174,7 @@ impl Export {
             uri: uri.and_then(|uri| uri_of(uri, name)),
             error: None,
             details: Some(details),
+            disk_size: None,
             format: None,
         }
     }
@@ -183,6 +193,7 @@ impl Export {
                 uri: None,
                 error: Some(error.to_string()),
                 details: None,
+                disk_size: None,
                 format: None,
             },
         };
@@ -212,6 +223,7 @@ impl Export {
             uri: None,
             error: None,
             details: Some(details),
+            disk_size: None,
             format: None,
         }
     }
@@ -337,7 +349,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_device_has_no_server() {
-        let facts = Facts::of_device(&DeviceInfo::new("disk.raw", 513), None);
+        let facts = Facts::of_device(&DeviceInfo::new("disk.raw", 513), None, None);
         assert!(facts.server.is_none());
         assert_eq!(facts.exports[0].name, "disk.raw");
         assert_eq!(

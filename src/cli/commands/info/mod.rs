@@ -11,12 +11,12 @@ pub(crate) mod image;
 pub(crate) mod json;
 pub(crate) mod text;
 
-use std::sync::Arc;
+use std::{os::unix::fs::MetadataExt, sync::Arc};
 
 use crate::{
     block::{Access, DeviceInfo, Error, ErrorKind},
     client::{ConnectOptions, blocking},
-    endpoint::{Endpoint, EndpointKind, ServerChild, image_details, open_device},
+    endpoint::{Endpoint, EndpointKind, Layer, ServerChild, image_details, open_device},
     proto::NbdUri,
 };
 
@@ -27,7 +27,7 @@ use super::super::{
     style::Colour,
 };
 use facts::Facts;
-use image::Image;
+use image::{Behind, Image};
 
 type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -108,17 +108,27 @@ pub(crate) fn list(server: &Asked<'_>) -> Result<Facts> {
 fn look(job: &InfoJob) -> Result<Facts, Failure> {
     let options = job.trust.in_options(open_options(job.timeouts));
     let runtime = super::runtime()?;
+    let disk_size = match job.endpoint.kind() {
+        EndpointKind::File(path) => path.metadata().ok().map(|it| it.blocks() * 512),
+        _ => None,
+    };
     if let Some(details) = runtime.block_on(image_details(&job.endpoint, &options))? {
-        let image = details.as_qcow2().map(Image::from);
+        let mut image = Image::from(&details);
         let info = match runtime.block_on(open_device(&job.endpoint, Access::ReadOnly, &options)) {
-            Ok(open) => open.device.info().clone(),
+            Ok(open) => {
+                if job.backing_chain {
+                    let layers = open.connection.layers();
+                    image.chain = layers.chain().skip(1).map(behind).collect();
+                }
+                open.device.info().clone()
+            }
             // What it says of itself can be told without the files that it needs.
-            Err(error) if error.kind() == ErrorKind::NotPermitted => {
+            Err(error) if error.kind() == ErrorKind::NotPermitted && !job.backing_chain => {
                 DeviceInfo::new(Arc::clone(job.endpoint.name()), details.virtual_size())
             }
             Err(error) => return Err(error.into()),
         };
-        return Ok(Facts::of_device(&info, image));
+        return Ok(Facts::of_device(&info, Some(image), disk_size));
     }
     let open = |access| runtime.block_on(open_device(&job.endpoint, access, &options));
     let is_file = matches!(job.endpoint.kind(), EndpointKind::File(path) if path.is_file());
@@ -126,5 +136,15 @@ fn look(job: &InfoJob) -> Result<Facts, Failure> {
         Some(Ok(open)) => open,
         _ => open(Access::ReadOnly)?,
     };
-    Ok(Facts::of_device(open.device.info(), None))
+    Ok(Facts::of_device(open.device.info(), None, disk_size))
+}
+
+/// An image behind the one that is looked at.
+fn behind(layer: &Layer) -> Behind {
+    let details = layer.image.as_ref().map(|image| image.details());
+    Behind {
+        filename: layer.path.to_string_lossy().into_owned(),
+        format: details.as_ref().map_or("raw", |it| it.format().name()),
+        virtual_size: details.map_or(layer.bytes.info().size, |it| it.virtual_size()),
+    }
 }

@@ -10,7 +10,7 @@ use super::super::super::{
 };
 use super::{
     facts::{Abilities, BlockSizes, Details, Export, Facts, Server},
-    image::{Bitmap, Image, State},
+    image::{Bitmap, Image, Specific, State},
     json::Escaped,
 };
 
@@ -78,6 +78,9 @@ impl Text {
             let size = WithUnit(details.size);
             self.line("export-size", size);
         }
+        if let Some(size) = export.disk_size {
+            self.line("disk-size", WithUnit(size));
+        }
         if let Some(content) = &export.content {
             self.line("content", Printable(content));
         }
@@ -95,34 +98,85 @@ impl Text {
 
     fn image(&mut self, image: &Image) {
         self.line("format", image.name);
-        self.fact("compat", image.compat);
-        self.fact("cluster-size", WithUnit(image.cluster_size));
-        self.fact("refcount-bits", image.refcount_bits);
-        self.fact("compression-type", image.compression_type);
-        let marks = [
-            ("lazy-refcounts", image.lazy_refcounts),
-            ("extended-l2", image.extended_l2),
-            ("dirty-flag", image.dirty_flag),
-            ("corrupt", image.corrupt),
-        ];
-        for (key, is_set) in marks {
-            self.fact(key, is_set);
+        if let Some(size) = image.cluster_size {
+            self.fact("cluster-size", WithUnit(size));
         }
+        self.specific(&image.specific);
         if let Some(name) = &image.backing_filename {
             self.fact("backing-filename", Printable(name));
         }
         if let Some(format) = &image.backing_filename_format {
             self.fact("backing-filename-format", Printable(format));
         }
-        if let (Some(name), Some(raw)) = (&image.data_file, image.data_file_raw) {
-            self.fact("data-file", Printable(name));
-            self.fact("data-file-raw", raw);
+        for behind in &image.chain {
+            let (name, size) = (Printable(&behind.filename), Size(behind.virtual_size));
+            let format = behind.format;
+            self.fact("behind", format_args!("\"{name}\", {format}, {size}"));
         }
         for one in &image.snapshots {
             self.fact("snapshot", state(one));
         }
         for one in &image.bitmaps {
             self.fact("bitmap", bitmap(one));
+        }
+    }
+
+    fn specific(&mut self, specific: &Specific) {
+        match specific {
+            Specific::Qcow2(qcow2) => {
+                self.fact("compat", qcow2.compat);
+                self.fact("refcount-bits", qcow2.refcount_bits);
+                self.fact("compression-type", qcow2.compression_type);
+                let marks = [
+                    ("lazy-refcounts", qcow2.lazy_refcounts),
+                    ("extended-l2", qcow2.extended_l2),
+                    ("dirty-flag", qcow2.dirty_flag),
+                    ("corrupt", qcow2.corrupt),
+                ];
+                for (key, is_set) in marks {
+                    self.fact(key, is_set);
+                }
+                if let (Some(name), Some(raw)) = (&qcow2.data_file, qcow2.data_file_raw) {
+                    self.fact("data-file", Printable(name));
+                    self.fact("data-file-raw", raw);
+                }
+            }
+            Specific::Vmdk(vmdk) => {
+                self.fact("create-type", Printable(&vmdk.create_type));
+                self.fact("cid", format_args!("{:08x}", vmdk.cid));
+                self.fact("parent-cid", format_args!("{:08x}", vmdk.parent_cid));
+                for extent in &vmdk.extents {
+                    let (kind, size) = (Printable(&extent.kind), Size(extent.virtual_size));
+                    let packed = if extent.compressed {
+                        ", compressed"
+                    } else {
+                        ""
+                    };
+                    let name = extent.filename.as_deref().unwrap_or_default();
+                    let name = match name {
+                        "" => String::new(),
+                        name => format!(", \"{}\"", Printable(name)),
+                    };
+                    self.fact("extent", format_args!("{kind}, {size}{packed}{name}"));
+                }
+            }
+            Specific::Vpc(vpc) => {
+                self.fact("kind", vpc.kind);
+                self.fact("creator", Printable(&vpc.creator));
+                self.fact("uuid", &vpc.uuid);
+            }
+            Specific::Vhdx(vhdx) => {
+                self.fact("kind", vhdx.kind);
+                self.fact("logical-sector-size", vhdx.logical_sector_size);
+                self.fact("physical-sector-size", vhdx.physical_sector_size);
+                self.fact("dirty-flag", vhdx.dirty_flag);
+                self.fact("data-uuid", &vhdx.data_uuid);
+            }
+            Specific::Vdi(vdi) => {
+                self.fact("kind", vdi.kind);
+                self.fact("uuid", &vdi.uuid);
+            }
+            Specific::Other {} => {}
         }
     }
 
@@ -234,7 +288,10 @@ impl Display for Printable<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::image::{Behind, Qcow2},
+        *,
+    };
     use crate::{
         cli::commands::info::{
             facts::tests::negotiated,
@@ -321,19 +378,26 @@ export=\"x\":
         let mut facts = facts();
         facts.exports[0].format = Some(Image {
             name: "qcow2",
-            compat: "1.1",
             virtual_size: 1 << 30,
-            cluster_size: 65536,
-            refcount_bits: 16,
-            compression_type: "zstd",
-            lazy_refcounts: false,
-            extended_l2: true,
-            corrupt: false,
-            dirty_flag: true,
+            cluster_size: Some(65536),
+            specific: Specific::Qcow2(Qcow2 {
+                compat: "1.1",
+                refcount_bits: 16,
+                compression_type: "zstd",
+                lazy_refcounts: false,
+                extended_l2: true,
+                corrupt: false,
+                dirty_flag: true,
+                data_file: Some("data".to_owned()),
+                data_file_raw: Some(true),
+            }),
             backing_filename: Some("ba\nse".to_owned()),
             backing_filename_format: Some("raw".to_owned()),
-            data_file: Some("data".to_owned()),
-            data_file_raw: Some(true),
+            chain: vec![Behind {
+                filename: "d/ba\nse".to_owned(),
+                format: "raw",
+                virtual_size: 1 << 20,
+            }],
             snapshots: vec![State {
                 id: "1".to_owned(),
                 name: "a\u{1b}b".to_owned(),
@@ -353,18 +417,19 @@ export=\"x\":
         });
         let expected = "\
 \tformat: qcow2
-\t\tcompat: 1.1
 \t\tcluster-size: 65536 (64K)
+\t\tcompat: 1.1
 \t\trefcount-bits: 16
 \t\tcompression-type: zstd
 \t\tlazy-refcounts: false
 \t\textended-l2: true
 \t\tdirty-flag: true
 \t\tcorrupt: false
-\t\tbacking-filename: ba\\u000ase
-\t\tbacking-filename-format: raw
 \t\tdata-file: data
 \t\tdata-file-raw: true
+\t\tbacking-filename: ba\\u000ase
+\t\tbacking-filename-format: raw
+\t\tbehind: \"d/ba\\u000ase\", raw, 1M
 \t\tsnapshot: 1 \"a\\u001bb\", 2023-11-14T22:13:20Z, 1M, VM state 0
 \t\tbitmap: \"b0\", granularity 64K, in-use, auto
 ";
