@@ -34,8 +34,11 @@ const HAS_PARENT: u32 = 1 << 1;
 const MOST_SIZE: u64 = 64 << 40;
 const BLOCK_SIZES: std::ops::RangeInclusive<u32> = 1 << 20..=256 << 20;
 
-/// The items of the system that are known, in this order.
-const ITEMS: [(Guid, &str); 6] = [
+/// How many items of the system are known.
+const KNOWN: usize = 6;
+
+/// Those items, in this order.
+const ITEMS: [(Guid, &str); KNOWN] = [
     (
         Guid::new(0xcaa1_6737_fa36_4d43_b3b6_33f0_aa44_e76b),
         "the file parameters",
@@ -148,7 +151,7 @@ impl Metadata {
 }
 
 /// Where the items that are known lie, from the beginning of the region on, which has `region_length` bytes.
-fn places(table: &[u8], region_length: u64) -> Result<[Option<ByteRange>; ITEMS.len()]> {
+fn places(table: &[u8], region_length: u64) -> Result<[Option<ByteRange>; KNOWN]> {
     if !table.starts_with(SIGNATURE) {
         return Err(corrupt("the metadata begin with something else"));
     }
@@ -158,7 +161,7 @@ fn places(table: &[u8], region_length: u64) -> Result<[Option<ByteRange>; ITEMS.
             "{count} items of metadata: there can be {MOST_ENTRIES}"
         )));
     }
-    let mut places = [None; ITEMS.len()];
+    let mut places = [None; KNOWN];
     let mut of_users = 0;
     for entry in table[32..].chunks_exact(32).take(count) {
         let (guid, flags) = (Guid::at(entry, 0), le32(entry, 24));
