@@ -74,3 +74,4 @@ mod vdi;
 mod verify;
 mod vhd;
 mod vhdx;
+mod vmdk;

@@ -471,3 +471,41 @@ async fn an_image_in_several_files_is_written_in_all_of_them() {
     assert_eq!(byte(&*device, 0).await, 0x77);
     assert_eq!(byte(&*device, 8192).await, 0x66);
 }
+
+#[tokio::test]
+async fn an_extent_needs_leave_as_well() {
+    let place = Place::new();
+    let text = |name: &str| {
+        format!(
+            "# Disk DescriptorFile\nCID=1\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\nRW 8 FLAT \"{name}\" 0\n"
+        )
+    };
+    let image = |name: &str| {
+        fs::write(place.path("disk.vmdk"), text(name)).expect("written");
+        Endpoint::from(place.path("disk.vmdk")).interpreted(FormatKind::Probe)
+    };
+    // CVE-2022-47951.
+    for name in ["/etc/passwd", "../secret", "disk-flat.vmdk"] {
+        let disk = image(name);
+        assert_eq!(
+            error(&disk, &OpenOptions::default()).await,
+            format!(
+                "{disk}: open: it has the extent \"{name}\", which is not opened unless it is allowed: --allow-backing DIR"
+            )
+        );
+    }
+    let elsewhere = error(&image("/etc/passwd"), &allowing(&[&place.path("")])).await;
+    assert!(
+        elsewhere.contains("the extent \"/etc/passwd\""),
+        "{elsewhere}"
+    );
+    // The extent's bytes are the disk, whatever they look like.
+    fs::write(place.path("disk-flat.vmdk"), Builder::sound().build()).expect("written");
+    let disk = image("disk-flat.vmdk");
+    let device = open(&disk, &allowing(&[&place.path("")]))
+        .await
+        .expect("allowed");
+    assert_eq!((device.info().size, byte(&*device, 0).await), (4096, b'Q'));
+    let itself = error(&image("disk.vmdk"), &allowing(&[&place.path("")])).await;
+    assert!(itself.contains("which is in its chain already"), "{itself}");
+}

@@ -23,7 +23,7 @@ use super::{
     status::MOST_EXTENTS,
     unpacked::Unpacked,
 };
-use crate::{OpenOptions, Related, host::HostFile};
+use crate::{OpenOptions, Placed, Related, host::HostFile};
 
 /// The smallest preferred block, in bytes: that of most devices.
 const PREFERRED: u64 = 4096;
@@ -34,11 +34,11 @@ const PREFERRED: u64 = 4096;
 /// [`mapping`](BlockDevice::mapping) when the file below has one and their table is in memory. Compressed ones are
 /// unpacked on threads, several at a time.
 pub struct Image {
-    info: DeviceInfo,
-    reader: Reader,
+    pub(super) info: DeviceInfo,
+    pub(super) reader: Reader,
     /// The file that was opened.
     file: HostFile,
-    details: Arc<Details>,
+    pub(super) details: Arc<Details>,
 }
 
 impl Image {
@@ -156,7 +156,7 @@ fn info(reader: &Reader, file: &HostFile, details: &Details) -> DeviceInfo {
 }
 
 /// An error of a file below, told as one of the request.
-fn told(operation: Operation, range: ByteRange) -> impl FnOnce(Error) -> Error {
+pub(super) fn told(operation: Operation, range: ByteRange) -> impl FnOnce(Error) -> Error {
     move |error| {
         let error = error.during(operation);
         error.moved_to(range.start(), range.len())
@@ -175,6 +175,10 @@ impl fmt::Debug for Image {
 impl crate::Image for Image {
     fn details(&self) -> crate::Details {
         crate::Details::Vmdk(self.details())
+    }
+
+    fn placed(&self, range: ByteRange) -> BoxFuture<'_, Result<Vec<Placed>>> {
+        Box::pin(self.find_places(range))
     }
 }
 

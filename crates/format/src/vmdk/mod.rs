@@ -11,6 +11,7 @@
 //!  read        a range of the disk as a row of places where its bytes come from, and a request from those
 //!  unpacked    compressed grains, on the threads of the pool
 //!  status      holes, zeroes, and which image of a chain has them
+//!  placed      where the bytes of the disk lie
 //!  image       all of that as a device
 //!  new         an image that is made
 //! ```
@@ -20,6 +21,7 @@ mod descriptor;
 mod header;
 mod image;
 mod new;
+mod placed;
 mod read;
 mod sparse;
 mod status;

@@ -142,7 +142,7 @@ impl Reader {
     ///
     /// # Errors
     /// `Corrupt`, what reading tables failed with.
-    async fn runs(&self, range: ByteRange) -> Result<Vec<Run>> {
+    pub(super) async fn runs(&self, range: ByteRange) -> Result<Vec<Run>> {
         let mut list = Vec::new();
         let mut rest = range;
         while !rest.is_empty() {
