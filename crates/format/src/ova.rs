@@ -3,7 +3,9 @@
 //! Here is what the descriptor says of the disks; where their files lie is the archive's to say. The descriptor is
 //! hostile: its size is bounded, and no entity in it stands for anything but a character.
 
-use blockferry_block::{Error, ErrorKind, Result};
+use std::ffi::OsStr;
+
+use blockferry_block::{Error, ErrorKind, Result, printable};
 use quick_xml::{Reader, events::BytesStart, events::Event};
 
 /// The longest descriptor that is read, in bytes.
@@ -138,6 +140,8 @@ fn attribute(element: &BytesStart<'_>, name: &str) -> Result<Option<String>> {
 }
 
 fn damaged(what: &str) -> Error {
+    // It may have words of the descriptor in it.
+    let what = printable(OsStr::new(what));
     let message = format!("the descriptor of the virtual machine is damaged: {what}");
     Error::with_message(ErrorKind::Corrupt, message)
 }
@@ -228,5 +232,7 @@ mod tests {
             assert!(error.to_string().contains(message), "{error}");
         }
         assert!(disks(b"<Envelope a='\xff'/>").is_err());
+        let error = disks(b"<Envelope></\x1b[2J>").expect_err("another end");
+        assert!(!error.to_string().contains(char::is_control), "{error}");
     }
 }
