@@ -55,6 +55,24 @@ fn disk() -> (TempDir, PathBuf) {
 }
 
 #[test]
+fn the_disk_of_a_virtual_machine_is_copied_from_its_archive() {
+    let (room, disk) = disk();
+    let inside = room.path().join("box-disk1.vmdk");
+    let made = ["convert", "-O", "vmdk", "-o", "subformat=streamOptimized"];
+    qemu_img(&[&made[..], &[text(&disk), text(&inside)]].concat());
+    let named = descriptor(&[("box-disk1.vmdk", "")], 1);
+    let copy = room.path().join("copy.raw");
+    for descriptor in [&named, "<Envelope/>"] {
+        let archive = ova(room.path(), descriptor, &["box-disk1.vmdk"]);
+        run(&mut blockferry(["copy", text(&archive), text(&copy)])).success();
+        assert_same(&disk, &copy);
+        let compared = ["compare", "-f", "ova", text(&archive), text(&disk)];
+        let compared = run(&mut blockferry(compared)).success();
+        assert_eq!(compared.text(), "Images are identical.\n");
+    }
+}
+
+#[test]
 fn disks_in_other_formats_and_compressed_ones_are_found() {
     let (room, disk) = disk();
     let inside = room.path().join("disk.qcow2");
