@@ -39,6 +39,10 @@ fn other_formats_are_mapped_described_and_measured() {
         ("vdi", ""),
         ("vdi", "static=on"),
         ("vhdx", ""),
+        ("vmdk", ""),
+        ("vmdk", "subformat=streamOptimized"),
+        ("vmdk", "subformat=monolithicFlat"),
+        ("vmdk", "subformat=twoGbMaxExtentSparse"),
     ] {
         let name = format!("disk{}.{format}", options.replace('=', "-"));
         let [from, to] = ["sparse.raw", &name].map(|name| gallery.path().join(name));
@@ -57,7 +61,9 @@ fn other_formats_are_mapped_described_and_measured() {
             "info --output=json",
             "info -f",
             "measure -O qcow2",
+            "check --output=json",
             "measure -O qcow2 -f",
+            "check -f",
         ] {
             let arguments = match arguments.strip_suffix("-f") {
                 Some(_) => format!("{arguments} {format}"),

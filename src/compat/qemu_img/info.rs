@@ -124,7 +124,7 @@ async fn look_at(source: &Endpoint, options: &OpenOptions) -> Result<Image, Erro
     let bytes = source.clone().interpreted(FormatKind::Raw);
     let OpenDevice { device, connection } = open_device(&bytes, Access::ReadOnly, options).await?;
     let named = |error: Error| error.on(source.name());
-    let details = match source.format().kind {
+    let mut details = match source.format().kind {
         FormatKind::Image(format) => Some(format.details(&device).await.map_err(named)?),
         _ => None,
     };
@@ -133,8 +133,10 @@ async fn look_at(source: &Endpoint, options: &OpenOptions) -> Result<Image, Erro
     if let Some(Details::Vmdk(vmdk)) = &details
         && vmdk.extents.iter().any(|extent| extent.file.is_some())
     {
-        let extents = extents_of(source, options).await?;
+        let (extents, opened) = extents_of(source, options).await?;
         nodes.splice(0..0, extents);
+        // Those know more than the image that names them.
+        details = opened.or(details);
     }
     let image = Image::new(&own, device.info().size, details, nodes);
     drop(device);
@@ -142,16 +144,20 @@ async fn look_at(source: &Endpoint, options: &OpenOptions) -> Result<Image, Erro
     Ok(image)
 }
 
-/// The files of an image's extents, where they may be opened.
-async fn extents_of(source: &Endpoint, options: &OpenOptions) -> Result<Vec<Node>, Error> {
+/// The files of an image's extents, where they may be opened, and what is known of the image then.
+async fn extents_of(
+    source: &Endpoint,
+    options: &OpenOptions,
+) -> Result<(Vec<Node>, Option<Details>), Error> {
     let opened = match open_device(source, Access::ReadOnly, options).await {
         Ok(opened) => opened,
-        Err(error) if error.kind() == ErrorKind::NotPermitted => return Ok(Vec::new()),
+        Err(error) if error.kind() == ErrorKind::NotPermitted => return Ok((Vec::new(), None)),
         Err(error) => return Err(error),
     };
     let nodes = nodes_of_extents(opened.connection.layers(), 0);
+    let details = opened.connection.details();
     opened.connection.close().await?;
-    Ok(nodes)
+    Ok((nodes, details))
 }
 
 fn nodes_of_extents(layers: &Layers, depth: usize) -> Vec<Node> {
