@@ -17,7 +17,7 @@ use crate::{
     lanes::{Joining, LaneId, Lanes},
     pieces::{Cut, Piece, Pieces, Task},
     plan::Plan,
-    transfer::{length, load},
+    transfer::{are_several_processors, beside, is_local, length, load},
 };
 
 /// Where pieces come from.
@@ -38,6 +38,8 @@ pub(crate) struct DeviceInput {
     pipes: Option<PipePool>,
     /// How often a payload came in memory although there was a pipe for it.
     spilled: u32,
+    /// Whether there are processors for reading and writing at the same time.
+    several: bool,
 }
 
 /// A stream that is being read.
@@ -80,6 +82,7 @@ impl Input {
                 in_order: plan.in_order,
                 pipes: plan.pipes(),
                 spilled: 0,
+                several: are_several_processors(),
             })),
             Source::Stream(stream) => Self::Stream(StreamInput {
                 name: Arc::clone(stream.name()),
@@ -115,10 +118,17 @@ impl Input {
                     None => Payload::Memory(buffers.take(length(piece.range))),
                 };
                 let piped = matches!(room, Payload::Piped(_));
+                let is_beside = input.several && !piped && is_local(&*device, piece.range.start());
                 Box::pin(async move {
+                    let range = piece.range;
+                    let bytes = match is_beside {
+                        // One thread reads what another one writes meanwhile.
+                        true => beside(async move { load(&device, range, room).await }).await,
+                        false => load(&device, range, room).await,
+                    };
                     Loaded {
                         piece,
-                        bytes: load(&device, piece.range, room).await,
+                        bytes,
                         lane,
                         begun,
                         piped,

@@ -1,12 +1,13 @@
 //! One piece on its way into a device: where it is zero, and how either part gets there.
 
-use std::sync::Arc;
+use std::{sync::Arc, thread};
 
 use blockferry_block::{
-    BlockDevice, Buffer, ByteRange, CopyFlags, Error, ErrorKind, FileRange, Operation, Payload,
-    PipeBuffer, Result, WriteFlags, zero_runs,
+    BlockDevice, Buffer, ByteRange, CopyFlags, Error, ErrorKind, FileRange, Mapping, Operation,
+    Payload, PipeBuffer, Result, WriteFlags, run_blocking, zero_runs,
 };
 use futures_util::{StreamExt, stream::FuturesUnordered};
+use tokio::runtime::Handle;
 
 use crate::{
     buffers::Buffers,
@@ -335,6 +336,28 @@ pub(crate) async fn load(
             whole(device, range, read, Payload::len)
         }
     }
+}
+
+/// Whether what begins at `offset` lies in a file of this machine: reading it takes a processor's time, and is no waiting
+/// for others.
+pub(crate) fn is_local(device: &dyn BlockDevice, offset: u64) -> bool {
+    let first = ByteRange::between(offset, offset.saturating_add(1));
+    matches!(device.mapping(first), Mapping::File { .. })
+}
+
+/// Whether there are processors for more than one thread.
+pub(crate) fn are_several_processors() -> bool {
+    thread::available_parallelism().is_ok_and(|number| number.get() > 1)
+}
+
+/// Runs `work` on another thread, while this one does something else. It goes on when nobody waits for it any more.
+pub(crate) async fn beside<T: Send + 'static>(
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    let Ok(runtime) = Handle::try_current() else {
+        return work.await;
+    };
+    run_blocking(move || runtime.block_on(work)).await?
 }
 
 /// What was read of `range`, if it is all there; errors say what was read.

@@ -14,7 +14,6 @@ use std::{
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
-    thread,
 };
 
 use blockferry_block::{
@@ -27,6 +26,7 @@ use crate::{
     Control, CopyError, CopyOptions, Event, Observer, Progress, Side, Warning,
     extents::{Stretch, Told},
     lanes::{Joining, LaneId},
+    transfer::{are_several_processors, is_local},
 };
 
 use image::Image;
@@ -113,7 +113,7 @@ pub async fn compare(
             Image::new(&b, cut.alignment, options)?,
         ],
         pool: BufferPool::new(cut.request as usize, (WINDOW / cut.request) as usize),
-        several: thread::available_parallelism().is_ok_and(|number| number.get() > 1),
+        several: are_several_processors(),
         cut,
         end,
         position: 0,
@@ -347,7 +347,7 @@ impl Running<'_> {
         self.several
             && read.all(|(side, _)| {
                 let device = side.lanes.device(side.lanes.least_busy().place);
-                Reading::is_local(&**device, offset)
+                is_local(&**device, offset)
             })
     }
 

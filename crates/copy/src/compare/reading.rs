@@ -2,13 +2,10 @@
 
 use std::sync::Arc;
 
-use blockferry_block::{
-    BlockDevice, Buffer, BufferPool, ByteRange, Error, Mapping, is_zero, run_blocking,
-};
+use blockferry_block::{BlockDevice, Buffer, BufferPool, ByteRange, Error, is_zero};
 use futures_util::future::join;
-use tokio::runtime::Handle;
 
-use crate::transfer::read;
+use crate::transfer::{beside, read};
 
 use super::image::Blocks;
 
@@ -64,13 +61,6 @@ impl Reading {
             false => Ok(bytes.iter().position(|byte| *byte != 0)),
         }
     }
-
-    /// Whether what begins at `offset` lies in a file of this machine: reading it takes processor time, and no waiting
-    /// for others.
-    pub(super) fn is_local(device: &dyn BlockDevice, offset: u64) -> bool {
-        let first = ByteRange::between(offset, offset.saturating_add(1));
-        matches!(device.mapping(first), Mapping::File { .. })
-    }
 }
 
 impl Parts {
@@ -90,8 +80,7 @@ impl Parts {
 
     /// The same on another thread, so that several parts are read and compared at a time.
     pub(super) async fn first_difference_beside(self) -> Result<Option<u64>, (usize, Error)> {
-        let runtime = Handle::current();
-        let compared = run_blocking(move || runtime.block_on(self.first_difference())).await;
+        let compared = beside(async move { Ok(self.first_difference().await) }).await;
         compared.map_err(|error| (0, error))?
     }
 
