@@ -38,7 +38,8 @@ pub(crate) struct DeviceInput {
     pipes: Option<PipePool>,
     /// How often a payload came in memory although there was a pipe for it.
     spilled: u32,
-    /// Whether there are processors for reading and writing at the same time.
+    /// Whether there are processors for reading while others hash what was read. Reading while others write gains
+    /// nothing: writing a file is nearly all that a copy costs.
     several: bool,
 }
 
@@ -82,7 +83,7 @@ impl Input {
                 in_order: plan.in_order,
                 pipes: plan.pipes(),
                 spilled: 0,
-                several: are_several_processors(),
+                several: plan.digest.is_some() && are_several_processors(),
             })),
             Source::Stream(stream) => Self::Stream(StreamInput {
                 name: Arc::clone(stream.name()),
@@ -122,7 +123,7 @@ impl Input {
                 Box::pin(async move {
                     let range = piece.range;
                     let bytes = match is_beside {
-                        // One thread reads what another one writes meanwhile.
+                        // One thread reads while others do something else.
                         true => beside(async move { load(&device, range, room).await }).await,
                         false => load(&device, range, room).await,
                     };
