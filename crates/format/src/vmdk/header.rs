@@ -25,7 +25,7 @@ pub(crate) const AT_END: u64 = u64::MAX;
 const NEWLINES: &[u8; 4] = b"\n \r\n";
 
 /// The largest grain that is read, in bytes, and the most entries of a grain table of a hosted extent.
-const LARGEST_GRAIN: u64 = 16 << 20;
+const LARGEST_GRAIN: u64 = 4 << 20;
 const MOST_ENTRIES: u32 = 512;
 /// How many entries a grain table of an ESX extent has.
 const ESX_ENTRIES: u32 = 4096;

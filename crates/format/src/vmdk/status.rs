@@ -15,6 +15,8 @@ pub(crate) const MOST_EXTENTS: usize = 64 << 10;
 
 /// How many entries of tables are looked at for one answer, to the end of a table: a few milliseconds.
 const MOST_ENTRIES: u64 = 2 << 20;
+/// A table counts as so many at least: it may have to be read.
+const LEAST_ENTRIES: u64 = 128;
 
 /// The depth of what is in this image.
 const OWN: Status = Status(1);
@@ -201,7 +203,7 @@ impl Walk<'_> {
         let Some(table) = sparse.table(file, index).await? else {
             return self.push_behind(moved(within, base)).await;
         };
-        self.entries += u64::from(sparse.layout.entries);
+        self.entries += u64::from(sparse.layout.entries).max(LEAST_ENTRIES);
         let mut rest = within;
         while !rest.is_empty() && !self.is_full() {
             let (grain, end) = sparse.first(&table, rest, Joined::Alike);

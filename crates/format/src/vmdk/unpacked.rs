@@ -20,8 +20,8 @@ pub(crate) const TOGETHER: u64 = 256 << 10;
 /// What lies between two grains that are fetched together, in bytes at most: a grain table with its marker.
 const GAP: u64 = 4 << 10;
 
-/// The buffers for packed and unpacked grains that are kept for the next.
-const BUFFERS: usize = 32;
+/// The buffers for packed and unpacked grains that are kept for the next, each kind in bytes, but at least one.
+const BUFFERS: usize = 8 << 20;
 
 /// Shorter ones get a buffer of their own length, in bytes.
 const SHORT: u64 = 16 << 10;
@@ -121,8 +121,8 @@ impl Unpacked {
         Self {
             recent: Recent::new((KEPT / grain.max(1)).clamp(FEWEST, 64) as usize),
             under_way: Arc::default(),
-            packed: BufferPool::new(together + longest_packed(grain) as usize, BUFFERS),
-            scratch: BufferPool::new(together, BUFFERS),
+            packed: pool_of(together + longest_packed(grain) as usize),
+            scratch: pool_of(together),
         }
     }
 
@@ -281,6 +281,11 @@ impl Fetched {
             }
         }
     }
+}
+
+/// Buffers of `length` bytes each.
+fn pool_of(length: usize) -> BufferPool {
+    BufferPool::new(length, (BUFFERS / length).max(1))
 }
 
 /// Unpacks what was fetched; each grain goes to where `place` says by itself and how much came before.

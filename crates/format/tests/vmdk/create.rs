@@ -177,6 +177,29 @@ async fn a_stream_is_read_from_front_to_back() {
     assert_eq!(walk(&file), expected);
 }
 
+#[tokio::test]
+async fn tables_come_once_more_at_most_where_grains_come_in_another_order() {
+    let below = Arc::new(MemoryDevice::new(0).growable());
+    let options = options(Subformat::StreamOptimized, Some(64 << 20));
+    let image = NewImage::create(below.clone(), options).await;
+    let image = image.expect("begun");
+    for grain in 0..40_u64 {
+        // From both ends of two tables in turn.
+        let start = grain % 2 * (32 << 20) + grain / 2 * 65536;
+        let data = Buffer::from(&[1 + grain as u8; 65536][..]);
+        let written = image.write(start, data, WriteFlags::empty()).await;
+        written.expect("written");
+        image.flush().await.expect("flushed");
+    }
+    image.finish().await.expect("finished");
+    let file = below.contents();
+    let tables = walk(&file).into_iter().filter(|(kind, _)| *kind == "table");
+    assert_eq!(tables.count(), 3, "one of them was early");
+    let image = read_back(file).await;
+    let read = image.read(19 << 16, Buffer::zeroed(1)).await.expect("read");
+    assert_eq!(read[0], 39);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn grains_may_come_out_of_order_from_many_tasks() {
     let directory = tempdir().expect("a directory");

@@ -21,8 +21,8 @@ pub(super) struct GrainPacker {
     map: Arc<Map>,
     /// Where the next one goes.
     position: u64,
-    /// The table of the grain that came last.
-    current: Option<u64>,
+    /// The last table of the disk that a grain came for.
+    last: u64,
     open: Option<Chunk>,
     chunks: Chunks,
     /// What tells these contents from others.
@@ -43,7 +43,7 @@ impl GrainPacker {
         Self {
             map,
             position: DATA_START,
-            current: None,
+            last: 0,
             open: None,
             chunks: Chunks::new(block.max(SECTOR), GRAIN),
             sum: libdeflater::Crc::new(),
@@ -139,11 +139,12 @@ impl Packer for GrainPacker {
         let Place { offset, table } = packed.place();
         let (number, index) = place_of(*offset);
         // Readers that go from front to back want a table behind its grains.
-        if let Some(current) = self.current.replace(number)
-            && current != number
-            && let Some(before) = self.map.existing(current)
-        {
-            self.add_table(&before)?;
+        // Once: where grains come in another order the tables come at the end.
+        if number > self.last {
+            if let Some(before) = self.map.existing(self.last) {
+                self.add_table(&before)?;
+            }
+            self.last = number;
         }
         for (_, stream) in packed.blocks() {
             let Some(stream) = stream else {
