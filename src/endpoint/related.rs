@@ -83,7 +83,10 @@ impl Relatives {
             depth: 1,
             max_size: options.max_size,
             table_memory: TABLE_MEMORY,
-            is_guessed: endpoint.format().kind == FormatKind::Probe,
+            is_guessed: matches!(
+                endpoint.format().kind,
+                FormatKind::Probe | FormatKind::ProbeImage
+            ),
         }
     }
 

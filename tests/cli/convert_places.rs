@@ -300,6 +300,8 @@ fn a_data_file_is_not_written_where_the_format_was_only_guessed() {
     };
     let write = "qemu-io -f raw -c 'write -P 9 0 4k' \"$uri\"";
     serve(&[], write).failure(1, &["data", "guessed", "-f"]);
+    // Another probe, for what a filter unwraps.
+    serve(&["--filter", "tar:disk"], write).failure(1, &["data", "guessed", "-f"]);
     check(&image);
     serve(&["--read-only"], "true").success();
     serve(&["-f", "qcow2"], write).success();
