@@ -163,7 +163,8 @@ async fn size_behind(
         EndpointKind::File(path) => path.parent().map(Path::to_owned).unwrap_or_default(),
         _ => PathBuf::new(),
     };
-    let behind = Endpoint::from(directory.join(&backing.name)).interpreted(backing.format);
+    let behind = Endpoint::from(directory.join(&backing.name));
+    let behind = behind.interpreted(backing.format.of_backing());
     if is_same_image(&behind, endpoint) {
         let message = "an image cannot be its own backing file";
         return Err(opening(endpoint)(Error::with_message(

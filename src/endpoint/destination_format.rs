@@ -19,8 +19,8 @@ use crate::{
 };
 
 use super::{
-    BackingName, Connection, DataFileName, DestinationFile, Endpoint, EndpointKind, FormatKind,
-    NewQcow2, OpenDestination, OpenDevice, OpenOptions, is_same_image,
+    BackingName, Connection, DataFileName, DestinationFile, Endpoint, EndpointKind, NewQcow2,
+    OpenDestination, OpenDevice, OpenOptions, is_same_image,
     open::{open_device, opening},
     printable,
 };
@@ -378,12 +378,8 @@ async fn open_backing(
     options: &OpenOptions,
 ) -> Result<OpenDevice> {
     check_name("backing file", &backing.name)?;
-    let format = match backing.format {
-        // What is compressed is no backing file.
-        FormatKind::Probe => FormatKind::ProbeImage,
-        format => format,
-    };
-    let path = Endpoint::from(directory.join(&backing.name)).interpreted(format);
+    let path = Endpoint::from(directory.join(&backing.name));
+    let path = path.interpreted(backing.format.of_backing());
     if is_same_image(&path, destination) {
         return Err(refused("an image cannot be its own backing file"));
     }

@@ -56,6 +56,16 @@ pub enum FormatKind {
     Ova,
 }
 
+impl FormatKind {
+    /// The same for a backing file, whose readers know nothing of what is compressed, nor of archives.
+    pub(super) fn of_backing(self) -> Self {
+        match self {
+            Self::Probe => Self::ProbeImage,
+            kind => kind,
+        }
+    }
+}
+
 impl From<FormatKind> for ImageFormat {
     fn from(kind: FormatKind) -> Self {
         Self {

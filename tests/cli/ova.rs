@@ -73,6 +73,29 @@ fn the_disk_of_a_virtual_machine_is_copied_from_its_archive() {
 }
 
 #[test]
+fn an_archive_behind_an_image_is_its_bytes_as_for_all_who_read_it() {
+    let (room, _) = disk();
+    let named = descriptor(&[("disk.raw", "")], 1);
+    let archive = ova(room.path(), &named, &["disk.raw"]);
+    let image = room.path().join("overlay.qcow2");
+    let words = ["create", "-f", "qcow2", "-b", text(&archive), text(&image)];
+    run(&mut blockferry(words)).success();
+    let words = ["convert", "-O", "raw", "-f", "qcow2", text(&image)];
+    let bytes = room.path().join("bytes");
+    qemu_img(&[
+        "rebase",
+        "-u",
+        "-b",
+        text(&archive),
+        "-F",
+        "raw",
+        text(&image),
+    ]);
+    qemu_img(&[&words[..], &[text(&bytes)]].concat());
+    assert_same(&archive, &bytes);
+}
+
+#[test]
 fn disks_in_other_formats_and_compressed_ones_are_found() {
     let (room, disk) = disk();
     let inside = room.path().join("disk.qcow2");

@@ -668,6 +668,8 @@ mod tests {
             ("-n -O qcow2 -o compat=v3 a b", "--no-create"),
             ("-n -O qcow2 -b base a b", "--no-create"),
             ("-O qcow2 -b x -o backing_file=y a b", "given both"),
+            ("-O qcow2 -b x.gz -F gzip a b", "format gzip"),
+            ("-O qcow2 -b x.ova -F ova a b", "format ova"),
             ("-O qcow2 -o nonsense=1 a b", "cluster_size"),
             ("-O qcow2 -o cluster_size=3k a b", "power of two"),
             (

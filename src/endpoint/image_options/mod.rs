@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    block::{Error, Grammar, NullDevice, Parameter, ParameterType, Values},
+    block::{Error, ErrorKind, Grammar, NullDevice, Parameter, ParameterType, Values},
     format::{
         Format,
         qcow2::{Backing, Compression, CreateOptions, DataFile, Preallocation},
@@ -231,6 +231,15 @@ impl NewQcow2 {
     /// # Errors
     /// `InvalidInput`, with what does not and what would.
     pub fn check(&self) -> Result<(), Error> {
+        if let Some(backing) = &self.backing
+            && let FormatKind::Packed(_) | FormatKind::Ova = backing.format
+        {
+            let message = format!(
+                "a backing file in the format {} is one that nobody reads: unpack it first",
+                backing.format
+            );
+            return Err(Error::with_message(ErrorKind::InvalidInput, message));
+        }
         let mut create = self.create.clone();
         create.backing = self.backing.as_ref().map(|backing| Backing {
             name: backing.name.as_bytes().to_vec(),
