@@ -7,8 +7,8 @@ use std::{fmt, path::PathBuf, str::FromStr, sync::Arc};
 
 use crate::{
     block::{
-        Access, BlockDevice, Buffer, ByteRange, Error, ErrorKind, FileDevice, Mapping, Result,
-        read_exact_at,
+        Access, BlockDevice, Buffer, ByteRange, Error, ErrorKind, FileDevice, HumanSize, Mapping,
+        Result, read_exact_at,
     },
     copy::Source,
     filter::Unpack,
@@ -234,13 +234,21 @@ pub(super) async fn unpacked(
     let mut unpack = Unpack::new(packing);
     unpack.unpack = true;
     unpack.max_size = options.max_size.unwrap_or(unpack.max_size);
-    unpack
-        .open_telling(device, |why| {
-            options.notice(&format!(
-                "{endpoint}: it is unpacked into a temporary file first: {why}"
-            ));
-        })
-        .await
+    let opening = unpack.open_telling(device, |why| {
+        options.notice(&format!(
+            "{endpoint}: it is unpacked into a temporary file first: {why}"
+        ));
+    });
+    let disk = opening.await?;
+    // Where it is unpacked by blocks nothing has been held against its size yet.
+    match options.max_size {
+        Some(most) if disk.info().size > most => {
+            let most = HumanSize(most);
+            let message = format!("it holds more than the {most} that max-size allows");
+            Err(Error::with_message(ErrorKind::Unsupported, message))
+        }
+        _ => Ok(disk),
+    }
 }
 
 fn check_snapshot(endpoint: &Endpoint, kind: FormatKind) -> Result<()> {
