@@ -1,6 +1,11 @@
 //! `copy --verify`: destinations that keep what they are given, and one that does not.
 
-use std::{fs, io::Write, path::Path};
+use std::{
+    fs::{self, File},
+    io::Write,
+    path::Path,
+    process::Stdio,
+};
 
 use tempfile::tempdir;
 
@@ -8,7 +13,9 @@ use crate::support::{
     Peer, assert_same, blockferry,
     hostile::{Export, Hostile, simple_reply},
     images::random_bytes,
-    run, sparse_image,
+    run,
+    run::finish,
+    sparse_image,
 };
 
 /// A server of 40 MiB that acknowledges everything and keeps nothing.
@@ -97,6 +104,21 @@ fn what_cannot_be_read_back_is_refused_and_nothing_is_written() {
     ]));
     let outcome = outcome.failure(1, &["read back"]);
     assert!(outcome.stdout.is_empty());
+    let words = ["copy", "--verify", "-O", "vmdk", "sample:1M,data=100", "-"];
+    let outcome = run(&mut blockferry(words)).failure(1, &["read back"]);
+    assert!(outcome.stdout.is_empty());
+    let dir = tempdir().expect("a directory");
+    let path = dir.path().join("copy");
+    for format in ["raw", "vmdk"] {
+        let words = ["copy", "--verify", "-O", format, "sample:1M,data=100", "-"];
+        let written = File::create(&path).expect("a file");
+        let copying = blockferry(words)
+            .stdout(written)
+            .stderr(Stdio::piped())
+            .spawn();
+        finish(copying.expect("the binary")).failure(1, &["read back", "name the file"]);
+        assert_eq!(fs::metadata(&path).expect("it is there").len(), 0);
+    }
     run(&mut blockferry(["copy", "--verify", "sample:1M", "null:"])).failure(1, &["verified"]);
 }
 

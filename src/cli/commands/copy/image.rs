@@ -1,9 +1,16 @@
 //! The image in a format that a copy makes of its destination: begun, and given the bitmaps of the source.
 
+use std::{
+    fs::File,
+    io,
+    os::{fd::AsFd, unix::fs::FileExt},
+};
+
 use crate::{
     copy::{Destination, Source},
     endpoint::{
-        Connection, DestinationFormat, OpenDestination, OpenOptions, UnfinishedImage, printable,
+        Connection, DestinationFormat, EndpointKind, OpenDestination, OpenOptions, UnfinishedImage,
+        printable,
     },
     format::{Details, qcow2::BitmapDetails},
 };
@@ -29,7 +36,17 @@ pub(super) async fn begin(
         DestinationFormat::Raw | DestinationFormat::Packed(_)
     );
     let is_image = !is_bytes && !job.format.is_in_place();
+    if job.engine.verify && is_only_written(job, &opened.destination) {
+        return Err(Failure::failed(
+            "standard output is only written here, and cannot be read back to be verified: name the file",
+        ));
+    }
     if is_image && matches!(opened.destination, Destination::Stream(_)) {
+        if job.engine.verify {
+            return Err(Failure::failed(
+                "a stream cannot be read back, so the image in it cannot be verified; write it to a file",
+            ));
+        }
         if job.engine.digest.is_some() {
             return Err(Failure::usage(
                 "the digest of an image is not computed while it is streamed in a format; write it to a file",
@@ -61,6 +78,17 @@ pub(super) async fn begin(
         }
     }
     Ok((source, opened))
+}
+
+/// Whether the destination is a standard output that leads into a file, and was opened for writing alone, as `> FILE`
+/// does.
+fn is_only_written(job: &CopyJob, destination: &Destination) -> bool {
+    let is_file = matches!(destination, Destination::Device(_));
+    if !is_file || !matches!(job.destination.kind(), EndpointKind::Standard) {
+        return false;
+    }
+    let output = io::stdout().as_fd().try_clone_to_owned();
+    output.is_ok_and(|output| File::from(output).read_at(&mut [0], 0).is_err())
 }
 
 /// The bitmaps of the source that are to be copied.
