@@ -118,7 +118,7 @@ impl CheckpointFile {
         let (Source::Device(from), Destination::Device(to)) = (source, destination) else {
             return Err(Failure::usage(
                 "--checkpoint needs a source and a destination that can be read and written in the middle: \
-                 neither may be a pipe",
+                 neither may be a pipe, and what is compressed is read from its beginning",
             ));
         };
         let system = |what: &Endpoint, error: &io::Error| Failure::system(&what.to_string(), error);
