@@ -159,9 +159,11 @@ impl Needed {
     }
 }
 
-/// Whether an image without holes surely has none. A block device has none, whatever it holds.
+/// Whether an image without holes surely has none. A block device has none, whatever it holds, and neither has what a
+/// filter unpacks.
 fn knows_its_holes(source: &Endpoint) -> bool {
     match source.kind() {
+        _ if !source.filters().is_empty() => false,
         EndpointKind::Sample(_) | EndpointKind::Pattern { .. } | EndpointKind::Data(_) => true,
         EndpointKind::File(path) => path.is_file(),
         EndpointKind::Split(paths) => paths.iter().all(|path| path.is_file()),
@@ -191,7 +193,11 @@ async fn data(image: &dyn BlockDevice) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::block::SampleDevice;
+    use crate::{
+        block::SampleDevice,
+        filter::{NamedFilter, Unpack},
+        format::packed::Packing,
+    };
 
     #[tokio::test]
     async fn only_what_is_not_zero_is_data() {
@@ -201,6 +207,14 @@ mod tests {
         assert!(bytes > 0 && bytes < 64 << 20, "{bytes}");
         let whole = SampleDevice::new("1M,data=100".parse().expect("options"));
         assert_eq!(data(&whole).await, Some(1 << 20));
+    }
+
+    #[test]
+    fn what_filters_show_of_an_image_may_be_zeroes_that_nobody_knows_of() {
+        let sample: Endpoint = "sample:1M".parse().expect("an endpoint");
+        assert!(knows_its_holes(&sample));
+        let unpacked = NamedFilter::new(Unpack::new(Packing::Xz));
+        assert!(!knows_its_holes(&sample.behind(vec![unpacked])));
     }
 
     #[test]
