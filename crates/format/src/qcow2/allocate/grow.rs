@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use blockferry_block::{Buffer, ByteRange, Result};
+use blockferry_block::{Buffer, ByteRange, Capabilities, Result};
 
 use super::{Allocator, Block, Clusters, no_space};
 use crate::qcow2::{header::LARGEST_REFCOUNT_TABLE, refcounts::set_refcount};
@@ -110,8 +110,8 @@ impl Allocator {
         Ok(())
     }
 
-    /// Takes `count` free clusters in a row, behind the end of the file: their refcounts are 1 from now on. Blocks of
-    /// refcounts that this needs are made, and may be written; nothing else is being written meanwhile.
+    /// Takes `count` free clusters in a row, behind the end of a file that can grow: their refcounts are 1 from now on.
+    /// Blocks of refcounts that this needs are made, and may be written; nothing else is being written meanwhile.
     ///
     /// # Errors
     /// As [`allocate`](Self::allocate) and [`grow`](Self::grow).
@@ -122,9 +122,11 @@ impl Allocator {
         );
         // Where blocks will lie that do not lie in what they count: behind them all is to be one row.
         let mut places = Vec::new();
-        let mut first = self.file.end().div_ceil(cluster);
+        let mut first = self.hint;
         let (run, missing) = loop {
-            first = first.max(self.file.end().div_ceil(cluster));
+            if self.file.device().info().can(Capabilities::RESIZE) {
+                first = first.max(self.file.end().div_ceil(cluster));
+            }
             let run = Clusters { first, count };
             let blocks = run.first / each..(run.first + run.count).div_ceil(each);
             if blocks.end > self.table.len() as u64 {

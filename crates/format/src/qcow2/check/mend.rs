@@ -4,7 +4,7 @@
 //! understood, or lies where something else does. What is changed is right in any mix of old and new sectors, so that a
 //! crash leaves an image that is no worse than before.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use blockferry_block::{BlockDevice, Buffer, ByteRange, Capabilities, Operation, Result};
 
@@ -125,6 +125,7 @@ impl Mender<'_> {
         let geometry = self.header.geometry;
         let most = largest(geometry.refcount_order);
         let counts = &self.walked.counts;
+        let mut rebuilt = None;
         let wrong = counts.iter().filter(|it| it.stored != it.uses);
         let (mut low, mut high) = (0, 0);
         for counted in wrong {
@@ -159,21 +160,24 @@ impl Mender<'_> {
             }
             (RepairMode::All, _) => {
                 drop(allocator);
-                rebuild(self.file, self.header).await?;
+                let behind = self.walked.report.image_end;
+                // Where the old refcounts lay is used once less.
+                rebuilt = Some(rebuild(self.file, self.header, behind).await?);
                 low += u64::from(low == 0);
             }
         }
-        let marks = self.mend_marks().await?;
+        let marks = self.mend_marks(rebuilt.as_ref().unwrap_or(counts)).await?;
         Ok((high, low + marks))
     }
 
     /// Lets each entry of the present state say that its cluster may be written in place where that has one use, and
     /// only there. Refcounts are what the uses are. Says how many were wrong.
-    async fn mend_marks(&self) -> Result<u64> {
+    async fn mend_marks(&self, counts: &Counts) -> Result<u64> {
         let geometry = self.header.geometry;
-        let counts = &self.walked.counts;
         let l1 = self.header.l1;
         let mut mended = 0;
+        // Many entries may point at one table.
+        let mut tables = BTreeSet::new();
         for piece in l1.pieces(PIECE) {
             let bytes = self.read(piece).await?;
             let mut marked = bytes.clone();
@@ -184,8 +188,8 @@ impl Mender<'_> {
             mended += self.replace(piece.start(), &bytes, &marked).await?;
             for word in marked.chunks_exact(8) {
                 let place = be64(word, 0) & OFFSET;
-                if place != 0 {
-                    mended += self.mend_marks_in(place).await?;
+                if place != 0 && tables.insert(place) {
+                    mended += self.mend_marks_in(place, counts).await?;
                 }
             }
         }
@@ -194,7 +198,7 @@ impl Mender<'_> {
     }
 
     /// The same in one L2 table.
-    async fn mend_marks_in(&self, place: u64) -> Result<u64> {
+    async fn mend_marks_in(&self, place: u64, counts: &Counts) -> Result<u64> {
         let geometry = self.header.geometry;
         if geometry.data_file {
             return Ok(0);
@@ -205,7 +209,7 @@ impl Mender<'_> {
         for entry in marked.chunks_exact_mut(geometry.entry_size() as usize) {
             let word = be64(entry, 0);
             let right = match word & COMPRESSED {
-                0 => right_mark(word, &self.walked.counts, geometry),
+                0 => right_mark(word, counts, geometry),
                 _ => word & !COPIED,
             };
             entry[..8].copy_from_slice(&right.to_be_bytes());

@@ -3,8 +3,8 @@
 use std::{fs, os::unix::fs::FileExt, path::Path, sync::Arc};
 
 use blockferry_block::{
-    Access, BlockDevice, FileDevice, MemoryDevice,
-    testing::{ForgetfulDevice, Survival},
+    Access, BlockDevice, ErrorKind, FileDevice, MemoryDevice, Operation,
+    testing::{FaultyDevice, ForgetfulDevice, Survival},
 };
 
 use super::*;
@@ -16,6 +16,7 @@ use crate::{
         geometry::Geometry,
         header::be64,
         qemu::{is_installed, number, qemu_check, qemu_img, qemu_io},
+        testing::{Content, ImageBuilder},
         write::tests::contents,
     },
 };
@@ -247,7 +248,7 @@ fn writable(directory: &Path, image: &str) -> Arc<dyn BlockDevice> {
 }
 
 /// What can be mended.
-const MENDABLE: [(&str, Damage); 9] = [
+const MENDABLE: [(&str, Damage); 10] = [
     ("a refcount too high", |it| {
         it.set_refcount(it.place(1), 7);
     }),
@@ -274,6 +275,9 @@ const MENDABLE: [(&str, Damage); 9] = [
     }),
     ("refcounts behind the end", |it| {
         it.set(it.refcount_table + 8, 1 << 50);
+    }),
+    ("refcounts where data lies", |it| {
+        it.set(it.refcount_table + 8, it.place(0));
     }),
 ];
 
@@ -328,6 +332,46 @@ async fn what_is_mended_is_sound_and_reads_as_it_did() {
             assert!(after.is_clean(), "{what}, written: {after:?}");
         }
     }
+}
+
+#[tokio::test]
+async fn refcounts_are_made_anew_in_a_device_that_cannot_grow() {
+    if !is_installed() {
+        return;
+    }
+    let lost: Damage = |it| it.set(it.refcount_table, 0);
+    let directory = tempfile::tempdir().expect("a directory");
+    damaged(directory.path(), "cluster_size=64k", lost);
+    let mut image = fs::read(directory.path().join("disk.qcow2")).expect("read");
+    let reads = read(Arc::new(MemoryDevice::from_bytes(&image))).await;
+    let full = Arc::new(MemoryDevice::from_bytes(&image));
+    let error = repair(full, RepairMode::All).await.expect_err("no room");
+    assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+    image.resize(image.len() + (1 << 20), 0x55);
+    let below = Arc::new(MemoryDevice::from_bytes(&image));
+    let report = repair(below.clone(), RepairMode::All).await;
+    let report = report.expect("repaired");
+    assert!(report.is_clean(), "{report:?}");
+    assert!(read(below).await == reads);
+}
+
+#[tokio::test]
+async fn an_l2_table_that_is_named_very_often_is_mended_once() {
+    let entries: u64 = 64 << 10;
+    let mut image = ImageBuilder::new(9, entries * 64 * 512);
+    image.geometry.refcount_order = 6;
+    let image = image.with(0, Content::Data(vec![7; 512]));
+    let mut bytes = image.build();
+    let l1 = be64(&bytes, 40) as usize;
+    let word: [u8; 8] = bytes[l1..l1 + 8].try_into().expect("eight bytes");
+    for entry in bytes[l1..l1 + 8 * entries as usize].chunks_exact_mut(8) {
+        entry.copy_from_slice(&word);
+    }
+    let below = FaultyDevice::new(Arc::new(MemoryDevice::from_bytes(&bytes).growable()));
+    let below = Arc::new(below);
+    let report = repair(below.clone(), RepairMode::All).await;
+    assert!(report.expect("repaired").is_clean());
+    assert!(below.calls(Operation::Read) < entries / 8);
 }
 
 #[tokio::test]

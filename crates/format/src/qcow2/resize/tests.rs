@@ -149,6 +149,35 @@ async fn what_is_allocated_in_advance_has_its_place_and_reads_as_zeroes() {
 }
 
 #[tokio::test]
+async fn what_a_data_file_had_before_does_not_show_in_what_is_allocated_in_advance() {
+    for mode in [Preallocation::Off, Preallocation::Metadata] {
+        for size in [150_016, 700_416] {
+            let mut image = ImageBuilder::new(14, 100_352);
+            image.geometry.data_file = true;
+            let below = memory(&image);
+            // It is longer than the disk, as a block device can be.
+            let relatives = Relatives {
+                data: Some(Arc::new(MemoryDevice::from_bytes(vec![0xee; 1 << 20]))),
+                backing: None,
+            };
+            let first = open_with(below.clone(), &relatives).await;
+            let data = Buffer::from(&vec![7; 20_000][..]);
+            let written = first.write(5000, data, WriteFlags::empty()).await;
+            written.expect("written");
+            let mut expected = contents(&first).await;
+            first.close().await.expect("closed");
+            let below = copy(&below);
+            let resized = resize(below.clone(), &relatives, size, &with(mode)).await;
+            resized.expect("resized");
+            expected.resize(size as usize, 0);
+            check_clean(&below, "a data file").await;
+            let again = open_with(copy(&below), &relatives).await;
+            assert!(contents(&again).await == expected, "{mode:?}, {size}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_cut_while_a_disk_gets_another_size_leaves_the_old_one_or_the_new_one() {
     let long = Relatives {
         backing: Some(Arc::new(MemoryDevice::from_bytes(text(5, 500_000)))),
@@ -241,6 +270,37 @@ async fn a_failure_below_leaves_the_old_size_or_the_new_one() {
             assert!(is_new || resized.is_err(), "{size}, {turn}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_disk_grows_in_a_device_that_cannot_while_there_is_room() {
+    for (what, image, relatives) in kinds() {
+        if image.geometry.data_file {
+            continue;
+        }
+        let mut bytes = image.build();
+        let old = {
+            let below = Arc::new(MemoryDevice::from_bytes(&bytes).growable());
+            contents(&open_with(below, &relatives).await).await
+        };
+        // What lies behind the image is nothing.
+        bytes.resize(bytes.len() + (9 << 20), 0xee);
+        let below = Arc::new(MemoryDevice::from_bytes(&bytes));
+        let size = stored_size(old.len() as u64 * 9);
+        let options = ResizeOptions::default();
+        let resized = resize(below.clone(), &relatives, size, &options).await;
+        resized.unwrap_or_else(|error| panic!("{what}: {error:?}"));
+        let mut expected = old;
+        expected.resize(size as usize, 0);
+        check_clean(&below, &what).await;
+        let again = open_with(copy(&below), &relatives).await;
+        assert!(contents(&again).await == expected, "{what}");
+    }
+    // There is none.
+    let below = MemoryDevice::from_bytes(everything(9, 200).build());
+    let options = ResizeOptions::default();
+    let resized = resize(Arc::new(below), &NoRelatives, 1 << 30, &options).await;
+    assert_eq!(resized.expect_err("no room").kind(), ErrorKind::NoSpace);
 }
 
 async fn refused(below: Arc<MemoryDevice>, size: u64, options: &ResizeOptions) -> Error {

@@ -87,10 +87,11 @@ impl Writer {
                 let length = count * geometry.cluster_size();
                 let done = missing.start() + length;
                 let place = match geometry.data_file {
-                    true => ByteRange::between(host, done.min(missing.end())),
+                    true => shared.in_data_file(ByteRange::between(host, done.min(missing.end()))),
                     false => ByteRange::between(host, host + length),
                 };
-                if !geometry.data_file || how > Preallocation::Metadata {
+                // What can be read as a raw image reads as zeroes there already.
+                if !shared.is_raw || how > Preallocation::Metadata {
                     fill(&shared.reader.data, place, how).await?;
                 }
                 let first = geometry.indices(missing.start()).1;
@@ -172,6 +173,14 @@ impl Shared {
             .into_iter()
             .for_each(|clusters| pending.free(clusters));
         Ok(())
+    }
+
+    /// `place` of the data file up to the end of its last block, as far as that is there.
+    fn in_data_file(&self, place: ByteRange) -> ByteRange {
+        let data = &self.reader.data;
+        let block = u64::from(data.device().info().limits.minimum.max(1));
+        let end = place.end().next_multiple_of(block).min(data.end());
+        ByteRange::between(place.start(), end.max(place.end()))
     }
 
     /// The first clusters of `range`, which `table` maps, that have no place.
