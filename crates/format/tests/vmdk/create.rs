@@ -312,14 +312,10 @@ async fn a_device_of_large_blocks_and_a_fixed_size_holds_an_image() {
         let image = image.expect("begun");
         write_all(&image, &bytes).await;
         image.finish().await.expect("finished");
-        let mut file = memory.contents();
-        if subformat == Subformat::StreamOptimized {
-            // Others' bytes follow, which are not looked at so far behind the end.
-            let end = walk_end(&file);
-            file.truncate(end);
-        }
-        let image = read_back(file).await;
-        assert!(contents(&image, 300_000).await == bytes, "{subformat:?}");
+        let file = memory.contents();
+        let directory = tempdir().expect("a directory");
+        fs::write(directory.path().join("disk.vmdk"), &file).expect("written");
+        check(directory.path(), "disk.vmdk", &bytes).await;
         let small = Arc::new(MemoryDevice::from_bytes(vec![0; 128 << 10]));
         let image = NewImage::create(small, options(subformat, Some(3 << 20))).await;
         let image = image.expect("begun");
@@ -331,15 +327,6 @@ async fn a_device_of_large_blocks_and_a_fixed_size_holds_an_image() {
             "{error}"
         );
     }
-}
-
-/// Where the stream ends in `file`.
-fn walk_end(file: &[u8]) -> usize {
-    let footer = file
-        .windows(16)
-        .step_by(512)
-        .rposition(|bytes| bytes == [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0]);
-    footer.expect("a footer") * 512 + 3 * 512
 }
 
 /// Keeps what it gets.

@@ -5,7 +5,7 @@ use std::{
     sync::atomic::Ordering,
 };
 
-use blockferry_block::{Buffer, ByteRange, Error, ErrorKind, Result, is_zero};
+use blockferry_block::{Buffer, ByteRange, Capabilities, Error, ErrorKind, Result, is_zero};
 
 use super::{
     DATA_START, GRAIN, Kind, NewImage,
@@ -98,9 +98,9 @@ impl NewImage {
             pipeline.drain(&self.file).await?;
         }
         let tables = tables_of(self.size());
-        let (end, sum) = pipeline.with_packer(|packer| {
-            packer.add_end(tables, self.header(AT_END, 0, DATA_START))?;
-            Ok::<_, Error>((packer.end(), packer.sum()))
+        let (directory, end, sum) = pipeline.with_packer(|packer| {
+            let directory = packer.add_end(tables, self.header(AT_END, 0, DATA_START))?;
+            Ok::<_, Error>((directory, packer.end(), packer.sum()))
         })??;
         pipeline.drain(&self.file).await?;
         self.file.set_size(end).await?;
@@ -108,7 +108,11 @@ impl NewImage {
         if self.is_streamed {
             return Ok(());
         }
-        let header = self.header(AT_END, 0, DATA_START);
+        // The footer is looked for at the end of what it lies in, which may be longer than the stream.
+        let ends_there =
+            self.file.can(Capabilities::RESIZE) || self.file.device().info().size == end;
+        let directory = if ends_there { AT_END } else { directory };
+        let header = self.header(directory, 0, DATA_START);
         self.write_header(&header, sum.min(FRESH)).await
     }
 

@@ -75,8 +75,9 @@ impl GrainPacker {
         Ok(())
     }
 
-    /// Adds the grain directory of `tables` tables, the footer, which `header` becomes, and the end of the stream.
-    pub(super) fn add_end(&mut self, tables: u64, mut header: Header) -> Result<()> {
+    /// Adds the grain directory of `tables` tables, the footer, which `header` becomes, and the end of the stream. Says
+    /// where the directory is, in sectors.
+    pub(super) fn add_end(&mut self, tables: u64, mut header: Header) -> Result<u64> {
         let sectors = (tables * 4).div_ceil(SECTOR);
         self.add_marker(sectors, MARKER_DIRECTORY)?;
         header.directory = self.sector()?.into();
@@ -90,7 +91,8 @@ impl GrainPacker {
         self.append(&bytes);
         self.add_marker(1, MARKER_FOOTER)?;
         self.append(&header.encode());
-        self.add_marker(0, MARKER_END)
+        self.add_marker(0, MARKER_END)?;
+        Ok(header.directory)
     }
 
     /// Adds a marker in front of so many sectors.
