@@ -67,6 +67,10 @@ fn pictures_show_where_the_data_is() {
     assert!(again.success().text().contains("hole,zero"));
     let again = fs::read_to_string(gallery.path().join("again.svg")).expect("a file");
     assert_eq!(svg, again);
+    let before = fs::read(gallery.path().join("sparse.raw")).expect("read");
+    let over = look(&gallery, &["map", "--svg", "./sparse.raw", "sparse.raw"]);
+    over.failure(2, &["--svg ./sparse.raw"]);
+    assert!(fs::read(gallery.path().join("sparse.raw")).expect("read") == before);
     let arguments = ["map", "--svg", "no/such/place.svg", "sparse.raw"];
     look(&gallery, &arguments).failure(1, &["no/such/place.svg"]);
     let arguments = ["map", "--picture", "--json", "sparse.raw"];

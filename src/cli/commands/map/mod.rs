@@ -23,7 +23,7 @@ use std::{
 
 use crate::{
     block::{Access, BlockDevice, ByteRange, Context, Error, ErrorKind, Extent, Operation},
-    endpoint::{OpenDevice, open_device, printable},
+    endpoint::{Endpoint, OpenDevice, is_same_image, open_device, printable},
 };
 
 use super::super::{
@@ -72,6 +72,15 @@ async fn map(
     let mut options = job.trust.in_options(open_options(job.timeouts));
     options.contexts = vec![job.context.clone()];
     let opened = open_device(&job.endpoint, Access::ReadOnly, &options).await?;
+    if let Some(file) = &job.svg {
+        let picture = Endpoint::from(file.clone());
+        if is_same_image(&job.endpoint, &picture) || opened.connection.follows(&picture) {
+            let image = &job.endpoint;
+            return Err(Failure::usage(format!(
+                "--svg {picture}: {image} lies there, and a picture would be written over it"
+            )));
+        }
+    }
     let device = &*opened.device;
     if !job.offsets && !device.info().contexts.contains(&job.context) {
         return Err(Failure::failed(format!(
