@@ -323,8 +323,16 @@ impl NewQcow2 {
             others.backing = Some(opened.connection);
         }
         if let Some(data_file) = &self.data_file {
-            let others_files = [endpoint, source_endpoint];
-            let (device, file) = open_data_file(data_file, &directory, others_files)?;
+            let behind = create.backing.as_ref();
+            let behind = behind.map(|backing| OsStr::from_bytes(&backing.name));
+            let behind = behind.map(|name| Endpoint::from(directory.join(name)));
+            let is_behind = |file: &Endpoint| {
+                let backing = others.backing.as_ref();
+                backing.is_some_and(|backing| backing.follows(file))
+            };
+            let others_files = [Some(endpoint), Some(source_endpoint), behind.as_ref()];
+            let others_files = others_files.into_iter().flatten();
+            let (device, file) = open_data_file(data_file, &directory, others_files, is_behind)?;
             create.data_file = Some(DataFile {
                 name: data_file.name.as_bytes().to_vec(),
                 raw: data_file.raw,
@@ -393,20 +401,25 @@ async fn open_backing(
 }
 
 /// Begins the data file.
-fn open_data_file(
+fn open_data_file<'a>(
     data_file: &DataFileName,
     directory: &Path,
-    others: [&Endpoint; 2],
+    mut others: impl Iterator<Item = &'a Endpoint>,
+    is_behind: impl Fn(&Endpoint) -> bool,
 ) -> Result<(Arc<dyn BlockDevice>, DestinationFile)> {
     check_name("data file", &data_file.name)?;
     let path = directory.join(&data_file.name);
     let endpoint = Endpoint::from(path.clone());
-    if let Some(other) = others
-        .iter()
-        .find(|other| is_same_image(&endpoint, other) || is_same_path(&path, other))
+    if let Some(other) =
+        others.find(|other| is_same_image(&endpoint, other) || is_same_path(&path, other))
     {
         return Err(refused(&format!(
             "the data file {endpoint} is {other} itself: it needs a file of its own"
+        )));
+    }
+    if is_behind(&endpoint) {
+        return Err(refused(&format!(
+            "the data file {endpoint} is behind the backing file: it needs a file of its own"
         )));
     }
     let (device, file) = DestinationFile::open(&path, endpoint.name(), false)

@@ -151,6 +151,47 @@ fn a_data_file_is_never_one_of_the_images() {
 }
 
 #[test]
+fn a_data_file_is_nothing_behind_the_image() {
+    let (dir, raw) = room();
+    for (from, to, format) in [
+        ("source.raw", "base.raw", "raw"),
+        ("base.raw", "middle.qcow2", "qcow2"),
+    ] {
+        let [from, to] = [from, to].map(|name| dir.path().join(name));
+        match format {
+            "raw" => drop(fs::copy(from, to).expect("room")),
+            _ => drop(qemu_img(&[
+                "create",
+                "-f",
+                "qcow2",
+                "-F",
+                "raw",
+                "-b",
+                text(&from),
+                text(&to),
+            ])),
+        }
+    }
+    let before = fs::read(dir.path().join("base.raw")).expect("read");
+    let made = dir.path().join("made.qcow2");
+    for (backing, format) in [("base.raw", "raw"), ("middle.qcow2", "qcow2")] {
+        let option = format!("data_file=base.raw,backing_file={backing},backing_fmt={format}");
+        let words = [
+            "-O",
+            "qcow2",
+            "-o",
+            &option,
+            "--allow-backing",
+            text(dir.path()),
+        ];
+        let words = [&words[..], &[text(&raw), text(&made)]].concat();
+        convert(&words).failure(1, &["a file of its own"]);
+    }
+    assert!(!made.exists());
+    assert!(fs::read(dir.path().join("base.raw")).expect("read") == before);
+}
+
+#[test]
 fn an_image_is_never_written_over_its_own_backing_file() {
     let (dir, raw) = room();
     let overlay = dir.path().join("overlay.qcow2");
