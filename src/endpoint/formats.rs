@@ -3,7 +3,13 @@
 //! Whoever says nothing gets the bytes. Only a regular local file is ever looked at to find out: what a block device
 //! or another server holds was written by somebody's guest, who could make it look like anything.
 
-use std::{fmt, path::PathBuf, str::FromStr, sync::Arc};
+use std::{
+    fmt,
+    fs::{self, File, Metadata},
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::Arc,
+};
 
 use crate::{
     block::{
@@ -23,7 +29,7 @@ use blockferry_sys as sys;
 
 use super::{
     Endpoint, EndpointKind, Layer, OpenDevice, OpenOptions, OpenSource,
-    in_use::claim_below,
+    in_use::{claim, claim_below},
     open::{open_device, opening},
     ova,
     related::Relatives,
@@ -400,13 +406,32 @@ pub(super) fn growable(
     endpoint: &Endpoint,
     device: &Arc<dyn BlockDevice>,
 ) -> Result<Arc<dyn BlockDevice>> {
-    let fd = match device.mapping(ByteRange::between(0, 1)) {
-        Mapping::File { fd, .. } if is_one_file(endpoint) => fd,
+    let file = match (device.mapping(ByteRange::between(0, 1)), endpoint.kind()) {
+        (Mapping::File { fd, .. }, _) if is_one_file(endpoint) => fd.try_clone_to_owned()?.into(),
+        // Where there are no bytes, they lie nowhere.
+        (_, EndpointKind::File(path)) if device.info().size == 0 => match empty_file(path)? {
+            Some(file) => file,
+            None => return Ok(Arc::clone(device)),
+        },
         _ => return Ok(Arc::clone(device)),
     };
-    let file = fd.try_clone_to_owned()?.into();
     let file = FileDevice::from_file(file, Arc::clone(&device.info().name))?;
     Ok(Arc::new(file.growable()))
+}
+
+/// The regular file at `path`, to be written by nobody else, where nothing is in it.
+fn empty_file(path: &Path) -> Result<Option<File>> {
+    let is_empty = |metadata: &Metadata| metadata.is_file() && metadata.len() == 0;
+    // Opening something else could wait for its other end.
+    if !is_empty(&fs::metadata(path)?) {
+        return Ok(None);
+    }
+    let file = File::options().read(true).write(true).open(path)?;
+    if !is_empty(&file.metadata()?) {
+        return Ok(None);
+    }
+    claim(&file)?;
+    Ok(Some(file))
 }
 
 #[cfg(test)]

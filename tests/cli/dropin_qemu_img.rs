@@ -252,6 +252,12 @@ fn comparisons_print_and_end_alike() {
     }
     // Not the words: theirs are about the format's own driver.
     twins.alike("compare -F qcow2 disk disk");
+    // Sizes are whole sectors.
+    for who in BOTH {
+        fs::write(twins.path(who, "odd"), [0; 1000]).expect("room");
+        fs::write(twins.path(who, "even"), [0; 1024]).expect("room");
+    }
+    twins.same("compare odd even");
     let [_, ours] = twins.run("compare -p disk disk");
     let said = ours.success();
     assert!(
@@ -284,7 +290,10 @@ fn facts(image: &Path) -> serde_json::Value {
 
 #[test]
 fn new_images_are_told_of_and_made_alike() {
-    let twins = Twins::new(|dir| converted(dir, "base.qcow2", "qcow2"));
+    let twins = Twins::new(|dir| {
+        converted(dir, "base.qcow2", "qcow2");
+        fs::write(dir.join("odd"), [7; 1000]).expect("room");
+    });
     for arguments in [
         "new 1M",
         "new 1000",
@@ -308,6 +317,7 @@ fn new_images_are_told_of_and_made_alike() {
         "-f qcow2 -F qcow2 -o backing_file=base.qcow2 new",
         "-f qcow2 -u -b nofile -F raw new 1M",
         "-f qcow2 -b disk -F raw -o cluster_size=4k new",
+        "-f qcow2 -b odd -F raw new",
     ] {
         for name in ["new", "nofile"] {
             twins.remove(name);
@@ -315,6 +325,12 @@ fn new_images_are_told_of_and_made_alike() {
         let [_, ours] = twins.alike(&format!("create {arguments}"));
         ours.success();
         let images = BOTH.map(|who| twins.path(who, "new"));
+        if !arguments.contains("qcow2") {
+            let [theirs, ours] = images
+                .each_ref()
+                .map(|image| fs::metadata(image).expect("made").len());
+            assert_eq!(ours, theirs, "{arguments}");
+        }
         if !arguments.contains("nofile") {
             let [theirs, ours] = images.each_ref().map(|image| facts(image));
             assert_eq!(ours, theirs, "{arguments}");
@@ -438,6 +454,7 @@ fn images_are_resized_alike() {
     let twins = Twins::new(|dir| {
         converted(dir, "disk.qcow2", "qcow2");
         converted(dir, "disk.vmdk", "vmdk");
+        fs::write(dir.join("empty"), "").expect("room");
     });
     let size = |who, name: &str| facts(&twins.path(who, name))["virtual-size"].clone();
     for arguments in [
@@ -454,6 +471,7 @@ fn images_are_resized_alike() {
         "-f raw --shrink --preallocation=falloc disk 1M",
         "--image-opts driver=raw,file.filename=disk 8M",
         "-f raw --image-opts disk 1M",
+        "-f raw empty 1M",
         "disk.qcow2 8M",
         "disk.qcow2 -1M",
         "--shrink disk.qcow2 -1M",
@@ -461,7 +479,7 @@ fn images_are_resized_alike() {
         "nofile 1M",
     ] {
         twins.same(&format!("resize {arguments}"));
-        for name in ["disk", "disk.qcow2"] {
+        for name in ["disk", "disk.qcow2", "empty"] {
             assert_eq!(
                 size(Who::Ours, name),
                 size(Who::Theirs, name),

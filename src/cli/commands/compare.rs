@@ -48,7 +48,8 @@ async fn compare_images(job: &CompareJob) -> Result<ExitCode, Failure> {
     let mut a = unless_interrupted(a, &mut signals).await??;
     let b = open_device(b, Access::ReadOnly, &options);
     let mut b = unless_interrupted(b, &mut signals).await??;
-    let sizes = [a.device.info().size, b.device.info().size];
+    let counted = |size: u64| size.checked_next_multiple_of(job.size_unit).unwrap_or(size);
+    let sizes = [&a, &b].map(|side| counted(side.device.info().size));
 
     let control = Control::new();
     let begun = Instant::now();

@@ -19,6 +19,8 @@ use super::{
 #[derive(Debug)]
 pub(crate) struct CompareJob {
     pub(crate) sides: [Endpoint; 2],
+    /// What sizes are counted in where one is warned of, in bytes.
+    pub(crate) size_unit: u64,
     pub(crate) trust: Trust,
     pub(crate) engine: CompareOptions,
     pub(crate) show: Show,
@@ -79,6 +81,7 @@ impl CompareJob {
                 seekable(&args.a)?.interpreted(kind(args.format)),
                 seekable(&args.b)?.interpreted(kind(args.other_format)),
             ],
+            size_unit: 1,
             trust: Trust::resolve(&args.follow),
             engine: CompareOptions {
                 strict: args.strict,

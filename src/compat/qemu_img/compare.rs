@@ -16,6 +16,7 @@ use crate::{
 use super::{
     super::getopt::{Argument, Flag, flag},
     command::{Command, Done, Naming, Stop, check_cache, text},
+    node::SECTOR,
 };
 
 const HELP: &str = "\
@@ -125,6 +126,7 @@ impl Choices {
         };
         Ok(CompareJob {
             sides: [side(0)?, side(1)?],
+            size_unit: SECTOR,
             trust: Trust::of_environment(),
             engine: CompareOptions {
                 strict: self.strict,

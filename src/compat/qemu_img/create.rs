@@ -22,6 +22,7 @@ use super::{
         qemu::format,
     },
     command::{Command, Done, Naming, Stop, shown, size, text},
+    node::SECTOR,
     options::{NewOptions, made},
     words::why,
 };
@@ -218,11 +219,20 @@ impl Choices {
         if size.is_none() && (self.is_unsafe || !has_backing) {
             return Err(wrong("Image creation needs a size parameter".to_owned()).into());
         }
-        let mut image = NewImage::new(size);
+        // The files of raw images have whole sectors.
+        let rounded = |bytes: u64| bytes.checked_next_multiple_of(SECTOR).unwrap_or(bytes);
+        let mut image = NewImage::new(match kind {
+            FormatKind::Raw => size.map(rounded),
+            _ => size,
+        });
         (image.format, image.allocated) = format.resolve().map_err(wrong)?;
         image.checks_backing = !self.is_unsafe;
         let announced = name.clone();
-        let announce = move |size| formatting(&announced, kind, size, told);
+        // What was said is told as it was said.
+        let announce = move |settled| {
+            let told_size = size.unwrap_or_else(|| rounded(settled));
+            formatting(&announced, kind, told_size, told)
+        };
         let job = CreateJob {
             destination,
             image,
