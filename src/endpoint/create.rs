@@ -17,7 +17,7 @@ use crate::{
 
 use super::{
     DestinationFormat, Endpoint, EndpointKind, FormatKind, NewQcow2, OpenDestination, OpenOptions,
-    destination_format::check_name,
+    destination_format::{check_name, directory_of},
     image_details, is_same_image,
     open::{open_destination, opening},
     open_size,
@@ -159,10 +159,7 @@ async fn size_behind(
         return Ok(None);
     };
     check_name("backing file", &backing.name)?;
-    let directory = match endpoint.kind() {
-        EndpointKind::File(path) => path.parent().map(Path::to_owned).unwrap_or_default(),
-        _ => PathBuf::new(),
-    };
+    let directory = directory_of(endpoint);
     let behind = Endpoint::from(directory.join(&backing.name));
     let behind = behind.interpreted(backing.format.of_backing());
     if is_same_image(&behind, endpoint) {

@@ -49,6 +49,17 @@ pub enum DestinationFormat {
 }
 
 impl DestinationFormat {
+    /// The data file that is made beside `destination`, if there is to be one.
+    #[must_use]
+    pub fn data_file(&self, destination: &Endpoint) -> Option<Endpoint> {
+        let Self::Qcow2(new) = self else {
+            return None;
+        };
+        let data_file = new.data_file.as_ref()?;
+        let directory = directory_of(destination);
+        Some(Endpoint::from(directory.join(&data_file.name)))
+    }
+
     /// Whether the destination is there and keeps what is not written.
     #[must_use]
     pub fn is_in_place(&self) -> bool {
@@ -308,10 +319,7 @@ impl NewQcow2 {
         if let Source::Device(device) = source {
             create.size = Some(device.info().size);
         }
-        let directory = match endpoint.kind() {
-            EndpointKind::File(path) => path.parent().map(Path::to_owned).unwrap_or_default(),
-            _ => PathBuf::new(),
-        };
+        let directory = directory_of(endpoint);
         let mut others = Others::default();
         if let Some(backing) = &self.backing {
             let opened = open_backing(backing, &directory, endpoint, options).await?;
@@ -398,6 +406,14 @@ async fn open_backing(
         return Err(refused(&message));
     }
     Ok(opened)
+}
+
+/// Where relative names in the image begin that `endpoint` is or becomes.
+pub(super) fn directory_of(endpoint: &Endpoint) -> PathBuf {
+    match endpoint.kind() {
+        EndpointKind::File(path) => path.parent().map(Path::to_owned).unwrap_or_default(),
+        _ => PathBuf::new(),
+    }
 }
 
 /// Begins the data file.

@@ -40,7 +40,7 @@ fn wrong_words_are_refused_before_anything_is_touched() {
     let made = text(&made);
     for (words, part) in [
         (&["-O", "qed"][..], "raw, qcow2"),
-        (&["-f", "vhdx"], "raw, qcow2"),
+        (&["-f", "luks"], "raw, qcow2"),
         (&["-c"], "-O qcow2"),
         (&["-o", "cluster_size=4k"], "-O qcow2"),
         (&["-O", "qcow2", "-o", "clustersize=4k"], "cluster_size"),

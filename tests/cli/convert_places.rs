@@ -187,6 +187,18 @@ fn a_data_file_is_nothing_behind_the_image() {
         let words = [&words[..], &[text(&raw), text(&made)]].concat();
         convert(&words).failure(1, &["a file of its own"]);
     }
+    // Nor behind the source.
+    let words = [
+        "-O",
+        "qcow2",
+        "-o",
+        "data_file=base.raw",
+        "--allow-backing",
+        text(dir.path()),
+    ];
+    let overlay = dir.path().join("middle.qcow2");
+    let words = [&words[..], &[text(&overlay), text(&made)]].concat();
+    convert(&words).failure(1, &["one of the files behind it"]);
     assert!(!made.exists());
     assert!(fs::read(dir.path().join("base.raw")).expect("read") == before);
 }

@@ -103,6 +103,14 @@ async fn copy_image(job: &CopyJob, view: &View) -> Result<(Report, Duration), Fa
             "{source} needs {destination}: it is one of the files behind it"
         )));
     }
+    if let Some(data_file) = job.format.data_file(&job.destination)
+        && source_connection.follows(&data_file)
+    {
+        let source = &job.source;
+        return Err(Failure::failed(format!(
+            "{source} needs {data_file}: it is one of the files behind it, and cannot become a data file"
+        )));
+    }
     let destination_options = OpenOptions {
         keep_partial: job.checkpoint.is_some(),
         in_place: job.format.is_in_place(),
