@@ -208,7 +208,7 @@ async fn compressed_archives_are_told_by_what_unpacks_them() {
         (&b"\x1f\x8b\x08"[..], "--filter tar:... --filter gzip"),
         (b"\xfd7zXZ\0", "the filter 'xz' behind"),
         (b"\x28\xb5\x2f\xfd", "the filter 'zstd' behind"),
-        (b"BZh91AY", "compressed with bzip2"),
+        (b"BZh91AY", "the filter 'bzip2' behind"),
         (b"QFI\xfb", "it is no tar archive"),
     ] {
         let mut archive = Archive::default();

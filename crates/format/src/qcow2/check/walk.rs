@@ -212,15 +212,17 @@ impl<'a> Walk<'a> {
             let words = self.read(piece).await?;
             for word in words.chunks_exact(8).map(|word| be64(word, 0)) {
                 let block = word & BLOCK_OFFSET;
-                if word != block || !self.geometry.is_aligned(block) {
+                let range = ByteRange::between(block, block.saturating_add(cluster));
+                // At the end of all offsets there is no room for one.
+                let has_room = range.len() == cluster;
+                if word != block || !self.geometry.is_aligned(block) || !has_room {
                     self.distrust(Use::Refcounts);
                     self.report
                         .corruption(format!("no block of refcounts can be at {word:#x}"));
-                } else if block != 0 {
-                    let range = ByteRange::between(block, block.saturating_add(cluster));
-                    if self.count("a block of refcounts", range, 1, Use::Refcounts)? {
-                        self.refcount_block(index, range).await?;
-                    }
+                } else if block != 0
+                    && self.count("a block of refcounts", range, 1, Use::Refcounts)?
+                {
+                    self.refcount_block(index, range).await?;
                 }
                 index += 1;
             }
