@@ -1,10 +1,6 @@
 //! New images with nothing in them.
 
-use std::{
-    os::unix::ffi::OsStrExt,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{os::unix::ffi::OsStrExt, sync::Arc};
 
 use crate::{
     block::{
@@ -16,7 +12,7 @@ use crate::{
 };
 
 use super::{
-    DestinationFormat, Endpoint, EndpointKind, FormatKind, NewQcow2, OpenDestination, OpenOptions,
+    DestinationFormat, Endpoint, FormatKind, NewQcow2, OpenDestination, OpenOptions,
     destination_format::{check_name, directory_of},
     image_details, is_same_image,
     open::{open_destination, opening},
