@@ -9,7 +9,7 @@ use crate::{
     endpoint::{
         DestinationFile, DestinationFormat, Endpoint, EndpointKind, NewQcow2, Space, printable,
     },
-    format::qcow2::Preallocation,
+    format::{qcow2::Preallocation, vmdk::Subformat},
 };
 
 use super::options::CopyJob;
@@ -41,6 +41,8 @@ pub(crate) async fn check_room(
         // Its data lies elsewhere.
         DestinationFormat::Qcow2(new) if new.data_file.is_some() => return Ok(None),
         DestinationFormat::Qcow2(new) => (size.saturating_add(tables(new, size)), limit),
+        // Its file grows with the data, and has no holes as long as the disk.
+        DestinationFormat::Vmdk(_) => (size, limit),
         _ => {
             check_limit(size, limit).map_err(named)?;
             (size, None)
@@ -111,8 +113,14 @@ impl Needed {
     /// it is compressed, or where the backing file has it.
     async fn by(job: &CopyJob, image: &dyn BlockDevice, space: Option<&Space>) -> Self {
         let size = image.info().size;
-        let DestinationFormat::Qcow2(new) = &job.format else {
-            return Self::of_bytes(job, image, space).await;
+        let new = match &job.format {
+            DestinationFormat::Qcow2(new) => new,
+            DestinationFormat::Vmdk(create) if create.subformat == Subformat::StreamOptimized => {
+                let (Self::Exactly(data) | Self::UpTo(data)) =
+                    Self::of_bytes(job, image, space).await;
+                return Self::UpTo(data);
+            }
+            _ => return Self::of_bytes(job, image, space).await,
         };
         let is_allocated = matches!(
             new.create.preallocation,

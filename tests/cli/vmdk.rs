@@ -246,3 +246,17 @@ fn a_stream_that_was_cut_short_is_told() {
     assert_eq!(outcome.stderr, expected);
     assert!(!copy.exists());
 }
+
+#[test]
+fn a_compressed_image_needs_no_room_for_what_it_was_before() {
+    let room = tempdir().expect("a directory");
+    let (raw, image) = (room.path().join("raw"), room.path().join("image.vmdk"));
+    fs::write(&raw, vec![b'x'; 8 << 20]).expect("room");
+    // dash counts in blocks of 512 bytes: 4 MiB.
+    let script = "ulimit -f 8192; exec \"$0\" copy -q -O vmdk \"$1\" \"$2\"";
+    let mut limited = std::process::Command::new("sh");
+    let program = env!("CARGO_BIN_EXE_blockferry");
+    limited.args(["-c", script, program, text(&raw), text(&image)]);
+    run(&mut limited).success();
+    qemu::assert_identical((&raw, "raw"), (&image, "vmdk"));
+}
