@@ -149,7 +149,7 @@ fn what_is_lost_of_a_connection_is_not_salvaged_away() {
     .expect("the binary");
     until_it_writes(&child, dir.path());
     peer.kill();
-    finish(child).failure(75, &["closed the connection"]);
+    finish(child).failure(75, &["the connection"]);
     assert!(!made.exists());
 }
 
