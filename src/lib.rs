@@ -34,6 +34,7 @@ pub use blockferry_copy as copy;
 pub use blockferry_filter as filter;
 pub use blockferry_format as format;
 pub use blockferry_proto as proto;
+pub use blockferry_relay as relay;
 pub use blockferry_script as script;
 pub use blockferry_server as server;
 pub use blockferry_tls as tls;

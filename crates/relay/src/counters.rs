@@ -1,0 +1,73 @@
+//! What was moved, and by which way.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// How many bytes one direction has delivered to its writer, by which way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// Those that never left the kernel.
+    pub spliced: u64,
+    /// Those that went through memory of this process.
+    pub copied: u64,
+}
+
+impl Moved {
+    /// All of them.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.spliced.saturating_add(self.copied)
+    }
+}
+
+/// What was moved in both directions of a connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// From the first stream to the second.
+    pub forward: Moved,
+    /// From the second stream to the first.
+    pub backward: Moved,
+}
+
+/// Counts that anybody may look at while bytes move: share them by an `Arc` in
+/// [`Options::counters`](crate::Options::counters). They are still there when a copy was given up by
+/// dropping its future. Several connections may count on the same ones.
+#[derive(Debug, Default)]
+pub struct Counters {
+    pub(crate) forward: Flow,
+    pub(crate) backward: Flow,
+}
+
+impl Counters {
+    /// The counts of now. A one-way copy counts as forward.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        Totals {
+            forward: self.forward.moved(),
+            backward: self.backward.moved(),
+        }
+    }
+}
+
+/// The counts of one direction.
+#[derive(Debug, Default)]
+pub(crate) struct Flow {
+    spliced: AtomicU64,
+    copied: AtomicU64,
+}
+
+impl Flow {
+    pub(crate) fn add_spliced(&self, bytes: u64) {
+        self.spliced.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn add_copied(&self, bytes: u64) {
+        self.copied.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn moved(&self) -> Moved {
+        Moved {
+            spliced: self.spliced.load(Ordering::Relaxed),
+            copied: self.copied.load(Ordering::Relaxed),
+        }
+    }
+}
