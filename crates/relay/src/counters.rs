@@ -1,6 +1,11 @@
 //! What was moved, and by which way.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use crate::Direction;
 
 /// How many bytes one direction has delivered to its writer, by which way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,8 +38,8 @@ pub struct Totals {
 /// dropping its future. Several connections may count on the same ones.
 #[derive(Debug, Default)]
 pub struct Counters {
-    pub(crate) forward: Flow,
-    pub(crate) backward: Flow,
+    forward: Flow,
+    backward: Flow,
 }
 
 impl Counters {
@@ -50,24 +55,59 @@ impl Counters {
 
 /// The counts of one direction.
 #[derive(Debug, Default)]
-pub(crate) struct Flow {
+struct Flow {
     spliced: AtomicU64,
     copied: AtomicU64,
 }
 
 impl Flow {
-    pub(crate) fn add_spliced(&self, bytes: u64) {
-        self.spliced.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    pub(crate) fn add_copied(&self, bytes: u64) {
-        self.copied.fetch_add(bytes, Ordering::Relaxed);
-    }
-
     fn moved(&self) -> Moved {
         Moved {
             spliced: self.spliced.load(Ordering::Relaxed),
             copied: self.copied.load(Ordering::Relaxed),
         }
+    }
+}
+
+/// Where one direction counts what it delivers: for its own result, and for those who look on.
+#[derive(Debug)]
+pub(crate) struct Tally {
+    moved: Moved,
+    shared: Option<Arc<Counters>>,
+    direction: Direction,
+}
+
+impl Tally {
+    pub(crate) fn new(shared: Option<Arc<Counters>>, direction: Direction) -> Self {
+        Self {
+            moved: Moved::default(),
+            shared,
+            direction,
+        }
+    }
+
+    pub(crate) fn moved(&self) -> Moved {
+        self.moved
+    }
+
+    pub(crate) fn spliced(&mut self, bytes: u64) {
+        self.moved.spliced += bytes;
+        if let Some(flow) = self.flow() {
+            flow.spliced.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn copied(&mut self, bytes: u64) {
+        self.moved.copied += bytes;
+        if let Some(flow) = self.flow() {
+            flow.copied.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    fn flow(&self) -> Option<&Flow> {
+        self.shared.as_ref().map(|counters| match self.direction {
+            Direction::Forward => &counters.forward,
+            Direction::Backward => &counters.backward,
+        })
     }
 }

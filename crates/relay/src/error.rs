@@ -37,8 +37,7 @@ impl Cause {
                     | io::ErrorKind::ConnectionAborted
                     | io::ErrorKind::BrokenPipe
             ),
-            Self::Gone => true,
-            Self::Idle(_) | Self::HalfClosed(_) => false,
+            Self::Gone | Self::Idle(_) | Self::HalfClosed(_) => false,
         }
     }
 }

@@ -3,95 +3,42 @@
 //!
 //! [`copy()`] moves one way, [`copy_bidirectional()`] both ways, as their namesakes in tokio do. Between
 //! tokio's `TcpStream` and `UnixStream` (and their owned halves), pipes and files, bytes stay in the kernel
-//! where that is faster; every other `AsyncRead` and `AsyncWrite` is served by a buffered copy.
+//! where that is faster; every other `AsyncRead` and `AsyncWrite` is served through memory. The result says how
+//! many bytes went which way, and so does the error when there is one.
+//!
+//! ```text
+//!  bidirectional, one_way   what ends when
+//!  flow                     one direction: load, unload, never both at once
+//!  policy                   pipe or memory, by what moves and between what
+//!  pool, buffers            pipes and memory, lent only while bytes are in them
+//!  stream                   what an end is, found out at run time
+//!  clock, hangup, rate      when waiting ends, who is gone, how much may move
+//! ```
+//!
+//! Who writes to a socket whose peer is gone gets a signal (SIGPIPE) from splicing. Rust programs ignore it, unless
+//! they say otherwise; do not.
+
 #![forbid(unsafe_code)]
 
+mod bidirectional;
+mod buffers;
+mod clock;
 mod counters;
 mod error;
+mod files;
+mod flow;
+mod hangup;
+mod one_way;
 mod options;
+mod policy;
 mod pool;
 mod rate;
+mod stream;
 
+pub use bidirectional::copy_bidirectional;
 pub use counters::{Counters, Moved, Totals};
 pub use error::{Cause, CopyError, Direction, RelayError};
+pub use one_way::{copy, copy_with};
 pub use options::{Mode, Options};
 pub use pool::PipePool;
 pub use rate::Rate;
-
-use tokio::io::{AsyncRead, AsyncWrite};
-
-/// Moves bytes from `reader` to `writer` until the reader ends or `limit` bytes were taken from it, and
-/// says how many. `limit` counts down with what is taken.
-///
-/// # Errors
-/// When one of them fails; what was moved is in the error.
-pub async fn copy<R, W>(
-    reader: &mut R,
-    writer: &mut W,
-    limit: Option<&mut u64>,
-) -> Result<Moved, CopyError>
-where
-    R: AsyncRead + Unpin + 'static,
-    W: AsyncWrite + Unpin + 'static,
-{
-    copy_with(reader, writer, limit, &Options::default()).await
-}
-
-/// As [`copy()`], as `options` say.
-///
-/// # Errors
-/// When one of them fails; what was moved is in the error.
-pub async fn copy_with<R, W>(
-    reader: &mut R,
-    writer: &mut W,
-    limit: Option<&mut u64>,
-    options: &Options,
-) -> Result<Moved, CopyError>
-where
-    R: AsyncRead + Unpin + 'static,
-    W: AsyncWrite + Unpin + 'static,
-{
-    let _ = (options, limit);
-    match tokio::io::copy(reader, writer).await {
-        Ok(copied) => Ok(Moved { spliced: 0, copied }),
-        Err(error) => Err(CopyError {
-            moved: Moved::default(),
-            unwritten: 0,
-            cause: Cause::Read(error),
-        }),
-    }
-}
-
-/// Moves bytes both ways between `a` and `b` until both have ended, and says how many. The end of one is passed on
-/// to the other by shutting down its writing side.
-///
-/// # Errors
-/// When one of them fails or is gone, or time is up; what was moved is in the error.
-pub async fn copy_bidirectional<A, B>(
-    a: &mut A,
-    b: &mut B,
-    options: &Options,
-) -> Result<Totals, RelayError>
-where
-    A: AsyncRead + AsyncWrite + Unpin + 'static,
-    B: AsyncRead + AsyncWrite + Unpin + 'static,
-{
-    let _ = options;
-    match tokio::io::copy_bidirectional(a, b).await {
-        Ok((forward, backward)) => Ok(Totals {
-            forward: Moved {
-                spliced: 0,
-                copied: forward,
-            },
-            backward: Moved {
-                spliced: 0,
-                copied: backward,
-            },
-        }),
-        Err(error) => Err(RelayError {
-            totals: Totals::default(),
-            direction: Direction::Forward,
-            cause: Cause::Read(error),
-        }),
-    }
-}

@@ -1,25 +1,197 @@
 //! So many bytes a second.
 
-use std::sync::Arc;
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::time::{Instant, Sleep, sleep_until};
+
+const NANOS: u128 = 1_000_000_000;
 
 /// A limit on bytes a second. Clones share it: what one takes, the others do not get.
+///
+/// What was not used is saved for at most a tenth of a second.
 #[derive(Clone, Debug)]
 pub struct Rate {
-    inner: Arc<u64>,
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    per_second: u64,
+    /// The most bytes that are saved.
+    burst: u64,
+    /// Fewer bytes than that are not handed out to those who want more: moving them costs more than waiting.
+    least: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    available: u64,
+    /// The moment up to which bytes were made available.
+    paid: Instant,
 }
 
 impl Rate {
     /// At most so many bytes a second, on average. 0 is taken as 1.
     #[must_use]
     pub fn new(bytes_per_second: u64) -> Self {
+        let per_second = bytes_per_second.max(1);
+        let burst = (per_second / 10).max(1);
         Self {
-            inner: Arc::new(bytes_per_second.max(1)),
+            inner: Arc::new(Inner {
+                per_second,
+                burst,
+                least: (burst / 4).clamp(1, 64 << 10),
+                state: Mutex::new(State {
+                    available: burst,
+                    paid: Instant::now(),
+                }),
+            }),
         }
     }
 
     /// Bytes a second.
     #[must_use]
     pub fn bytes_per_second(&self) -> u64 {
-        *self.inner
+        self.inner.per_second
+    }
+
+    /// Takes up to `wanted` bytes, or says when there will be some.
+    fn take(&self, wanted: u64) -> Result<u64, Instant> {
+        let inner = &self.inner;
+        let mut state = inner.state();
+        inner.pay(&mut state);
+        let least = wanted.min(inner.least);
+        if state.available >= least {
+            let taken = wanted.min(state.available);
+            state.available -= taken;
+            return Ok(taken);
+        }
+        let missing = u128::from(least - state.available);
+        let nanos = (missing * NANOS).div_ceil(u128::from(inner.per_second));
+        Err(state.paid + duration(nanos))
+    }
+
+    /// Gives back `bytes` that were taken and not moved.
+    fn give_back(&self, bytes: u64) {
+        let mut state = self.inner.state();
+        state.available = state.available.saturating_add(bytes).min(self.inner.burst);
+    }
+}
+
+impl Inner {
+    /// Makes available what has become due.
+    fn pay(&self, state: &mut State) {
+        let rate = u128::from(self.per_second);
+        let now = Instant::now();
+        let elapsed = now.saturating_duration_since(state.paid);
+        let due = elapsed.as_nanos() * rate / NANOS;
+        let room = u128::from(self.burst - state.available);
+        if due >= room {
+            (state.available, state.paid) = (self.burst, now);
+        } else {
+            // Parts of bytes are kept as time.
+            state.paid += duration((due * NANOS).div_ceil(rate));
+            state.available += u64::try_from(due).unwrap_or(u64::MAX);
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One direction that keeps to a rate.
+#[derive(Debug)]
+pub(crate) struct Throttle {
+    rate: Rate,
+    waiting: Option<Pin<Box<Sleep>>>,
+}
+
+impl Throttle {
+    pub(crate) fn new(rate: Rate) -> Self {
+        Self {
+            rate,
+            waiting: None,
+        }
+    }
+
+    /// Takes between 1 and `wanted` bytes, when they are due.
+    pub(crate) fn poll_take(&mut self, context: &mut Context<'_>, wanted: u64) -> Poll<u64> {
+        loop {
+            if let Some(waiting) = &mut self.waiting {
+                ready!(waiting.as_mut().poll(context));
+                self.waiting = None;
+            }
+            match self.rate.take(wanted) {
+                Ok(taken) => return Poll::Ready(taken),
+                Err(when) => self.waiting = Some(Box::pin(sleep_until(when))),
+            }
+        }
+    }
+
+    pub(crate) fn give_back(&self, bytes: u64) {
+        if bytes > 0 {
+            self.rate.give_back(bytes);
+        }
+    }
+}
+
+fn duration(nanos: u128) -> Duration {
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    async fn move_bytes(throttle: &mut Throttle, mut left: u64, piece: u64) {
+        while left > 0 {
+            left -= poll_fn(|context| throttle.poll_take(context, left.min(piece))).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bytes_come_at_the_rate_whatever_the_pieces() {
+        for (rate, piece) in [(1000, 1), (1000, 7), (1_000_000, 65536), (3, 100)] {
+            let start = Instant::now();
+            let mut throttle = Throttle::new(Rate::new(rate));
+            let bytes = rate * 10;
+            move_bytes(&mut throttle, bytes, piece).await;
+            let seconds = start.elapsed().as_secs_f64();
+            assert!((9.5..=10.6).contains(&seconds), "{rate} {piece}: {seconds}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_who_share_a_rate_share_its_bytes() {
+        let rate = Rate::new(100_000);
+        let start = Instant::now();
+        let mut both = [Throttle::new(rate.clone()), Throttle::new(rate)];
+        let [one, two] = &mut both;
+        tokio::join!(
+            move_bytes(one, 500_000, 4096),
+            move_bytes(two, 500_000, 512)
+        );
+        let seconds = start.elapsed().as_secs_f64();
+        assert!((9.5..=10.6).contains(&seconds), "{seconds}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_not_used_is_not_saved_for_long_and_what_is_given_back_can_be_taken() {
+        let rate = Rate::new(1000);
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        assert_eq!(rate.take(5000).expect("saved"), 100);
+        rate.take(1).expect_err("all was taken");
+        rate.give_back(60);
+        assert_eq!(rate.take(5000).expect("given back"), 60);
     }
 }

@@ -42,7 +42,7 @@ pub use names::{
 };
 pub use page_cache::{drop_cached, is_cached};
 pub use path::{Place, open_location};
-pub use pipe::{FillStop, Pipe, set_pipe_capacity};
+pub use pipe::{FillStop, Pipe, set_pipe_capacity, user_pipe_limit};
 pub use process::{
     FILE_SIZE_SIGNAL, duplicate_inherited, is_root, is_signal_ignored, kill_group, spawn_activated,
     take_activated_sockets, terminate_group,

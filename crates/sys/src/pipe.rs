@@ -37,6 +37,18 @@ pub fn set_pipe_capacity(end: impl AsFd, capacity: usize) -> io::Result<usize> {
         .map_err(io::Error::from)
 }
 
+/// How many bytes of pipes the system grants this user, all processes together, before it makes new ones tiny
+/// (`/proc/sys/fs/pipe-user-pages-soft`); `None`: as many as one likes. A privileged process has no such limit.
+#[must_use]
+pub fn user_pipe_limit() -> Option<u64> {
+    if crate::is_root() {
+        return None;
+    }
+    let text = std::fs::read_to_string("/proc/sys/fs/pipe-user-pages-soft").ok()?;
+    let pages: u64 = text.trim().parse().ok()?;
+    (pages > 0).then(|| pages.saturating_mul(rustix::param::page_size() as u64))
+}
+
 /// Why no more bytes went into a pipe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FillStop {
@@ -115,6 +127,20 @@ impl Pipe {
             }
         }
         Ok((moved, FillStop::Complete))
+    }
+
+    /// Moves up to `length` bytes that `source` has into the pipe, in one call, and says how many; 0 means that
+    /// the source has ended. The source must be non-blocking, or a regular file, whose position moves on.
+    ///
+    /// # Errors
+    /// As `splice(2)`: `WouldBlock` when the source has nothing, and also when the pipe has no slot left: ask an
+    /// empty one. `InvalidInput` where the source cannot be spliced.
+    pub fn fill_once(&mut self, source: impl AsFd, length: usize) -> io::Result<usize> {
+        // The length is that of the kernel's loops: one of SIZE_MAX is refused as invalid.
+        let length = length.min(self.capacity);
+        let count = splice_some(source.as_fd(), self.writer.as_fd(), length)?;
+        self.length += count;
+        Ok(count)
     }
 
     /// Moves as many of its bytes as `target` takes without waiting, and says how many.

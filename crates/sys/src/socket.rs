@@ -9,6 +9,7 @@ use std::{
 };
 
 use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
     net::{
         AddressFamily, SendAncillaryBuffer, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
@@ -64,6 +65,33 @@ pub fn send_file(
     Ok(rustix::io::retry_on_intr(|| {
         rustix::fs::sendfile(socket, file, Some(&mut { offset }), length)
     })?)
+}
+
+/// Whether the peer of `socket` is gone: it broke the connection off, or both directions are closed.
+///
+/// # Errors
+/// As `poll(2)`.
+pub fn is_hung_up(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(events(socket, PollFlags::empty())?.intersects(PollFlags::HUP | PollFlags::ERR))
+}
+
+/// Whether reading `socket` would return at once: with bytes, with its end, or with an error.
+///
+/// # Errors
+/// As `poll(2)`.
+pub fn is_readable(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(!events(socket, PollFlags::IN)?.is_empty())
+}
+
+/// Which of `wanted` are the case now, or an error or a hang-up.
+fn events(fd: BorrowedFd<'_>, wanted: PollFlags) -> io::Result<PollFlags> {
+    const AT_ONCE: Timespec = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    let mut ends = [PollFd::from_borrowed_fd(fd, wanted)];
+    rustix::io::retry_on_intr(|| poll(&mut ends, Some(&AT_ONCE)))?;
+    Ok(ends[0].revents())
 }
 
 /// Asks for socket buffers of `bytes` each way. The kernel grants what its limits allow.

@@ -1,0 +1,63 @@
+//! Whether a peer that has ended its own direction is still there to listen.
+//!
+//! Whoever has read to the end of a socket learns nothing more from reading it, and writes nothing while the other
+//! side is silent. The socket's hang-up is the only sign. It is waited for through a descriptor of its own: what tokio
+//! thinks of that one is nobody's business, so that clearing it cannot hide room to write from the connection.
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    task::{Context, Poll, ready},
+};
+
+use blockferry_sys::socket::is_hung_up;
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::stream::{Kind, Stream};
+
+/// Waits for a socket's peer to go.
+#[derive(Debug)]
+pub(crate) enum Hangup {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Hangup {
+    /// `None` for what is no socket, and where there are no descriptors left: then a timeout must do.
+    pub(crate) fn watch(stream: Stream<'_>) -> Option<Self> {
+        let twin = || stream.as_fd().try_clone_to_owned();
+        match stream.kind() {
+            Kind::Tcp => twin().and_then(Self::tcp).ok(),
+            Kind::Unix => twin().and_then(Self::unix).ok(),
+            _ => None,
+        }
+    }
+
+    fn tcp(twin: OwnedFd) -> io::Result<Self> {
+        TcpStream::from_std(twin.into()).map(Self::Tcp)
+    }
+
+    fn unix(twin: OwnedFd) -> io::Result<Self> {
+        UnixStream::from_std(twin.into()).map(Self::Unix)
+    }
+
+    /// Ends when the peer is gone: it broke the connection off, or closed both of its directions.
+    pub(crate) fn poll(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let stream = match self {
+            Self::Tcp(stream) => Stream::Tcp(stream),
+            Self::Unix(stream) => Stream::Unix(stream),
+        };
+        loop {
+            // A hang-up counts as room to write.
+            ready!(stream.poll_write_ready(context))?;
+            let looked = stream.try_write(|| match is_hung_up(stream.as_fd())? {
+                true => Ok(()),
+                false => Err(io::ErrorKind::WouldBlock.into()),
+            });
+            match looked {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                looked => return Poll::Ready(looked),
+            }
+        }
+    }
+}
