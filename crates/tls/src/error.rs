@@ -1,6 +1,6 @@
 //! What can go wrong, in words for whoever has to put it right.
 
-use std::{fmt, io, path::PathBuf};
+use std::{fmt, io, path::PathBuf, time::Duration};
 
 use rustls::{AlertDescription, CertificateError, pki_types::ServerName};
 
@@ -73,6 +73,22 @@ pub enum Error {
     /// A client went away in the middle of the handshake, when it had seen the server's certificate.
     #[error("the client hung up in the TLS handshake: it may not trust this server's certificate")]
     HungUp,
+    /// A client connected and went away without a word.
+    #[error("the client hung up without a TLS handshake")]
+    NeverBegan,
+    /// The peer did not do its part of the handshake in time.
+    #[error("{}", timeout_text(*.by, *.begun, *.limit))]
+    TimedOut {
+        /// Who it was.
+        by: Role,
+        /// Whether it had said anything.
+        begun: bool,
+        /// How long it was waited for.
+        limit: Duration,
+    },
+    /// The stream below failed in the handshake.
+    #[error("the connection failed in the TLS handshake: {0}")]
+    Stream(#[source] io::Error),
     /// The stream ended without TLS's own end: cut, by whomever.
     #[error("the connection was cut")]
     Cut,
@@ -134,7 +150,12 @@ impl Error {
                 ..
             } => ErrorKind::Incompatible,
             Self::Protocol { .. } | Self::Plaintext => ErrorKind::Protocol,
-            Self::Cut | Self::HungUp | Self::Exhausted => ErrorKind::Lost,
+            Self::Cut
+            | Self::HungUp
+            | Self::NeverBegan
+            | Self::TimedOut { .. }
+            | Self::Stream(_)
+            | Self::Exhausted => ErrorKind::Lost,
         }
     }
 
@@ -174,7 +195,7 @@ pub(crate) enum Expected {
 }
 
 impl Expected {
-    fn role(&self) -> Role {
+    pub(crate) fn role(&self) -> Role {
         match self {
             Self::Server { .. } => Role::Server,
             Self::Client { .. } => Role::Client,
@@ -323,6 +344,15 @@ fn protocol_text(by: Role) -> &'static str {
         Role::Server => "the server does not answer in TLS",
         Role::Client => "the client does not speak TLS as this server does",
     }
+}
+
+fn timeout_text(by: Role, begun: bool, limit: Duration) -> String {
+    let part = match begun {
+        true => "did not finish",
+        false => "did not begin",
+    };
+    let seconds = limit.as_secs_f64();
+    format!("the {by} {part} its TLS handshake in {seconds} s")
 }
 
 fn alert_text(from: Role, alert: AlertDescription) -> String {

@@ -7,7 +7,7 @@
 //!   something themselves. [`ServerTls::session`] makes a [`Session`] for each new connection.
 //! - A [`Session`] turns bytes of a socket into plain bytes and back. Whoever owns the socket gives it what
 //!   arrived and sends what it has to say. One receive takes up to 256 KiB, one send as much, however many
-//!   records that is.
+//!   records that is. What the handshake has found out is in its [`Facts`].
 //! - An [`Error`] names what failed, which file or which certificate, and what can be done.
 //!
 //! The names of the files in a directory of certificates:
@@ -26,6 +26,7 @@
 mod certificates;
 mod client;
 mod error;
+mod facts;
 mod scatter;
 mod server;
 mod session;
@@ -33,5 +34,6 @@ mod verifier;
 
 pub use client::{Certificates, ClientOptions, Verification};
 pub use error::{Error, ErrorKind, Result, Role};
+pub use facts::{Facts, PeerCertificate};
 pub use server::ServerTls;
 pub use session::{Handshake, Received, Session};

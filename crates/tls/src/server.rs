@@ -4,7 +4,7 @@ use std::{
     fmt, fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use rustls::{
@@ -13,9 +13,10 @@ use rustls::{
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::UnixTime,
     server::{
-        NoServerSessionStorage, ParsedCertificate, UnbufferedServerConnection,
-        WebPkiClientVerifier, danger::ClientCertVerifier,
+        ClientHello, NoServerSessionStorage, ParsedCertificate, ResolvesServerCert,
+        UnbufferedServerConnection, WebPkiClientVerifier, danger::ClientCertVerifier,
     },
+    sign::CertifiedKey,
 };
 
 use crate::{
@@ -84,9 +85,16 @@ impl ServerTls {
     /// # Errors
     /// [`ErrorKind::Configuration`](crate::ErrorKind::Configuration), with the file that is at fault.
     pub fn session(&self) -> Result<Session> {
-        let connection = UnbufferedServerConnection::new(self.config()?).map_err(Error::Setup)?;
+        let mut config = ServerConfig::clone(&*self.config()?);
+        let asked_for = Arc::new(OnceLock::new());
+        config.cert_resolver = Arc::new(RemembersName {
+            identity: config.cert_resolver,
+            asked_for: Arc::clone(&asked_for),
+        });
+        let connection = UnbufferedServerConnection::new(Arc::new(config)).map_err(Error::Setup)?;
         let trust = self.directory.join(AUTHORITIES).display().to_string();
-        Ok(Session::server(connection, Expected::Client { trust }))
+        let expected = Expected::Client { trust };
+        Ok(Session::server(connection, expected, asked_for))
     }
 
     fn config(&self) -> Result<Arc<ServerConfig>> {
@@ -152,6 +160,28 @@ impl fmt::Debug for ServerTls {
             .field("directory", &self.directory)
             .field("clients", &self.clients)
             .finish_non_exhaustive()
+    }
+}
+
+/// A server's certificate, which remembers the name that the client of one connection has asked for: rustls
+/// tells it here only.
+#[derive(Debug)]
+struct RemembersName {
+    identity: Arc<dyn ResolvesServerCert>,
+    asked_for: Arc<OnceLock<String>>,
+}
+
+impl ResolvesServerCert for RemembersName {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        if let Some(name) = hello.server_name() {
+            // A client says hello once, or the same again.
+            let _ = self.asked_for.set(name.to_owned());
+        }
+        self.identity.resolve(hello)
+    }
+
+    fn only_raw_public_keys(&self) -> bool {
+        self.identity.only_raw_public_keys()
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
     io::{IoSlice, IoSliceMut},
     mem,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -28,7 +28,7 @@ use rustls::{
 };
 
 use crate::{
-    Error, Result,
+    Error, Facts, Result, Role,
     error::{Expected, LONGEST_MESSAGE},
     scatter::Scatter,
 };
@@ -59,6 +59,8 @@ pub struct Session {
     asked: Arc<AtomicBool>,
     /// The server asked for a certificate, and got one.
     shown: Arc<AtomicBool>,
+    /// The name that the client asked for.
+    asked_for: Arc<OnceLock<String>>,
 }
 
 /// rustls, as one side or the other.
@@ -78,8 +80,8 @@ struct Traffic {
     closed: bool,
     /// The peer has said something that TLS has an answer to.
     answered: bool,
-    /// An error has ended the session.
-    failed: bool,
+    /// What the peer did that has ended the session.
+    failure: Option<rustls::Error>,
     /// Short slices on their way into one record.
     gather: Vec<u8>,
 }
@@ -120,8 +122,15 @@ impl Session {
         }
     }
 
-    pub(crate) fn server(connection: UnbufferedServerConnection, expected: Expected) -> Self {
-        Self::new(Side::Server(connection), expected)
+    pub(crate) fn server(
+        connection: UnbufferedServerConnection,
+        expected: Expected,
+        asked_for: Arc<OnceLock<String>>,
+    ) -> Self {
+        Self {
+            asked_for,
+            ..Self::new(Side::Server(connection), expected)
+        }
     }
 
     fn new(side: Side, expected: Expected) -> Self {
@@ -132,6 +141,7 @@ impl Session {
             expected,
             asked: Arc::default(),
             shown: Arc::default(),
+            asked_for: Arc::default(),
         }
     }
 
@@ -158,6 +168,22 @@ impl Session {
     #[must_use]
     pub fn has_shown_certificate(&self) -> bool {
         self.shown.load(Ordering::Relaxed)
+    }
+
+    /// What the handshake has found out, once it is done.
+    #[must_use]
+    pub fn facts(&self) -> Facts {
+        let server_name = self.asked_for.get().cloned();
+        match &self.side {
+            Side::Client(connection) => Facts::new(connection, server_name),
+            Side::Server(connection) => Facts::new(connection, server_name),
+        }
+    }
+
+    /// Who the peer is.
+    #[must_use]
+    pub fn peer(&self) -> Role {
+        self.expected.role()
     }
 
     /// Where to put what arrives on the socket: 256 KiB and more, as long as everything that can be read is
@@ -216,7 +242,7 @@ impl Session {
 
     /// Tells the peer that nothing more comes, in [`outgoing`](Self::outgoing). After an error it knows.
     pub fn close(&mut self) {
-        if !self.traffic.failed {
+        if self.traffic.failure.is_none() {
             // What is wrong with the peer does not matter any more.
             let _ = self.advance(None, Errand::Close);
         }
@@ -229,6 +255,9 @@ impl Session {
         mut scatter: Option<&mut Scatter<'_, '_>>,
         mut errand: Errand<'_, '_>,
     ) -> Result<Turn> {
+        if let Some(error) = &self.traffic.failure {
+            return Err(self.peer_error(error.clone()));
+        }
         loop {
             let (discard, turn) = self.step(scatter.as_deref_mut(), &mut errand);
             self.incoming.discard(discard);
@@ -237,13 +266,18 @@ impl Session {
                 Ok(Some(turn)) => return Ok(turn),
                 Err(Failed::Here(error)) => return Err(error),
                 Err(Failed::Peer(error)) => {
-                    self.traffic.failed = true;
-                    let answered = self.traffic.answered;
+                    let told = self.peer_error(error.clone());
                     self.collect_alert();
-                    return Err(Error::from_peer(error, &self.expected, answered));
+                    // rustls is asked nothing any more: it would find the same again, and tell the peer twice.
+                    self.traffic.failure = Some(error);
+                    return Err(told);
                 }
             }
         }
+    }
+
+    fn peer_error(&self, error: rustls::Error) -> Error {
+        Error::from_peer(error, &self.expected, self.traffic.answered)
     }
 
     /// Carries out one thing that rustls says or wants; says also how much of what was received is done with.
@@ -262,7 +296,7 @@ impl Session {
 
     /// After an error: what rustls wants to tell the peer about it.
     fn collect_alert(&mut self) {
-        // It fails again with the same error when there is nothing to tell.
+        // Where there is nothing to tell, it fails again.
         let (discard, _) = self.step(None, &mut Errand::None);
         self.incoming.discard(discard);
     }
