@@ -8,6 +8,8 @@
 //! - A [`Session`] turns bytes of a socket into plain bytes and back. Whoever owns the socket gives it what
 //!   arrived and sends what it has to say. One receive takes up to 256 KiB, one send as much, however many
 //!   records that is. What the handshake has found out is in its [`Facts`].
+//! - A `TlsStream`, behind the feature `tokio`, is a session that owns its socket: tokio's `AsyncRead` and
+//!   `AsyncWrite` over any other that is both.
 //! - An [`Error`] names what failed, which file or which certificate, and what can be done.
 //!
 //! The names of the files in a directory of certificates:
@@ -30,6 +32,8 @@ mod facts;
 mod scatter;
 mod server;
 mod session;
+#[cfg(feature = "tokio")]
+mod stream;
 mod verifier;
 
 pub use client::{Certificates, ClientOptions, Verification};
@@ -37,3 +41,5 @@ pub use error::{Error, ErrorKind, Result, Role};
 pub use facts::{Facts, PeerCertificate};
 pub use server::ServerTls;
 pub use session::{Handshake, Received, Session};
+#[cfg(feature = "tokio")]
+pub use stream::TlsStream;

@@ -1,68 +1,27 @@
 //! A server's session and a client's, joined in memory, with certificates that come and go.
 
+mod support;
+
 use std::{
     fs,
     io::{IoSlice, IoSliceMut},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
 };
 
 use blockferry_tls::{
-    Certificates, ClientOptions, Error, ErrorKind, Handshake, Received, Role, ServerTls, Session,
-    Verification,
+    Error, ErrorKind, Handshake, Received, Role, ServerTls, Session, Verification,
 };
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    CertificateParams, CertificateRevocationListParams, ExtendedKeyUsagePurpose, KeyIdMethod,
     RevokedCertParams, SerialNumber,
 };
 use rustls::{ClientConfig, ClientConnection, RootCertStore, version::TLS12};
-use tempfile::TempDir;
 use time::{Duration, OffsetDateTime};
 
-/// An authority, and a directory with what it has signed.
-struct Realm {
-    room: TempDir,
-    issuer: Issuer<'static, KeyPair>,
-}
+use support::Realm;
 
 impl Realm {
-    /// With a server's certificate for `localhost`.
-    fn new(name: &str) -> Self {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.distinguished_name.push(DnType::CommonName, name);
-        let key = KeyPair::generate().expect("a key");
-        let authority = params.self_signed(&key).expect("a certificate").pem();
-        let room = tempfile::tempdir().expect("a directory");
-        fs::write(room.path().join("ca-cert.pem"), authority).expect("room");
-        let issuer = Issuer::new(params, key);
-        let realm = Self { room, issuer };
-        realm.sign("server", |_| {});
-        realm
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.room.path().join(name)
-    }
-
-    /// Signs a new certificate and key for `role`.
-    fn sign(&self, role: &str, change: impl FnOnce(&mut CertificateParams)) {
-        let key = KeyPair::generate().expect("a key");
-        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
-        change(&mut params);
-        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
-        let write = |kind: &str, text: String| {
-            // As those do who renew certificates: at once.
-            let new = self.path("new");
-            fs::write(&new, text).expect("room");
-            fs::rename(&new, self.path(&format!("{role}-{kind}.pem"))).expect("renamed");
-        };
-        write("cert", certificate.pem());
-        write("key", key.serialize_pem());
-    }
-
     /// Revokes the certificates of these numbers.
     fn revoke(&self, serials: &[u64]) {
         let now = OffsetDateTime::now_utc();
@@ -82,19 +41,6 @@ impl Realm {
         };
         let list = list.signed_by(&self.issuer).expect("a list");
         fs::write(self.path("ca-crl.pem"), list.pem().expect("PEM")).expect("room");
-    }
-
-    fn server(&self, clients: Verification) -> ServerTls {
-        ServerTls::new(self.room.path(), clients)
-    }
-
-    fn client(&self) -> Session {
-        let options = ClientOptions {
-            certificates: Certificates::Directory(self.room.path().to_owned()),
-            hostname: "localhost".to_owned(),
-            verification: Verification::On,
-        };
-        options.session().expect("good certificates")
     }
 
     /// What is wrong with the directory, as a server of it says.
