@@ -51,4 +51,4 @@ pub use process::{
 };
 pub use space::{file_size_limit, free_space, may_compress};
 pub use stream::{read_stream, write_stream};
-pub use usage::{Usage, Waited, await_exit, exit_descriptor, reap};
+pub use usage::{Usage, Waited, adopt_orphans, await_exit, exit_descriptor, reap};

@@ -12,10 +12,10 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    process::{Pid, PidfdFlags, pidfd_open},
+    process::{Pid, PidfdFlags, getpid, pidfd_open, set_child_subreaper},
 };
 
-/// What a process and those of its children that it waited for have used.
+/// What a process and those of its children that it waited for, or left to us, have used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Processor time in user mode.
@@ -75,7 +75,18 @@ pub fn await_exit(
     }
 }
 
-/// Waits for the end of `child` and takes its exit status together with what it used.
+/// Makes processes whose parent ends children of this process, if they descend from it, so that [`reap`] learns what
+/// they used. They have to be reaped by it.
+///
+/// # Errors
+/// As `prctl(2)` with `PR_SET_CHILD_SUBREAPER`.
+pub fn adopt_orphans() -> io::Result<()> {
+    // Which process is named has no meaning, only that one is.
+    Ok(set_child_subreaper(Some(getpid()))?)
+}
+
+/// Waits for the end of `child` and takes its exit status together with what it used. If it leads a process group,
+/// those of the group that it left to this process (see [`adopt_orphans`]) are waited for, too, and counted.
 ///
 /// # Errors
 /// `ECHILD` when it was reaped before.
@@ -83,12 +94,23 @@ pub fn reap(child: Child) -> io::Result<(ExitStatus, Usage)> {
     let pid = pid(&child)?.as_raw_nonzero().get();
     // By value, so that nobody can wait for a process id that will be someone else's.
     drop(child);
+    let (status, mut usage) = wait_for(pid)?;
+    while let Ok((_, left)) = wait_for(-pid) {
+        usage.user += left.user;
+        usage.system += left.system;
+        usage.peak_memory = usage.peak_memory.max(left.peak_memory);
+    }
+    Ok((status, usage))
+}
+
+/// `wait4(2)`: of a child, or with a negative number of any child in a process group.
+fn wait_for(whom: libc::pid_t) -> io::Result<(ExitStatus, Usage)> {
     let mut status: libc::c_int = 0;
     let mut usage = mem::MaybeUninit::<libc::rusage>::zeroed();
     loop {
         // SAFETY: both pointers are valid for writing what the call writes.
-        let result = unsafe { libc::wait4(pid, &raw mut status, 0, usage.as_mut_ptr()) };
-        if result == pid {
+        let result = unsafe { libc::wait4(whom, &raw mut status, 0, usage.as_mut_ptr()) };
+        if result > 0 {
             break;
         }
         let error = io::Error::last_os_error();
@@ -125,7 +147,7 @@ mod tests {
     use super::*;
     use std::{
         io::Write as _,
-        os::unix::net::UnixStream,
+        os::unix::{net::UnixStream, process::CommandExt as _},
         process::{Command, Stdio},
     };
 
@@ -168,6 +190,24 @@ mod tests {
         assert_eq!(waited, Waited::TimedOut);
         child.kill().expect("still there");
         reap(child).expect("reaped");
+    }
+
+    #[test]
+    fn what_a_group_leaves_behind_is_waited_for_too() {
+        adopt_orphans().expect("an ordinary call");
+        let mut child = Command::new("sh")
+            .args(["-c", "(sleep 1; echo x) & exit 0"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .expect("a shell");
+        let stdout = child.stdout.take().expect("a pipe");
+        reap(child).expect("reaped");
+        // Nobody holds the other end any more.
+        let mut watched = [PollFd::new(&stdout, PollFlags::IN)];
+        poll(&mut watched, Some(&Timespec::default())).expect("polled");
+        assert!(watched[0].revents().contains(PollFlags::HUP));
     }
 
     #[test]
