@@ -67,6 +67,11 @@ pub(crate) const PACKAGES: &[Package] = &[
         purpose: "connections that are cut and streams from elsewhere",
     },
     Package {
+        name: "haproxy",
+        commands: &["haproxy"],
+        purpose: "the relay that ours is measured against",
+    },
+    Package {
         name: "strace",
         commands: &["strace"],
         purpose: "counting system calls, and making them fail",
