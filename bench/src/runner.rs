@@ -14,6 +14,7 @@ use crate::{
     contents::Output,
     image,
     interrupt::Interrupt,
+    ports,
     scenario::{Contender, Scenario},
     stage::Stage,
     tools::Tools,
@@ -81,6 +82,8 @@ pub(crate) fn run(
     let scratch = scratch()?;
     progress("preparing images");
     let images = image::prepare(scenario, settings.quick, scratch.path(), interrupt)?;
+    let names = scenario.with_ports();
+    let ports = ports::free(names.len())?;
     let stage = Stage {
         scenario,
         quick: settings.quick,
@@ -88,6 +91,7 @@ pub(crate) fn run(
         interrupt,
         scratch: scratch.path(),
         images,
+        ports: names.into_iter().map(String::from).zip(ports).collect(),
     };
     let rounds = match (settings.runs, settings.quick) {
         (Some(runs), _) => runs,

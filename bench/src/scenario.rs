@@ -3,7 +3,11 @@
 //! A file is checked as a whole when it is read, so that a wrong name is an error before the first
 //! image is made and not after the first round.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -12,6 +16,7 @@ use crate::{
     placeholder,
     size::Size,
     target::{Bound, Target},
+    tools,
 };
 
 /// One question that is put to several programs.
@@ -36,9 +41,13 @@ pub(crate) struct Scenario {
     #[serde(default, rename = "image")]
     pub(crate) images: Vec<Image>,
     /// The servers. Those that a contender's command names are started anew before each of its runs.
-    /// Each is reached at `{uri:NAME}` and listens at `{socket:NAME}`.
+    /// Each is reached at `{uri:NAME}` and listens at `{socket:NAME}`, or at the port `{port:NAME}` of 127.0.0.1.
     #[serde(default, rename = "server")]
     pub(crate) servers: Vec<Server>,
+    /// Where the contenders themselves listen, for servers that connect to something: `{socket:NAME}` or `{port:NAME}`,
+    /// in the commands of both.
+    #[serde(default)]
+    pub(crate) places: Vec<String>,
     /// The programs, in the order in which each round runs them.
     #[serde(rename = "contender")]
     pub(crate) contenders: Vec<Contender>,
@@ -166,13 +175,16 @@ impl Image {
     }
 }
 
-/// An NBD server on a unix socket. It has to outlive a client, for we ask it whether it is there.
+/// A server. It has to outlive a client, for we ask it whether it is there.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Server {
     pub(crate) name: String,
-    /// The command, with `{socket}` for the path it is to listen at.
+    /// The command, with `{socket}` for the path it is to listen at, or `{port}` for the port.
     pub(crate) command: Vec<String>,
+    /// Variables that it is given, with the same placeholders.
+    #[serde(default)]
+    pub(crate) environment: BTreeMap<String, String>,
 }
 
 /// One of the programs that are compared.
@@ -231,7 +243,7 @@ impl Scenario {
         let names = named_by(&contender.command);
         self.servers.iter().filter(move |server| {
             names.iter().any(|name| match name.split_once(':') {
-                Some(("uri" | "socket", named)) => named == server.name,
+                Some(("uri" | "socket" | "port", named)) => named == server.name,
                 _ => *name == "uri",
             })
         })
@@ -241,7 +253,7 @@ impl Scenario {
     pub(crate) fn empty_images_of(&self, contender: &Contender) -> Vec<(&str, Format)> {
         let servers = self.servers_of(contender);
         let names: BTreeSet<&str> = servers
-            .flat_map(|server| named_by(&server.command))
+            .flat_map(Server::names)
             .chain(named_by(&contender.command))
             .collect();
         let images = self.images.iter().filter_map(|image| match image {
@@ -257,6 +269,19 @@ impl Scenario {
         images.filter(|(name, _)| is_named(name)).collect()
     }
 
+    /// The servers and places that need a port, by name.
+    pub(crate) fn with_ports(&self) -> BTreeSet<&str> {
+        let servers = self.servers.iter();
+        let contenders = self.contenders.iter();
+        let own = servers.clone().filter(|server| server.has_port());
+        servers
+            .flat_map(Server::names)
+            .chain(contenders.flat_map(|contender| named_by(&contender.command)))
+            .filter_map(|name| name.strip_prefix("port:"))
+            .chain(own.map(|server| &*server.name))
+            .collect()
+    }
+
     /// Whether system calls are to be counted.
     pub(crate) fn counts_system_calls(&self) -> bool {
         self.bounds.iter().any(|bound| bound.system_calls.is_some())
@@ -265,7 +290,10 @@ impl Scenario {
     fn check(&self) -> Result<()> {
         ensure!(self.runs > 0, "`runs` has to be at least 1");
         distinct("image", self.images.iter().map(Image::name))?;
-        distinct("server", self.servers.iter().map(|server| &*server.name))?;
+        let servers = self.servers.iter().map(|server| &*server.name);
+        // Each of them has a socket of its own.
+        let places = self.places.iter().map(String::as_str);
+        distinct("server or place", servers.chain(places))?;
         distinct("contender", self.contenders.iter().map(|c| &*c.name))?;
         ensure!(
             self.contenders.iter().any(|contender| contender.ours),
@@ -273,12 +301,22 @@ impl Scenario {
         );
         self.check_images()?;
         for server in &self.servers {
-            self.check_command(&server.command, true)
+            self.check_command(server.arguments(), true)
                 .with_context(|| format!("server `{}`", server.name))?;
+            ensure!(
+                !server.command.is_empty(),
+                "server `{}` has no command",
+                server.name
+            );
         }
         for contender in &self.contenders {
-            self.check_command(&contender.command, false)
+            self.check_command(contender.command.iter(), false)
                 .with_context(|| format!("contender `{}`", contender.name))?;
+            ensure!(
+                !contender.command.is_empty(),
+                "contender `{}` has no command",
+                contender.name
+            );
             ensure!(
                 self.measure == Measure::Wall || contender.stdout == Stdout::Null,
                 "a contender that prints a rate has no other use for its output"
@@ -363,21 +401,37 @@ impl Scenario {
         Ok(())
     }
 
-    fn check_command(&self, command: &[String], is_server: bool) -> Result<()> {
-        ensure!(!command.is_empty(), "it has no command");
-        for argument in command {
+    fn check_command<'a>(
+        &self,
+        arguments: impl Iterator<Item = &'a String>,
+        is_server: bool,
+    ) -> Result<()> {
+        for argument in arguments {
             for name in placeholder::names(argument)? {
                 let known = match name.split_once(':') {
                     Some(("image", image)) => self.images.iter().any(|i| i.name() == image),
-                    Some(("uri" | "socket", server)) => {
+                    Some(("socket" | "port", place)) if self.places.iter().any(|p| p == place) => {
+                        true
+                    }
+                    Some(("socket", server)) => {
+                        let there = self.servers.iter().find(|s| s.name == server);
+                        !is_server && there.is_some_and(|server| !server.has_port())
+                    }
+                    Some(("port", server)) => {
+                        let there = self.servers.iter().find(|s| s.name == server);
+                        !is_server && there.is_some_and(Server::has_port)
+                    }
+                    Some(("uri", server)) => {
                         !is_server && self.servers.iter().any(|s| s.name == server)
                     }
                     Some(("example", _)) => true,
+                    Some(("configuration", file)) => tools::configuration(file).is_file(),
                     Some(_) => false,
                     None => match name {
                         "blockferry" | "zero-scan" | "idle-clients" => true,
+                        "relay-traffic" | "relay-tokio" | "relay-splice2" => true,
                         "size" => self.size.is_some(),
-                        "socket" => is_server,
+                        "socket" | "port" => is_server,
                         "out" => !is_server,
                         "uri" => !is_server && self.servers.len() == 1,
                         "image" => self.images.len() == 1,
@@ -390,6 +444,25 @@ impl Scenario {
             }
         }
         Ok(())
+    }
+}
+
+impl Server {
+    /// Whether it listens at a port and not at a path.
+    pub(crate) fn has_port(&self) -> bool {
+        self.names().any(|name| name == "port")
+    }
+
+    /// What it is given, wherever.
+    fn arguments(&self) -> impl Iterator<Item = &String> {
+        self.command.iter().chain(self.environment.values())
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        let arguments = self.arguments();
+        arguments
+            .filter_map(|argument| placeholder::names(argument).ok())
+            .flatten()
     }
 }
 

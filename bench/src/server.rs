@@ -1,6 +1,7 @@
 //! The servers of a run: started, waited for until they listen, stopped with their cost taken.
 
 use std::{
+    net::{Ipv4Addr, TcpStream},
     os::unix::net::UnixStream,
     path::Path,
     process::{Command, Stdio},
@@ -8,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use crate::{interrupt::Interrupt, process::Running};
 
@@ -23,21 +24,27 @@ pub(crate) struct Server {
     running: Running,
 }
 
+/// Where a server listens.
+#[derive(Clone, Copy)]
+pub(crate) enum Place<'a> {
+    Socket(&'a Path),
+    /// Of 127.0.0.1.
+    Port(u16),
+}
+
 impl Server {
-    /// Starts `command` and returns when something listens at `socket`.
+    /// Starts `command` and returns when something listens at `place`.
     pub(crate) fn start(
         name: &str,
-        command: &[String],
-        socket: &Path,
+        command: &mut Command,
+        place: Place<'_>,
         scratch: &Path,
         interrupt: &Interrupt,
     ) -> Result<Self> {
-        let (program, arguments) = command.split_first().context("a server has a command")?;
-        let mut command = Command::new(program);
-        command.args(arguments).stdout(Stdio::null());
-        let running = Running::start(&mut command, &scratch.join(format!("{name}.stderr")))?;
+        command.stdout(Stdio::null());
+        let running = Running::start(command, &scratch.join(format!("{name}.stderr")))?;
         let started = Instant::now();
-        while UnixStream::connect(socket).is_err() {
+        while !place.is_listened_at() {
             interrupt.check()?;
             if running.has_ended(interrupt)? {
                 bail!("server `{name}` ended at once: {}", running.complaint());
@@ -58,6 +65,15 @@ impl Server {
     }
 }
 
+impl Place<'_> {
+    fn is_listened_at(self) -> bool {
+        match self {
+            Self::Socket(path) => UnixStream::connect(path).is_ok(),
+            Self::Port(port) => TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok(),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,9 +82,11 @@ mod tests {
     fn a_server_that_ends_at_once_is_an_error_with_its_complaint() {
         let directory = tempfile::tempdir().unwrap();
         let (interrupt, _writer) = Interrupt::detached();
-        let command = ["sh", "-c", "echo no such image >&2"].map(String::from);
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo no such image >&2"]);
         let socket = directory.path().join("socket");
-        let error = Server::start("s", &command, &socket, directory.path(), &interrupt);
+        let place = Place::Socket(&socket);
+        let error = Server::start("s", &mut command, place, directory.path(), &interrupt);
         let error = error.err().unwrap().to_string();
         assert_eq!(error, "server `s` ended at once: no such image");
     }

@@ -18,8 +18,8 @@ use crate::{
     placeholder,
     process::{self, Ended, Running},
     runner::Sample,
-    scenario::{Contender, Format, Scenario, Stdout},
-    server::Server,
+    scenario::{self, Contender, Format, Scenario, Stdout},
+    server::{Place, Server},
     tools::{self, Tools},
 };
 
@@ -34,6 +34,8 @@ pub(crate) struct Stage<'a> {
     pub(crate) interrupt: &'a Interrupt,
     pub(crate) scratch: &'a Path,
     pub(crate) images: BTreeMap<String, PathBuf>,
+    /// Of the servers and places that have one.
+    pub(crate) ports: BTreeMap<String, u16>,
 }
 
 impl Stage<'_> {
@@ -116,27 +118,42 @@ impl Stage<'_> {
             let path = &self.images[name];
             image::renew(path, format, size, self.scratch, self.interrupt)?;
         }
-        let mut servers = Vec::new();
-        for server in self.scenario.servers_of(contender) {
-            let socket = self.socket(&server.name);
-            remove(&socket)?;
-            let path = socket.to_string_lossy();
-            let mut command = Vec::new();
-            for argument in &server.command {
-                command.push(placeholder::expand(argument, |name| match name {
-                    "socket" => Ok(path.clone().into_owned()),
-                    name => self.value(name),
-                })?);
-            }
-            servers.push(Server::start(
-                &server.name,
-                &command,
-                &socket,
-                self.scratch,
-                self.interrupt,
-            )?);
+        for place in &self.scenario.places {
+            remove(&self.socket(place))?;
         }
-        Ok(servers)
+        let servers = self.scenario.servers_of(contender);
+        servers.map(|server| self.start(server)).collect()
+    }
+
+    fn start(&self, server: &scenario::Server) -> Result<Server> {
+        let socket = self.socket(&server.name);
+        remove(&socket)?;
+        let expand = |argument: &str| {
+            placeholder::expand(argument, |name| match name {
+                "socket" => Ok(socket.to_string_lossy().into_owned()),
+                "port" => self.port(&server.name),
+                name => self.value(name),
+            })
+        };
+        let (program, arguments) = server.command.split_first().context("it has a command")?;
+        let mut command = Command::new(expand(program)?);
+        for argument in arguments {
+            command.arg(expand(argument)?);
+        }
+        for (name, value) in &server.environment {
+            command.env(name, expand(value)?);
+        }
+        let place = match self.ports.get(&server.name) {
+            Some(port) if server.has_port() => Place::Port(*port),
+            _ => Place::Socket(&socket),
+        };
+        Server::start(
+            &server.name,
+            &mut command,
+            place,
+            self.scratch,
+            self.interrupt,
+        )
     }
 
     /// Runs `command`, the beginning of the contender's, with the contender's arguments to its end.
@@ -168,7 +185,9 @@ impl Stage<'_> {
         let path = match name.split_once(':') {
             Some(("example", example)) => self.tools.example(example),
             Some(("image", image)) => self.images[image].clone(),
+            Some(("configuration", file)) => tools::configuration(file),
             Some(("uri", server)) => return Ok(self.uri(server)),
+            Some(("port", place)) => return self.port(place),
             Some(("socket", server)) => self.socket(server),
             None if name == "uri" => return Ok(self.uri(&self.scenario.servers[0].name)),
             None if name == "image" => self.images[self.scenario.images[0].name()].clone(),
@@ -189,6 +208,11 @@ impl Stage<'_> {
 
     fn socket(&self, server: &str) -> PathBuf {
         self.scratch.join(format!("{server}.sock"))
+    }
+
+    fn port(&self, place: &str) -> Result<String> {
+        let port = self.ports.get(place);
+        Ok(port.context("it has no port")?.to_string())
     }
 
     fn printed(&self) -> PathBuf {

@@ -37,6 +37,12 @@ impl Tools {
     }
 }
 
+/// A file that configures a rival.
+pub(crate) fn configuration(name: &str) -> PathBuf {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("configurations");
+    directory.join(name)
+}
+
 /// The path of a program: itself if it has a directory, else the first of that name on the `PATH`.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     if program.contains('/') {
