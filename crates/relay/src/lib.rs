@@ -15,6 +15,8 @@
 //!  clock, hangup, rate      when waiting ends, who is gone, how much may move
 //! ```
 //!
+//! [`proxy_protocol`] has the header that tells a server behind a relay who its client is.
+//!
 //! Who writes to a socket whose peer is gone gets a signal (SIGPIPE) from splicing. Rust programs ignore it, unless
 //! they say otherwise; do not.
 
@@ -32,6 +34,7 @@ mod one_way;
 mod options;
 mod policy;
 mod pool;
+pub mod proxy_protocol;
 mod rate;
 mod stream;
 
