@@ -18,8 +18,8 @@ use crate::{Error, Result};
 /// The names of the files in a directory.
 pub(crate) const AUTHORITIES: &str = "ca-cert.pem";
 pub(crate) const REVOKED: &str = "ca-crl.pem";
-const CLIENT_CERTIFICATE: &str = "client-cert.pem";
-const CLIENT_KEY: &str = "client-key.pem";
+pub(crate) const CLIENT_CERTIFICATE: &str = "client-cert.pem";
+pub(crate) const CLIENT_KEY: &str = "client-key.pem";
 pub(crate) const SERVER_CERTIFICATE: &str = "server-cert.pem";
 pub(crate) const SERVER_KEY: &str = "server-key.pem";
 

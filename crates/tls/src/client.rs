@@ -1,6 +1,8 @@
 //! What a client trusts and shows.
 
 use std::{
+    fmt,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -19,6 +21,7 @@ use rustls::{
 use crate::{
     Error, Result, Session, certificates,
     error::{Expected, server_name},
+    reread::Reread,
     verifier::AcceptsAnyCertificate,
 };
 
@@ -60,59 +63,60 @@ impl ClientOptions {
     /// # Errors
     /// [`ErrorKind::Configuration`](crate::ErrorKind::Configuration), with the file that is at fault.
     pub fn session(&self) -> Result<Session> {
+        self.session_of(&self.load()?)
+    }
+
+    fn load(&self) -> Result<Loaded> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let directory = self.certificates.directory();
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .map_err(Error::Setup)?;
-        let (name, trust, builder) = match self.verification {
+        let (trust, builder) = match self.verification {
             Verification::On => {
                 let trust = Trust::load(directory)?;
                 let verifier = trust.verifier(&provider)?;
                 let builder = builder
                     .dangerous()
                     .with_custom_certificate_verifier(verifier);
-                (server_name(&self.hostname)?, trust.place, builder)
+                (trust.place, builder)
             }
             Verification::Off => {
                 let verifier = Arc::new(AcceptsAnyCertificate(provider));
                 let builder = builder
                     .dangerous()
                     .with_custom_certificate_verifier(verifier);
-                // An address is never sent, so it does for a host without a name, too.
-                let nameless = ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into());
-                let name = server_name(&self.hostname).unwrap_or(nameless);
-                (name, String::new(), builder)
+                (String::new(), builder)
             }
         };
         let identity = match directory {
             Some(directory) => certificates::client_identity(directory)?,
             None => None,
         };
-        let asked = Arc::new(AtomicBool::new(false));
-        let shown = Arc::new(AtomicBool::new(false));
         let mut config = match identity {
-            Some(identity) => {
-                let mut config = builder
-                    .with_client_auth_cert(identity.chain, identity.key)
-                    .map_err(|error| identity.files.cannot_be_used(&error))?;
-                config.client_auth_cert_resolver = Arc::new(RemembersShowing {
-                    identity: Arc::clone(&config.client_auth_cert_resolver),
-                    shown: Arc::clone(&shown),
-                });
-                config
-            }
-            None => builder.with_client_cert_resolver(Arc::new(NothingToShow {
-                asked: Arc::clone(&asked),
-            })),
+            Some(identity) => builder
+                .with_client_auth_cert(identity.chain, identity.key)
+                .map_err(|error| identity.files.cannot_be_used(&error))?,
+            None => builder.with_no_client_auth(),
         };
-        // A session is made for one connection: certificates that were renewed are read again for the next, and
-        // the server proves each time who it is.
+        // The server proves each time who it is.
         config.resumption = Resumption::disabled();
+        Ok(Loaded { config, trust })
+    }
+
+    fn session_of(&self, Loaded { config, trust }: &Loaded) -> Result<Session> {
+        let name = self.server_name()?;
+        let (asked, shown) = (Arc::<AtomicBool>::default(), Arc::default());
+        let mut config = config.clone();
+        config.client_auth_cert_resolver = Arc::new(Remembers {
+            identity: config.client_auth_cert_resolver,
+            asked: Arc::clone(&asked),
+            shown: Arc::clone(&shown),
+        });
         let connection = UnbufferedClientConnection::new(Arc::new(config), name);
         let expected = Expected::Server {
             name: self.hostname.clone(),
-            trust,
+            trust: trust.clone(),
         };
         Ok(Session::client(
             connection.map_err(Error::Setup)?,
@@ -120,6 +124,78 @@ impl ClientOptions {
             asked,
             shown,
         ))
+    }
+
+    fn server_name(&self) -> Result<ServerName<'static>> {
+        match (server_name(&self.hostname), self.verification) {
+            // An address is never sent, so it does for a host without a name, too.
+            (Err(_), Verification::Off) => Ok(ServerName::IpAddress(Ipv4Addr::UNSPECIFIED.into())),
+            (name, _) => name,
+        }
+    }
+}
+
+/// TLS as a client does it again and again.
+///
+/// The files of a directory are read when a session begins and they are not what they were; what the system trusts
+/// is read once. Where files are not there any more, or wrong, no session begins; where they may not be read any
+/// more, it goes on with what was read.
+pub struct ClientTls {
+    options: ClientOptions,
+    known: Reread<Loaded>,
+}
+
+/// What was made of the files.
+struct Loaded {
+    config: ClientConfig,
+    /// Who vouches for the server, for messages.
+    trust: String,
+}
+
+const FILES: [&str; 4] = [
+    certificates::AUTHORITIES,
+    certificates::REVOKED,
+    certificates::CLIENT_CERTIFICATE,
+    certificates::CLIENT_KEY,
+];
+
+impl ClientTls {
+    /// TLS as `options` say. Nothing is read yet: [`check`](Self::check) does.
+    #[must_use]
+    pub fn new(options: ClientOptions) -> Self {
+        let files = match options.certificates.directory() {
+            Some(directory) => FILES.map(|file| directory.join(file)).into(),
+            None => Vec::new(),
+        };
+        Self {
+            options,
+            known: Reread::new(files),
+        }
+    }
+
+    /// Reads the files, to find out early what is wrong with them, or with the name of the server.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Configuration`](crate::ErrorKind::Configuration), with the file that is at fault.
+    pub fn check(&self) -> Result<()> {
+        self.session().map(drop)
+    }
+
+    /// Begins the session of a new connection: its handshake comes first.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Configuration`](crate::ErrorKind::Configuration), with the file that is at fault.
+    pub fn session(&self) -> Result<Session> {
+        let loaded = self.known.current(|| self.options.load())?;
+        self.options.session_of(&loaded)
+    }
+}
+
+impl fmt::Debug for ClientTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientTls")
+            .field("options", &self.options)
+            .finish_non_exhaustive()
     }
 }
 
@@ -176,21 +252,26 @@ impl Trust {
     }
 }
 
-/// A client with a certificate, which remembers whether it has shown it.
+/// What a client shows, if it has anything; it remembers whether it was asked, and whether it has shown it.
 #[derive(Debug)]
-struct RemembersShowing {
+struct Remembers {
     identity: Arc<dyn ResolvesClientCert>,
+    /// It was asked and has nothing.
+    asked: Arc<AtomicBool>,
     shown: Arc<AtomicBool>,
 }
 
-impl ResolvesClientCert for RemembersShowing {
+impl ResolvesClientCert for Remembers {
     fn resolve(
         &self,
         authorities: &[&[u8]],
         schemes: &[SignatureScheme],
     ) -> Option<Arc<CertifiedKey>> {
         let key = self.identity.resolve(authorities, schemes);
-        self.shown.fetch_or(key.is_some(), Ordering::Relaxed);
+        match self.identity.has_certs() {
+            true => self.shown.fetch_or(key.is_some(), Ordering::Relaxed),
+            false => self.asked.swap(true, Ordering::Relaxed),
+        };
         key
     }
 
@@ -200,22 +281,5 @@ impl ResolvesClientCert for RemembersShowing {
 
     fn has_certs(&self) -> bool {
         self.identity.has_certs()
-    }
-}
-
-/// A client without a certificate, which remembers whether it was asked for one.
-#[derive(Debug)]
-struct NothingToShow {
-    asked: Arc<AtomicBool>,
-}
-
-impl ResolvesClientCert for NothingToShow {
-    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        self.asked.store(true, Ordering::Relaxed);
-        None
-    }
-
-    fn has_certs(&self) -> bool {
-        false
     }
 }

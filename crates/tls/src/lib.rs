@@ -2,7 +2,8 @@
 //! without I/O of its own.
 //!
 //! - [`ClientOptions`] says which authorities are trusted, which name the server's certificate must be for, and
-//!   where this side's own certificate is. [`ClientOptions::session`] reads the files and makes a [`Session`].
+//!   where this side's own certificate is. [`ClientOptions::session`] reads the files and makes a [`Session`];
+//!   a [`ClientTls`] makes many.
 //! - [`ServerTls`] is the same for the other side: what a server shows, and whether its clients have to show
 //!   something themselves. [`ServerTls::session`] makes a [`Session`] for each new connection.
 //! - A [`Session`] turns bytes of a socket into plain bytes and back. Whoever owns the socket gives it what
@@ -29,6 +30,7 @@ mod certificates;
 mod client;
 mod error;
 mod facts;
+mod reread;
 mod scatter;
 mod server;
 mod session;
@@ -36,7 +38,7 @@ mod session;
 mod stream;
 mod verifier;
 
-pub use client::{Certificates, ClientOptions, Verification};
+pub use client::{Certificates, ClientOptions, ClientTls, Verification};
 pub use error::{Error, ErrorKind, Result, Role};
 pub use facts::{Facts, PeerCertificate};
 pub use server::ServerTls;

@@ -1,10 +1,9 @@
 //! What a server shows, and what it wants to see of its clients.
 
 use std::{
-    fmt, fs, io,
-    os::unix::fs::MetadataExt,
+    fmt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, OnceLock},
 };
 
 use rustls::{
@@ -23,6 +22,7 @@ use crate::{
     Error, Result, Role, Session, Verification,
     certificates::{self, AUTHORITIES, Identity, REVOKED, SERVER_CERTIFICATE, SERVER_KEY},
     error::{Expected, own_problem},
+    reread::Reread,
 };
 
 /// TLS as a server does it, with the certificates in a directory.
@@ -34,20 +34,10 @@ use crate::{
 pub struct ServerTls {
     directory: PathBuf,
     clients: Verification,
-    loaded: Mutex<Option<Loaded>>,
-}
-
-/// What was made of the files.
-struct Loaded {
-    config: Arc<ServerConfig>,
-    /// What the files were like before they were read.
-    stamps: [Option<Stamp>; FILES.len()],
+    known: Reread<ServerConfig>,
 }
 
 const FILES: [&str; 4] = [SERVER_CERTIFICATE, SERVER_KEY, AUTHORITIES, REVOKED];
-
-/// What changes with a file: device, inode, size, and the times of its data and of itself in nanoseconds.
-type Stamp = (u64, u64, u64, [(i64, i64); 2]);
 
 impl ServerTls {
     /// TLS with what is in `directory`: `server-cert.pem` with the server's certificate and those between it
@@ -57,10 +47,11 @@ impl ServerTls {
     /// Nothing is read yet: [`check`](Self::check) does.
     #[must_use]
     pub fn new(directory: impl Into<PathBuf>, clients: Verification) -> Self {
+        let directory = directory.into();
         Self {
-            directory: directory.into(),
+            known: Reread::new(FILES.map(|file| directory.join(file)).into()),
+            directory,
             clients,
-            loaded: Mutex::new(None),
         }
     }
 
@@ -98,27 +89,7 @@ impl ServerTls {
     }
 
     fn config(&self) -> Result<Arc<ServerConfig>> {
-        // What a panic has left behind is whole: it is put there as one.
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        let stamps = FILES.map(|file| stamp(&self.directory.join(file)));
-        if let Some(known) = &*loaded
-            && known.stamps == stamps
-        {
-            return Ok(Arc::clone(&known.config));
-        }
-        match (self.load(), &*loaded) {
-            (Ok(config), _) => {
-                let config = Arc::new(config);
-                *loaded = Some(Loaded {
-                    config: Arc::clone(&config),
-                    stamps,
-                });
-                Ok(config)
-            }
-            // Who has given up the right to read them goes on with what was read before.
-            (Err(error), Some(known)) if is_denied(&error) => Ok(Arc::clone(&known.config)),
-            (Err(error), _) => Err(error),
-        }
+        self.known.current(|| self.load())
     }
 
     fn load(&self) -> Result<ServerConfig> {
@@ -183,19 +154,6 @@ impl ResolvesServerCert for RemembersName {
     fn only_raw_public_keys(&self) -> bool {
         self.identity.only_raw_public_keys()
     }
-}
-
-fn is_denied(error: &Error) -> bool {
-    matches!(error, Error::File { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
-}
-
-fn stamp(path: &Path) -> Option<Stamp> {
-    let facts = fs::metadata(path).ok()?;
-    let times = [
-        (facts.mtime(), facts.mtime_nsec()),
-        (facts.ctime(), facts.ctime_nsec()),
-    ];
-    Some((facts.dev(), facts.ino(), facts.size(), times))
 }
 
 /// Whether a certificate will do for clients that look at it, as far as that can be said without knowing

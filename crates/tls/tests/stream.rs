@@ -14,7 +14,9 @@ use std::{
     time::Duration,
 };
 
-use blockferry_tls::{Error, ErrorKind, Role, TlsStream, Verification};
+use blockferry_tls::{
+    Certificates, ClientOptions, ClientTls, Error, ErrorKind, Role, TlsStream, Verification,
+};
 use proptest::prelude::*;
 use rcgen::{DnType, ExtendedKeyUsagePurpose};
 use tokio::{
@@ -529,4 +531,35 @@ async fn a_server_knows_the_name_it_was_asked_for_and_who_asked() {
     let certificate = server.expect("a server").facts().certificate;
     let name = certificate.expect("it was shown").common_name;
     assert!(name.is_some(), "{name:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_shows_what_is_in_its_files_when_it_connects() {
+    let realm = Realm::new("authority");
+    let tls = ClientTls::new(ClientOptions {
+        certificates: Certificates::Directory(realm.room.path().to_owned()),
+        hostname: "localhost".to_owned(),
+        verification: Verification::On,
+    });
+    tls.check()
+        .expect("it has nothing to show, which is no fault");
+    let server = realm.server(Verification::On);
+    let meet = async || {
+        let (near, far) = duplex(1 << 16);
+        let server = TlsStream::handshake(far, server.session().expect("good"), LIMIT);
+        let client = TlsStream::handshake(near, tls.session().expect("good"), LIMIT);
+        let (_client, server) = tokio::join!(client, server);
+        server.map(|server| server.facts().certificate.is_some())
+    };
+    let error = meet().await.expect_err("no certificate");
+    assert!(matches!(error, Error::NoCertificate), "{error}");
+    realm.sign("client", |params| {
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    });
+    for _ in 0..2 {
+        assert!(meet().await.expect("it has one by now"));
+    }
+    std::fs::write(realm.path("client-key.pem"), "nonsense").expect("room");
+    let error = tls.check().expect_err("nonsense");
+    assert_eq!(error.kind(), ErrorKind::Configuration, "{error}");
 }
