@@ -13,6 +13,7 @@
 //!  pool, buffers            pipes and memory, lent only while bytes are in them
 //!  stream                   what an end is, found out at run time
 //!  clock, hangup, rate      when waiting ends, who is gone, how much may move
+//!  farewell                 closing a socket without losing what was said last
 //! ```
 //!
 //! [`proxy_protocol`] has the header that tells a server behind a relay who its client is.
@@ -27,6 +28,7 @@ mod buffers;
 mod clock;
 mod counters;
 mod error;
+mod farewell;
 mod files;
 mod flow;
 mod hangup;
@@ -41,6 +43,7 @@ mod stream;
 pub use bidirectional::copy_bidirectional;
 pub use counters::{Counters, Moved, Totals};
 pub use error::{Cause, CopyError, Direction, RelayError};
+pub use farewell::delivered;
 pub use one_way::{copy, copy_with};
 pub use options::{Mode, Options};
 pub use pool::PipePool;

@@ -11,6 +11,7 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
+    ioctl::{self, Getter, Opcode},
     net::{
         AddressFamily, SendAncillaryBuffer, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
         sendmsg, sockopt, sockopt::Timeout,
@@ -81,6 +82,20 @@ pub fn is_hung_up(socket: BorrowedFd<'_>) -> io::Result<bool> {
 /// As `poll(2)`.
 pub fn is_readable(socket: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(!events(socket, PollFlags::IN)?.is_empty())
+}
+
+/// How many bytes were written to `socket` and not yet acknowledged by its peer's system (`SIOCOUTQ` of tcp(7)).
+///
+/// # Errors
+/// As `ioctl(2)`; `EINVAL` for a socket that listens.
+pub fn unacknowledged(socket: BorrowedFd<'_>) -> io::Result<usize> {
+    /// `TIOCOUTQ` of asm-generic/ioctls.h, which is `SIOCOUTQ`.
+    const SIOCOUTQ: Opcode = libc::TIOCOUTQ as Opcode;
+    // SAFETY: SIOCOUTQ fills one int.
+    let getter = unsafe { Getter::<SIOCOUTQ, i32>::new() };
+    // SAFETY: as above; where the descriptor is no socket the call only fails.
+    let count = unsafe { ioctl::ioctl(socket, getter) }?;
+    Ok(usize::try_from(count).unwrap_or(0))
 }
 
 /// Which of `wanted` are the case now, or an error or a hang-up.
