@@ -13,22 +13,20 @@ use std::{
 
 use crate::{
     block::{
-        Access, BlockDevice, Buffer, ByteRange, Error, ErrorKind, FileDevice, HumanSize, Mapping,
-        Result, read_exact_at,
+        Access, BlockDevice, ByteRange, Error, ErrorKind, FileDevice, HumanSize, Mapping, Result,
     },
     copy::Source,
     filter::Unpack,
     format::{
-        self, Details, Format, Image, PROBE_LENGTH,
+        Details, Format, Image,
         packed::{Packed, Packing, UnpackOptions, Unpacked},
-        probe, probe_packing,
+        probe,
     },
 };
 
-use blockferry_sys as sys;
-
 use super::{
     Endpoint, EndpointKind, Layer, OpenDevice, OpenOptions, OpenSource,
+    guess::{is_one_file, most_data, told},
     in_use::{claim, claim_below},
     open::{open_device, opening},
     ova,
@@ -47,7 +45,8 @@ pub struct ImageFormat {
 /// A format, or that it is to be found out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum FormatKind {
-    /// What a regular local file begins with tells; everything else is [raw](Self::Raw).
+    /// What a regular local file begins with tells; everything else is [raw](Self::Raw). That it is compressed, or an
+    /// archive, is believed only where the name of the file says the same.
     Probe,
     /// The same among the formats of images alone: what is compressed, or an archive, is just bytes, as qemu has it.
     ProbeImage,
@@ -120,12 +119,28 @@ pub(super) async fn interpret(
     options: &OpenOptions,
     opened: OpenDevice,
 ) -> Result<OpenDevice> {
+    match told(endpoint, options, &*opened.device).await {
+        Ok(kind) => interpret_as(endpoint, kind, access, options, opened).await,
+        Err(error) => {
+            opened.connection.abandon().await;
+            Err(opening(endpoint)(error))
+        }
+    }
+}
+
+/// The same, once it is known what it is.
+async fn interpret_as(
+    endpoint: &Endpoint,
+    kind: FormatKind,
+    access: Access,
+    options: &OpenOptions,
+    opened: OpenDevice,
+) -> Result<OpenDevice> {
     let OpenDevice {
         device,
         mut connection,
     } = opened;
     let interpreted = async {
-        let kind = told(endpoint, &*device).await?;
         check_snapshot(endpoint, kind)?;
         match kind {
             FormatKind::Image(format) => {
@@ -175,7 +190,7 @@ pub(super) async fn interpret_source(
         mut connection,
     } = opened;
     let begun = async {
-        let kind = told(endpoint, &*device).await?;
+        let kind = told(endpoint, options, &*device).await?;
         check_snapshot(endpoint, kind)?;
         let FormatKind::Packed(packing) = kind else {
             return Ok((kind, None));
@@ -193,9 +208,8 @@ pub(super) async fn interpret_source(
             })
         }
         Ok((kind, None)) => {
-            let known = endpoint.clone().taken_for(kind);
             let opened = OpenDevice { device, connection };
-            let opened = interpret(&known, Access::ReadOnly, options, opened).await?;
+            let opened = interpret_as(endpoint, kind, Access::ReadOnly, options, opened).await?;
             Ok(OpenSource {
                 source: Source::Device(opened.device),
                 connection: opened.connection,
@@ -240,6 +254,7 @@ pub(super) async fn unpacked(
     let mut unpack = Unpack::new(packing);
     unpack.unpack = true;
     unpack.max_size = options.max_size.unwrap_or(unpack.max_size);
+    unpack.max_data = most_data(endpoint);
     let opening = unpack.open_telling(device, |why| {
         options.notice(&format!(
             "{endpoint}: it is unpacked into a temporary file first: {why}"
@@ -278,7 +293,12 @@ pub async fn image_details(endpoint: &Endpoint, options: &OpenOptions) -> Result
     let bytes = bytes.behind(Vec::new());
     let OpenDevice { device, connection } = open_device(&bytes, Access::ReadOnly, options).await?;
     let details = async {
-        match told(endpoint, &*device).await? {
+        // Whoever opens it is told what it is taken for.
+        let quiet = OpenOptions {
+            notices: None,
+            ..options.clone()
+        };
+        match told(endpoint, &quiet, &*device).await? {
             FormatKind::Image(format) => format.details(&device).await.map(Some),
             FormatKind::Ova => ova::details(endpoint, options, &device).await,
             _ => Ok(None),
@@ -288,69 +308,6 @@ pub async fn image_details(endpoint: &Endpoint, options: &OpenOptions) -> Result
     drop(device);
     connection.abandon().await;
     details
-}
-
-/// The format of `device`: what was said, or what it begins with.
-pub(super) async fn told(endpoint: &Endpoint, device: &dyn BlockDevice) -> Result<FormatKind> {
-    match endpoint.format().kind {
-        FormatKind::Probe if may_probe(endpoint, device) => {
-            let start = beginning(device).await?;
-            match probe_packing(&start) {
-                Some(packing) => Ok(FormatKind::Packed(packing)),
-                None if format::ova::begins(&start) => Ok(FormatKind::Ova),
-                None => kind_of(&start),
-            }
-        }
-        FormatKind::ProbeImage if may_probe(endpoint, device) => probed(device).await,
-        FormatKind::Probe | FormatKind::ProbeImage => Ok(FormatKind::Raw),
-        kind => Ok(kind),
-    }
-}
-
-/// Whether it is a regular file of this machine.
-fn may_probe(endpoint: &Endpoint, device: &dyn BlockDevice) -> bool {
-    match device.mapping(ByteRange::between(0, 1)) {
-        Mapping::File { fd, .. } if is_one_file(endpoint) => {
-            sys::inspect(fd).is_ok_and(|facts| facts.kind == sys::FileKind::Regular)
-        }
-        _ => false,
-    }
-}
-
-/// Whether its bytes are those of one file or block device, all of it.
-fn is_one_file(endpoint: &Endpoint) -> bool {
-    matches!(
-        endpoint.kind(),
-        EndpointKind::File(_) | EndpointKind::Descriptor(_) | EndpointKind::Standard
-    )
-}
-
-/// The format of images that `device` seems to be in.
-///
-/// # Errors
-/// `Unsupported` for one that is not read here.
-pub(super) async fn probed(device: &dyn BlockDevice) -> Result<FormatKind> {
-    kind_of(&beginning(device).await?)
-}
-
-async fn beginning(device: &dyn BlockDevice) -> Result<Buffer> {
-    let length = device.info().size.min(PROBE_LENGTH as u64);
-    read_exact_at(device, ByteRange::between(0, length)).await
-}
-
-fn kind_of(start: &[u8]) -> Result<FormatKind> {
-    let Some(name) = probe(start) else {
-        return Ok(FormatKind::Raw);
-    };
-    match name.parse() {
-        Ok(format) => Ok(FormatKind::Image(format)),
-        Err(()) => {
-            let message = format!(
-                "it is an image in the format {name}, which is not read yet; -f raw reads its bytes"
-            );
-            Err(Error::with_message(ErrorKind::Unsupported, message))
-        }
-    }
 }
 
 async fn open_image(

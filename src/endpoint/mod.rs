@@ -33,6 +33,7 @@ mod destination_format;
 mod exports;
 mod filtered;
 mod formats;
+mod guess;
 mod identity;
 mod image_options;
 mod in_use;

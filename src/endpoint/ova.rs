@@ -14,10 +14,7 @@ use crate::{
     },
 };
 
-use super::{
-    Endpoint, FormatKind, OpenOptions,
-    formats::{probed, unpacked},
-};
+use super::{Endpoint, FormatKind, OpenOptions, formats::unpacked, guess::probed};
 
 /// The most files of an archive that are looked at.
 const MOST_FILES: usize = 1000;

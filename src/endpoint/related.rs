@@ -23,7 +23,7 @@ use blockferry_sys::{self as sys, FileKind, Place};
 use super::{
     Endpoint, EndpointKind, FormatKind, Layer, Layers, OpenOptions,
     deep_chain::{link, on_its_own_stack},
-    formats,
+    guess,
     identity::{Identity, identity},
     in_use::claim,
     printable,
@@ -314,7 +314,7 @@ async fn format_of(file: &RelatedFile, device: &dyn BlockDevice) -> Result<Forma
     match (file.role, file.format.as_deref()) {
         (Role::Data | Role::Extent, _) => Ok(FormatKind::Raw),
         (_, Some("raw")) => Ok(FormatKind::Raw),
-        (_, None) if is_regular(device) => formats::probed(device).await,
+        (_, None) if is_regular(device) => guess::probed(device).await,
         (_, None) => Ok(FormatKind::Raw),
         (_, Some(other)) => {
             if let Ok(format) = other.parse() {

@@ -13,7 +13,8 @@ use crate::{
 use super::{
     Endpoint, FormatKind, OpenDevice, OpenOptions,
     create::allocate,
-    formats::{growable, told},
+    formats::growable,
+    guess::told,
     in_use::claim_below,
     open::{open_device, opening},
     related::Relatives,
@@ -71,7 +72,7 @@ pub async fn resize_image(
                 Error::with_message(ErrorKind::InvalidInput, message)
             })
         };
-        match told(endpoint, &*device).await? {
+        match told(endpoint, options, &*device).await? {
             FormatKind::Raw => {
                 let old = below.info().size;
                 let new = wanted(old)?;

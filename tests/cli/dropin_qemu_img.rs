@@ -10,11 +10,13 @@ use std::{
 use tempfile::{TempDir, tempdir};
 
 use crate::support::{
-    Outcome,
+    Outcome, assert_same,
     dropin::{BOTH, Who, words},
     images::random_bytes,
     qemu::{assert_identical, check, qemu_img, text},
-    run, sparse_image,
+    run,
+    run::tool,
+    sparse_image,
 };
 
 /// Two directories that look alike, for theirs and ours.
@@ -503,4 +505,33 @@ fn images_are_resized_alike() {
         "{}",
         ours.stderr
     );
+}
+
+#[test]
+fn what_begins_as_something_compressed_is_raw_to_both_whatever_its_name() {
+    let twins = Twins::new(|dir| {
+        for name in ["guest", "guest.gz"] {
+            // Whole sectors, which both leave as they are.
+            let words = format!(
+                "cd '{}' && gzip -1 <disk >{name} && truncate -s %512 {name}",
+                text(dir)
+            );
+            tool("sh", &["-c", &words]);
+        }
+    });
+    for name in ["guest", "guest.gz"] {
+        let [_, info] = twins.alike(&format!("info --output=json {name}"));
+        assert!(
+            info.text().contains("\"format\": \"raw\""),
+            "{}",
+            info.text()
+        );
+        twins.alike(&format!("map --output=json {name}"));
+        twins.alike(&format!("compare {name} {name}"));
+        twins.alike(&format!("convert -O raw {name} copy"));
+        for who in BOTH {
+            assert_same(&twins.path(who, name), &twins.path(who, "copy"));
+        }
+        twins.remove("copy");
+    }
 }

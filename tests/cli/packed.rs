@@ -338,3 +338,48 @@ fn what_does_not_go_with_compression_is_refused_by_name() {
     );
     assert!(fs::read(packed).expect("there") == fs::read(disk).expect("there"));
 }
+
+#[test]
+fn a_raw_disk_that_begins_as_something_compressed_is_unpacked_by_nobody_who_was_not_told_to() {
+    let (room, disk) = disk();
+    // Nothing can be written where a scratch file would be.
+    let nowhere = room.path().join("missing");
+    let quietly = |words: &[&str]| run(blockferry(words).env("TMPDIR", &nowhere)).success();
+    for (name, suffix, command) in PACKERS {
+        let guest = room.path().join("guest.raw");
+        pack(command, &disk, &guest);
+        let size = fs::metadata(&guest).expect("there").len();
+        let copy = room.path().join("copy.raw");
+        let info = quietly(&["info", "--json", text(&guest)]);
+        assert!(info.text().contains(&size.to_string()), "{}", info.text());
+        let hint = format!("-f {name} reads what is in it");
+        assert_eq!(info.stderr.matches(&hint).count(), 1, "{}", info.stderr);
+        quietly(&["map", text(&guest)]);
+        let guessed = quietly(&["checksum", text(&guest)]);
+        let said = quietly(&["checksum", "-f", "raw", text(&guest)]);
+        assert_eq!(guessed.text()[..64], said.text()[..64]);
+        let nbdcopy = format!("nbdcopy \"$uri\" '{}'", text(&copy));
+        let served = ["serve", "--read-only", text(&guest), "--run", &nbdcopy];
+        run(&mut blockferry(served)).success();
+        assert_same(&guest, &copy);
+        let compared = quietly(&["compare", text(&guest), text(&copy)]);
+        assert_eq!(compared.text(), "Images are identical.\n");
+        quietly(&["copy", text(&guest), text(&copy)]);
+        assert_same(&guest, &copy);
+        // Nor by its name alone.
+        let named = room.path().join(format!("named.{suffix}"));
+        fs::copy(&disk, &named).expect("copied");
+        quietly(&["copy", text(&named), text(&copy)]);
+        assert_same(&disk, &copy);
+        // Whoever says so gets the disk.
+        run(&mut blockferry([
+            "copy",
+            "-f",
+            name,
+            text(&guest),
+            text(&copy),
+        ]))
+        .success();
+        assert_same(&disk, &copy);
+    }
+}

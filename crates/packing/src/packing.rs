@@ -34,6 +34,17 @@ impl Packing {
         }
     }
 
+    /// What the names of such files end in, behind a dot.
+    #[must_use]
+    pub fn suffixes(self) -> &'static [&'static str] {
+        match self {
+            Self::Gzip => &["gz", "gzip"],
+            Self::Xz => &["xz"],
+            Self::Zstd => &["zst", "zstd"],
+            Self::Bzip2 => &["bz2", "bzip2"],
+        }
+    }
+
     /// What seems to be compressed that begins with `bytes`: [`MAGIC_LENGTH`](Self::MAGIC_LENGTH) of them, fewer where
     /// there are no more.
     #[must_use]

@@ -509,3 +509,62 @@ async fn an_extent_needs_leave_as_well() {
     let itself = error(&image("disk.vmdk"), &allowing(&[&place.path("")])).await;
     assert!(itself.contains("which is in its chain already"), "{itself}");
 }
+
+/// Options whose notices are kept.
+fn listening() -> (OpenOptions, Arc<std::sync::Mutex<Vec<String>>>) {
+    let told = Arc::<std::sync::Mutex<Vec<String>>>::default();
+    let kept = Arc::clone(&told);
+    let options = OpenOptions {
+        notices: Some(crate::endpoint::Notices::new(move |notice| {
+            kept.lock()
+                .expect("nobody panicked")
+                .push(notice.to_owned());
+        })),
+        ..OpenOptions::default()
+    };
+    (options, told)
+}
+
+#[tokio::test]
+async fn what_a_guest_makes_look_compressed_stays_its_disk() {
+    let place = Place::new();
+    let mut archive = vec![0; 1024];
+    archive[..7].copy_from_slice(b"box.ovf");
+    archive[257..262].copy_from_slice(b"ustar");
+    for (begins, name) in [
+        (&b"\x1f\x8b\x08\0\0\0\0\0\0\x03"[..], "gzip"),
+        (b"\xfd7zXZ\0\0\x04\xe6\xd6", "xz"),
+        (b"\x28\xb5\x2f\xfd\x04\0\0\0\0\0", "zstd"),
+        (b"BZh91AY&SY", "bzip2"),
+        (&archive, "ova"),
+    ] {
+        for file in ["disk", "disk.raw", "disk.gz.img", "gz"] {
+            fs::write(place.path(file), begins).expect("written");
+            let (options, told) = listening();
+            let disk = Endpoint::from(place.path(file)).interpreted(FormatKind::Probe);
+            let device = open(&disk, &options).await.expect("its bytes");
+            assert_eq!(device.info().size, begins.len() as u64, "{name}");
+            let told = std::mem::take(&mut *told.lock().expect("nobody panicked"));
+            let hint = format!("taken for the bytes of a disk; -f {name} reads what is in it");
+            assert!(
+                matches!(&told[..], [notice] if notice.ends_with(&hint)),
+                "{told:?}"
+            );
+            let said = disk.interpreted(name.parse::<FormatKind>().expect("a format"));
+            error(&said, &options).await;
+        }
+    }
+    // What neither the name nor the beginning says alone is not unpacked.
+    fs::write(place.path("disk.gz"), [0x55; 512]).expect("written");
+    let (options, told) = listening();
+    let disk = Endpoint::from(place.path("disk.gz")).interpreted(FormatKind::Probe);
+    let device = open(&disk, &options).await.expect("its bytes");
+    assert_eq!(device.info().size, 512);
+    assert!(told.lock().expect("nobody panicked").is_empty());
+    for file in ["disk.gz", "disk.GZ", "disk.raw.gzip"] {
+        fs::write(place.path(file), b"\x1f\x8b\x08\0\0\0\0\0\0\x03").expect("written");
+        let disk = Endpoint::from(place.path(file)).interpreted(FormatKind::Probe);
+        let error = error(&disk, &OpenOptions::default()).await;
+        assert!(error.contains("gzip"), "{error}");
+    }
+}

@@ -152,6 +152,8 @@ pub struct Unpack {
     pub dir: Option<PathBuf>,
     /// How many bytes that file may hold, holes included. Default: 1 TiB.
     pub max_size: u64,
+    /// How many bytes that file may take, without its holes. Default: as many as there is room for.
+    pub max_data: Option<u64>,
 }
 
 impl Unpack {
@@ -166,6 +168,7 @@ impl Unpack {
             unpack: false,
             dir: None,
             max_size: 1 << 40,
+            max_data: None,
         }
     }
 
@@ -179,6 +182,7 @@ impl Unpack {
             unpack: values.switch("unpack").unwrap_or(default.unpack),
             dir: values.path("dir"),
             max_size: values.size("max-size").unwrap_or(default.max_size),
+            max_data: default.max_data,
         };
         filter.check()?;
         Ok(Arc::new(filter))

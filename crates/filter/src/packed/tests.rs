@@ -480,6 +480,26 @@ async fn what_cannot_be_unpacked_whole_is_refused() {
 }
 
 #[tokio::test]
+async fn no_more_data_is_unpacked_whole_than_it_may_take() {
+    let image = samples::image(SIZE);
+    let packed = samples::gzip(&image);
+    let mut unpack = Unpack::new(Packing::Gzip);
+    unpack.unpack = true;
+    unpack.max_data = Some(64 << 10);
+    let error = unpack.open_telling(memory(&packed), |_| {}).await;
+    let error = error.err().expect("too much");
+    assert_eq!(error.kind(), ErrorKind::NoSpace);
+    assert!(error.to_string().contains("on a guess"), "{error}");
+    // Holes take nothing.
+    let zeroes = samples::gzip(&vec![0; SIZE]);
+    let device = unpack.open_telling(memory(&zeroes), |_| {}).await;
+    assert_eq!(device.expect("a hole").info().size, SIZE as u64);
+    unpack.max_data = Some(SIZE as u64);
+    let device = unpack.open_telling(memory(&packed), |_| {}).await;
+    compare(&*device.expect("room enough"), &image, "just enough").await;
+}
+
+#[tokio::test]
 async fn whoever_comes_second_unpacks_when_the_first_goes_away() {
     let image = samples::image(SIZE);
     let below = Arc::new(FaultyDevice::new(memory(&samples::gzip(&image))));

@@ -29,14 +29,22 @@ pub(super) async fn unpack(
     let mut unpacked = Unpacked::open(packed, options.packing, &unpacking).await?;
     let directory = options.dir.clone().unwrap_or_else(env::temp_dir);
     let file = Arc::new(Temporary::new(directory)?);
-    let mut size = 0;
+    let most = options.max_data.unwrap_or(u64::MAX);
+    let (mut size, mut taken) = (0, 0);
     let mut chunk = Buffer::zeroed(CHUNK);
     loop {
         chunk.set_len(CHUNK);
         chunk = unpacked.read(chunk).await?;
         let length = chunk.len();
         let (to, start) = (Arc::clone(&file), size);
-        chunk = run_blocking(move || to.write_data(&chunk, start).map(|()| chunk)).await??;
+        let left = most - taken;
+        let written;
+        (chunk, written) = run_blocking(move || {
+            let written = to.write_data(&chunk, start, left)?;
+            Ok::<_, Error>((chunk, written))
+        })
+        .await??;
+        taken += written;
         size += length as u64;
         if length < CHUNK {
             break;
@@ -63,9 +71,21 @@ impl Temporary {
         Ok(Self { file, directory })
     }
 
-    /// Writes what is not zero of `bytes`: the rest of the file is a hole.
-    fn write_data(&self, bytes: &[u8], offset: u64) -> Result<()> {
+    /// Writes what is not zero of `bytes`: the rest of the file is a hole. Says how much that was.
+    ///
+    /// # Errors
+    /// `NoSpace` where it is more than `most`; what writing failed with.
+    fn write_data(&self, bytes: &[u8], offset: u64, most: u64) -> Result<u64> {
+        let mut taken = 0;
         for run in zero_runs(bytes, HOLE).filter(|run| !run.is_zero) {
+            taken += run.range.len() as u64;
+            if taken > most {
+                let message = format!(
+                    "it takes too much of the room in {} to be unpacked there on a guess",
+                    self.directory.display()
+                );
+                return Err(Error::with_message(ErrorKind::NoSpace, message));
+            }
             let start = offset + run.range.start as u64;
             let written = sys::write_all_at(&self.file, &bytes[run.range], start);
             written.map_err(|error: io::Error| {
@@ -74,6 +94,6 @@ impl Temporary {
                 Error::with_message(ErrorKind::from(&error), message).because(error)
             })?;
         }
-        Ok(())
+        Ok(taken)
     }
 }
