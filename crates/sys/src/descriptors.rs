@@ -21,6 +21,21 @@ pub fn raise_descriptor_limit(wanted: u64) -> io::Result<()> {
     Ok(setrlimit(Resource::Nofile, raised)?)
 }
 
+/// Lets this process have as many descriptors as an ordinary user may ask for, and says how many that are;
+/// `None` for no limit. Where the system refuses even that, the limit stays as it was.
+#[must_use]
+pub fn allow_most_descriptors() -> Option<u64> {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => maximum,
+        Err(_) => current,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -35,5 +50,7 @@ mod tests {
             raise_descriptor_limit(maximum).expect("up to the maximum");
             assert_eq!(getrlimit(Resource::Nofile).current, Some(maximum));
         }
+        assert_eq!(allow_most_descriptors(), maximum);
+        assert_eq!(getrlimit(Resource::Nofile).current, maximum);
     }
 }

@@ -29,7 +29,7 @@ pub use aligned::{AlignedBytes, PAGE_ALIGNMENT};
 pub use background::{Background, Ready, end_with_parent, to_background};
 pub use beneath::{kind_beneath, list_directory, open_beneath};
 pub use block_device::{BlockDeviceFacts, discard_blocks, inspect_block_device, zero_blocks};
-pub use descriptors::raise_descriptor_limit;
+pub use descriptors::{allow_most_descriptors, raise_descriptor_limit};
 pub use file_copy::{clone_range, copy_range, file_system_block, never_shares_blocks};
 pub use fs::{
     FileFacts, FileKind, OpenMode, ZeroMethod, inspect, lives_in_memory, next_data, next_hole,
@@ -47,7 +47,7 @@ pub use path::{Place, open_location};
 pub use pipe::{FillStop, Pipe, set_pipe_capacity, user_pipe_limit};
 pub use process::{
     FILE_SIZE_SIGNAL, duplicate_inherited, is_root, is_signal_ignored, kill_group, spawn_activated,
-    take_activated_sockets, terminate_group,
+    take_activated_sockets, take_standard, terminate_group,
 };
 pub use space::{file_size_limit, free_space, may_compress};
 pub use stream::{read_stream, write_stream};

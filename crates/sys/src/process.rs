@@ -3,6 +3,7 @@
 
 use std::{
     ffi::{CString, OsStr, OsString},
+    fs::File,
     io, mem,
     os::{
         fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
@@ -272,6 +273,24 @@ pub fn duplicate_inherited(number: RawFd) -> io::Result<OwnedFd> {
     }
     // SAFETY: the call has just made this descriptor, and nobody else knows of it.
     Ok(unsafe { OwnedFd::from_raw_fd(duplicate) })
+}
+
+/// Takes standard input (0) or standard output (1) away from the rest of this process: whoever reads or
+/// writes there from now on does so at `/dev/null`. What is at the other end of a pipe sees its end as soon as the
+/// descriptor that is returned is closed.
+///
+/// # Errors
+/// `InvalidInput` for another number; otherwise as [`duplicate_inherited`], or when there is no `/dev/null`.
+pub fn take_standard(number: RawFd) -> io::Result<OwnedFd> {
+    let replace = match number {
+        0 => rustix::stdio::dup2_stdin,
+        1 => rustix::stdio::dup2_stdout,
+        _ => return Err(io::ErrorKind::InvalidInput.into()),
+    };
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    let taken = duplicate_inherited(number)?;
+    replace(&null)?;
+    Ok(taken)
 }
 
 fn invalid(message: &str) -> io::Error {

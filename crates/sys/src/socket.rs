@@ -174,6 +174,15 @@ pub fn listen_everywhere(port: u16) -> io::Result<TcpListener> {
     }
 }
 
+/// Lets as many connections wait at a listening socket as those of [`listen_everywhere`] let wait; the
+/// standard library's own let 128 of them.
+///
+/// # Errors
+/// As `listen(2)`.
+pub fn deepen_backlog(listener: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(rustix::net::listen(listener, BACKLOG)?)
+}
+
 fn listen_on_both(port: u16) -> Result<TcpListener, Errno> {
     let socket = rustix::net::socket_with(
         AddressFamily::INET6,
