@@ -35,7 +35,7 @@ pub(crate) use formats::Trust;
 pub(crate) use look::{CheckJob, ListingJob, MeasureJob};
 pub(crate) use making::{CreateJob, DdJob, DdOperands, NewFormat, ResizeJob, new_size};
 pub(crate) use serve::{
-    Identity, LogJob, Opening, Place, ServeJob, ServedSource, Stay, TlsJob, TlsMode,
+    Identity, Opening, Place, ServeJob, ServedSource, Stay, TlsJob, TlsMode,
 };
 
 /// How a copy shows its progress.

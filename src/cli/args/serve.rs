@@ -90,7 +90,7 @@ pub(crate) struct ServeArgs {
     #[arg(long)]
     pub(crate) exit_with_parent: bool,
 
-    /// Append a line of JSON to FILE for each connection and each failure.
+    /// Append a line of JSON to FILE for each connection and each failure; '-': to standard error.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) log: Option<PathBuf>,
     /// A line for each request, too.

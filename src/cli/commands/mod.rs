@@ -1,4 +1,7 @@
 //! One file per command: from a resolved job to its end.
+//!
+//! Commands that serve share `listen` (their sockets), `journal` (what is told and logged of them) and
+//! `exposition` (what they count).
 
 pub(crate) mod check;
 pub(crate) mod checksum;
@@ -6,8 +9,11 @@ pub(crate) mod compare;
 pub(crate) mod copy;
 pub(crate) mod create;
 pub(crate) mod dd;
+mod exposition;
 pub(crate) mod filters;
 pub(crate) mod info;
+mod journal;
+mod listen;
 pub(crate) mod listing;
 pub(crate) mod map;
 pub(crate) mod measure;

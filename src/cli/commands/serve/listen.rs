@@ -1,113 +1,15 @@
-//! The sockets that `serve` makes: where they are, and what is left of them.
+//! Where the sockets of `serve` are for its clients, and sockets that only it has.
 
-use std::{
-    fs, io,
-    net::{SocketAddr, TcpListener},
-    os::unix::{
-        fs::{FileTypeExt, MetadataExt},
-        net::UnixListener,
-    },
-    path::{Path, PathBuf},
-};
+use std::{io, net::SocketAddr};
 
-use blockferry_sys::{socket, vsock};
+use blockferry_sys::vsock;
 
 use crate::{
-    endpoint::printable,
     proto::{NbdUri, Transport},
     server::Listener,
 };
 
 use crate::cli::failure::Failure;
-
-/// The file of a Unix socket that was made here; removed when this is dropped.
-#[derive(Debug)]
-pub(crate) struct SocketFile {
-    path: PathBuf,
-    device: u64,
-    inode: u64,
-}
-
-impl SocketFile {
-    fn new(path: &Path) -> io::Result<Self> {
-        let metadata = fs::symlink_metadata(path)?;
-        Ok(Self {
-            path: path.to_owned(),
-            device: metadata.dev(),
-            inode: metadata.ino(),
-        })
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        // Another server may have put its own there since.
-        let found = fs::symlink_metadata(&self.path);
-        if found.is_ok_and(|found| (found.dev(), found.ino()) == (self.device, self.inode)) {
-            // A file that cannot be removed is replaced by the next server.
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-/// Listens at `path`. A socket file that nobody listens on is replaced; anything else there is kept.
-pub(crate) async fn bind_unix(path: &Path) -> Result<(UnixListener, SocketFile), Failure> {
-    let failed = |error: io::Error| Failure::system(&printable(path.as_os_str()), &error);
-    let listener = match UnixListener::bind(path) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            remove_stale(path).await?;
-            UnixListener::bind(path)
-        }
-        other => other,
-    };
-    let listener = listener.map_err(failed)?;
-    let file = SocketFile::new(path).map_err(failed)?;
-    Ok((listener, file))
-}
-
-async fn remove_stale(path: &Path) -> Result<(), Failure> {
-    let name = printable(path.as_os_str());
-    let failed = |error: io::Error| Failure::system(&name, &error);
-    let metadata = fs::symlink_metadata(path).map_err(failed)?;
-    if !metadata.file_type().is_socket() {
-        return Err(Failure::failed(format!(
-            "{name}: it exists and is not a socket"
-        )));
-    }
-    match tokio::net::UnixStream::connect(path).await {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(failed)
-        }
-        // Connected, or a queue that is full: somebody is there.
-        Ok(_) => Err(in_use(&name)),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(in_use(&name)),
-        Err(error) => Err(failed(error)),
-    }
-}
-
-fn in_use(name: &str) -> Failure {
-    Failure::failed(format!("{name}: another server listens there"))
-}
-
-/// Listens at `ADDR:PORT`; without an address at every one of this machine, IPv6 and IPv4.
-pub(crate) fn bind_tcp(address: &str) -> Result<TcpListener, Failure> {
-    let listener = match address.strip_prefix(':') {
-        Some(port) => port
-            .parse()
-            .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "no port number"))
-            .and_then(socket::listen_everywhere),
-        None => TcpListener::bind(address),
-    };
-    listener.map_err(|error| match error.kind() {
-        io::ErrorKind::InvalidInput => {
-            Failure::usage(format!("--listen {address}: {error}")).hint("write ADDR:PORT")
-        }
-        io::ErrorKind::AddrInUse => {
-            Failure::failed(format!("{address}: another server listens there"))
-        }
-        _ => Failure::system(address, &error),
-    })
-}
 
 /// Listens on a port of AF_VSOCK.
 pub(crate) fn bind_vsock(port: u32) -> Result<Listener, Failure> {
@@ -156,66 +58,7 @@ fn tcp_transport(address: SocketAddr) -> Transport {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
-    async fn refusal(path: &Path) -> String {
-        let failure = bind_unix(path).await.expect_err("refused");
-        assert_eq!(failure.code(), 1);
-        failure.to_string()
-    }
-
-    #[tokio::test]
-    async fn a_socket_goes_with_its_server() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let path = directory.path().join("s");
-        let (listener, file) = bind_unix(&path).await.expect("bound");
-        assert!(path.exists());
-        drop((listener, file));
-        assert!(!path.exists());
-    }
-
-    #[tokio::test]
-    async fn a_socket_that_nobody_listens_on_is_replaced() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let path = directory.path().join("s");
-        drop(UnixListener::bind(&path).expect("bound"));
-        assert!(path.exists());
-        bind_unix(&path).await.expect("replaced");
-    }
-
-    #[tokio::test]
-    async fn a_socket_in_use_is_left_alone() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let path = directory.path().join("s");
-        let _listener = UnixListener::bind(&path).expect("bound");
-        assert!(
-            refusal(&path)
-                .await
-                .contains("another server listens there")
-        );
-        assert!(path.exists());
-    }
-
-    #[tokio::test]
-    async fn what_is_no_socket_is_left_alone() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let path = directory.path().join("precious");
-        fs::write(&path, "data").expect("written");
-        assert!(refusal(&path).await.contains("is not a socket"));
-        assert_eq!(fs::read(&path).expect("still there"), b"data");
-    }
-
-    #[tokio::test]
-    async fn the_socket_of_a_later_server_is_not_removed() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let path = directory.path().join("s");
-        let (_, file) = bind_unix(&path).await.expect("bound");
-        let other = directory.path().join("other");
-        let _later = UnixListener::bind(&other).expect("bound");
-        fs::rename(&other, &path).expect("renamed");
-        drop(file);
-        assert!(path.exists());
-    }
+    use super::{super::super::listen::bind_tcp, *};
 
     #[test]
     fn uris_tell_how_to_connect() {
@@ -231,17 +74,6 @@ mod tests {
                 port,
             })
         );
-    }
-
-    #[test]
-    fn an_address_without_a_port_is_wrong_usage() {
-        for address in ["localhost", ":", ":http", ":65536"] {
-            assert_eq!(
-                bind_tcp(address).expect_err("no port").code(),
-                2,
-                "{address}"
-            );
-        }
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! | `catalog`, `late` | sources become exports |
 //! | `places`, `listen`, `standard` | where clients come in |
 //! | `observe` | what is told and logged |
-//! | `metrics` | what is counted, over HTTP |
+//! | `metrics` | what is counted |
 //! | `captive` | `--run` |
 //! | `pidfile` | `--pidfile` |
 //! | `tls` | the certificates that are shown |
@@ -40,6 +40,7 @@ use super::super::{
     signals::Signals,
 };
 
+use super::exposition;
 use catalog::Catalog;
 use observe::Observer;
 use pidfile::PidFile;
@@ -168,7 +169,7 @@ impl Served<'_> {
         let mut places = Places::open(job, activated).await?;
         let listeners = std::mem::take(&mut places.listeners);
         if let Some(address) = &job.metrics {
-            let listener = metrics::bind(address).await?;
+            let listener = exposition::bind(address).await?;
             if let (true, Ok(address)) = (!job.quiet, listener.local_addr()) {
                 tell(&format!("metrics at http://{address}/metrics"));
             }
@@ -176,7 +177,7 @@ impl Served<'_> {
                 server: self.server.clone(),
                 filters: self.catalog.filter_counters(),
             };
-            tokio::spawn(metrics::answer_all(listener, counted));
+            tokio::spawn(exposition::answer_all(listener, move || counted.text()));
         }
         let _pidfile = job.pidfile.as_deref().map(PidFile::write).transpose()?;
         let Identity { user, group } = job.identity;

@@ -1,17 +1,8 @@
 //! What is said of a running server: to people on standard error, to programs in a log of JSON lines.
 
-use std::{
-    fs::{File, OpenOptions},
-    io::{self, Write},
-    path::Path,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU32, Ordering},
-    },
-};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
     block::Error,
@@ -20,21 +11,17 @@ use crate::{
     server::{Ending, ServerEvent},
 };
 
-use super::super::super::{
-    failure::Failure,
-    options::{LogJob, ServeJob},
-    output::tell,
+use super::super::{
+    super::{failure::Failure, options::ServeJob},
+    journal::{Journal, Level, Teller, with},
 };
-
-/// How many failed requests are told one by one; a client can cause as many as it likes.
-const FAILURES_TOLD: u32 = 20;
 
 /// Sees what happens in a server.
 pub(super) struct Observer {
-    quiet: bool,
-    verbose: bool,
-    told: AtomicU32,
-    log: Option<Log>,
+    teller: Teller,
+    log: Option<Journal>,
+    /// Whether each request gets a line.
+    logs_requests: bool,
     flush_failed: AtomicBool,
 }
 
@@ -42,12 +29,11 @@ impl Observer {
     /// # Errors
     /// When the log cannot be written.
     pub(super) fn new(job: &ServeJob) -> Result<Self, Failure> {
-        let log = job.log.as_ref().map(Log::open).transpose()?;
+        let path = job.log.as_ref().map(|log| log.path.as_path());
         Ok(Self {
-            quiet: job.quiet,
-            verbose: job.verbose,
-            told: AtomicU32::new(0),
-            log,
+            teller: Teller::new(job.quiet, job.verbose),
+            log: path.map(Journal::open).transpose()?,
+            logs_requests: job.log.as_ref().is_some_and(|log| log.requests),
             flush_failed: AtomicBool::new(false),
         })
     }
@@ -62,13 +48,14 @@ impl Observer {
         if matches!(event, ServerEvent::FlushFailed(_)) {
             self.flush_failed.store(true, Ordering::Relaxed);
         }
-        if let Some(log) = &self.log
+        let wanted = self.logs_requests || !matches!(event, ServerEvent::RequestDone { .. });
+        if let Some(log) = self.log.as_ref().filter(|_| wanted)
             && let Some(entry) = entry(event)
         {
             log.write(entry);
         }
         if let Some((level, line)) = describe(event) {
-            self.tell(level, line);
+            self.teller.tell(level, line);
         }
     }
 
@@ -78,47 +65,16 @@ impl Observer {
             if let Some(log) = &self.log {
                 log.write(entry);
             }
-            self.tell(level, line);
-        }
-    }
-
-    fn tell(&self, level: Level, line: String) {
-        let due = match level {
-            Level::News => !self.quiet,
-            Level::Trouble => !self.quiet,
-            Level::Request => {
-                let few = || self.told.fetch_add(1, Ordering::Relaxed) < FAILURES_TOLD;
-                self.verbose || !self.quiet && few()
-            }
-            Level::Detail => self.verbose,
-        };
-        match level {
-            _ if !due => {}
-            Level::News => tell(&line),
-            _ => tell(&Failure::failed(line).to_string()),
+            self.teller.tell(level, line);
         }
     }
 
     /// Logs that the server listens, or that it ends.
     pub(super) fn log(&self, event: &str, details: Value) {
         if let Some(log) = &self.log {
-            let mut entry = json!({ "event": event });
-            merge(&mut entry, details);
-            log.write(entry);
+            log.write(with(json!({ "event": event }), details));
         }
     }
-}
-
-#[derive(Clone, Copy)]
-enum Level {
-    /// Good news: told unless quiet.
-    News,
-    /// Always told unless quiet.
-    Trouble,
-    /// A failed request: told unless there are too many.
-    Request,
-    /// Told when asked.
-    Detail,
 }
 
 fn describe(event: &ServerEvent<'_>) -> Option<(Level, String)> {
@@ -173,8 +129,10 @@ fn describe_upstream(source: &str, event: &PoolEvent) -> Option<(Level, String, 
                 0 => (Level::Trouble, String::new()),
                 left => (Level::Detail, format!(" ({left} connections left)")),
             };
-            let mut entry = with_error(entry("upstream-lost"), error);
-            merge(&mut entry, json!({ "left": left }));
+            let entry = with(
+                with_error(entry("upstream-lost"), error),
+                json!({ "left": left }),
+            );
             (level, format!("{error}{rest}"), entry)
         }
         PoolEvent::WritesLost => (
@@ -190,14 +148,18 @@ fn describe_upstream(source: &str, event: &PoolEvent) -> Option<(Level, String, 
             pause,
         } => {
             let seconds = pause.as_secs_f64();
-            let mut entry = with_error(entry("upstream-attempt-failed"), error);
-            merge(&mut entry, json!({ "attempt": attempt }));
+            let entry = with(
+                with_error(entry("upstream-attempt-failed"), error),
+                json!({ "attempt": attempt }),
+            );
             let line = format!("{error} (attempt {attempt}; the next in {seconds} s)");
             (Level::Detail, line, entry)
         }
         PoolEvent::Reconnected { attempts } => {
-            let mut entry = entry("upstream-reconnected");
-            merge(&mut entry, json!({ "attempts": attempts }));
+            let entry = with(
+                entry("upstream-reconnected"),
+                json!({ "attempts": attempts }),
+            );
             (Level::News, format!("{source}: connected again"), entry)
         }
         PoolEvent::GaveUp { error } => (
@@ -222,45 +184,6 @@ fn describe_ending(ending: &Ending) -> (Level, String) {
         Ending::Io(error) => (Level::Request, format!("failed: {error}")),
         Ending::ShutDown => (Level::Detail, "shut down".to_owned()),
         other => (Level::Detail, format!("{other:?}")),
-    }
-}
-
-/// A file of JSON lines. Each is written at once, so that whoever follows the file never sees a part.
-struct Log {
-    file: Mutex<File>,
-    requests: bool,
-}
-
-impl Log {
-    fn open(job: &LogJob) -> Result<Self, Failure> {
-        let path: &Path = &job.path;
-        let file = OpenOptions::new().create(true).append(true).open(path);
-        let file = file.map_err(|error| {
-            let path = crate::endpoint::printable(path.as_os_str());
-            Failure::system(&format!("the log {path}"), &error)
-        })?;
-        Ok(Self {
-            file: Mutex::new(file),
-            requests: job.requests,
-        })
-    }
-
-    fn write(&self, mut entry: Value) {
-        if !self.requests && entry["event"] == "request" {
-            return;
-        }
-        let now = OffsetDateTime::now_utc().format(&Rfc3339);
-        merge(&mut entry, json!({ "time": now.unwrap_or_default() }));
-        let line = entry.to_string() + "\n";
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        // A disk that is full must not keep the server from serving.
-        let _: io::Result<()> = file.write_all(line.as_bytes());
-    }
-}
-
-fn merge(entry: &mut Value, details: Value) {
-    if let (Some(entry), Value::Object(details)) = (entry.as_object_mut(), details) {
-        entry.extend(details);
     }
 }
 
@@ -335,13 +258,12 @@ fn entry(event: &ServerEvent<'_>) -> Option<Value> {
     })
 }
 
-fn with_error(mut entry: Value, error: &Error) -> Value {
+fn with_error(entry: Value, error: &Error) -> Value {
     let details = json!({
         "error": error.to_string(),
         "kind": format!("{:?}", error.kind()),
         "offset": error.offset(),
         "length": error.length(),
     });
-    merge(&mut entry, details);
-    entry
+    with(entry, details)
 }

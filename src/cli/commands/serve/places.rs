@@ -2,11 +2,9 @@
 
 use std::{
     fs::Permissions,
-    io,
     os::{fd::OwnedFd, unix::fs::PermissionsExt},
 };
 
-use blockferry_sys as sys;
 use tempfile::TempDir;
 
 use crate::server::Listener;
@@ -16,7 +14,8 @@ use super::{
         failure::Failure,
         options::{Place, ServeJob, TlsMode},
     },
-    listen::{SocketFile, bind_tcp, bind_unix, uri_of},
+    super::listen::{self, SocketFile, bind_tcp, bind_unix},
+    listen::{bind_vsock, uri_of},
     standard::{self, Bridge},
 };
 
@@ -98,7 +97,7 @@ impl Places {
                 self._directory = Some(directory);
             }
             Place::Tcp(address) => self.listeners.push(bind_tcp(address)?.into()),
-            Place::Vsock(port) => self.listeners.push(super::listen::bind_vsock(*port)?),
+            Place::Vsock(port) => self.listeners.push(bind_vsock(*port)?),
             Place::Standard => {
                 let connected = standard::connect();
                 let (socket, bridge) =
@@ -150,16 +149,12 @@ fn quoted(text: &str) -> String {
 
 /// The sockets that this process was handed by systemd socket activation.
 pub(super) fn activated() -> Result<Vec<Listener>, Failure> {
-    let failed = |error: io::Error| Failure::system("socket activation", &error);
-    let sockets = sys::take_activated_sockets().map_err(failed)?;
-    if sockets.is_empty() {
-        return Err(Failure::usage("there is nowhere to listen")
-            .hint("give --unix PATH or --listen ADDR:PORT, or start it by socket activation"));
+    let sockets = listen::activated()?;
+    match sockets.is_empty() {
+        false => Ok(sockets),
+        true => Err(Failure::usage("there is nowhere to listen")
+            .hint("give --unix PATH or --listen ADDR:PORT, or start it by socket activation")),
     }
-    sockets
-        .into_iter()
-        .map(|socket| Listener::from_activation(socket).map_err(failed))
-        .collect()
 }
 
 #[cfg(test)]
