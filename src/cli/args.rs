@@ -6,6 +6,7 @@
 //! | `formats` | what several commands take about image formats |
 //! | `image` | the commands that look at images |
 //! | `making` | the commands that make images or change them |
+//! | `relay` | `relay` |
 //! | `serve` | `serve` |
 //! | `sizes` | numbers of bytes and of seconds |
 
@@ -13,6 +14,7 @@ mod copy;
 mod formats;
 mod image;
 mod making;
+mod relay;
 mod serve;
 mod sizes;
 
@@ -29,6 +31,7 @@ pub(crate) use image::{
     RepairArg, SnapshotArgs,
 };
 pub(crate) use making::{CreateArgs, DdArgs, PreallocationArg, ResizeArgs};
+pub(crate) use relay::{ModeArg, RelayArgs};
 pub(crate) use serve::{ServeArgs, TlsArg};
 pub(crate) use sizes::Size;
 
@@ -119,6 +122,7 @@ pub(crate) enum Command {
     #[command(visible_alias = "convert")]
     Copy(Box<CopyArgs>),
     Serve(ServeArgs),
+    Relay(Box<RelayArgs>),
     Info(InfoArgs),
     Map(MapArgs),
     Check(CheckArgs),

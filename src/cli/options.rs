@@ -6,6 +6,7 @@ mod copy;
 mod formats;
 mod look;
 mod making;
+mod relay;
 mod serve;
 
 use std::{
@@ -34,9 +35,8 @@ pub(crate) use copy::{Bitmaps, CopyJob, check_sides};
 pub(crate) use formats::Trust;
 pub(crate) use look::{CheckJob, ListingJob, MeasureJob};
 pub(crate) use making::{CreateJob, DdJob, DdOperands, NewFormat, ResizeJob, new_size};
-pub(crate) use serve::{
-    Identity, Opening, Place, ServeJob, ServedSource, Stay, TlsJob, TlsMode,
-};
+pub(crate) use relay::{Address, RelayJob, TcpAddress};
+pub(crate) use serve::{Identity, Opening, Place, ServeJob, ServedSource, Stay, TlsJob, TlsMode};
 
 /// How a copy shows its progress.
 #[derive(Clone, Debug, PartialEq, Eq)]

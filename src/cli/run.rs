@@ -12,7 +12,7 @@ use super::{
     failure::Failure,
     options::{
         CheckJob, ChecksumJob, CompareJob, CopyJob, CreateJob, DdJob, InfoJob, ListingJob, MapJob,
-        MeasureJob, ResizeJob, ServeJob, Terminals,
+        MeasureJob, RelayJob, ResizeJob, ServeJob, Terminals,
     },
     output,
 };
@@ -47,6 +47,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
             commands::copy::run(CopyJob::resolve(&args, common, terminals)?)
         }
         Command::Serve(args) => return commands::serve::run(ServeJob::resolve(args, common)?),
+        Command::Relay(args) => return commands::relay::run(RelayJob::resolve(*args, common)?),
         Command::Info(args) => commands::info::run(&InfoJob::resolve(&args)?),
         Command::Map(args) => commands::map::run(&MapJob::resolve(&args)?),
         Command::Check(args) => return commands::check::run(&CheckJob::resolve(&args, common)?),
@@ -134,6 +135,7 @@ mod tests {
             None,
             Some("copy"),
             Some("serve"),
+            Some("relay"),
             Some("info"),
             Some("map"),
             Some("check"),

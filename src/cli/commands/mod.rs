@@ -18,6 +18,7 @@ pub(crate) mod listing;
 pub(crate) mod map;
 pub(crate) mod measure;
 mod parameters;
+pub(crate) mod relay;
 pub(crate) mod resize;
 pub(crate) mod serve;
 pub(crate) mod sources;

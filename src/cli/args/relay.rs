@@ -1,0 +1,81 @@
+//! What `relay` takes.
+
+use std::{ffi::OsString, path::PathBuf, time::Duration};
+
+use clap::{Args, ValueEnum, ValueHint};
+
+use super::sizes::{Size, parse_seconds};
+
+/// Forward byte streams: each client of LISTEN is connected to TARGET, until a SIGINT or SIGTERM comes.
+///
+/// Then no more clients are accepted, the others may finish for --drain-timeout, and the exit code is 0; a
+/// second signal ends it at once.
+#[derive(Args, Debug)]
+#[command(after_help = ADDRESSES)]
+pub(crate) struct RelayArgs {
+    /// Where clients come in: an address, see below.
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub(crate) listen: OsString,
+    /// Where they are connected to: an address, see below. Of several, each client gets the first one that
+    /// answers.
+    #[arg(required = true, value_hint = ValueHint::AnyPath)]
+    pub(crate) target: Vec<OsString>,
+
+    /// By which way bytes go: auto, whichever is faster; splice, through a kernel pipe without a copy; copy,
+    /// through memory.
+    #[arg(long, value_name = "MODE", default_value = "auto")]
+    pub(crate) mode: ModeArg,
+    /// Clients at a time; more of them wait to be accepted. Without it as many as there can be descriptors for.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=MOST_CONNECTIONS))]
+    pub(crate) max_connections: Option<u32>,
+
+    /// Break off connections on which nothing moved for so many seconds, either way.
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    pub(crate) idle_timeout: Option<Duration>,
+    /// Once one side has ended, break off when nothing came from the other for so many seconds; without it as
+    /// --idle-timeout.
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    pub(crate) half_close_timeout: Option<Duration>,
+    /// Seconds that a target may take to answer, with all the addresses of its name.
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse_seconds)]
+    pub(crate) connect_timeout: Duration,
+    /// Seconds that connections may take to end after the first SIGINT or SIGTERM; then they are broken off.
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_seconds)]
+    pub(crate) drain_timeout: Duration,
+
+    /// Bytes a second at most, each way, of all connections together; 0: no limit.
+    #[arg(long, value_name = "BYTES", conflicts_with = "connection_rate")]
+    pub(crate) rate: Option<Size>,
+    /// Bytes a second at most, each way, of each connection; 0: no limit.
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) connection_rate: Option<Size>,
+
+    /// Append a line of JSON to FILE for each connection that is over and each failure; '-': to standard error.
+    /// SIGHUP opens the file again.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) log: Option<PathBuf>,
+    /// Tell connections, bytes, failures and pipes to Prometheus at http://ADDR:PORT/metrics.
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) metrics: Option<String>,
+}
+
+/// The most that `--max-connections` takes: more than a process has descriptors.
+const MOST_CONNECTIONS: i64 = 1 << 24;
+
+/// By which way bytes go.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ModeArg {
+    Auto,
+    Splice,
+    Copy,
+}
+
+const ADDRESSES: &str = "\
+Addresses:
+  tcp:HOST:PORT  TCP; to listen, no host or '*' is every address of this machine, IPv6 and IPv4, and
+                 port 0 is a free one, which is told. IPv6 addresses stand in brackets: tcp:[::1]:80
+  unix:PATH      a Unix socket; where it is listened on, it is removed at the end
+  -              standard input and output: the only connection, and the program ends with it
+  systemd:       to listen: the sockets of systemd socket activation
+
+A connection that broke off is broken off on the other side, too: what is cut short never looks whole.";

@@ -1,0 +1,222 @@
+//! What is told and logged of a relay.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+};
+
+use serde_json::{Value, json};
+
+use crate::relay::Moved;
+
+use super::{
+    super::{
+        super::{
+            failure::{Failure, without_number},
+            options::{Address, RelayJob},
+        },
+        journal::{Journal, Level, Teller, with},
+    },
+    connection::{Ending, Visit},
+    entrance::Entrance,
+    link::Client,
+};
+
+/// Sees what happens.
+pub(super) struct Observer {
+    teller: Teller,
+    log: Option<Journal>,
+    /// The targets' names.
+    targets: Vec<String>,
+    connections: AtomicU64,
+    connect_failures: Vec<AtomicU64>,
+    accept_failed: AtomicBool,
+}
+
+impl Observer {
+    /// # Errors
+    /// When the log cannot be written.
+    pub(super) fn new(job: &RelayJob) -> Result<Self, Failure> {
+        let targets = job.targets.iter().map(ToString::to_string);
+        Ok(Self {
+            teller: Teller::new(job.quiet, job.verbose),
+            log: job.log.as_deref().map(Journal::open).transpose()?,
+            targets: targets.collect(),
+            connections: AtomicU64::new(0),
+            connect_failures: job.targets.iter().map(|_| AtomicU64::new(0)).collect(),
+            accept_failed: AtomicBool::new(false),
+        })
+    }
+
+    /// How many clients have connected.
+    pub(super) fn connections(&self) -> u64 {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// How often each target did not answer.
+    pub(super) fn connect_failures(&self) -> impl Iterator<Item = (&str, u64)> {
+        let counts = self.connect_failures.iter();
+        let counts = counts.map(|count| count.load(Ordering::Relaxed));
+        self.targets.iter().map(String::as_str).zip(counts)
+    }
+
+    /// Opens the log again.
+    pub(super) fn reopen(&self) {
+        if let Some(Err(failure)) = self.log.as_ref().map(Journal::reopen) {
+            failure.report();
+        }
+    }
+
+    /// Logs `event`.
+    pub(super) fn log(&self, event: &str, details: Value) {
+        if let Some(log) = &self.log {
+            log.write(with(json!({ "event": event }), details));
+        }
+    }
+
+    /// There may be more connections than descriptors.
+    pub(super) fn few_descriptors(&self, wanted: usize, possible: usize) {
+        let line = format!(
+            "--max-connections {wanted}: there are descriptors for {possible} (see 'ulimit -n')"
+        );
+        self.teller.tell(Level::Trouble, line);
+    }
+
+    pub(super) fn metrics_at(&self, address: SocketAddr) {
+        let line = format!("metrics at http://{address}/metrics");
+        self.teller.tell(Level::News, line);
+    }
+
+    /// Clients can connect.
+    pub(super) fn listening(&self, entrance: &Entrance, targets: &[Address]) {
+        let join =
+            |addresses: &mut dyn Iterator<Item = String>| addresses.collect::<Vec<_>>().join(", ");
+        let places = join(&mut entrance.addresses().map(|address| address.to_string()));
+        let to = join(&mut targets.iter().map(ToString::to_string));
+        self.teller
+            .tell(Level::News, format!("relaying {places} to {to}"));
+        let addresses: Vec<_> = entrance.addresses().map(|it| it.to_string()).collect();
+        let pid = std::process::id();
+        let details = json!({ "addresses": addresses, "targets": self.targets, "pid": pid });
+        self.log("listening", details);
+    }
+
+    /// A client connected, and gets this number.
+    pub(super) fn connected(&self, client: &Client) -> u64 {
+        let number = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
+        if self.teller.wants(Level::Detail) {
+            let line = format!("client {number}: connected from {client}");
+            self.teller.tell(Level::Detail, line);
+        }
+        number
+    }
+
+    pub(super) fn accept_failed(&self, error: &io::Error) {
+        // It is tried again and again.
+        if !self.accept_failed.swap(true, Ordering::Relaxed) {
+            let line = format!("clients cannot be accepted: {}; they wait", words(error));
+            self.teller.tell(Level::Trouble, line);
+            self.log("accept-failed", json!({ "error": words(error) }));
+        }
+    }
+
+    /// A target did not answer.
+    pub(super) fn connect_failed(
+        &self,
+        number: u64,
+        target: usize,
+        address: &Address,
+        error: &io::Error,
+    ) {
+        if let Some(count) = self.connect_failures.get(target) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        let error = words(error);
+        let details =
+            json!({ "connection": number, "target": address.to_string(), "error": error });
+        self.log("connect-failed", details);
+        if self.teller.wants(Level::Request) {
+            let line = format!("client {number}: {address}: {error}");
+            self.teller.tell(Level::Request, line);
+        }
+    }
+
+    /// No more clients are accepted.
+    pub(super) fn draining(&self, open: usize) {
+        if open > 0 {
+            let line = format!("no more clients; waiting for {} to end", connections(open));
+            self.teller.tell(Level::News, line);
+        }
+    }
+
+    /// A connection is over.
+    pub(super) fn closed(&self, visit: &Visit) {
+        let (level, how) = describe(&visit.ending);
+        if self.log.is_none() && !self.teller.wants(level) {
+            return;
+        }
+        let (number, totals) = (visit.number, visit.totals());
+        let seconds = visit.lasted().as_secs_f64();
+        let target = visit.target.and_then(|target| self.targets.get(target));
+        self.log(
+            "closed",
+            json!({
+                "connection": number,
+                "client": visit.client.to_string(),
+                "target": target,
+                "seconds": seconds,
+                "to_target": moved(totals.forward),
+                "to_client": moved(totals.backward),
+                "ending": visit.ending.word(),
+                "how": how,
+                "clean": matches!(visit.ending, Ending::Ended),
+            }),
+        );
+        let line = format!(
+            "client {number}: {how} ({} bytes to {}, {} bytes back, {seconds:.3} s)",
+            totals.forward.total(),
+            target.map_or("nowhere", String::as_str),
+            totals.backward.total(),
+        );
+        self.teller.tell(level, line);
+    }
+}
+
+/// What an error says, without its number.
+pub(super) fn words(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::TimedOut if error.raw_os_error().is_none() => {
+            "it did not answer in time".to_owned()
+        }
+        _ => without_number(error.to_string()),
+    }
+}
+
+/// So many connections.
+pub(super) fn connections(count: usize) -> String {
+    match count {
+        1 => "1 connection".to_owned(),
+        count => format!("{count} connections"),
+    }
+}
+
+fn moved(moved: Moved) -> Value {
+    json!({ "spliced": moved.spliced, "copied": moved.copied })
+}
+
+fn describe(ending: &Ending) -> (Level, String) {
+    match ending {
+        Ending::Ended => (Level::Detail, "ended".to_owned()),
+        Ending::Failed(cause) => {
+            let level = match ending.word() {
+                "failed" => Level::Request,
+                _ => Level::Detail,
+            };
+            (level, without_number(cause.to_string()))
+        }
+        // What was wrong with each of them has been told.
+        Ending::Unreachable => (Level::Detail, "closed, for no target answered".to_owned()),
+        Ending::BrokenOff => (Level::Detail, "broken off".to_owned()),
+    }
+}

@@ -1,0 +1,177 @@
+//! What `relay` is told, resolved: where streams come in, where they go, how long and how fast.
+
+mod address;
+
+use std::{path::PathBuf, time::Duration};
+
+use crate::relay::Mode;
+
+use super::super::{
+    args::{Common, ModeArg, RelayArgs},
+    failure::Failure,
+};
+
+pub(crate) use address::{Address, AddressError, TcpAddress};
+
+/// A resolved `relay`.
+#[derive(Clone, Debug)]
+pub(crate) struct RelayJob {
+    /// Where clients come in.
+    pub(crate) listen: Address,
+    /// Where they are connected to: the first one that answers. Standard input and output stand alone.
+    pub(crate) targets: Vec<Address>,
+    pub(crate) mode: Mode,
+    /// Clients at a time; `None` is as many as there can be descriptors for.
+    pub(crate) max_connections: Option<usize>,
+    pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) half_close_timeout: Option<Duration>,
+    /// How long a target may take to answer.
+    pub(crate) connect_timeout: Duration,
+    /// How long connections may take to end after a request to end.
+    pub(crate) drain_timeout: Duration,
+    /// Bytes a second each way, of all connections together.
+    pub(crate) rate: Option<u64>,
+    /// Bytes a second each way, of each connection.
+    pub(crate) connection_rate: Option<u64>,
+    /// A file that gets a line of JSON for each connection and each failure; `-` is standard error.
+    pub(crate) log: Option<PathBuf>,
+    /// `ADDR:PORT` where counts are told over HTTP.
+    pub(crate) metrics: Option<String>,
+    pub(crate) quiet: bool,
+    pub(crate) verbose: bool,
+}
+
+impl RelayJob {
+    pub(crate) fn resolve(args: RelayArgs, common: Common) -> Result<Self, Failure> {
+        let listen = Address::parse(&args.listen)?;
+        let targets = args.target.iter().map(|text| target(Address::parse(text)?));
+        let targets = targets.collect::<Result<Vec<_>, Failure>>()?;
+        let standard = targets.contains(&Address::Standard);
+        if standard && listen == Address::Standard {
+            return Err(Failure::usage(
+                "standard input and output cannot be both ends",
+            ));
+        }
+        if standard && targets.len() > 1 {
+            return Err(Failure::usage("- is no target among others")
+                .hint("standard input and output are always there: write it alone"));
+        }
+        if let Some(path) = listen.path()
+            && targets.iter().any(|target| target.path() == Some(path))
+        {
+            return Err(Failure::usage(format!("{listen} cannot be both ends")));
+        }
+        Ok(Self {
+            listen,
+            targets,
+            mode: match args.mode {
+                ModeArg::Auto => Mode::Auto,
+                ModeArg::Splice => Mode::Splice,
+                ModeArg::Copy => Mode::Copy,
+            },
+            max_connections: args.max_connections.map(|most| most as usize),
+            idle_timeout: args.idle_timeout,
+            half_close_timeout: args.half_close_timeout,
+            connect_timeout: args.connect_timeout,
+            drain_timeout: args.drain_timeout,
+            rate: args.rate.map(|rate| rate.0).filter(|rate| *rate > 0),
+            connection_rate: args
+                .connection_rate
+                .map(|rate| rate.0)
+                .filter(|rate| *rate > 0),
+            log: args.log,
+            metrics: args.metrics,
+            quiet: common.quiet,
+            verbose: common.verbose,
+        })
+    }
+}
+
+/// An address that can be connected to.
+fn target(address: Address) -> Result<Address, Failure> {
+    let wrong = |reason: &str, hint: &str| {
+        Err(Failure::usage(format!("{address}: {reason}")).hint(hint.to_owned()))
+    };
+    match &address {
+        Address::Activated => wrong(
+            "it is for LISTEN alone",
+            "write tcp:HOST:PORT, unix:PATH or -",
+        ),
+        Address::Tcp(TcpAddress { host: None, port }) => wrong(
+            "a target has a host",
+            &format!("for this machine, write tcp:localhost:{port}"),
+        ),
+        Address::Tcp(TcpAddress { port: 0, .. }) => wrong(
+            "a target has a port",
+            "port 0 is for LISTEN alone, where it takes a free one",
+        ),
+        _ => Ok(address),
+    }
+}
+
+impl From<AddressError> for Failure {
+    fn from(error: AddressError) -> Self {
+        Self::usage(error.to_string()).hint(error.hint())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::{
+        super::super::args::{Cli, Command},
+        *,
+    };
+
+    fn resolve(words: &[&str]) -> Result<RelayJob, String> {
+        let words = ["blockferry", "relay"].iter().chain(words);
+        let cli = Cli::try_parse_from(words).map_err(|error| error.to_string())?;
+        let Command::Relay(args) = cli.command else {
+            panic!("another command");
+        };
+        RelayJob::resolve(*args, cli.common).map_err(|failure| failure.to_string())
+    }
+
+    #[test]
+    fn targets_keep_their_order() {
+        let job = resolve(&["tcp::0", "unix:a", "tcp:b:1", "unix:c"]).expect("a job");
+        let targets: Vec<_> = job.targets.iter().map(ToString::to_string).collect();
+        assert_eq!(targets, ["unix:a", "tcp:b:1", "unix:c"]);
+        assert_eq!(job.connect_timeout, Duration::from_secs(10));
+        assert_eq!(job.drain_timeout, Duration::from_secs(30));
+        assert!(job.idle_timeout.is_none() && job.max_connections.is_none());
+    }
+
+    #[test]
+    fn no_rate_is_no_limit() {
+        let rates = |words: &[&str]| {
+            let job = resolve(&[words, &["-", "unix:a"]].concat()).expect("a job");
+            (job.rate, job.connection_rate)
+        };
+        assert_eq!(rates(&[]), (None, None));
+        assert_eq!(rates(&["--rate", "0"]), (None, None));
+        assert_eq!(rates(&["--rate", "10M"]), (Some(10 << 20), None));
+        assert_eq!(rates(&["--connection-rate", "1K"]), (None, Some(1 << 10)));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for (words, word) in [
+            (&["tcp::1"][..], "TARGET"),
+            (&["-", "-"], "both ends"),
+            (&["unix:a", "unix:a"], "both ends"),
+            (&["unix:a", "unix:b", "-"], "among others"),
+            (&["unix:a", "tcp::80"], "tcp:localhost:80"),
+            (&["unix:a", "tcp:b:0"], "port 0"),
+            (&["unix:a", "systemd:"], "LISTEN alone"),
+            (&["TCP-LISTEN:80", "unix:a"], "hint: write tcp:HOST:80"),
+            (&["--idle-timeout", "0", "-", "unix:a"], "above 0"),
+            (&["--max-connections", "0", "-", "unix:a"], "1..="),
+            (&["--mode", "fast", "-", "unix:a"], "splice"),
+        ] {
+            let refused = resolve(words).expect_err("refused");
+            assert!(refused.contains(word), "{words:?}: {refused}");
+        }
+    }
+}
