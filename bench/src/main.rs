@@ -36,7 +36,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use blockferry_sys::{adopt_orphans, raise_descriptor_limit};
+use blockferry_sys::{adopt_orphans, allow_most_descriptors};
 use clap::Parser;
 
 use crate::{
@@ -45,9 +45,6 @@ use crate::{
 
 /// The exit code of a program that was interrupted, as a shell has it for SIGINT.
 const INTERRUPTED: u8 = 130;
-
-/// How many descriptors each program may have, if we may say so.
-const DESCRIPTORS: u64 = 65536;
 
 /// Runs benchmarks, ours and the rivals', in interleaved rounds.
 #[derive(Parser)]
@@ -125,8 +122,8 @@ fn run(arguments: &Arguments) -> Result<bool> {
     let interrupt = Interrupt::install()?;
     // Of a server that is killed we want what its children took, too.
     adopt_orphans()?;
-    // What servers need for thousands of connections. Those that get less say so.
-    let _ = raise_descriptor_limit(DESCRIPTORS);
+    // Servers inherit it, and may have thousands of connections.
+    let _ = allow_most_descriptors();
     let tools = Tools::beside_the_runner()?;
 
     let mut sound = true;

@@ -29,7 +29,7 @@ pub use aligned::{AlignedBytes, PAGE_ALIGNMENT};
 pub use background::{Background, Ready, end_with_parent, to_background};
 pub use beneath::{kind_beneath, list_directory, open_beneath};
 pub use block_device::{BlockDeviceFacts, discard_blocks, inspect_block_device, zero_blocks};
-pub use descriptors::{allow_most_descriptors, raise_descriptor_limit};
+pub use descriptors::allow_most_descriptors;
 pub use file_copy::{clone_range, copy_range, file_system_block, never_shares_blocks};
 pub use fs::{
     FileFacts, FileKind, OpenMode, ZeroMethod, inspect, lives_in_memory, next_data, next_hole,

@@ -6,19 +6,19 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use blockferry_bench::Address;
-use blockferry_sys::raise_descriptor_limit;
+use blockferry_sys::allow_most_descriptors;
 
 use crate::link::Links;
 
-/// Descriptors beside those of the connections.
-const SPARE: u64 = 64;
-
 /// Opens `connections` connections, with something sent each way through each, and holds them for a while.
 pub(crate) fn run(from: &Address, to: &Address, connections: u32, hold: Duration) -> Result<()> {
-    raise_descriptor_limit(2 * u64::from(connections) + SPARE)
-        .context("two descriptors for each connection")?;
+    let most = allow_most_descriptors().unwrap_or(u64::MAX);
+    ensure!(
+        2 * u64::from(connections) < most,
+        "{connections} connections take two descriptors each, and there may be {most}"
+    );
     let mut links = Links::new(from, to)?;
     let mut opened = Vec::new();
     for number in 1..=connections {

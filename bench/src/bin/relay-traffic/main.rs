@@ -2,14 +2,18 @@
 //! the relay listens. Threads that block, and buffers that are prepared: what is measured is to be the relay.
 
 #![forbid(unsafe_code)]
-#![allow(clippy::print_stdout, reason = "what was measured is its output")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "what was measured is its output, and errors go to stderr"
+)]
 
 mod bulk;
 mod idle;
 mod link;
 mod ping_pong;
 
-use std::time::Duration;
+use std::{process::ExitCode, time::Duration};
 
 use anyhow::Result;
 use blockferry_bench::Address;
@@ -78,7 +82,17 @@ fn size(text: &str) -> Result<u64, String> {
     parse_size(text).map_err(|error| error.to_string())
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("relay-traffic: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     match Arguments::parse().kind {
         Kind::Bulk {
             ends: Ends { from, to },
