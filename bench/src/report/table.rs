@@ -8,13 +8,15 @@ use super::{
 };
 use crate::statistics::Summary;
 
-const HEADINGS: [&str; 8] = [
+const HEADINGS: [&str; 10] = [
     "",
     "",
     "ours is x times as fast",
+    "p99 us",
     "CPU s",
     "server CPU s",
     "peak MiB",
+    "server MiB",
     "calls/256K",
     "MB written",
 ];
@@ -87,16 +89,27 @@ fn row(entry: &Entry) -> Vec<String> {
         entry.name.clone(),
         spread(figures.rate.as_ref().unwrap_or(&figures.wall_seconds)),
         figures.speed_of_ours.as_ref().map_or("".into(), spread),
+        figures
+            .latency_microseconds
+            .map_or("".into(), |latency| figure(latency.median)),
         figure(figures.cpu_seconds.median),
         figures
             .server_cpu_seconds
             .map_or("".into(), |cpu| figure(cpu.median)),
-        format!("{}", figures.peak_memory_bytes.div_ceil(1 << 20)),
+        mebibytes(figures.peak_memory_bytes),
+        match figures.server_memory_bytes {
+            0 => "".into(),
+            bytes => mebibytes(bytes),
+        },
         figures.system_calls_per_256_kib.map_or("".into(), figure),
         figures
             .written_bytes
             .map_or("".into(), |bytes| figure(bytes.median / 1e6)),
     ]
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{}", bytes.div_ceil(1 << 20))
 }
 
 /// Three significant digits, for times from microseconds to hours.
