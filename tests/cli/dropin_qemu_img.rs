@@ -535,3 +535,33 @@ fn what_begins_as_something_compressed_is_raw_to_both_whatever_its_name() {
         twins.remove("copy");
     }
 }
+
+#[test]
+fn bitmaps_of_an_image_that_is_resized_are_kept_alike() {
+    let twins = Twins::new(|dir| {
+        let image = dir.join("a");
+        qemu_img(&["create", "-q", "-f", "qcow2", text(&image), "10M"]);
+        qemu_img(&["bitmap", "--add", text(&image), "b0"]);
+        qemu_img(&[
+            "bitmap",
+            "--add",
+            "--disable",
+            "-g",
+            "512",
+            text(&image),
+            "b1",
+        ]);
+    });
+    for words in [
+        "resize a 20M",
+        "resize --shrink a 3M",
+        "resize --preallocation=full a +1M",
+    ] {
+        twins.alike(words);
+        let [theirs, ours] = BOTH.map(|who| facts(&twins.path(who, "a")));
+        for key in ["virtual-size", "format-specific"] {
+            assert_eq!(theirs[key], ours[key], "{words}");
+        }
+        check(&twins.path(Who::Ours, "a"));
+    }
+}

@@ -217,7 +217,31 @@ impl Bitmap {
     pub(crate) fn marked_in_use(&self) -> Option<(u64, u32)> {
         let (place, flags) = self.flags?;
         let is_kept = flags & AUTO != 0 && flags & IN_USE == 0;
-        is_kept.then_some((place, flags | IN_USE))
+        is_kept.then_some((place, Self::in_use(flags)))
+    }
+
+    /// The flags of a bitmap that nobody may believe, which has these.
+    pub(crate) fn in_use(flags: u32) -> u32 {
+        flags | IN_USE
+    }
+
+    /// Where the first `entries` entries of its table lie, which is inside of `below`.
+    ///
+    /// # Errors
+    /// `Corrupt`
+    pub(crate) fn checked_table(&self, entries: u64, below: &dyn BlockDevice) -> Result<ByteRange> {
+        let name = self.printable_name();
+        if self.table.len() / 8 < entries {
+            return Err(corrupt(format!(
+                "the table of the bitmap \"{name}\" is too short for the disk"
+            )));
+        }
+        if self.table.end() > below.info().size {
+            return Err(corrupt(format!(
+                "the bitmap \"{name}\" lies outside of the file"
+            )));
+        }
+        Ok(self.table.split_at(entries.saturating_mul(8)).0)
     }
 
     fn encode(&self, bytes: &mut Vec<u8>) {

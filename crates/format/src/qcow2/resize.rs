@@ -2,8 +2,10 @@
 //!
 //! The header's size changes in one write, and whatever it says at any time is what the image is: a disk that grows has
 //! all its tables, zeroes and places before the header says so; one that shrinks gives up what lies behind its end
-//! afterwards. A crash in between loses space at worst, and what it leaves behind the end of the disk is cleared before
+//! afterwards. A crash in between loses space at worst, and the bitmaps' word ([`bitmaps`]); what it leaves behind the end of the disk is cleared before
 //! the disk grows over it.
+
+mod bitmaps;
 
 use std::sync::Arc;
 
@@ -11,9 +13,10 @@ use blockferry_block::{
     BlockDevice, ByteRange, Capabilities, Error, ErrorKind, Operation, Result, ZeroFlags,
 };
 
+use self::bitmaps::Resized;
 use super::{
     OpenOptions, Preallocation,
-    bitmaps::read_directory,
+    bitmaps::{Bitmap, read_directory},
     check::mend_dirty,
     geometry::Geometry,
     header::{Autoclear, Header, LARGEST_L1},
@@ -43,12 +46,13 @@ pub struct ResizeOptions {
 /// grow ([`Capabilities::RESIZE`]) where the image needs room. A backing file is opened by `related` only for a disk
 /// that grows, a data file always, and it gets the disk's size where it can.
 ///
-/// A crash at any point loses space at worst, and the disk has its old size or the new one.
+/// A crash at any point loses space at worst, and the disk has its old size or the new one. Bitmaps may be marked as in
+/// use then.
 ///
 /// # Errors
 /// `InvalidInput` for a disk that would become smaller and must not, and for a size that the image's tables cannot
-/// have; `Unsupported` for an image with bitmaps, and one with snapshots that do not say their sizes (version 2); as
-/// those of opening the image for writing; `NoSpace`, what reading and writing failed with.
+/// have, or one of its bitmaps; `Unsupported` for an image with bitmaps that were in use, and one with snapshots that do
+/// not say their sizes (version 2); as those of opening the image for writing; `NoSpace`, what reading and writing failed with.
 pub async fn resize(
     below: Arc<dyn BlockDevice>,
     related: &dyn Related,
@@ -119,15 +123,8 @@ async fn check(
         let message = "the image has a snapshot that does not say its size";
         return refuse(ErrorKind::Unsupported, message);
     }
-    if let Some(bitmap) = read_directory(below, header).await?.first() {
-        let name = blockferry_block::printable(bitmap.details.name.as_ref());
-        let message = format!(
-            "the image has the bitmap \"{name}\", and the size of one with bitmaps is not changed: \
-             'qemu-img bitmap --remove' it first"
-        );
-        return refuse(ErrorKind::Unsupported, &message);
-    }
-    Ok(())
+    let bitmaps = read_directory(below, header).await?;
+    bitmaps::check(&bitmaps, Geometry { size, ..geometry })
 }
 
 /// An image whose size is changed.
@@ -140,6 +137,8 @@ impl Resizing<'_> {
     async fn grow(&self, header: Header, size: u64, how: Preallocation) -> Result<()> {
         let old = header.geometry.size;
         let mut header = header;
+        let known = self.bitmaps(&header).await?;
+        let mut bitmaps = Resized::new(&self.file, header.geometry, known);
         let entries = header.geometry.l1_entries_for(size);
         if header.l1.len() / 8 < entries {
             let (writer, _) = self.open(&header).await?;
@@ -148,9 +147,35 @@ impl Resizing<'_> {
         }
         header.geometry.size = size;
         let (writer, data) = self.open(&header).await?;
+        writer.begin().await?;
+        bitmaps.lengthen(size, &writer).await?;
+        let filled = async {
+            self.fill_new(&header, &writer, &data, old, how).await?;
+            bitmaps.mark().await
+        };
+        if let Err(error) = filled.await {
+            bitmaps.give_up(&writer).await;
+            return Err(error);
+        }
+        writer.close().await?;
+        // All that the disk of that size needs is durable.
+        write_size(&self.file, size).await?;
+        bitmaps.finish(&writer).await
+    }
+
+    /// Makes what is new read as zeroes of the disk that `header` describes, which had `old` bytes.
+    async fn fill_new(
+        &self,
+        header: &Header,
+        writer: &Writer,
+        data: &HostFile,
+        old: u64,
+        how: Preallocation,
+    ) -> Result<()> {
+        let size = header.geometry.size;
         let is_raw = header.autoclear.contains(Autoclear::RAW_DATA_FILE);
         if header.geometry.data_file {
-            lengthen_data(&data, old, size, is_raw).await?;
+            lengthen_data(data, old, size, is_raw).await?;
         }
         writer
             .zero(ByteRange::between(old, size), ZeroFlags::empty())
@@ -165,21 +190,25 @@ impl Resizing<'_> {
             let range = allocated_in_advance(header.geometry, old, header.backing.is_some());
             writer.preallocate(range, how).await?;
         }
-        writer.close().await?;
-        // All that the disk of that size needs is durable.
-        write_size(&self.file, size).await
+        writer.flush().await
     }
 
     async fn shrink(&self, header: Header, size: u64) -> Result<()> {
+        let known = self.bitmaps(&header).await?;
+        let mut bitmaps = Resized::new(&self.file, header.geometry, known);
         // All that the tables can name, which a crash may have left, and nothing that shows behind.
         let mut whole = header.clone();
         whole.backing = None;
         let mapped = (header.l1.len() / 8).saturating_mul(header.geometry.table_span());
         whole.geometry.size = mapped.max(header.geometry.size).min(i64::MAX as u64);
         let (writer, data) = self.open(&whole).await?;
+        writer.begin().await?;
+        bitmaps.mark().await?;
         write_size(&self.file, size).await?;
         writer.drop_behind(size).await?;
         writer.close().await?;
+        bitmaps.shorten(size).await?;
+        bitmaps.finish(&writer).await?;
         let (file, end) = (&self.file, writer.trim_end().await?);
         if end < file.end() && file.device().info().can(Capabilities::RESIZE) {
             file.device().resize(end).await?;
@@ -190,6 +219,10 @@ impl Resizing<'_> {
             data.device().flush().await?;
         }
         Ok(())
+    }
+
+    async fn bitmaps(&self, header: &Header) -> Result<Vec<Bitmap>> {
+        read_directory(&**self.file.device(), header).await
     }
 
     /// What writes the image as `header` has it, and what the data lies in.

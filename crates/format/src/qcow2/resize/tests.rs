@@ -1,5 +1,7 @@
 //! Disks of every kind that grow and shrink, compared with a row of bytes; cut anywhere; and as qemu-img does it.
 
+mod bitmaps;
+
 use std::{fs, path::Path};
 
 use blockferry_block::{
@@ -409,15 +411,11 @@ async fn what_qemu_refuses_is_refused_by_name() {
     let directory = directory.path();
     qemu_img(directory, "create -q -f qcow2 -o compat=0.10 old 9M");
     qemu_img(directory, "snapshot -c one old");
-    qemu_img(directory, "create -q -f qcow2 noted 9M");
-    qemu_img(directory, "bitmap --add noted b0");
-    for (name, part) in [("old", "snapshots"), ("noted", "\"b0\"")] {
-        let options = ResizeOptions::default();
-        let resized = resize(open(directory, name), &NoRelatives, 20 << 20, &options).await;
-        let error = resized.expect_err("refused");
-        assert_eq!(error.kind(), ErrorKind::Unsupported);
-        assert!(error.to_string().contains(part), "{error}");
-    }
+    let options = ResizeOptions::default();
+    let resized = resize(open(directory, "old"), &NoRelatives, 20 << 20, &options).await;
+    let error = resized.expect_err("refused");
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.to_string().contains("snapshots"), "{error}");
 }
 
 #[tokio::test]

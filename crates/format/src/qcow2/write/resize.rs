@@ -30,6 +30,38 @@ impl Writer {
         result
     }
 
+    /// What the image must not promise any more once it is written is not promised, durably.
+    ///
+    /// # Errors
+    /// What writing failed with.
+    pub(crate) async fn begin(&self) -> Result<()> {
+        self.0.touch().await
+    }
+
+    /// So many clusters in a row, for the image's own tables; their refcounts are durable. Nobody writes meanwhile.
+    ///
+    /// # Errors
+    /// `NoSpace`; what reading and writing refcounts failed with.
+    pub(crate) async fn allocate(&self, count: u64) -> Result<Clusters> {
+        let mut allocator = self.0.allocator.lock().await;
+        let clusters = allocator.allocate_together(count).await?;
+        allocator.write_changes().await?;
+        Ok(clusters)
+    }
+
+    /// Gives up clusters that nothing names any more, durably. If that fails, space is lost and nothing else. Nobody writes
+    /// meanwhile, and everything is in its place.
+    pub(crate) async fn give_back(&self, clusters: Vec<Clusters>) {
+        if clusters.is_empty() {
+            return;
+        }
+        let mut allocator = self.0.allocator.lock().await;
+        for clusters in clusters {
+            let (_, _) = allocator.release(clusters).await;
+        }
+        let _ = allocator.write_changes().await;
+    }
+
     /// Gives up all clusters that lie behind `size` as a whole, and all tables that map nothing before it.
     ///
     /// # Errors
