@@ -320,6 +320,20 @@ mod tests {
     }
 
     #[test]
+    fn a_server_is_given_ports_and_variables() {
+        let server = "places = ['target']\nserver = [{
+            name = 's', command = ['sh', '-c', 'test $MINE = {port} && echo $OTHER >&2'],
+            environment = { MINE = '{port}', OTHER = '{port:target}' },
+        }]\n";
+        let outcomes = outcomes(&(server.to_owned() + &contender("a", ": {port:s}")));
+        let Outcome::Failed(why) = &outcomes.contenders[0] else {
+            panic!("the server ends");
+        };
+        let port = why.strip_prefix("server `s` ended at once: ").unwrap();
+        assert_ne!(port.parse::<u16>().unwrap(), 0);
+    }
+
+    #[test]
     fn each_run_finds_an_empty_image_and_what_is_written_to_it_is_compared() {
         let setting = "size = { full = '1G', quick = '8' }
             image = [{ kind = 'empty', name = 'new', format = 'raw' }]\n";
