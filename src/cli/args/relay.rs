@@ -25,7 +25,8 @@ pub(crate) struct RelayArgs {
     /// through memory.
     #[arg(long, value_name = "MODE", default_value = "auto")]
     pub(crate) mode: ModeArg,
-    /// Clients at a time; more of them wait to be accepted. Without it as many as there can be descriptors for.
+    /// Clients at a time; more of them wait to be accepted. Without it, and at most, as many as there can be
+    /// descriptors for.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=MOST_CONNECTIONS))]
     pub(crate) max_connections: Option<u32>,
 

@@ -11,6 +11,7 @@ pub(crate) mod phoenix;
 pub(crate) mod proxy;
 pub(crate) mod qemu;
 pub(crate) mod realm;
+pub(crate) mod relay;
 pub(crate) mod run;
 
 pub(crate) use disk::SmallDisk;

@@ -97,7 +97,9 @@ impl Book {
         let mut pages = self.pages();
         pages.live.remove(&number);
         pages.past = sum(pages.past, moved);
-        pages.ended[ending.index()] += 1;
+        if let Some(place) = ENDINGS.iter().position(|word| *word == ending.word()) {
+            pages.ended[place] += 1;
+        }
         drop(pages);
         self.open.fetch_sub(1, Ordering::Relaxed);
     }

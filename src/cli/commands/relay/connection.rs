@@ -6,9 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::{net::TcpStream, sync::OwnedSemaphorePermit};
 
-use crate::relay::{self, Cause, Counters, Options, RelayError, Totals};
+use crate::relay::{self, Cause, Counters, Options, RelayError, Totals, delivered};
 
 use super::{
     Relay,
@@ -17,6 +17,9 @@ use super::{
     link::{Client, Link, Socket, Stream},
     reach::{Reached, reach},
 };
+
+/// How long a side may take to get what was sent to it last, when its connection is broken off.
+pub(super) const FAREWELL: Duration = Duration::from_secs(5);
 
 /// A client that just connected.
 pub(super) struct Arrival {
@@ -41,8 +44,9 @@ pub(super) enum Ending {
 }
 
 /// The words for all endings, as programs are told them.
-pub(super) const ENDINGS: [&str; 7] = [
+pub(super) const ENDINGS: [&str; 8] = [
     "ended",
+    "gone",
     "reset",
     "failed",
     "idle",
@@ -52,22 +56,18 @@ pub(super) const ENDINGS: [&str; 7] = [
 ];
 
 impl Ending {
-    /// Its place among [`ENDINGS`].
-    pub(super) fn index(&self) -> usize {
-        match self {
-            Self::Ended => 0,
-            Self::Failed(Cause::Idle(_)) => 3,
-            Self::Failed(Cause::HalfClosed(_)) => 4,
-            Self::Failed(cause) if cause.is_reset() => 1,
-            Self::Failed(_) => 2,
-            Self::Unreachable => 5,
-            Self::BrokenOff => 6,
-        }
-    }
-
     /// Its word among [`ENDINGS`].
     pub(super) fn word(&self) -> &'static str {
-        ENDINGS[self.index()]
+        match self {
+            Self::Ended => "ended",
+            Self::Failed(Cause::Gone) => "gone",
+            Self::Failed(Cause::Idle(_)) => "idle",
+            Self::Failed(Cause::HalfClosed(_)) => "half-closed",
+            Self::Failed(cause) if cause.is_reset() => "reset",
+            Self::Failed(_) => "failed",
+            Self::Unreachable => "unreachable",
+            Self::BrokenOff => "broken-off",
+        }
     }
 }
 
@@ -203,8 +203,25 @@ async fn carry<A: Stream, B: Stream>(a: A, b: B, visit: &mut Visit, counters: Ar
     let mut options = visit.options();
     options.counters = Some(counters);
     let result = relay::copy_bidirectional(&mut pair.a, &mut pair.b, &options).await;
-    pair.whole = result.is_ok();
+    pair.whole = match &result {
+        Ok(_) => true,
+        Err(error) => {
+            Box::pin(part(&pair)).await;
+            // What it had said before it went has arrived.
+            matches!(error.cause, Cause::Gone)
+        }
+    };
     visit.end(result);
+}
+
+/// Waits until both sides have got what was sent to them last, or for a while.
+async fn part<A: Stream, B: Stream>(pair: &Pair<A, B>) {
+    let part = async |stream: Option<&TcpStream>| {
+        if let Some(stream) = stream {
+            delivered(stream, FAREWELL).await;
+        }
+    };
+    tokio::join!(part(pair.a.tcp()), part(pair.b.tcp()));
 }
 
 /// Two streams, which are broken off when they are dropped unless all of both was relayed.

@@ -19,12 +19,21 @@ const KEEPALIVE: Keepalive = Keepalive {
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// Lets its peer see that it broke off, when it is closed: what is cut short must not look whole.
     fn break_off(&self);
+
+    /// The TCP connection that it goes over.
+    fn tcp(&self) -> Option<&TcpStream> {
+        None
+    }
 }
 
 impl Stream for TcpStream {
     fn break_off(&self) {
         // One that is gone already needs no farewell.
         let _ = self.set_zero_linger();
+    }
+
+    fn tcp(&self) -> Option<&TcpStream> {
+        Some(self)
     }
 }
 

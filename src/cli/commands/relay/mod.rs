@@ -54,11 +54,14 @@ const MOST_WORKERS: usize = 8;
 const MOST_CONNECTIONS: usize = 1 << 24;
 
 /// The most pipes that bytes are spliced through, of all workers together.
-const MOST_PIPES: usize = 1024;
+const MOST_PIPES: usize = 256;
 
-/// Descriptors that are neither connections nor pipes: standard streams, listeners, pollers, the log,
-/// and readers of the metrics.
-const OTHER_DESCRIPTORS: usize = 64;
+/// Descriptors that are neither connections nor pipes: standard streams, listeners, the log, readers of the
+/// metrics.
+const OTHER_DESCRIPTORS: usize = 24;
+
+/// Those that each worker has for itself, to wait with.
+const WORKER_DESCRIPTORS: usize = 4;
 
 /// How long accepting rests after it failed, for want of descriptors for example.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -109,7 +112,10 @@ pub(crate) fn run(job: RelayJob) -> Result<ExitCode, Failure> {
 
 /// How much the limit of descriptors has room for.
 struct Room {
+    /// Connections at a time, with all the pipes.
     connections: usize,
+    /// Connections at a time, at the cost of the pipes.
+    most: usize,
     /// For each worker.
     pipes: usize,
     workers: usize,
@@ -120,9 +126,12 @@ impl Room {
         let workers = thread::available_parallelism().map_or(1, usize::from);
         let workers = workers.min(MOST_WORKERS);
         let pipes = (descriptors / 16).clamp(workers, MOST_PIPES) / workers;
-        let taken = OTHER_DESCRIPTORS + 2 * pipes * workers;
+        let taken = OTHER_DESCRIPTORS + WORKER_DESCRIPTORS * workers;
+        let left = descriptors.saturating_sub(taken);
+        let without = |pipes| (left.saturating_sub(2 * pipes) / 2).clamp(1, MOST_CONNECTIONS);
         Self {
-            connections: (descriptors.saturating_sub(taken) / 2).clamp(1, MOST_CONNECTIONS),
+            connections: without(pipes * workers),
+            most: without(0),
             pipes,
             workers,
         }
@@ -149,10 +158,11 @@ impl Requests {
 
 impl Relay {
     fn new(job: RelayJob, room: &Room) -> Result<Self, Failure> {
-        let most = job.max_connections.unwrap_or(room.connections);
+        let wanted = job.max_connections.unwrap_or(room.connections);
         let observer = Observer::new(&job)?;
-        if most > room.connections {
-            observer.few_descriptors(most, room.connections);
+        let most = wanted.min(room.most);
+        if most < wanted {
+            observer.few_descriptors(wanted, most);
         }
         Ok(Self {
             observer,

@@ -78,7 +78,7 @@ impl Observer {
     /// There may be more connections than descriptors.
     pub(super) fn few_descriptors(&self, wanted: usize, possible: usize) {
         let line = format!(
-            "--max-connections {wanted}: there are descriptors for {possible} (see 'ulimit -n')"
+            "--max-connections {wanted}: there are descriptors for {possible} only (see 'ulimit -n')"
         );
         self.teller.tell(Level::Trouble, line);
     }

@@ -30,14 +30,16 @@ use tokio::{
 
 use crate::{
     block::{Error, ErrorKind},
-    relay::{Cause, CopyError, Direction, Moved, Options, RelayError, Totals, copy_with},
+    relay::{
+        Cause, CopyError, Direction, Moved, Options, RelayError, Totals, copy_with, delivered,
+    },
 };
 
 use super::{
     super::super::failure::{Failure, without_number},
     Relay, Requests, Room,
     book::Counts,
-    connection::{Arrival, Ending, Visit},
+    connection::{Arrival, Ending, FAREWELL, Visit},
     crew::Workplace,
     entrance::Entrance,
     link::{Client, Link, Stream},
@@ -144,6 +146,11 @@ async fn carry(
     let (idle, half_closed) = (relay.job.idle_timeout, relay.job.half_close_timeout);
     let result = bridge.run(counts, idle, half_closed).await;
     bridge.whole = result.is_ok();
+    if !bridge.whole {
+        for socket in &bridge.sockets {
+            delivered(socket, FAREWELL).await;
+        }
+    }
     let totals = counts.totals();
     let (way, cause) = match result {
         Ok(moved) => {
