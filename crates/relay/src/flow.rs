@@ -25,7 +25,7 @@ use crate::{
     policy::Policy,
     pool::Lent,
     rate::Throttle,
-    stream::{Stream, kind_of_reader, kind_of_writer},
+    stream::{Kind, Stream, kind_of_reader, kind_of_writer},
 };
 
 /// After so many bytes others of the same thread get their turn.
@@ -43,6 +43,10 @@ pub(crate) struct Flow {
     tally: Tally,
     /// Whether the writer may hold back what it was given.
     owes_flush: bool,
+    /// Whether the writer says that it has bytes before it knows: tokio's file writes behind.
+    writes_behind: bool,
+    /// How many bytes such a writer has taken and not confirmed.
+    unconfirmed: usize,
     pool: Option<PipePool>,
     throttle: Option<Box<Throttle>>,
 }
@@ -106,6 +110,8 @@ impl Flow {
             limit: u64::MAX,
             tally: Tally::new(options.counters.clone(), direction),
             owes_flush: false,
+            writes_behind: kinds.1 == Kind::File,
+            unconfirmed: 0,
             pool: options.pool.clone(),
             throttle: rate.clone().map(|rate| Box::new(Throttle::new(rate))),
         }
@@ -296,14 +302,23 @@ impl Flow {
                 Cargo::Nothing => return Poll::Ready(Ok(())),
                 Cargo::InMemory(loaded) => {
                     while loaded.len() > 0 {
-                        let count =
-                            ready!(Pin::new(&mut *writer).poll_write(context, loaded.bytes()))?;
-                        if count == 0 {
-                            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                        let mut writer = Pin::new(&mut *writer);
+                        if self.unconfirmed == 0 {
+                            let count =
+                                ready!(writer.as_mut().poll_write(context, loaded.bytes()))?;
+                            if count == 0 {
+                                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                            }
+                            self.unconfirmed = count;
                         }
+                        if self.writes_behind {
+                            ready!(writer.poll_flush(context))?;
+                        } else {
+                            self.owes_flush = true;
+                        }
+                        let count = mem::take(&mut self.unconfirmed);
                         loaded.consume(count);
                         self.tally.copied(count as u64);
-                        self.owes_flush = true;
                     }
                     return Poll::Ready(Ok(()));
                 }
