@@ -352,8 +352,10 @@ impl Flow {
         R: AsyncRead + Unpin + 'static,
     {
         let stream = Stream::of_reader(reader);
-        if let (Some(_), Some(stream)) = (&self.throttle, stream) {
-            // A reader that has nothing takes no bytes from the others.
+        if let Some(stream) = stream
+            && (self.throttle.is_some() || self.policy.splices())
+        {
+            // A reader that has nothing takes no pipe and no bytes of the rate from the others.
             ready!(stream.poll_read_ready(context))?;
         }
         if self.policy.splices()
@@ -416,7 +418,7 @@ impl Flow {
     }
 }
 
-/// Fills `pipe`, which is empty, with up to `length` bytes.
+/// Fills the pipe, which is empty, with up to `length` bytes of `stream`, which was ready.
 fn poll_fill(
     context: &mut Context<'_>,
     lent: &mut Lent,
@@ -427,11 +429,11 @@ fn poll_fill(
         return Poll::Ready(Ok(Filled::Refused));
     };
     loop {
-        ready!(stream.poll_read_ready(context))?;
         match stream.try_read(|| fill(pipe, stream, length)) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             filled => return Poll::Ready(filled),
         }
+        ready!(stream.poll_read_ready(context))?;
     }
 }
 
