@@ -72,7 +72,7 @@ struct Relay {
     hangup: Watch,
 }
 
-/// Whether the end that has ended first is watched.
+/// Whether the end that nothing is read from any more is watched.
 enum Watch {
     NotYet,
     /// `None` is one that cannot be watched.
@@ -134,16 +134,14 @@ impl Relay {
             (true, false) => Some(Direction::Forward),
             (false, true) => Some(Direction::Backward),
         };
-        if let Some(open) = open
-            && self.deaf.is_none()
-        {
-            // The one that has ended is the one that the open direction writes to.
+        if let Some(open) = open {
+            // The one that has ended, or whose bytes nobody takes, is the one that the open direction writes to.
             let listener = match open {
                 Direction::Forward => Stream::of_writer(b),
                 Direction::Backward => Stream::of_writer(a),
             };
             if self.poll_hangup(context, listener).is_ready() {
-                return Poll::Ready(Err((open, Cause::Gone)));
+                return Poll::Ready(Err(self.deaf.take().unwrap_or((open, Cause::Gone))));
             }
         }
         if let Some(clock) = &mut self.clock {
