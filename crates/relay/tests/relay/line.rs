@@ -1,0 +1,121 @@
+//! Where a relay stands: between two connections, whose far ends are the test's.
+
+use blockferry_relay::{
+    CopyError, Mode, Moved, Options, PipePool, RelayError, Totals, copy_bidirectional, copy_with,
+};
+use tokio::{io::AsyncWriteExt, task::JoinHandle};
+
+use crate::{
+    bytes::{receive, send},
+    sockets::Socket,
+};
+
+/// Every way that bytes can be told to take.
+pub(crate) const MODES: [Mode; 3] = [Mode::Auto, Mode::Splice, Mode::Copy];
+
+/// Options of that mode, and else the default ones.
+pub(crate) fn options(mode: Mode) -> Options {
+    let mut options = Options::new();
+    options.mode = mode;
+    options
+}
+
+/// The same, with pipes from `pool`.
+pub(crate) fn options_with(mode: Mode, pool: &PipePool) -> Options {
+    let mut options = options(mode);
+    options.pool = Some(pool.clone());
+    options
+}
+
+/// Fails unless `total` bytes went the way of that mode, and no other.
+pub(crate) fn check_way(mode: Mode, moved: Moved, total: u64) {
+    assert_eq!(moved.total(), total, "by {mode:?}: {moved:?}");
+    match mode {
+        Mode::Auto => (),
+        Mode::Splice => assert_eq!(moved.copied, 0, "copied"),
+        Mode::Copy => assert_eq!(moved.spliced, 0, "spliced"),
+    }
+}
+
+/// Two connections with room for a relay between `a` and `b`.
+pub(crate) struct Line<A, B> {
+    /// The peer of `a`.
+    pub(crate) left: A,
+    pub(crate) a: A,
+    pub(crate) b: B,
+    /// The peer of `b`.
+    pub(crate) right: B,
+}
+
+/// The far ends of a line, and what comes of the relay between them. The relay's sockets are closed when it ends.
+pub(crate) struct Relayed<A, B> {
+    pub(crate) left: A,
+    pub(crate) right: B,
+    pub(crate) relay: JoinHandle<Result<Totals, RelayError>>,
+}
+
+impl<A: Socket, B: Socket> Line<A, B> {
+    pub(crate) async fn new() -> Self {
+        let (left, a) = A::pair().await;
+        let (b, right) = B::pair().await;
+        Self { left, a, b, right }
+    }
+
+    /// Relays both ways.
+    pub(crate) fn relay(self, options: Options) -> Relayed<A, B> {
+        let Self {
+            left,
+            mut a,
+            mut b,
+            right,
+        } = self;
+        let relay = tokio::spawn(async move { copy_bidirectional(&mut a, &mut b, &options).await });
+        Relayed { left, right, relay }
+    }
+
+    /// Copies from left to right what `feed` sends, up to the end, and says where it ended and what the copy said.
+    pub(crate) async fn carry(
+        self,
+        total: u64,
+        chunk: usize,
+        options: Options,
+    ) -> Result<Moved, CopyError> {
+        let Self {
+            mut left,
+            mut a,
+            mut b,
+            mut right,
+        } = self;
+        let sending = tokio::spawn(async move {
+            send(&mut left, 0, total, chunk).await;
+            left.shutdown().await.unwrap();
+            left
+        });
+        let copying = tokio::spawn(async move { copy_with(&mut a, &mut b, None, &options).await });
+        assert_eq!(receive(&mut right, 0).await, total);
+        sending.await.unwrap();
+        copying.await.unwrap()
+    }
+}
+
+/// Makes a test of each function, for each kind of socket on either side.
+macro_rules! on_all_pairings {
+    ($($test:ident),+ $(,)?) => {
+        on_all_pairings!(@ tcp_to_tcp, TcpStream, TcpStream, $($test),+);
+        on_all_pairings!(@ unix_to_unix, UnixStream, UnixStream, $($test),+);
+        on_all_pairings!(@ tcp_to_unix, TcpStream, UnixStream, $($test),+);
+        on_all_pairings!(@ unix_to_tcp, UnixStream, TcpStream, $($test),+);
+    };
+    (@ $pairing:ident, $a:ty, $b:ty, $($test:ident),+) => {
+        mod $pairing {
+            use tokio::net::*;
+            $(
+                #[tokio::test]
+                async fn $test() {
+                    $crate::bytes::in_time(super::$test::<$a, $b>()).await;
+                }
+            )+
+        }
+    };
+}
+pub(crate) use on_all_pairings;
