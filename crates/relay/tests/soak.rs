@@ -70,7 +70,7 @@ enum Manner {
     Vanishes,
     /// Sends, ends its half, and vanishes then.
     HalfVanishes,
-    /// Sends, and reads nothing until the other side gives up.
+    /// Sends, reads nothing, and closes when the other side has given up or could have.
     NeverReads,
     /// Says nothing.
     IsSilent,
@@ -118,7 +118,15 @@ impl Manner {
                 tokio::task::yield_now().await;
                 socket.vanish();
             }
-            Self::NeverReads => while socket.write_all(&data).await.is_ok() && !data.is_empty() {},
+            Self::NeverReads => {
+                // More than fits anywhere, if nobody reads it; but not for ever, if somebody does.
+                for _ in 0..20 {
+                    if socket.write_all(&data).await.is_err() {
+                        return;
+                    }
+                }
+                sleep(Duration::from_millis(100)).await;
+            }
             Self::IsSilent => while let Ok(1..) = socket.read(&mut [0; 4_096]).await {},
         }
     }
