@@ -11,8 +11,13 @@ use std::{
     time::Duration,
 };
 
-use blockferry_relay::{Mode, Options, PipePool, copy_bidirectional, copy_with};
+use blockferry_relay::{Mode, Moved, Options, PipePool, copy_bidirectional, copy_with};
+use rustix::{
+    fd::OwnedFd,
+    thread::{CapabilitySet, capabilities, set_capabilities},
+};
 use tokio::{
+    fs::File,
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UnixStream},
     runtime,
@@ -293,4 +298,114 @@ fn threads_that_end_take_their_pipes_along() {
             drop(held);
         });
     }
+}
+
+/// Gives up, for this thread alone, what lets it have more pipes than other users.
+fn become_unprivileged() {
+    let mut sets = capabilities(None).unwrap();
+    sets.effective
+        .remove(CapabilitySet::SYS_RESOURCE | CapabilitySet::SYS_ADMIN);
+    set_capabilities(None, sets).unwrap();
+}
+
+/// Makes pipes of a mebibyte until the system grants no more of that size.
+fn use_up_pipe_pages() -> Vec<(OwnedFd, OwnedFd)> {
+    let mut pipes = Vec::new();
+    loop {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let granted = rustix::pipe::fcntl_setpipe_size(&writer, 1 << 20);
+        pipes.push((reader, writer));
+        if granted.is_err() || pipes.len() == 400 {
+            return pipes;
+        }
+    }
+}
+
+/// Copies `length` bytes from one socket to another, and says which way they went.
+async fn pass<R: Socket, W: Socket>(length: u64, options: &Options) -> Moved {
+    let (peer, mut reader) = R::pair().await;
+    let (mut writer, mut receiver) = W::pair().await;
+    let sending = async move {
+        let (mut source, mut peer) = (tokio::io::repeat(9).take(length), peer);
+        tokio::io::copy(&mut source, &mut peer).await.unwrap();
+    };
+    let copying = async {
+        let moved = copy_with(&mut reader, &mut writer, None, options).await;
+        writer.shutdown().await.unwrap();
+        moved.unwrap()
+    };
+    let mut sink = tokio::io::sink();
+    let receiving = tokio::io::copy(&mut receiver, &mut sink);
+    let ((), moved, received) = tokio::join!(sending, copying, receiving);
+    assert_eq!(received.unwrap(), length);
+    moved
+}
+
+/// An unprivileged user has 64 pipes of a mebibyte, and then F_SETPIPE_SZ is refused and new pipes have two slots.
+#[test]
+fn a_user_who_gets_no_large_pipes_is_served_as_well() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    become_unprivileged();
+    let held = use_up_pipe_pages();
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let (large, tiny) = (PipePool::new(8), PipePool::with_pipe_size(8, 8_192));
+        for mode in MODES {
+            let mut options = Options::new();
+            options.mode = mode;
+            options.pool = Some(large.clone());
+            let moved = pass::<UnixStream, UnixStream>(20 << 20, &options).await;
+            assert_eq!(moved.total(), 20 << 20);
+            let moved = pass::<TcpStream, TcpStream>(20 << 20, &options).await;
+            assert_eq!(moved.total(), 20 << 20);
+            // Tiny ones are granted to those who ask for no more.
+            options.pool = Some(tiny.clone());
+            let moved = pass::<TcpStream, TcpStream>(5 << 20, &options).await;
+            assert_eq!(moved.total(), 5 << 20);
+            if mode == Mode::Splice {
+                assert_eq!(moved.copied, 0);
+            }
+        }
+    });
+    drop(held);
+}
+
+/// The kernel may be at work on a file for a copy that nobody waits for any more.
+#[test]
+fn copies_of_files_that_are_given_up_leave_nothing_open() {
+    leaves_no_descriptor(2, || async {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("target");
+        let pool = PipePool::with_pipe_size(4, 65_536);
+        for number in 0..300_u64 {
+            let mut options = Options::new();
+            options.mode = [Mode::Auto, Mode::Splice][usize::try_from(number % 2).unwrap()];
+            options.pool = Some(pool.clone());
+            let (mut near, mut far) = <UnixStream as Socket>::pair().await;
+            let time = Duration::from_micros(number * 10);
+            let (mut sink, mut source) = (tokio::io::sink(), tokio::io::repeat(5));
+            if number % 3 == 0 {
+                let mut zero = File::open("/dev/zero").await.unwrap();
+                tokio::select! {
+                    result = copy_with(&mut zero, &mut near, None, &options) => drop(result),
+                    _ = tokio::io::copy(&mut far, &mut sink) => (),
+                    () = sleep(time) => (),
+                }
+            } else {
+                let mut file = File::create(&path).await.unwrap();
+                tokio::select! {
+                    result = copy_with(&mut near, &mut file, None, &options) => drop(result),
+                    _ = tokio::io::copy(&mut source, &mut far) => (),
+                    () = sleep(time) => (),
+                }
+            }
+        }
+        while pool.lent() > 0 {
+            sleep(Duration::from_millis(1)).await;
+        }
+        assert!(pool.pipes() <= 4);
+    });
 }

@@ -13,16 +13,21 @@ use crate::{
 /// Every way that bytes can be told to take.
 pub(crate) const MODES: [Mode; 3] = [Mode::Auto, Mode::Splice, Mode::Copy];
 
-/// Options of that mode, and else the default ones.
-pub(crate) fn options(mode: Mode) -> Options {
-    let mut options = Options::new();
-    options.mode = mode;
-    options
+/// At most so many pipes, each of 128 KiB: of those that an unprivileged user gets there are enough for many tests at
+/// the same time.
+pub(crate) fn pool_of(pipes: usize) -> PipePool {
+    PipePool::with_pipe_size(pipes, 128 << 10)
 }
 
-/// The same, with pipes from `pool`.
+/// Options of that mode, and a pool that nobody else has.
+pub(crate) fn options(mode: Mode) -> Options {
+    options_with(mode, &pool_of(2))
+}
+
+/// Options of that mode, with pipes from `pool`.
 pub(crate) fn options_with(mode: Mode, pool: &PipePool) -> Options {
-    let mut options = options(mode);
+    let mut options = Options::new();
+    options.mode = mode;
     options.pool = Some(pool.clone());
     options
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use blockferry_relay::{Counters, Mode, Moved, PipePool, copy_with};
+use blockferry_relay::{Counters, Mode, Moved, copy_with};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, UnixStream},
@@ -10,7 +10,7 @@ use tokio::{
 
 use crate::{
     bytes::{bytes, check, in_time, receive, receive_exactly, send},
-    line::{Line, MODES, check_way, on_all_pairings, options, options_with},
+    line::{Line, MODES, check_way, on_all_pairings, options, options_with, pool_of},
     sockets::Socket,
 };
 
@@ -61,7 +61,7 @@ async fn bulk_from_unix_to_tcp_sockets_is_copied_by_default() {
 }
 
 async fn small_messages_are_never_spliced_by_default<A: Socket, B: Socket>() {
-    let pool = PipePool::new(4);
+    let pool = pool_of(4);
     let mut ends = Line::<A, B>::new()
         .await
         .relay(options_with(Mode::Auto, &pool));

@@ -3,20 +3,16 @@
 use std::time::Duration;
 
 use blockferry_relay::{Mode, PipePool, copy_with};
-use rustix::{
-    fd::OwnedFd,
-    net::sockopt::{set_socket_recv_buffer_size, set_socket_send_buffer_size},
-    thread::{CapabilitySet, capabilities, set_capabilities},
-};
+use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_send_buffer_size};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpStream, UnixStream},
+    net::UnixStream,
     time::timeout,
 };
 
 use crate::{
     bytes::{bytes, check, flood, receive, receive_exactly, stretch},
-    line::{Line, MODES, Relayed, check_way, on_all_pairings, options_with},
+    line::{Line, MODES, Relayed, check_way, on_all_pairings, options_with, pool_of},
     sockets::Socket,
 };
 
@@ -74,7 +70,7 @@ async fn many_tiny_pieces_pass_through_a_small_pipe_to_a_slow_reader<R: Socket, 
 }
 
 async fn a_pool_without_pipes_leaves_the_bytes_to_memory<R: Socket, W: Socket>() {
-    let pool = PipePool::new(0);
+    let pool = pool_of(0);
     for mode in MODES {
         let moved = Line::<R, W>::new()
             .await
@@ -100,15 +96,16 @@ async fn stuck<A: Socket, B: Socket>(pool: &PipePool) -> Relayed<A, B> {
         .await
         .relay(options_with(Mode::Splice, pool));
     let mut at = 0;
-    while let Ok(count) = timeout(SOON, ends.left.write(stretch(at, 1 << 18))).await {
-        at += count.unwrap() as u64;
+    while pool.lent() == lent {
+        while let Ok(count) = timeout(SOON, ends.left.write(stretch(at, 1 << 18))).await {
+            at += count.unwrap() as u64;
+        }
     }
-    until_lent(pool, lent + 1).await;
     ends
 }
 
 async fn a_pool_that_has_lent_its_last_pipe_leaves_the_bytes_to_memory<R: Socket, W: Socket>() {
-    let pool = PipePool::new(1);
+    let pool = pool_of(1);
     let holder = stuck::<UnixStream, UnixStream>(&pool).await;
     let moved = Line::<R, W>::new()
         .await
@@ -131,7 +128,7 @@ async fn a_pool_that_has_lent_its_last_pipe_leaves_the_bytes_to_memory<R: Socket
 
 async fn a_pipe_is_lent_while_bytes_are_in_it_and_given_back<A: Socket, B: Socket>() {
     for mode in MODES {
-        let pool = PipePool::new(3);
+        let pool = pool_of(3);
         let mut ends = Line::<A, B>::new().await.relay(options_with(mode, &pool));
         for round in 0..5 {
             tokio::join!(
@@ -160,7 +157,7 @@ async fn a_pipe_is_lent_while_bytes_are_in_it_and_given_back<A: Socket, B: Socke
 }
 
 async fn what_a_dropped_copy_left_in_its_pipe_reaches_nobody_else<R: Socket, W: Socket>() {
-    let pool = PipePool::new(1);
+    let pool = pool_of(1);
     for mode in MODES {
         for _ in 0..3 {
             let holder = stuck::<R, W>(&pool).await;
@@ -190,65 +187,11 @@ async fn a_page_is_pipe_enough<R: Socket, W: Socket>() {
     }
 }
 
-/// Gives up, for this thread alone, what lets it have more pipes than other users.
-fn become_unprivileged() {
-    let mut sets = capabilities(None).unwrap();
-    sets.effective
-        .remove(CapabilitySet::SYS_RESOURCE | CapabilitySet::SYS_ADMIN);
-    set_capabilities(None, sets).unwrap();
-}
-
-/// Makes pipes of a mebibyte until the system grants no more of that size.
-fn use_up_pipe_pages() -> Vec<(OwnedFd, OwnedFd)> {
-    let mut pipes = Vec::new();
-    loop {
-        let (reader, writer) = rustix::pipe::pipe().unwrap();
-        let granted = rustix::pipe::fcntl_setpipe_size(&writer, 1 << 20);
-        pipes.push((reader, writer));
-        if granted.is_err() || pipes.len() == 400 {
-            return pipes;
-        }
-    }
-}
-
-/// An unprivileged user has 64 pipes of a mebibyte, and then F_SETPIPE_SZ is refused and new pipes have two slots.
-#[test]
-fn a_user_who_gets_no_large_pipes_is_served_as_well() {
-    become_unprivileged();
-    let held = use_up_pipe_pages();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(crate::bytes::in_time(async {
-        let pool = PipePool::new(8);
-        let tiny = PipePool::with_pipe_size(8, 8_192);
-        for mode in MODES {
-            let options = options_with(mode, &pool);
-            let line = Line::<UnixStream, UnixStream>::new().await;
-            let moved = line
-                .carry(20 << 20, 1 << 18, options.clone())
-                .await
-                .unwrap();
-            assert_eq!(moved.total(), 20 << 20);
-            let line = Line::<TcpStream, TcpStream>::new().await;
-            let moved = line.carry(20 << 20, 70_000, options).await.unwrap();
-            assert_eq!(moved.total(), 20 << 20);
-            // Tiny pipes that were asked for are granted.
-            let options = options_with(mode, &tiny);
-            let line = Line::<TcpStream, TcpStream>::new().await;
-            let moved = line.carry(5 << 20, 70_000, options).await.unwrap();
-            check_way(mode, moved, 5 << 20);
-        }
-    }));
-    drop(held);
-}
-
 /// Each way of a connection holds its own pipe, or none.
 #[tokio::test]
 async fn one_pipe_serves_two_directions_that_both_want_it() {
     crate::bytes::in_time(async {
-        let pool = PipePool::new(1);
+        let pool = pool_of(1);
         let ends = Line::<UnixStream, UnixStream>::new()
             .await
             .relay(options_with(Mode::Splice, &pool));
@@ -276,7 +219,7 @@ async fn one_pipe_serves_two_directions_that_both_want_it() {
 
 #[tokio::test]
 async fn clones_of_a_pool_are_the_same_pool() {
-    let pool = PipePool::new(2);
+    let pool = pool_of(2);
     let holder = stuck::<UnixStream, UnixStream>(&pool.clone()).await;
     assert_eq!((pool.lent(), pool.pipes()), (1, 1));
     drop(holder.left);

@@ -138,10 +138,8 @@ async fn bytes_that_trickle_keep_a_connection_alive<A: Socket, B: Socket>() {
             at += 1;
         }
         assert!(!relay.is_finished());
-        let error = relay.await.unwrap().unwrap_err();
-        assert!(matches!(error.cause, Cause::Idle(TIMEOUT)), "{error}");
-        assert_eq!(error.totals.backward.total(), at);
-        assert_eq!(receive(&mut right, 0).await, error.totals.forward.total());
+        relay.abort();
+        assert!(relay.await.unwrap_err().is_cancelled());
         flooding.await.unwrap();
     };
     let [auto, splice, copy] = MODES;
