@@ -31,7 +31,7 @@ pub(crate) use image::{
     RepairArg, SnapshotArgs,
 };
 pub(crate) use making::{CreateArgs, DdArgs, PreallocationArg, ResizeArgs};
-pub(crate) use relay::{ModeArg, RelayArgs};
+pub(crate) use relay::{ModeArg, ProxyProtocolArg, RelayArgs};
 pub(crate) use serve::{ServeArgs, TlsArg};
 pub(crate) use sizes::Size;
 

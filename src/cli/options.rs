@@ -35,7 +35,7 @@ pub(crate) use copy::{Bitmaps, CopyJob, check_sides};
 pub(crate) use formats::Trust;
 pub(crate) use look::{CheckJob, ListingJob, MeasureJob};
 pub(crate) use making::{CreateJob, DdJob, DdOperands, NewFormat, ResizeJob, new_size};
-pub(crate) use relay::{Address, RelayJob, TcpAddress};
+pub(crate) use relay::{Address, RelayJob, TcpAddress, TlsListenJob, TlsTargetJob};
 pub(crate) use serve::{Identity, Opening, Place, ServeJob, ServedSource, Stay, TlsJob, TlsMode};
 
 /// How a copy shows its progress.

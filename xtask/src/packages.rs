@@ -69,7 +69,12 @@ pub(crate) const PACKAGES: &[Package] = &[
     Package {
         name: "haproxy",
         commands: &["haproxy"],
-        purpose: "the relay that ours is measured against",
+        purpose: "the relay that ours is measured against, and a server that takes the PROXY protocol",
+    },
+    Package {
+        name: "openssl",
+        commands: &["openssl"],
+        purpose: "a client and a server of TLS, for the relay",
     },
     Package {
         name: "strace",

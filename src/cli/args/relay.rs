@@ -37,7 +37,8 @@ pub(crate) struct RelayArgs {
     /// --idle-timeout.
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     pub(crate) half_close_timeout: Option<Duration>,
-    /// Seconds that a target may take to answer, with all the addresses of its name.
+    /// Seconds that a target may take to answer, with all the addresses of its name; and that a handshake of TLS
+    /// may take.
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse_seconds)]
     pub(crate) connect_timeout: Duration,
     /// Seconds that connections may take to end after the first SIGINT or SIGTERM; then they are broken off.
@@ -50,6 +51,30 @@ pub(crate) struct RelayArgs {
     /// Bytes a second at most, each way, of each connection; 0: no limit.
     #[arg(long, value_name = "BYTES")]
     pub(crate) connection_rate: Option<Size>,
+
+    /// Tell targets who their client is, ahead of its first byte, by the PROXY protocol: v1, a line of text; v2,
+    /// binary, with what TLS knows of the client. Targets have to expect it.
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) proxy_protocol: Option<ProxyProtocolArg>,
+    /// Speak TLS to clients, with the server-cert.pem and server-key.pem in DIR.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) tls_listen: Option<PathBuf>,
+    /// Refuse clients without a certificate that ca-cert.pem in the directory of --tls-listen has signed.
+    #[arg(long, requires = "tls_listen")]
+    pub(crate) tls_verify_peer: bool,
+    /// Speak TLS to targets, whose certificates must be good and for the host in their address.
+    #[arg(long)]
+    pub(crate) tls_target: bool,
+    /// The directory with ca-cert.pem, the authorities that targets are trusted by, and, to be shown to targets,
+    /// client-cert.pem and client-key.pem; without it the system says who is trusted.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, requires = "tls_target")]
+    pub(crate) tls_certificates: Option<PathBuf>,
+    /// Whom the targets' certificates must be for, instead of the host in their address.
+    #[arg(long, value_name = "NAME", requires = "tls_target")]
+    pub(crate) tls_hostname: Option<String>,
+    /// Take any certificate of a target: whoever is in between can read and change everything.
+    #[arg(long, requires = "tls_target")]
+    pub(crate) no_tls_verify_target: bool,
 
     /// Append a line of JSON to FILE for each connection that is over and each failure; '-': to standard error.
     /// SIGHUP opens the file again.
@@ -71,6 +96,13 @@ pub(crate) enum ModeArg {
     Copy,
 }
 
+/// How targets are told who their client is.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ProxyProtocolArg {
+    V1,
+    V2,
+}
+
 const ADDRESSES: &str = "\
 Addresses:
   tcp:HOST:PORT  TCP; to listen, no host or '*' is every address of this machine, IPv6 and IPv4, and
@@ -79,4 +111,5 @@ Addresses:
   -              standard input and output: the only connection, and the program ends with it
   systemd:       to listen: the sockets of systemd socket activation
 
-A connection that broke off is broken off on the other side, too: what is cut short never looks whole.";
+A connection that broke off is broken off on the other side, too: what is cut short never looks whole. One of
+TLS that ends without TLS's own end has broken off.";

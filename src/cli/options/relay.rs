@@ -1,10 +1,11 @@
 //! What `relay` is told, resolved: where streams come in, where they go, how long and how fast.
 
 mod address;
+mod secure;
 
 use std::{path::PathBuf, time::Duration};
 
-use crate::relay::Mode;
+use crate::relay::{Mode, proxy_protocol::Version};
 
 use super::super::{
     args::{Common, ModeArg, RelayArgs},
@@ -12,6 +13,7 @@ use super::super::{
 };
 
 pub(crate) use address::{Address, AddressError, TcpAddress};
+pub(crate) use secure::{TlsListenJob, TlsTargetJob};
 
 /// A resolved `relay`.
 #[derive(Clone, Debug)]
@@ -33,6 +35,10 @@ pub(crate) struct RelayJob {
     pub(crate) rate: Option<u64>,
     /// Bytes a second each way, of each connection.
     pub(crate) connection_rate: Option<u64>,
+    /// How targets are told who their client is.
+    pub(crate) proxy_protocol: Option<Version>,
+    pub(crate) tls_listen: Option<TlsListenJob>,
+    pub(crate) tls_target: Option<TlsTargetJob>,
     /// A file that gets a line of JSON for each connection and each failure; `-` is standard error.
     pub(crate) log: Option<PathBuf>,
     /// `ADDR:PORT` where counts are told over HTTP.
@@ -62,6 +68,9 @@ impl RelayJob {
             return Err(Failure::usage(format!("{listen} cannot be both ends")));
         }
         Ok(Self {
+            proxy_protocol: secure::proxy_protocol(&args, &targets)?,
+            tls_listen: TlsListenJob::resolve(&args, &listen)?,
+            tls_target: TlsTargetJob::resolve(&args, &targets)?,
             listen,
             targets,
             mode: match args.mode {
@@ -119,6 +128,8 @@ impl From<AddressError> for Failure {
 mod tests {
     use clap::Parser;
 
+    use crate::tls::Verification;
+
     use super::{
         super::super::args::{Cli, Command},
         *,
@@ -156,6 +167,30 @@ mod tests {
     }
 
     #[test]
+    fn tls_is_verified_unless_somebody_says_otherwise() {
+        let job = resolve(&["-", "unix:a"]).expect("a job");
+        assert_eq!((job.tls_listen, job.tls_target), (None, None));
+        assert_eq!(job.proxy_protocol, None);
+        let job = resolve(&["--tls-target", "-", "unix:a"]).expect("a job");
+        let target = job.tls_target.expect("TLS");
+        assert_eq!(target.verification, Verification::On);
+        assert_eq!((target.certificates, target.hostname), (None, None));
+        let words = ["--tls-target", "--no-tls-verify-target", "-", "unix:a"];
+        let target = resolve(&words).expect("a job").tls_target.expect("TLS");
+        assert_eq!(target.verification, Verification::Off);
+        for (words, clients) in [
+            (&["--tls-listen", "d"][..], Verification::Off),
+            (
+                &["--tls-listen", "d", "--tls-verify-peer"],
+                Verification::On,
+            ),
+        ] {
+            let job = resolve(&[words, &["unix:b", "unix:a"]].concat()).expect("a job");
+            assert_eq!(job.tls_listen.expect("TLS").clients, clients);
+        }
+    }
+
+    #[test]
     fn what_makes_no_sense_is_refused() {
         for (words, word) in [
             (&["tcp::1"][..], "TARGET"),
@@ -169,6 +204,14 @@ mod tests {
             (&["--idle-timeout", "0", "-", "unix:a"], "above 0"),
             (&["--max-connections", "0", "-", "unix:a"], "1..="),
             (&["--mode", "fast", "-", "unix:a"], "splice"),
+            (&["--tls-listen", "d", "-", "unix:a"], "no socket"),
+            (&["--tls-target", "unix:a", "-"], "no socket"),
+            (&["--proxy-protocol", "v1", "unix:a", "-"], "no socket"),
+            (&["--proxy-protocol", "v3", "unix:a", "unix:b"], "v2"),
+            (&["--tls-verify-peer", "-", "unix:a"], "--tls-listen"),
+            (&["--tls-certificates", "d", "-", "unix:a"], "--tls-target"),
+            (&["--tls-hostname", "h", "-", "unix:a"], "--tls-target"),
+            (&["--no-tls-verify-target", "-", "unix:a"], "--tls-target"),
         ] {
             let refused = resolve(words).expect_err("refused");
             assert!(refused.contains(word), "{words:?}: {refused}");

@@ -13,6 +13,7 @@ pub(crate) mod qemu;
 pub(crate) mod realm;
 pub(crate) mod relay;
 pub(crate) mod run;
+pub(crate) mod secured;
 
 pub(crate) use disk::SmallDisk;
 pub(crate) use images::{allocated, assert_same, random_image, sparse_image};

@@ -8,12 +8,16 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
     thread,
+    time::Duration,
 };
 
 use serde_json::Value;
 use tempfile::{TempDir, tempdir};
 
 use super::run::{Outcome, blockferry, signal, until, wait};
+
+/// How long anything may take to come. It bounds a hang; no test depends on speed.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What an address begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,7 +170,7 @@ impl Silent {
     pub(crate) fn new() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address");
-        let patience = std::time::Duration::from_millis(500);
+        let patience = Duration::from_millis(500);
         let mut queue = Vec::new();
         while let Ok(stream) = TcpStream::connect_timeout(&address, patience) {
             queue.push(stream);
@@ -204,17 +208,28 @@ impl Relay {
     }
 
     /// The same by a command that `relay` is the last word of.
-    pub(crate) fn of(
-        mut command: Command,
-        family: Family,
-        options: &[&str],
-        targets: &[&str],
-    ) -> Self {
+    pub(crate) fn of(command: Command, family: Family, options: &[&str], targets: &[&str]) -> Self {
         let room = tempdir().expect("a directory");
         let listen = match family {
             Family::Tcp => "tcp:127.0.0.1:0".to_owned(),
             Family::Unix => format!("unix:{}", room.path().join("relay.sock").display()),
         };
+        Self::listening(command, room, &listen, options, targets)
+    }
+
+    /// Relays what comes in at `listen`.
+    pub(crate) fn at(listen: &str, options: &[&str], targets: &[&str]) -> Self {
+        let room = tempdir().expect("a directory");
+        Self::listening(blockferry(["relay"]), room, listen, options, targets)
+    }
+
+    fn listening(
+        mut command: Command,
+        room: TempDir,
+        listen: &str,
+        options: &[&str],
+        targets: &[&str],
+    ) -> Self {
         command
             .args(options)
             .arg("--log")
@@ -260,6 +275,24 @@ impl Relay {
 
     pub(crate) fn connect(&self) -> Stream {
         Stream::connect(&self.address).expect("a connection")
+    }
+
+    /// The same to one over TCP, and as that: nothing is waited for without end.
+    pub(crate) fn connect_tcp(&self) -> TcpStream {
+        let place = self.address.strip_prefix("tcp:").expect("TCP");
+        patient(TcpStream::connect(place).expect("a connection"))
+    }
+
+    /// Its port, of one over TCP.
+    pub(crate) fn port(&self) -> u16 {
+        let port = self.address.rsplit(':').next();
+        port.and_then(|port| port.parse().ok()).expect("a port")
+    }
+
+    /// Waits until it has said `words` on standard error.
+    #[track_caller]
+    pub(crate) fn until_it_tells(&self, words: &str) {
+        until(words, || self.told().contains(words));
     }
 
     /// What was said on standard error.
@@ -336,6 +369,13 @@ impl Drop for Relay {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A connection on which nothing is waited for without end.
+pub(crate) fn patient(stream: TcpStream) -> TcpStream {
+    stream.set_read_timeout(Some(PATIENCE)).expect("an option");
+    stream.set_write_timeout(Some(PATIENCE)).expect("an option");
+    stream
 }
 
 /// The entries of a log for `event`.

@@ -1,21 +1,25 @@
 //! A client's connection from its first to its last byte. There are many: what each keeps is small.
 
 use std::{
-    io,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use tokio::{net::TcpStream, sync::OwnedSemaphorePermit};
 
-use crate::relay::{self, Cause, Counters, Options, RelayError, Totals, delivered};
+use crate::{
+    relay::{self, Cause, Counters, Options, RelayError, Totals, delivered},
+    tls,
+};
 
 use super::{
     Relay,
     book::Counts,
     crew::Workplace,
+    introduction::Introduction,
     link::{Client, Link, Socket, Stream},
     reach::{Reached, reach},
+    tls::secured,
 };
 
 /// How long a side may take to get what was sent to it last, when its connection is broken off.
@@ -39,12 +43,14 @@ pub(super) enum Ending {
     Failed(Cause),
     /// No target answered.
     Unreachable,
+    /// There was no TLS with the client.
+    NoTls(tls::Error),
     /// This process ended it.
     BrokenOff,
 }
 
 /// The words for all endings, as programs are told them.
-pub(super) const ENDINGS: [&str; 8] = [
+pub(super) const ENDINGS: [&str; 9] = [
     "ended",
     "gone",
     "reset",
@@ -53,6 +59,7 @@ pub(super) const ENDINGS: [&str; 8] = [
     "half-closed",
     "unreachable",
     "broken-off",
+    "no-tls",
 ];
 
 impl Ending {
@@ -67,6 +74,7 @@ impl Ending {
             Self::Failed(_) => "failed",
             Self::Unreachable => "unreachable",
             Self::BrokenOff => "broken-off",
+            Self::NoTls(_) => "no-tls",
         }
     }
 }
@@ -176,25 +184,44 @@ async fn relay_client(mut visit: Visit, socket: Socket, counters: Arc<Counters>)
         Ok((Link::Tcp(a), Link::Unix(b))) => carry(a, b, &mut visit, counters).await,
         Ok((Link::Unix(a), Link::Tcp(b))) => carry(a, b, &mut visit, counters).await,
         Ok((Link::Unix(a), Link::Unix(b))) => carry(a, b, &mut visit, counters).await,
-        // What was wrong with each target has been told.
-        Err(_) => visit.ending = Ending::Unreachable,
+        Ok((a, b)) => carry(a, b, &mut visit, counters).await,
+        Err(ending) => visit.ending = ending,
     }
 }
 
-/// Makes both streams of a connection: the client's and the target's. Whatever is agreed on or sent ahead before
-/// bytes are relayed belongs here.
-async fn establish(visit: &mut Visit, socket: Socket) -> io::Result<(Link, Link)> {
-    let client = Link::accepted(socket)?;
-    match reach(visit.relay(), visit.number).await {
+/// Makes both streams of a connection: the client's and the target's. What is agreed on or sent ahead before bytes
+/// are relayed is done then.
+async fn establish(visit: &mut Visit, socket: Socket) -> Result<(Link, Link), Ending> {
+    let (client, introduction) = welcome(visit.relay(), socket).await?;
+    match reach(visit.relay(), visit.number, introduction.as_ref()).await {
         Ok(Reached { link, target }) => {
             visit.target = Some(target);
             Ok((client, link))
         }
-        Err(error) => {
+        // What was wrong with each target has been told.
+        Err(_) => {
             client.break_off();
-            Err(error)
+            Err(Ending::Unreachable)
         }
     }
+}
+
+/// A client's stream, with TLS where that is asked for, and what targets are to be told of it.
+pub(super) async fn welcome(
+    relay: &Relay,
+    socket: Socket,
+) -> Result<(Link, Option<Introduction>), Ending> {
+    let version = relay.job.proxy_protocol;
+    let mut introduction = version.map(|version| Introduction::new(version, Some(&socket)));
+    let mut link = Link::accepted(socket).map_err(|error| Ending::Failed(Cause::Read(error)))?;
+    if let Some(session) = relay.tls.with_client() {
+        let secured = secured(link, session, relay.job.connect_timeout).await;
+        link = secured.map_err(Ending::NoTls)?;
+    }
+    if let (Some(introduction), Link::Tls(stream)) = (&mut introduction, &link) {
+        introduction.add(stream.facts());
+    }
+    Ok((link, introduction))
 }
 
 /// Moves bytes both ways until both sides have ended or something is wrong.

@@ -1,12 +1,21 @@
 //! The streams at the ends of a connection.
 
-use std::{io, net::SocketAddr, os::fd::AsFd, time::Duration};
+use std::{
+    io::{self, IoSlice},
+    net::SocketAddr,
+    os::fd::AsFd,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use blockferry_sys::socket::{self, Keepalive};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
 };
+
+use crate::tls::TlsStream;
 
 /// How long a TCP connection may be silent before the kernel asks whether its peer still lives.
 const KEEPALIVE: Keepalive = Keepalive {
@@ -46,6 +55,8 @@ impl Stream for UnixStream {
 pub(super) enum Link {
     Tcp(TcpStream),
     Unix(UnixStream),
+    /// One of them, encrypted.
+    Tls(Box<TlsStream<Link>>),
 }
 
 impl Link {
@@ -64,11 +75,89 @@ impl Link {
         Self::Tcp(stream)
     }
 
-    /// As [`Stream::break_off`].
-    pub(super) fn break_off(&self) {
+    /// The socket, with or without TLS above it.
+    pub(super) fn socket(&self) -> &Self {
+        match self {
+            Self::Tcp(_) | Self::Unix(_) => self,
+            Self::Tls(stream) => stream.below().socket(),
+        }
+    }
+}
+
+impl Stream for Link {
+    fn break_off(&self) {
         match self {
             Self::Tcp(stream) => stream.break_off(),
             Self::Unix(stream) => stream.break_off(),
+            // That TLS's own end is missing says it, too.
+            Self::Tls(stream) => stream.below().break_off(),
+        }
+    }
+
+    fn tcp(&self) -> Option<&TcpStream> {
+        match self.socket() {
+            Self::Tcp(stream) => Some(stream),
+            _ => None,
+        }
+    }
+}
+
+impl AsyncRead for Link {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Link {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

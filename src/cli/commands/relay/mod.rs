@@ -7,6 +7,8 @@
 //! | `connection` | a client's connection from its first to its last byte |
 //! | `reach` | the connection to the first target that answers |
 //! | `link` | the streams at both ends |
+//! | `tls` | TLS at either end |
+//! | `introduction` | what a target is told of its client |
 //! | `standard` | standard input and output as an end |
 //! | `book` | what is counted while bytes move |
 //! | `observe` | what is told and logged |
@@ -16,11 +18,13 @@ mod book;
 mod connection;
 mod crew;
 mod entrance;
+mod introduction;
 mod link;
 mod metrics;
 mod observe;
 mod reach;
 mod standard;
+mod tls;
 
 use std::{convert::Infallible, process::ExitCode, sync::Arc, thread, time::Duration};
 
@@ -46,6 +50,7 @@ use connection::Arrival;
 use crew::{Crew, Workplace};
 use entrance::Entrance;
 use observe::Observer;
+use tls::Tls;
 
 /// More threads gain nothing: the kernel does the work.
 const MOST_WORKERS: usize = 8;
@@ -70,6 +75,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct Relay {
     job: RelayJob,
     observer: Observer,
+    tls: Tls,
     /// What all connections share, from clients to targets and back.
     rates: Option<(Rate, Rate)>,
     slots: Arc<Semaphore>,
@@ -165,6 +171,7 @@ impl Relay {
             observer.few_descriptors(wanted, most);
         }
         Ok(Self {
+            tls: Tls::new(&job)?,
             observer,
             rates: job.rate.map(|rate| (Rate::new(rate), Rate::new(rate))),
             slots: Arc::new(Semaphore::new(most)),

@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::relay::Moved;
+use crate::{relay::Moved, tls};
 
 use super::{
     super::{
@@ -217,6 +217,9 @@ fn describe(ending: &Ending) -> (Level, String) {
         }
         // What was wrong with each of them has been told.
         Ending::Unreachable => (Level::Detail, "closed, for no target answered".to_owned()),
+        // Somebody looked whether there is a listener.
+        Ending::NoTls(error @ tls::Error::NeverBegan) => (Level::Detail, error.to_string()),
+        Ending::NoTls(error) => (Level::Request, error.to_string()),
         Ending::BrokenOff => (Level::Detail, "broken off".to_owned()),
     }
 }

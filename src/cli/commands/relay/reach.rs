@@ -3,6 +3,7 @@
 use std::{io, time::Duration};
 
 use tokio::{
+    io::AsyncWriteExt,
     net::{TcpStream, UnixStream, lookup_host},
     time::{Instant, sleep, timeout, timeout_at},
 };
@@ -10,7 +11,9 @@ use tokio::{
 use super::{
     super::super::options::{Address, TcpAddress},
     Relay,
+    introduction::Introduction,
     link::Link,
+    tls::secured,
 };
 
 /// How long to wait before a unix socket whose queue is full is asked again, at first and at most.
@@ -23,14 +26,19 @@ pub(super) struct Reached {
     pub(super) target: usize,
 }
 
-/// Connects client `number` to the first target that answers; each has its own time for that.
+/// Connects client `number` to the first target that answers; each has its own time for that. It is told of the
+/// client by `introduction`, before anything else.
 ///
 /// # Errors
 /// What was wrong with the last one. All have been told.
-pub(super) async fn reach(relay: &Relay, number: u64) -> io::Result<Reached> {
+pub(super) async fn reach(
+    relay: &Relay,
+    number: u64,
+    introduction: Option<&Introduction>,
+) -> io::Result<Reached> {
     let mut last = io::Error::from(io::ErrorKind::NotFound);
     for (target, address) in relay.job.targets.iter().enumerate() {
-        match connect(address, relay.job.connect_timeout).await {
+        match connect_as_asked(relay, target, address, introduction).await {
             Ok(link) => return Ok(Reached { link, target }),
             Err(error) => {
                 relay
@@ -41,6 +49,28 @@ pub(super) async fn reach(relay: &Relay, number: u64) -> io::Result<Reached> {
         }
     }
     Err(last)
+}
+
+/// Connects, introduces the client, and speaks TLS, as far as that is asked for.
+async fn connect_as_asked(
+    relay: &Relay,
+    target: usize,
+    address: &Address,
+    introduction: Option<&Introduction>,
+) -> io::Result<Link> {
+    let patience = relay.job.connect_timeout;
+    let mut link = connect(address, patience).await?;
+    if let Some(introduction) = introduction {
+        let header = introduction.bytes();
+        timeout(patience, link.write_all(&header)).await??;
+    }
+    match relay.tls.with_target(target) {
+        None => Ok(link),
+        Some(session) => {
+            let secured = secured(link, session, patience).await;
+            secured.map_err(io::Error::other)
+        }
+    }
 }
 
 async fn connect(address: &Address, patience: Duration) -> io::Result<Link> {

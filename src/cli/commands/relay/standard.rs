@@ -20,7 +20,7 @@ use std::{
 use blockferry_sys as sys;
 use tokio::{
     fs::File,
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, ReadHalf, WriteHalf, split},
     net::{
         TcpStream, UnixStream,
         unix::pipe::{self, Receiver, Sender},
@@ -39,9 +39,10 @@ use super::{
     super::super::failure::{Failure, without_number},
     Relay, Requests, Room,
     book::Counts,
-    connection::{Arrival, Ending, FAREWELL, Visit},
+    connection::{Arrival, Ending, FAREWELL, Visit, welcome},
     crew::Workplace,
     entrance::Entrance,
+    introduction::Introduction,
     link::{Client, Link, Stream},
     observe::words,
     reach::{Reached, reach},
@@ -63,8 +64,10 @@ pub(super) async fn from(
     workplace.book.expect();
     let counts = Counts::in_two();
     let mut visit = Visit::new(&workplace, number, Client::Standard, counts.clone(), None);
+    let version = relay.job.proxy_protocol;
+    let introduction = version.map(|version| Introduction::new(version, None));
     let relaying = async {
-        match reach(relay, number).await {
+        match reach(relay, number, introduction.as_ref()).await {
             Ok(Reached { link, target }) => {
                 visit.target = Some(target);
                 carry(standard, link, Side::Client, &mut visit, &counts).await
@@ -112,8 +115,14 @@ pub(super) async fn to(
     let mut visit = Visit::new(&workplace, number, client, counts.clone(), slot);
     visit.target = Some(0);
     let relaying = async {
-        let link = Link::accepted(socket).map_err(|error| Failure::system("a client", &error))?;
-        carry(standard, link, Side::Target, &mut visit, &counts).await
+        match welcome(relay, socket).await {
+            Ok((link, _)) => carry(standard, link, Side::Target, &mut visit, &counts).await,
+            Err(ending) => {
+                let failure = unwelcome(&ending);
+                visit.ending = ending;
+                Err(failure)
+            }
+        }
     };
     tokio::select! {
         result = relaying => result,
@@ -123,6 +132,13 @@ pub(super) async fn to(
 
 fn unusable(error: &io::Error) -> Failure {
     Failure::system("standard input and output", error)
+}
+
+fn unwelcome(ending: &Ending) -> Failure {
+    match ending {
+        Ending::NoTls(error) => Failure::failed(error.to_string()),
+        _ => Failure::failed("the client was gone at once"),
+    }
 }
 
 /// What standard input and output stand for in a relay.
@@ -237,17 +253,21 @@ impl Bridge {
     ) -> io::Result<Self> {
         let Standard { input, output } = standard;
         let mut sockets = Vec::new();
+        if let Link::Tcp(stream) = link.socket() {
+            sockets.push(second_tcp(stream)?);
+        }
         let link = match link {
-            Link::Tcp(stream) => {
-                sockets.push(second_tcp(&stream)?);
-                (Half::Tcp(second_tcp(&stream)?), Half::Tcp(stream))
-            }
+            Link::Tcp(stream) => (Half::Tcp(second_tcp(&stream)?), Half::Tcp(stream)),
             Link::Unix(stream) => {
                 let second = stream.as_fd().try_clone_to_owned()?.into();
                 (
                     Half::Unix(UnixStream::from_std(second)?),
                     Half::Unix(stream),
                 )
+            }
+            link @ Link::Tls(_) => {
+                let (reader, writer) = split(link);
+                (Half::Tls(reader), Half::Tls(writer))
             }
         };
         if let Half::Tcp(stream) = &output {
@@ -354,9 +374,12 @@ fn second_tcp(stream: &TcpStream) -> io::Result<TcpStream> {
 
 /// Standard input and output, taken away from the rest of the process.
 struct Standard {
-    input: Half<Receiver>,
-    output: Half<Sender>,
+    input: Source,
+    output: Sink,
 }
+
+type Source = Half<Receiver, ReadHalf<Link>>;
+type Sink = Half<Sender, WriteHalf<Link>>;
 
 impl Standard {
     fn take() -> io::Result<Self> {
@@ -368,16 +391,18 @@ impl Standard {
     }
 }
 
-/// What is read from or written to, by the types that tell a relay how. `P` is an end of a pipe.
-enum Half<P> {
+/// What is read from or written to, by the types that tell a relay how. `P` is an end of a pipe,
+/// `T` one way of a connection with TLS.
+enum Half<P, T> {
     Pipe(P),
     File(File),
     Tcp(TcpStream),
     Unix(UnixStream),
+    Tls(T),
     Other(Other),
 }
 
-impl<P> Half<P> {
+impl<P, T> Half<P, T> {
     fn of(descriptor: OwnedFd, open: impl FnOnce(&str) -> io::Result<P>) -> io::Result<Self> {
         let file = StdFile::from(descriptor);
         let kind = file.metadata()?.file_type();
@@ -440,17 +465,18 @@ impl AsyncWrite for Other {
 /// One way, under way.
 type Pumping = Pin<Box<dyn Future<Output = Result<Moved, CopyError>>>>;
 
-fn pump(reader: Half<Receiver>, writer: Half<Sender>, options: Options) -> Pumping {
+fn pump(reader: Source, writer: Sink, options: Options) -> Pumping {
     match reader {
         Half::Pipe(reader) => pump_from(reader, writer, options),
         Half::File(reader) => pump_from(reader, writer, options),
         Half::Tcp(reader) => pump_from(reader, writer, options),
         Half::Unix(reader) => pump_from(reader, writer, options),
+        Half::Tls(reader) => pump_from(reader, writer, options),
         Half::Other(reader) => pump_from(reader, writer, options),
     }
 }
 
-fn pump_from<R>(reader: R, writer: Half<Sender>, options: Options) -> Pumping
+fn pump_from<R>(reader: R, writer: Sink, options: Options) -> Pumping
 where
     R: AsyncRead + Unpin + 'static,
 {
@@ -459,6 +485,7 @@ where
         Half::File(writer) => Box::pin(move_all(reader, writer, options)),
         Half::Tcp(writer) => Box::pin(move_all(reader, writer, options)),
         Half::Unix(writer) => Box::pin(move_all(reader, writer, options)),
+        Half::Tls(writer) => Box::pin(move_all(reader, writer, options)),
         Half::Other(writer) => Box::pin(move_all(reader, writer, options)),
     }
 }
