@@ -17,6 +17,28 @@ pub enum Mode {
 }
 
 /// How a copy goes. The default moves as fast as it can and waits for ever.
+///
+/// ```
+/// use std::{sync::Arc, time::Duration};
+///
+/// use blockferry_relay::{Counters, Options, PipePool, Rate, copy_bidirectional};
+/// use tokio::net::TcpStream;
+///
+/// # async fn example(mut client: TcpStream, mut server: TcpStream) {
+/// // All connections together: 16 pipes at most, and 10 MB a second to the servers.
+/// let counters = Arc::new(Counters::default());
+/// let mut options = Options::new();
+/// options.pool = Some(PipePool::new(16));
+/// options.rate = Some(Rate::new(10_000_000));
+/// options.counters = Some(Arc::clone(&counters));
+/// options.idle_timeout = Some(Duration::from_secs(300));
+///
+/// if let Err(error) = copy_bidirectional(&mut client, &mut server, &options).await {
+///     println!("{error}; {} bytes were answered", error.totals.backward.total());
+/// }
+/// println!("{} bytes so far, of all connections", counters.totals().forward.total());
+/// # }
+/// ```
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Options {

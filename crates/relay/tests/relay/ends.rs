@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use blockferry_relay::Cause;
-use rustix::net::Shutdown;
+use rustix::net::{
+    Shutdown,
+    sockopt::{set_socket_recv_buffer_size, set_socket_send_buffer_size},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UnixStream},
@@ -236,8 +239,8 @@ async fn what_was_sent_before_a_close_is_delivered<A: Socket, B: Socket>() {
 async fn what_was_sent_before_a_close_is_delivered_to_a_slow_reader<A: Socket, B: Socket>() {
     for mode in MODES {
         let mut line = Line::<A, B>::new().await;
-        blockferry_sys::socket::set_buffer_sizes(line.b.as_fd(), 4_096).unwrap();
-        blockferry_sys::socket::set_buffer_sizes(line.right.as_fd(), 4_096).unwrap();
+        set_socket_send_buffer_size(&line.b, 4_096).unwrap();
+        set_socket_recv_buffer_size(&line.right, 16_384).unwrap();
         line.left.write_all(&bytes(0, 150_000)).await.unwrap();
         let Relayed {
             left,

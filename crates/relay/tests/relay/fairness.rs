@@ -117,7 +117,7 @@ impl AsyncRead for Endless {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let most = buffer.remaining();
-        buffer.initialize_unfilled().fill(3);
+        buffer.initialize_unfilled();
         buffer.advance(most);
         Poll::Ready(Ok(()))
     }
