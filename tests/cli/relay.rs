@@ -195,10 +195,31 @@ fn a_connection_that_breaks_off_is_broken_off_on_the_other_side() {
         far.reset();
         is_reset(near);
         until("both to be logged", || relay.logged("closed").len() == 2);
-        for closed in relay.logged("closed") {
+        for (closed, fault) in relay.logged("closed").iter().zip(["client", "target"]) {
             assert_eq!(closed["ending"], "reset", "{closed}");
+            assert_eq!(closed["fault"], fault, "{closed}");
             assert_eq!(closed["clean"], false, "{closed}");
         }
+        relay.terminate().success();
+    }
+}
+
+#[test]
+fn what_a_client_says_that_does_not_wait_for_an_answer_arrives_whole() {
+    let bytes = noise(8 << 20, 11);
+    for (client, target) in pairings() {
+        let room = tempdir().expect("a directory");
+        let target = Target::new(target, room.path(), "target");
+        let relay = Relay::new(client, &[], &[&target.address()]);
+        let (mut near, sent) = (relay.connect(), bytes.clone());
+        let sending = thread::spawn(move || near.write_all(&sent).expect("sent"));
+        let mut far = target.accept();
+        let heard = far.rest().expect("the end, and not that it broke off");
+        sending.join().expect("sent");
+        assert!(heard == bytes, "{client:?}");
+        // An answer that nobody hears.
+        while far.write_all(&[0; 4096]).is_ok() {}
+        relay.closed();
         relay.terminate().success();
     }
 }

@@ -217,7 +217,7 @@ fn the_exit_code_says_how_it_ended() {
         let mut input = child.stdin.take().expect("a pipe");
         input.write_all(b"hello").expect("taken");
         target.accept().reset();
-        finish(child).failure(75, &["Connection reset"]);
+        finish(child).failure(75, &[&target.address(), "Connection reset"]);
     };
     MODES.into_iter().for_each(broken);
 }

@@ -8,7 +8,7 @@ use std::{
 use tokio::{net::TcpStream, sync::OwnedSemaphorePermit};
 
 use crate::{
-    relay::{self, Cause, Counters, Options, RelayError, Totals, delivered},
+    relay::{self, Cause, Counters, Direction, Options, RelayError, Totals, delivered},
     tls,
 };
 
@@ -32,6 +32,23 @@ pub(super) struct Arrival {
     pub(super) client: Client,
     /// Its place among the connections that there may be.
     pub(super) slot: Option<OwnedSemaphorePermit>,
+}
+
+/// One of the two ends of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    Client,
+    Target,
+}
+
+impl Side {
+    /// Its word for programs and people.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Target => "target",
+        }
+    }
 }
 
 /// How a connection ended.
@@ -90,6 +107,8 @@ pub(super) struct Visit {
     since: Instant,
     counts: Counts,
     pub(super) ending: Ending,
+    /// Which way bytes went when it failed.
+    direction: Option<Direction>,
     /// What it moved, once that is known for good.
     totals: Option<Totals>,
     _slot: Option<OwnedSemaphorePermit>,
@@ -112,6 +131,7 @@ impl Visit {
             since: Instant::now(),
             counts,
             ending: Ending::BrokenOff,
+            direction: None,
             totals: None,
             _slot: slot,
         }
@@ -138,11 +158,32 @@ impl Visit {
         self.since.elapsed()
     }
 
+    /// Which of its sides it failed by.
+    pub(super) fn fault(&self) -> Option<Side> {
+        let is_writers = match &self.ending {
+            Ending::Failed(Cause::Read(_) | Cause::HalfClosed(_)) => false,
+            Ending::Failed(Cause::Write(_) | Cause::Gone) => true,
+            _ => return None,
+        };
+        let is_targets = (self.direction? == Direction::Forward) == is_writers;
+        Some(match is_targets {
+            true => Side::Target,
+            false => Side::Client,
+        })
+    }
+
     /// It has ended, or failed.
     pub(super) fn end(&mut self, result: Result<Totals, RelayError>) {
         let (ending, totals) = match result {
             Ok(totals) => (Ending::Ended, totals),
-            Err(RelayError { totals, cause, .. }) => (Ending::Failed(cause), totals),
+            Err(RelayError {
+                totals,
+                direction,
+                cause,
+            }) => {
+                self.direction = Some(direction);
+                (Ending::Failed(cause), totals)
+            }
         };
         self.ending = ending;
         self.totals = Some(totals);
@@ -232,23 +273,26 @@ async fn carry<A: Stream, B: Stream>(a: A, b: B, visit: &mut Visit, counters: Ar
     let result = relay::copy_bidirectional(&mut pair.a, &mut pair.b, &options).await;
     pair.whole = match &result {
         Ok(_) => true,
-        Err(error) => {
-            Box::pin(part(&pair)).await;
-            // What it had said before it went has arrived.
-            matches!(error.cause, Cause::Gone)
-        }
+        // What it had said before it went has been passed on.
+        Err(error) => matches!(error.cause, Cause::Gone),
     };
     visit.end(result);
+    if !matches!(visit.ending, Ending::Ended) {
+        Box::pin(part(&pair, visit.fault())).await;
+    }
 }
 
-/// Waits until both sides have got what was sent to them last, or for a while.
-async fn part<A: Stream, B: Stream>(pair: &Pair<A, B>) {
-    let part = async |stream: Option<&TcpStream>| {
-        if let Some(stream) = stream {
+/// Waits until a side has got what was sent to it last, or for a while; not the one at fault, which is gone.
+async fn part<A: Stream, B: Stream>(pair: &Pair<A, B>, fault: Option<Side>) {
+    let part = async |side, stream: Option<&TcpStream>| {
+        if let Some(stream) = stream.filter(|_| fault != Some(side)) {
             delivered(stream, FAREWELL).await;
         }
     };
-    tokio::join!(part(pair.a.tcp()), part(pair.b.tcp()));
+    tokio::join!(
+        part(Side::Client, pair.a.tcp()),
+        part(Side::Target, pair.b.tcp())
+    );
 }
 
 /// Two streams, which are broken off when they are dropped unless all of both was relayed.
@@ -264,5 +308,50 @@ impl<A: Stream, B: Stream> Drop for Pair<A, B> {
             self.a.break_off();
             self.b.break_off();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use clap::Parser;
+
+    use super::{
+        super::{
+            super::super::args::{Cli, Command},
+            Room,
+        },
+        *,
+    };
+    use crate::cli::options::RelayJob;
+
+    #[tokio::test]
+    async fn a_connection_takes_little_memory() {
+        let cli = Cli::try_parse_from(["blockferry", "relay", "unix:a", "unix:b"]);
+        let cli = cli.expect("valid arguments");
+        let Command::Relay(args) = cli.command else {
+            panic!("another command");
+        };
+        let job = RelayJob::resolve(*args, cli.common).expect("a job");
+        let room = Room::within(1000);
+        let relay = Arc::new(Relay::new(job, &room).expect("a relay"));
+        let workplace = Workplace::new(&relay, room.pipes);
+        let (socket, _peer) = UnixStream::pair().expect("a pair");
+        workplace.book.expect();
+        let future = serve(
+            &workplace,
+            Arrival {
+                number: 1,
+                socket: Socket::Unix(socket),
+                client: Client::Unix,
+                slot: None,
+            },
+        );
+        // Ten thousand of them, and what they have elsewhere, must fit in 40 MiB.
+        let size = size_of_val(&future);
+        assert!(size <= 2048, "{size} bytes");
+        drop(future);
+        assert_eq!(workplace.book.open(), 0);
     }
 }

@@ -24,6 +24,9 @@ const KEEPALIVE: Keepalive = Keepalive {
     probes: 6,
 };
 
+/// The buffers of a unix socket in bytes, as far as the system allows.
+const UNIX_BUFFER: usize = 1 << 20;
+
 /// A stream that bytes are relayed from and to.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// Lets its peer see that it broke off, when it is closed: what is cut short must not look whole.
@@ -64,7 +67,7 @@ impl Link {
     pub(super) fn accepted(socket: Socket) -> io::Result<Self> {
         Ok(match socket {
             Socket::Tcp(socket) => Self::tcp(TcpStream::from_std(socket)?),
-            Socket::Unix(socket) => Self::Unix(UnixStream::from_std(socket)?),
+            Socket::Unix(socket) => Self::unix(UnixStream::from_std(socket)?),
         })
     }
 
@@ -73,6 +76,13 @@ impl Link {
         // Without it a peer that vanished is noticed later.
         let _ = socket::set_keepalive(stream.as_fd(), &KEEPALIVE);
         Self::Tcp(stream)
+    }
+
+    /// A connection over a unix socket that holds enough for both sides to work at the same time.
+    pub(super) fn unix(stream: UnixStream) -> Self {
+        // Without it the sides wait for each other more often.
+        let _ = socket::set_buffer_sizes(stream.as_fd(), UNIX_BUFFER);
+        Self::Unix(stream)
     }
 
     /// The socket, with or without TLS above it.

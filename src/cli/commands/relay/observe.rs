@@ -18,7 +18,7 @@ use super::{
         },
         journal::{Journal, Level, Teller, with},
     },
-    connection::{Ending, Visit},
+    connection::{Ending, Side, Visit},
     entrance::Entrance,
     link::Client,
 };
@@ -170,11 +170,14 @@ impl Observer {
                 "to_client": moved(totals.backward),
                 "ending": visit.ending.word(),
                 "how": how,
+                "fault": visit.fault().map(Side::word),
                 "clean": matches!(visit.ending, Ending::Ended),
             }),
         );
+        let fault = visit.fault().map(|side| format!("{}: ", side.word()));
         let line = format!(
-            "client {number}: {how} ({} bytes to {}, {} bytes back, {seconds:.3} s)",
+            "client {number}: {}{how} ({} bytes to {}, {} bytes back, {seconds:.3} s)",
+            fault.unwrap_or_default(),
             totals.forward.total(),
             target.map_or("nowhere", String::as_str),
             totals.backward.total(),

@@ -78,7 +78,7 @@ async fn connect(address: &Address, patience: Duration) -> io::Result<Link> {
         Address::Tcp(address) => connect_tcp(address, patience).await.map(Link::tcp),
         Address::Unix(path) => {
             let asked = connect_unix(path);
-            timeout(patience, asked).await?.map(Link::Unix)
+            timeout(patience, asked).await?.map(Link::unix)
         }
         // The options have ruled them out.
         Address::Standard | Address::Activated => Err(io::ErrorKind::Unsupported.into()),

@@ -39,7 +39,7 @@ use super::{
     super::super::failure::{Failure, without_number},
     Relay, Requests, Room,
     book::Counts,
-    connection::{Arrival, Ending, FAREWELL, Visit, welcome},
+    connection::{Arrival, Ending, FAREWELL, Side, Visit, welcome},
     crew::Workplace,
     entrance::Entrance,
     introduction::Introduction,
@@ -141,14 +141,7 @@ fn unwelcome(ending: &Ending) -> Failure {
     }
 }
 
-/// What standard input and output stand for in a relay.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Side {
-    Client,
-    Target,
-}
-
-/// Relays until both ends have ended, and says so in `visit`.
+/// Relays until both ends have ended, and says so in `visit`. Standard input and output stand for `side`.
 async fn carry(
     standard: Standard,
     link: Link,
@@ -162,11 +155,6 @@ async fn carry(
     let (idle, half_closed) = (relay.job.idle_timeout, relay.job.half_close_timeout);
     let result = bridge.run(counts, idle, half_closed).await;
     bridge.whole = result.is_ok();
-    if !bridge.whole {
-        for socket in &bridge.sockets {
-            delivered(socket, FAREWELL).await;
-        }
-    }
     let totals = counts.totals();
     let (way, cause) = match result {
         Ok(moved) => {
@@ -178,13 +166,27 @@ async fn carry(
     let failure = match (&cause, way) {
         // Nobody reads our output any more: there is nobody left to disappoint.
         (Cause::Write(error), Way::Out) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        _ => Err(failure(&cause)),
+        _ => {
+            let peer = visit.target.filter(|_| side == Side::Client);
+            let peer = peer.and_then(|target| relay.job.targets.get(target));
+            let peer = peer.map_or_else(|| visit.client.to_string(), ToString::to_string);
+            Err(failure(&cause).about(&peer))
+        }
     };
     visit.end(Err(RelayError {
         totals,
         direction: way.direction(side),
         cause,
     }));
+    let own_fault = visit.fault() == Some(side);
+    // Who is gone gets nothing any more.
+    let left = match own_fault {
+        true => &bridge.link,
+        false => &bridge.output,
+    };
+    if let Some(socket) = left {
+        delivered(socket, FAREWELL).await;
+    }
     failure
 }
 
@@ -237,8 +239,10 @@ impl Carried {
 struct Bridge {
     from_input: Pumping,
     to_output: Pumping,
-    /// More descriptors of the sockets, to break them off.
-    sockets: Vec<TcpStream>,
+    /// Another descriptor of the other end's connection over TCP, to break it off.
+    link: Option<TcpStream>,
+    /// The same of standard output.
+    output: Option<TcpStream>,
     /// Whether all of both ways was relayed.
     whole: bool,
 }
@@ -252,11 +256,8 @@ impl Bridge {
         counts: &Counts,
     ) -> io::Result<Self> {
         let Standard { input, output } = standard;
-        let mut sockets = Vec::new();
-        if let Link::Tcp(stream) = link.socket() {
-            sockets.push(second_tcp(stream)?);
-        }
-        let link = match link {
+        let socket = link.tcp().map(second_tcp).transpose()?;
+        let (reader, writer) = match link {
             Link::Tcp(stream) => (Half::Tcp(second_tcp(&stream)?), Half::Tcp(stream)),
             Link::Unix(stream) => {
                 let second = stream.as_fd().try_clone_to_owned()?.into();
@@ -270,9 +271,10 @@ impl Bridge {
                 (Half::Tls(reader), Half::Tls(writer))
             }
         };
-        if let Half::Tcp(stream) = &output {
-            sockets.push(second_tcp(stream)?);
-        }
+        let standard = match &output {
+            Half::Tcp(stream) => Some(second_tcp(stream)?),
+            _ => None,
+        };
         let one_way = |way: Way| {
             let mut one = options.clone();
             let (forward, backward) = counts.apart();
@@ -287,11 +289,11 @@ impl Bridge {
             one.half_close_timeout = None;
             one
         };
-        let (reader, writer) = link;
         Ok(Self {
             from_input: pump(input, writer, one_way(Way::In)),
             to_output: pump(reader, output, one_way(Way::Out)),
-            sockets,
+            link: socket,
+            output: standard,
             whole: false,
         })
     }
@@ -347,7 +349,8 @@ impl Bridge {
 impl Drop for Bridge {
     fn drop(&mut self) {
         if !self.whole {
-            self.sockets.iter().for_each(Stream::break_off);
+            let sockets = self.link.iter().chain(&self.output);
+            sockets.for_each(Stream::break_off);
         }
     }
 }
