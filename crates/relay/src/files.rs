@@ -50,7 +50,8 @@ impl FileCopy<'_> {
             return Ok(Done::No);
         };
         while *self.limit > 0 {
-            let Some(lent) = self.flow.lend() else {
+            // The last one is empty again, and serves for what follows.
+            let Some(lent) = self.flow.unhitch().or_else(|| self.flow.lend()) else {
                 return Ok(Done::No);
             };
             let wanted = (*self.limit).min(lent.capacity());

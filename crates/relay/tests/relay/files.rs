@@ -1,8 +1,13 @@
 //! Files and devices at either end.
 
-use std::{io::SeekFrom, path::Path, pin::pin};
+use std::{
+    io::SeekFrom,
+    path::Path,
+    pin::pin,
+    time::{Duration, Instant},
+};
 
-use blockferry_relay::{Cause, Mode, Moved, copy_with};
+use blockferry_relay::{Cause, Mode, Moved, Rate, copy_with};
 use tokio::{
     fs::{File, OpenOptions},
     io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt},
@@ -11,11 +16,13 @@ use tokio::{
 
 use crate::{
     bytes::{bytes, check, in_time, receive, receive_exactly, send},
-    line::{MODES, check_way, options},
+    line::{MODES, check_way, options, options_with, pool_of},
     sockets::Socket,
 };
 
 const TOTAL: u64 = 5_000_000;
+
+const SOON: Duration = Duration::from_millis(150);
 
 /// A file in `directory` with the first bytes of the stream.
 async fn file_of(directory: &Path, length: u64) -> File {
@@ -347,4 +354,108 @@ async fn a_file_that_is_not_open_for_writing_is_a_writer_that_failed() {
         assert!(matches!(error.cause, Cause::Write(_)), "{error}");
         assert_eq!((error.moved, error.unwritten), (Moved::default(), 4));
     }
+}
+
+#[tokio::test]
+async fn a_file_whose_receiver_takes_nothing_is_given_up_after_the_idle_timeout() {
+    for mode in MODES {
+        let directory = tempfile::tempdir().unwrap();
+        let mut file = file_of(directory.path(), 4 * TOTAL).await;
+        let (mut writer, mut peer) = <UnixStream as Socket>::pair().await;
+        let mut options = options(mode);
+        options.idle_timeout = Some(SOON);
+        let mut limit = u64::MAX;
+        let error = in_time(copy_with(
+            &mut file,
+            &mut writer,
+            Some(&mut limit),
+            &options,
+        ))
+        .await
+        .unwrap_err();
+        assert!(matches!(error.cause, Cause::Idle(SOON)), "{error}");
+        let taken = u64::MAX - limit;
+        assert_eq!(taken, error.moved.total() + error.unwritten);
+        assert_eq!(file.stream_position().await.unwrap(), taken);
+        drop(writer);
+        assert_eq!(receive(&mut peer, 0).await, error.moved.total());
+    }
+}
+
+#[tokio::test]
+async fn a_file_whose_sender_is_silent_has_all_that_came_before() {
+    for mode in MODES {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("target");
+        let mut file = File::create(&path).await.unwrap();
+        let (mut peer, mut reader) = <TcpStream as Socket>::pair().await;
+        peer.write_all(&bytes(0, 5_000)).await.unwrap();
+        let mut options = options(mode);
+        options.idle_timeout = Some(SOON);
+        let error = in_time(copy_with(&mut reader, &mut file, None, &options))
+            .await
+            .unwrap_err();
+        assert!(matches!(error.cause, Cause::Idle(SOON)), "{error}");
+        assert_eq!((error.moved.total(), error.unwritten), (5_000, 0));
+        let written = std::fs::read(&path).unwrap();
+        assert_eq!(written.len(), 5_000);
+        check(0, &written);
+    }
+}
+
+#[tokio::test]
+async fn a_rate_holds_for_files_and_loses_nothing() {
+    for mode in MODES {
+        let directory = tempfile::tempdir().unwrap();
+        let mut source = file_of(directory.path(), 400_000).await;
+        let path = directory.path().join("target");
+        let mut target = File::create(&path).await.unwrap();
+        let (mut writer, mut reader) = <UnixStream as Socket>::pair().await;
+        // One pipe for each of the two copies.
+        let mut options = options_with(mode, &pool_of(2));
+        options.rate = Some(Rate::new(4_000_000));
+        let begin = Instant::now();
+        let sending = async {
+            let moved = copy_with(&mut source, &mut writer, None, &options).await;
+            writer.shutdown().await.unwrap();
+            moved.unwrap()
+        };
+        let (sent, received) = in_time(async {
+            tokio::join!(sending, copy_with(&mut reader, &mut target, None, &options))
+        })
+        .await;
+        // The rate is shared by both copies, and a tenth of a second of it is there at once.
+        assert!(begin.elapsed() >= Duration::from_millis(80));
+        check_way(mode, sent, 400_000);
+        check_way(mode, received.unwrap(), 400_000);
+        check(0, &std::fs::read(&path).unwrap());
+    }
+}
+
+#[tokio::test]
+async fn one_pipe_is_enough_for_a_copy_of_a_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut source = file_of(directory.path(), TOTAL).await;
+    let mut target = File::create(directory.path().join("target")).await.unwrap();
+    let pool = pool_of(1);
+    let options = options_with(Mode::Splice, &pool);
+    let (mut writer, mut peer) = <UnixStream as Socket>::pair().await;
+    let (moved, ()) = in_time(async {
+        tokio::join!(
+            copy_with(&mut source, &mut writer, None, &options),
+            receive_exactly(&mut peer, 0, TOTAL)
+        )
+    })
+    .await;
+    check_way(Mode::Splice, moved.unwrap(), TOTAL);
+    let sending = async {
+        send(&mut peer, 0, TOTAL, 50_000).await;
+        peer.shutdown().await.unwrap();
+    };
+    let (moved, ()) = in_time(async {
+        tokio::join!(copy_with(&mut writer, &mut target, None, &options), sending)
+    })
+    .await;
+    check_way(Mode::Splice, moved.unwrap(), TOTAL);
+    assert_eq!((pool.lent(), pool.pipes()), (0, 1));
 }
