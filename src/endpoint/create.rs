@@ -8,7 +8,7 @@ use crate::{
         Result, WriteFlags, ZeroFlags,
     },
     copy::{Destination, Source},
-    format::qcow2::Backing,
+    format::{Stop, qcow2::Backing},
 };
 
 use super::{
@@ -21,6 +21,9 @@ use super::{
 
 /// How many zeroes are written at a time, in bytes.
 const WRITTEN: u64 = 1 << 20;
+
+/// What is allocated without writing it is allocated in pieces of so many bytes.
+const ZEROED: u64 = 1 << 30;
 
 /// An image that is to be made.
 #[derive(Clone, Debug)]
@@ -124,18 +127,29 @@ async fn raw(device: &dyn BlockDevice, size: u64, allocated: bool) -> Result<()>
     device.resize(0).await?;
     device.resize(size).await?;
     if allocated && size > 0 {
-        allocate(device, ByteRange::between(0, size)).await?;
+        allocate(device, ByteRange::between(0, size), &Stop::default()).await?;
     }
     device.flush().await
 }
 
 /// Allocates a range of zeroes: by writing them, where the file system cannot do it otherwise.
-pub(super) async fn allocate(device: &dyn BlockDevice, range: ByteRange) -> Result<()> {
-    match device.zero(range, ZeroFlags::NO_HOLE).await {
-        Err(error) if error.kind() == ErrorKind::Unsupported => {}
-        done => return done,
+pub(super) async fn allocate(
+    device: &dyn BlockDevice,
+    range: ByteRange,
+    stop: &Stop,
+) -> Result<()> {
+    let mut left = range;
+    while !left.is_empty() {
+        stop.check()?;
+        let (piece, behind) = left.split_at(ZEROED);
+        match device.zero(piece, ZeroFlags::NO_HOLE).await {
+            Err(error) if error.kind() == ErrorKind::Unsupported => break,
+            done => done?,
+        }
+        left = behind;
     }
-    for piece in range.pieces(WRITTEN) {
+    for piece in left.pieces(WRITTEN) {
+        stop.check()?;
         let length = usize::try_from(piece.len()).unwrap_or(usize::MAX);
         let zeroes = Buffer::zeroed(length);
         device

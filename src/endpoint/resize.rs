@@ -122,7 +122,7 @@ async fn resize_raw(device: &dyn BlockDevice, new: u64, resizing: &ResizeOptions
     };
     device.resize(new).await?;
     if allocates && new > old {
-        let allocated = allocate(device, ByteRange::between(old, new)).await;
+        let allocated = allocate(device, ByteRange::between(old, new), &resizing.stop).await;
         if let Err(error) = allocated {
             // What failed first is told.
             let _ = device.resize(old).await;

@@ -1,13 +1,15 @@
 //! Ctrl-C and SIGTERM in the middle of a copy.
 
-use std::{fs, path::Path};
+use std::{fs, os::unix::fs::MetadataExt, path::Path, process::Stdio};
 
 use tempfile::tempdir;
 
 use crate::{
     children::{is_running, runs},
     support::{
-        Peer, blockferry, random_image,
+        Peer, blockferry,
+        qemu::{check, qemu_img, qemu_io, text},
+        random_image,
         run::{finish, run, signal, until, until_it_writes, wait},
     },
 };
@@ -203,4 +205,60 @@ fn a_server_of_ours_ends_cleanly_on_a_signal() {
         assert_eq!(wait(&mut child), 0);
         assert!(!socket.exists(), "the socket is left behind");
     }
+}
+
+#[test]
+fn an_image_whose_resizing_is_interrupted_has_the_size_that_it_had() {
+    let dir = tempdir().expect("a directory");
+    let image = dir.path().join("image");
+    run(&mut blockferry([
+        "create",
+        "-f",
+        "qcow2",
+        text(&image),
+        "64M",
+    ]))
+    .success();
+    let facts = || fs::metadata(&image).expect("there");
+    let before = facts().len();
+    // More than it writes in the time that a signal takes.
+    let words = ["resize", "--preallocation=full", text(&image), "+8G"];
+    let child = blockferry(words)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary");
+    until("something to be written", || {
+        facts().blocks() * 512 > 2 << 20
+    });
+    signal(&child, "INT");
+    finish(child).failure(130, &["has the size that it had"]);
+    let info = qemu_img(&["info", "-f", "qcow2", text(&image)]);
+    assert!(info.contains("64 MiB (67108864 bytes)"), "{info}");
+    assert!(facts().len() <= before + (1 << 20), "{}", facts().len());
+    check(&image);
+}
+
+#[test]
+fn a_repair_that_is_interrupted_leaves_an_image_that_can_be_repaired() {
+    let dir = tempdir().expect("a directory");
+    let image = dir.path().join("image");
+    qemu_img(&["create", "-q", "-f", "qcow2", text(&image), "64M"]);
+    qemu_io(&image, "qcow2", &["write 0 32M"]);
+    // No block of refcounts: all clusters are used without being counted.
+    let mut bytes = fs::read(&image).expect("there");
+    let table = u64::from_be_bytes(bytes[48..56].try_into().expect("eight")) as usize;
+    bytes[table..table + 8].fill(0);
+    fs::write(&image, bytes).expect("written");
+    let child = blockferry(["check", "--repair", "all", text(&image)])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary");
+    signal(&child, "INT");
+    // It may have been done already.
+    let done = finish(child);
+    assert!([0, 130].contains(&done.code), "{}", done.stderr);
+    run(&mut blockferry(["check", "--repair", "all", text(&image)])).success();
+    check(&image);
 }

@@ -20,7 +20,9 @@ use super::{
         failure::Failure,
         options::{CheckJob, open_options},
         output::{print, tell},
+        signals::Signals,
     },
+    copy::unless_interrupted,
     info::json,
 };
 
@@ -77,8 +79,7 @@ impl Checked {
 
 pub(crate) fn run(job: &CheckJob) -> Result<ExitCode, Failure> {
     let options = job.trust.in_options(open_options(job.timeouts));
-    let checked = super::runtime()?.block_on(check(&job.endpoint, job.repair, &options))?;
-    let Some(checked) = checked else {
+    let Some(checked) = check_unless_interrupted(&job.endpoint, job.repair, &options)? else {
         let message = format!("{}: there is nothing to check in a raw image", job.endpoint);
         tell(&format!("blockferry: {message}"));
         return Ok(ExitCode::from(WITHOUT_CHECKS));
@@ -92,11 +93,36 @@ pub(crate) fn run(job: &CheckJob) -> Result<ExitCode, Failure> {
     Ok(ExitCode::from(checked.code()))
 }
 
+/// The same as [`check`], until a signal asks for the end. An image that is being mended is no worse then than it was.
+///
+/// # Errors
+/// As those of [`check`], and the interruption.
+pub(crate) fn check_unless_interrupted(
+    endpoint: &Endpoint,
+    repair: Option<RepairMode>,
+    options: &OpenOptions,
+) -> Result<Option<Checked>, Failure> {
+    let runtime = super::runtime()?;
+    let checked = runtime.block_on(async {
+        let mut signals = Signals::listen().map_err(|error| Failure::system("signals", &error))?;
+        let checked = unless_interrupted(check(endpoint, repair, options), &mut signals).await;
+        checked.map_err(|failure| match repair {
+            Some(_) => failure.note(format!(
+                "{endpoint} is no worse than it was, and may be mended in part: the repair can be done again"
+            )),
+            None => failure,
+        })
+    });
+    // What is in flight still is not waited for.
+    runtime.shutdown_background();
+    Ok(checked??)
+}
+
 /// Checks the image that the endpoint is; `None` where its bytes are the disk.
 ///
 /// # Errors
 /// What opening, reading and mending failed with; `Unsupported` where there is nothing that can be mended.
-pub(crate) async fn check(
+async fn check(
     endpoint: &Endpoint,
     repair: Option<RepairMode>,
     options: &OpenOptions,

@@ -7,10 +7,7 @@ use std::{
 
 use crate::{
     cli::{
-        commands::{
-            check::{Checked, check, clusters_text},
-            runtime,
-        },
+        commands::check::{Checked, check_unless_interrupted, clusters_text},
         failure::Failure,
         output::tell,
     },
@@ -105,8 +102,7 @@ pub(super) fn run(_: &Command, words: Vec<OsString>) -> Done {
         FormatKind::Raw | FormatKind::Image(Format::Vpc)
     );
     let options = opening();
-    let checked = runtime()?.block_on(check(&source, repair, &options));
-    let checked = checked.map_err(Failure::from)?;
+    let checked = check_unless_interrupted(&source, repair, &options)?;
     let Some(checked) = checked.filter(|_| has_checks) else {
         let message = "This image format does not support checks";
         return Err(Stop::Code(WITHOUT_CHECKS, Failure::failed(message)));

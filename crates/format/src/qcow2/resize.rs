@@ -26,7 +26,7 @@ use super::{
     snapshots::SnapshotTable,
     write::{Writer, fill},
 };
-use crate::Related;
+use crate::{Related, Stop};
 
 /// Where the virtual size stands in the header.
 const SIZE_IN_HEADER: u64 = 24;
@@ -39,6 +39,8 @@ pub struct ResizeOptions {
     pub preallocation: Preallocation,
     /// The disk may become smaller: what lies behind its new end is lost. Default false.
     pub shrink: bool,
+    /// Asks for the end: the disk has its old size then. Nothing unless set.
+    pub stop: Stop,
 }
 
 /// Gives the virtual disk of the image in `below` the size `size` in bytes, rounded up to whole sectors of 512 bytes.
@@ -76,9 +78,9 @@ async fn resize_inside(
     let header = mend_dirty(&file, header).await?;
     let image = Resizing { file, related };
     if size > old {
-        image.grow(header, size, options.preallocation).await
+        image.grow(header, size, options).await
     } else if size < old {
-        image.shrink(header, size).await
+        image.shrink(header, size, &options.stop).await
     } else {
         Ok(())
     }
@@ -134,7 +136,7 @@ struct Resizing<'a> {
 }
 
 impl Resizing<'_> {
-    async fn grow(&self, header: Header, size: u64, how: Preallocation) -> Result<()> {
+    async fn grow(&self, header: Header, size: u64, options: &ResizeOptions) -> Result<()> {
         let old = header.geometry.size;
         let mut header = header;
         let known = self.bitmaps(&header).await?;
@@ -150,11 +152,18 @@ impl Resizing<'_> {
         writer.begin().await?;
         bitmaps.lengthen(size, &writer).await?;
         let filled = async {
-            self.fill_new(&header, &writer, &data, old, how).await?;
+            self.fill_new(&header, &writer, &data, old, options).await?;
+            options.stop.check()?;
             bitmaps.mark().await
         };
         if let Err(error) = filled.await {
+            let is_cancelled = error.kind() == ErrorKind::Cancelled;
+            // What fails from here on leaves lost space.
+            let is_dropped = is_cancelled && writer.drop_behind(old).await.is_ok();
             bitmaps.give_up(&writer).await;
+            if is_dropped && writer.close().await.is_ok() {
+                let _ = self.cut_file(&writer).await;
+            }
             return Err(error);
         }
         writer.close().await?;
@@ -170,8 +179,9 @@ impl Resizing<'_> {
         writer: &Writer,
         data: &HostFile,
         old: u64,
-        how: Preallocation,
+        options: &ResizeOptions,
     ) -> Result<()> {
+        let how = options.preallocation;
         let size = header.geometry.size;
         let is_raw = header.autoclear.contains(Autoclear::RAW_DATA_FILE);
         if header.geometry.data_file {
@@ -188,12 +198,12 @@ impl Resizing<'_> {
         };
         if how != Preallocation::Off {
             let range = allocated_in_advance(header.geometry, old, header.backing.is_some());
-            writer.preallocate(range, how).await?;
+            writer.preallocate(range, how, &options.stop).await?;
         }
         writer.flush().await
     }
 
-    async fn shrink(&self, header: Header, size: u64) -> Result<()> {
+    async fn shrink(&self, header: Header, size: u64, stop: &Stop) -> Result<()> {
         let known = self.bitmaps(&header).await?;
         let mut bitmaps = Resized::new(&self.file, header.geometry, known);
         // All that the tables can name, which a crash may have left, and nothing that shows behind.
@@ -203,20 +213,28 @@ impl Resizing<'_> {
         whole.geometry.size = mapped.max(header.geometry.size).min(i64::MAX as u64);
         let (writer, data) = self.open(&whole).await?;
         writer.begin().await?;
+        // From here on it goes to its end, which is not far.
+        stop.check()?;
         bitmaps.mark().await?;
         write_size(&self.file, size).await?;
         writer.drop_behind(size).await?;
         writer.close().await?;
         bitmaps.shorten(size).await?;
         bitmaps.finish(&writer).await?;
+        self.cut_file(&writer).await?;
+        if header.geometry.data_file && data.device().info().can(Capabilities::RESIZE) {
+            data.device().resize(size).await?;
+            data.device().flush().await?;
+        }
+        Ok(())
+    }
+
+    /// Cuts off what is not used at the end of the file. Everything is in its place.
+    async fn cut_file(&self, writer: &Writer) -> Result<()> {
         let (file, end) = (&self.file, writer.trim_end().await?);
         if end < file.end() && file.device().info().can(Capabilities::RESIZE) {
             file.device().resize(end).await?;
             file.device().flush().await?;
-        }
-        if header.geometry.data_file && data.device().info().can(Capabilities::RESIZE) {
-            data.device().resize(size).await?;
-            data.device().flush().await?;
         }
         Ok(())
     }
@@ -260,7 +278,7 @@ async fn lengthen_data(data: &HostFile, old: u64, size: u64, is_raw: bool) -> Re
         if !head.is_empty() {
             data.patch(old, &vec![0; head.len() as usize]).await?;
         }
-        fill(data, rest, Preallocation::Off).await?;
+        fill(data, rest, Preallocation::Off, &Stop::default()).await?;
     }
     if data.end() < size {
         if !can_resize {

@@ -2,7 +2,7 @@
 
 mod bitmaps;
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 use blockferry_block::{
     Access, Buffer, FileDevice, MemoryDevice, WriteFlags,
@@ -272,6 +272,52 @@ async fn a_failure_below_leaves_the_old_size_or_the_new_one() {
             assert!(is_new || resized.is_err(), "{size}, {turn}");
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_is_stopped_while_it_grows_is_what_it_was() {
+    let image = everything(9, 200);
+    let mut stopped = 0;
+    for number in 0..200 {
+        let below = memory(&image);
+        let old = contents(&open_with(below.clone(), &Relatives::default()).await).await;
+        let slow = Arc::new(FaultyDevice::new(below.clone()));
+        slow.add(Rule::on(Operation::Write).fault(Fault::Delay(Duration::from_millis(2))));
+        let options = with(Preallocation::Full);
+        // In the time of the test each write takes as long.
+        let asking = async {
+            tokio::time::sleep(Duration::from_millis(2 * number + 1)).await;
+            options.stop.ask();
+        };
+        let resizing = resize(slow.clone(), &NoRelatives, 2_000_000, &options);
+        let (resized, ()) = tokio::join!(resizing, asking);
+        match resized {
+            Ok(()) => break,
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Cancelled, "{number}: {error}"),
+        }
+        stopped += 1;
+        let below = copy(&below);
+        check_clean(&below, &format!("stopped after {number}")).await;
+        let found = contents(&open_with(below.clone(), &Relatives::default()).await).await;
+        assert!(found == old, "{number}");
+        let length = below.contents().len();
+        assert!(length < image.build().len() + 100_000, "{number}: {length}");
+    }
+    assert!(stopped > 3, "{stopped}");
+}
+
+#[tokio::test]
+async fn a_disk_that_is_to_shrink_is_stopped_before_it_does() {
+    let below = memory(&everything(9, 200));
+    let old = contents(&open_with(below.clone(), &Relatives::default()).await).await;
+    let options = shrinking();
+    options.stop.ask();
+    let resized = resize(below.clone(), &NoRelatives, 40_000, &options).await;
+    assert_eq!(resized.expect_err("stopped").kind(), ErrorKind::Cancelled);
+    let below = copy(&below);
+    check_clean(&below, "stopped").await;
+    let found = contents(&open_with(below, &Relatives::default()).await).await;
+    assert!(found == old);
 }
 
 #[tokio::test]

@@ -3,12 +3,15 @@
 use blockferry_block::{Buffer, ByteRange, ErrorKind, Result, ZeroFlags};
 
 use super::{ClaimState, Shared, Writer, lock, places_of, zero::Clearing};
-use crate::qcow2::{
-    Preallocation,
-    allocate::Clusters,
-    entry::{Cluster, Entry},
-    host::HostFile,
-    tables::L2Table,
+use crate::{
+    Stop,
+    qcow2::{
+        Preallocation,
+        allocate::Clusters,
+        entry::{Cluster, Entry},
+        host::HostFile,
+        tables::L2Table,
+    },
 };
 
 /// Where the length of the L1 table stands in the header, in entries, and behind it its place.
@@ -94,8 +97,13 @@ impl Writer {
     /// Gives every cluster of `range` that has none a place that reads as zeroes. `range` begins with a cluster.
     ///
     /// # Errors
-    /// As a write.
-    pub(crate) async fn preallocate(&self, range: ByteRange, how: Preallocation) -> Result<()> {
+    /// As a write; `Cancelled` where `stop` was asked for.
+    pub(crate) async fn preallocate(
+        &self,
+        range: ByteRange,
+        how: Preallocation,
+        stop: &Stop,
+    ) -> Result<()> {
         let shared = &self.0;
         shared.touch().await?;
         let geometry = shared.geometry;
@@ -106,6 +114,7 @@ impl Writer {
             let table = shared.table_to_change(index).await?;
             let mut left = part;
             while let Some(missing) = shared.first_without_place(&table, left)? {
+                stop.check()?;
                 let around = geometry.around(missing);
                 let wanted = around.len() / geometry.cluster_size();
                 let (host, claim) = match geometry.data_file {
@@ -124,7 +133,7 @@ impl Writer {
                 };
                 // What can be read as a raw image reads as zeroes there already.
                 if !shared.is_raw || how > Preallocation::Metadata {
-                    fill(&shared.reader.data, place, how).await?;
+                    fill(&shared.reader.data, place, how, stop).await?;
                 }
                 let first = geometry.indices(missing.start()).1;
                 let entries = (0..count).map(|number| {
@@ -237,31 +246,36 @@ impl Shared {
 /// end then.
 ///
 /// # Errors
-/// What writing failed with.
-pub(crate) async fn fill(file: &HostFile, place: ByteRange, how: Preallocation) -> Result<()> {
+/// What writing failed with; `Cancelled` where `stop` was asked for.
+pub(crate) async fn fill(
+    file: &HostFile,
+    place: ByteRange,
+    how: Preallocation,
+    stop: &Stop,
+) -> Result<()> {
     let end = file.end();
     if how == Preallocation::Full {
-        return write_zeroes(file, place).await;
+        return write_zeroes(file, place, stop).await;
     }
     let flags = match how {
         Preallocation::Falloc => ZeroFlags::NO_HOLE,
         _ => ZeroFlags::empty(),
     };
     let (there, behind) = place.split_at(end.saturating_sub(place.start()));
-    zero(file, there, flags).await?;
+    zero(file, there, flags, stop).await?;
     if how == Preallocation::Falloc {
-        zero(file, behind, flags).await?;
+        zero(file, behind, flags, stop).await?;
     }
     if place.end() > file.end() {
         // What a file has not got yet it gets as zeroes.
         let block = u64::from(file.device().info().limits.minimum).max(512);
         let last = ByteRange::between(place.end() - block.min(place.len()), place.end());
-        write_zeroes(file, last).await?;
+        write_zeroes(file, last, stop).await?;
     }
     Ok(())
 }
 
-async fn zero(file: &HostFile, range: ByteRange, flags: ZeroFlags) -> Result<()> {
+async fn zero(file: &HostFile, range: ByteRange, flags: ZeroFlags, stop: &Stop) -> Result<()> {
     if range.is_empty() {
         return Ok(());
     }
@@ -270,13 +284,16 @@ async fn zero(file: &HostFile, range: ByteRange, flags: ZeroFlags) -> Result<()>
             file.grown_to(range.end());
             Ok(())
         }
-        Err(error) if error.kind() == ErrorKind::Unsupported => write_zeroes(file, range).await,
+        Err(error) if error.kind() == ErrorKind::Unsupported => {
+            write_zeroes(file, range, stop).await
+        }
         Err(error) => Err(error),
     }
 }
 
-async fn write_zeroes(file: &HostFile, range: ByteRange) -> Result<()> {
+async fn write_zeroes(file: &HostFile, range: ByteRange, stop: &Stop) -> Result<()> {
     for piece in range.pieces(PIECE) {
+        stop.check()?;
         let zeroes = Buffer::zeroed(piece.len() as usize);
         file.write(piece.start(), zeroes).await?;
     }
