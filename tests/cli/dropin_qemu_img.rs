@@ -252,6 +252,55 @@ fn comparisons_print_and_end_alike() {
     ] {
         twins.same(&format!("compare {arguments}"));
     }
+    // What is allocated counts for who is strict.
+    for who in BOTH {
+        let at = |name: &str| twins.path(who, name);
+        fs::write(at("full"), vec![0x11; 1 << 20]).expect("room");
+        fs::write(at("written"), vec![0; 1 << 20]).expect("room");
+        fs::File::create(at("hole"))
+            .and_then(|file| file.set_len(1 << 20))
+            .expect("room");
+        let mut changed = vec![0x11; 1 << 20];
+        changed[300_000] = 0;
+        fs::write(at("changed"), changed).expect("room");
+        let convert = |from: &str, more: &[&str], to: &str| {
+            let (from, to) = (at(from), at(to));
+            let words = [
+                "convert",
+                "-f",
+                "raw",
+                "-O",
+                "qcow2",
+                text(&from),
+                text(&to),
+            ];
+            qemu_img(&[&words[..1], more, &words[1..]].concat());
+        };
+        convert("disk", &[], "one.qcow2");
+        convert("disk", &["-c"], "packed.qcow2");
+        convert("full", &[], "full.qcow2");
+        convert("changed", &[], "changed.qcow2");
+        convert("hole", &[], "empty.qcow2");
+        convert("hole", &["-S", "0"], "zeroes.qcow2");
+    }
+    for arguments in [
+        "hole written",
+        "hole hole",
+        "full full",
+        "full changed",
+        "full hole",
+        "full full.qcow2",
+        "full.qcow2 changed.qcow2",
+        "hole empty.qcow2",
+        "empty.qcow2 zeroes.qcow2",
+        "one.qcow2 same.qcow2",
+        "disk one.qcow2",
+        "one.qcow2 packed.qcow2",
+        "-q one.qcow2 packed.qcow2",
+        "one.qcow2 full.qcow2",
+    ] {
+        twins.same(&format!("compare -s {arguments}"));
+    }
     // Not the words: theirs are about the format's own driver.
     twins.alike("compare -F qcow2 disk disk");
     // Sizes are whole sectors.

@@ -1,14 +1,17 @@
 //! `blockferry compare`: whether two images are the same, in the words of `qemu-img compare`.
 
+mod statuses;
+
 use std::{
     process::ExitCode,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use serde::Serialize;
 
 use crate::{
-    block::Access,
+    block::{Access, SliceDevice},
     copy::{Comparison, Control, compare},
     endpoint::open_device,
 };
@@ -18,10 +21,11 @@ use super::{
         failure::Failure,
         options::{CompareJob, open_options},
         output::print,
-        progress::{End, View},
+        progress::{End, View as Progress},
         signals::Signals,
     },
     copy::{beside, unless_interrupted},
+    map::places::{Places, View},
 };
 
 /// The exit code for images that differ.
@@ -36,7 +40,7 @@ pub(crate) fn run(job: &CompareJob) -> Result<ExitCode, Failure> {
 
 async fn compare_images(job: &CompareJob) -> Result<ExitCode, Failure> {
     let mut signals = Signals::listen().map_err(|error| Failure::system("signals", &error))?;
-    let view = View::new(job.show.clone(), job.quiet);
+    let view = Progress::new(job.show.clone(), job.quiet);
     let questions = view.listen();
     let questions = questions.map_err(|error| Failure::system("signals", &error))?;
     let mut options = job.trust.in_options(open_options(job.timeouts));
@@ -51,8 +55,21 @@ async fn compare_images(job: &CompareJob) -> Result<ExitCode, Failure> {
     let counted = |size: u64| size.checked_next_multiple_of(job.size_unit).unwrap_or(size);
     let sizes = [&a, &b].map(|side| counted(side.device.info().size));
 
-    let control = Control::new();
     let begun = Instant::now();
+    let mut mismatch = None;
+    if job.statuses && sizes[0] == sizes[1] {
+        let places = |side: usize, opened| Places::of(&job.sides[side], opened, View::Qemu);
+        let sides = [places(0, &a), places(1, &b)];
+        mismatch = unless_interrupted(statuses::first_mismatch(sides), &mut signals).await??;
+        if let Some(offset) = mismatch {
+            // Only a difference before it is told instead of it.
+            for side in [&mut a, &mut b] {
+                let slice = SliceDevice::new(Arc::clone(&side.device), 0, Some(offset))?;
+                side.device = Arc::new(slice);
+            }
+        }
+    }
+    let control = Control::new();
     // Nothing is written, so there is nothing to finish when somebody wants it to end.
     let comparing = compare(a.device, b.device, &job.engine, &control, &view);
     let comparing = beside(comparing, view.keep_telling(questions));
@@ -63,10 +80,19 @@ async fn compare_images(job: &CompareJob) -> Result<ExitCode, Failure> {
     });
     match compared? {
         Ok(found) => {
+            let found = match found {
+                Comparison::Differs { offset } => Comparison::Differs {
+                    offset: offset - offset % job.size_unit,
+                },
+                other => other,
+            };
             let elapsed = begun.elapsed();
             b.connection.close().await?;
             a.connection.close().await?;
-            tell(job, found, sizes, elapsed)
+            match mismatch.filter(|_| found == Comparison::Identical) {
+                Some(offset) => tell_mismatch(job, offset),
+                None => tell(job, found, sizes, elapsed),
+            }
         }
         Err(error) => {
             let mut failure = Failure::from(&error.error);
@@ -102,6 +128,15 @@ fn tell(
         Comparison::Identical => ExitCode::SUCCESS,
         _ => ExitCode::from(DIFFERENT),
     })
+}
+
+/// Prints that the images have other parts allocated.
+fn tell_mismatch(job: &CompareJob, offset: u64) -> Result<ExitCode, Failure> {
+    if !job.quiet {
+        let text = format!("Strict mode: Offset {offset} block status mismatch!\n");
+        print(&text).map_err(|error| super::standard_output(&error))?;
+    }
+    Ok(ExitCode::from(DIFFERENT))
 }
 
 fn sentences(found: Comparison, sizes: [u64; 2]) -> String {

@@ -19,8 +19,10 @@ use super::{
 #[derive(Debug)]
 pub(crate) struct CompareJob {
     pub(crate) sides: [Endpoint; 2],
-    /// What sizes are counted in where one is warned of, in bytes.
+    /// What sizes and the place of a difference are counted in, in bytes.
     pub(crate) size_unit: u64,
+    /// Images of one size differ that have other parts allocated.
+    pub(crate) statuses: bool,
     pub(crate) trust: Trust,
     pub(crate) engine: CompareOptions,
     pub(crate) show: Show,
@@ -82,6 +84,7 @@ impl CompareJob {
                 seekable(&args.b)?.interpreted(kind(args.other_format)),
             ],
             size_unit: 1,
+            statuses: false,
             trust: Trust::resolve(&args.follow),
             engine: CompareOptions {
                 strict: args.strict,

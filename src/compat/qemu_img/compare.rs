@@ -28,7 +28,7 @@ Usage: qemu-img compare [OPTIONS] FILE1 FILE2
   -F, --b-format=FMT    Format of FILE2
       --image-opts      FILE1 and FILE2 are descriptions: driver=qcow2,file.filename=PATH
       --object OBJECT   tls-creds-x509,id=ID,dir=DIR,endpoint=client
-  -s, --strict          Images of two sizes differ
+  -s, --strict          Images differ that have two sizes, or other parts allocated
   -p, --progress        Show how far it is
   -q, --quiet           Say nothing but by the exit code
   -T, --cache=MODE      Understood; changes nothing
@@ -127,6 +127,7 @@ impl Choices {
         Ok(CompareJob {
             sides: [side(0)?, side(1)?],
             size_unit: SECTOR,
+            statuses: self.strict,
             trust: Trust::of_environment(),
             engine: CompareOptions {
                 strict: self.strict,

@@ -143,24 +143,34 @@ impl Places {
         mut each: impl FnMut(MapEntry) -> Result<(), E>,
     ) -> Result<Result<(), E>> {
         let mut rest = range.intersection(ByteRange::between(0, self.size));
-        let mut pending: Option<MapEntry> = None;
         while !rest.is_empty() {
-            let next = self.first(rest).await?;
-            rest = rest.split_at(next.range.len()).1;
-            match &mut pending {
-                Some(last) if last.is_continued_by(&next) => {
-                    last.range = ByteRange::between(last.range.start(), next.range.end());
-                }
-                _ => {
-                    if let Some(last) = pending.replace(next)
-                        && let Err(error) = each(last)
-                    {
-                        return Ok(Err(error));
-                    }
-                }
+            let run = self.run(rest).await?;
+            rest = rest.split_at(run.range.len()).1;
+            if let Err(error) = each(run) {
+                return Ok(Err(error));
             }
         }
-        Ok(pending.map_or(Ok(()), each))
+        Ok(Ok(()))
+    }
+
+    /// The largest part of `range` from its start on that is all the same and lies in a row. `range` is not empty and lies
+    /// on the disk.
+    ///
+    /// # Errors
+    /// What asking failed with.
+    pub(crate) async fn run(&mut self, range: ByteRange) -> Result<MapEntry> {
+        let mut run = self.first(range).await?;
+        loop {
+            let (_, rest) = range.split_at(run.range.len());
+            if rest.is_empty() {
+                return Ok(run);
+            }
+            let next = self.first(rest).await?;
+            if !run.is_continued_by(&next) {
+                return Ok(run);
+            }
+            run.range = ByteRange::between(run.range.start(), next.range.end());
+        }
     }
 }
 
