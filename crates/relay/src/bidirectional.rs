@@ -2,6 +2,7 @@
 
 use std::{
     future::poll_fn,
+    io,
     task::{Context, Poll},
 };
 
@@ -168,8 +169,14 @@ impl Relay {
     fn failed(&mut self, direction: Direction, cause: Cause) -> Result<(), Failure> {
         match cause {
             // It may have said something before: the last words are often why it went.
-            Cause::Write(_) if self.deaf.is_none() => {
-                self.deaf = Some((direction, cause));
+            Cause::Write(error) if self.deaf.is_none() => {
+                if error.kind() == io::ErrorKind::ConnectionReset {
+                    match direction {
+                        Direction::Forward => self.backward.expect_no_end(),
+                        Direction::Backward => self.forward.expect_no_end(),
+                    }
+                }
+                self.deaf = Some((direction, Cause::Write(error)));
                 Ok(())
             }
             _ => Err(self.deaf.take().unwrap_or((direction, cause))),

@@ -41,6 +41,8 @@ pub(crate) struct Flow {
     /// How many bytes may still be taken from the reader.
     limit: u64,
     tally: Tally,
+    /// Whether the reader is known to have been reset.
+    is_cut: bool,
     /// Whether the writer may hold back what it was given.
     owes_flush: bool,
     /// Whether the writer says that it has bytes before it knows: tokio's file writes behind.
@@ -109,12 +111,19 @@ impl Flow {
             ending,
             limit: u64::MAX,
             tally: Tally::new(options.counters.clone(), direction),
+            is_cut: false,
             owes_flush: false,
             writes_behind: kinds.1 == Kind::File,
             unconfirmed: 0,
             pool: options.pool.clone(),
             throttle: rate.clone().map(|rate| Box::new(Throttle::new(rate))),
         }
+    }
+
+    /// The reader's connection was reset, and somebody else was told so: a socket tells it once, and lets what is
+    /// cut short look like an end afterwards.
+    pub(crate) fn expect_no_end(&mut self) {
+        self.is_cut = true;
     }
 
     pub(crate) fn set_limit(&mut self, limit: u64) {
@@ -185,6 +194,10 @@ impl Flow {
                 continue;
             }
             match self.poll_load(context, reader) {
+                Poll::Ready(Ok(0)) if self.is_cut => {
+                    let reset = io::ErrorKind::ConnectionReset;
+                    return Poll::Ready(Err(Cause::Read(reset.into())));
+                }
                 Poll::Ready(Ok(0)) => self.end(),
                 Poll::Ready(Ok(count)) => {
                     self.limit -= count;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use blockferry_relay::Cause;
+use blockferry_relay::{Cause, copy_bidirectional};
 use rustix::net::{
     Shutdown,
     sockopt::{set_socket_recv_buffer_size, set_socket_send_buffer_size},
@@ -309,5 +309,47 @@ async fn an_answer_that_the_client_reads_late_arrives_whole() {
             assert_eq!(totals.backward.total(), ANSWER);
         })
         .await;
+    }
+}
+
+/// A reset is told once, to whoever asks first. Here that is the writer of the answer, and the reader of the request
+/// finds what looks like an end.
+#[tokio::test]
+async fn what_a_reset_cut_short_never_looks_whole() {
+    for mode in MODES {
+        let Line {
+            mut left,
+            mut a,
+            mut b,
+            mut right,
+        } = Line::<TcpStream, TcpStream>::new().await;
+        let options = options(mode);
+        let relay = copy_bidirectional(&mut a, &mut b, &options);
+        let peers = async {
+            // The request is stuck, for nobody reads it.
+            fill(&mut left).await;
+            right.write_all(&bytes(0, 1_000)).await.unwrap();
+            while left.as_fd_has() < 1_000 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            // The answer is not read either: this is a reset.
+            drop(left);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            right.write_all(&bytes(1_000, 1_000)).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            receive(&mut right, 0).await;
+        };
+        let error = tokio::select! {
+            result = relay => result.unwrap_err(),
+            () = peers => panic!("the request ended before the connection did"),
+        };
+        // The relay's socket is still there: an end would be one that the relay has told.
+        let mut rest = vec![0; 1 << 16];
+        while let Ok(read) =
+            tokio::time::timeout(Duration::from_millis(100), right.read(&mut rest)).await
+        {
+            assert_ne!(read.unwrap(), 0, "by {mode:?} the request looks whole");
+        }
+        assert!(error.cause.is_reset(), "{error}");
     }
 }
