@@ -1,12 +1,19 @@
 //! Both directions of a connection.
 
 use std::{
-    future::poll_fn,
-    io,
-    task::{Context, Poll},
+    future::{Future, poll_fn},
+    io, mem,
+    os::fd::AsFd,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
 };
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use blockferry_sys::socket::has_failed;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::{Instant, Sleep, sleep},
+};
 
 use crate::{
     Cause, Direction, Options, RelayError, Totals,
@@ -71,7 +78,19 @@ struct Relay {
     deaf: Option<(Direction, Cause)>,
     clock: Option<Box<Clock>>,
     hangup: Watch,
+    stall: Option<Box<Stall>>,
+    backward_first: bool,
 }
+
+/// A direction whose writer has no room may wait for ever, although its reader's peer has broken off: nobody reads
+/// that one meanwhile.
+struct Stall {
+    sleep: Pin<Box<Sleep>>,
+    progress: u64,
+}
+
+/// How often a direction that is stuck looks whether its reader's peer is still there.
+const STALL: Duration = Duration::from_secs(30);
 
 /// Whether the end that nothing is read from any more is watched.
 enum Watch {
@@ -91,6 +110,8 @@ impl Relay {
             deaf: None,
             clock: Clock::new(options),
             hangup: Watch::NotYet,
+            stall: None,
+            backward_first: true,
         }
     }
 
@@ -111,15 +132,20 @@ impl Relay {
         A: AsyncRead + AsyncWrite + Unpin + 'static,
         B: AsyncRead + AsyncWrite + Unpin + 'static,
     {
-        if self.moves(Direction::Forward)
-            && let Poll::Ready(Err(cause)) = self.forward.poll(context, a, b)
-        {
-            self.failed(Direction::Forward, cause)?;
-        }
-        if self.moves(Direction::Backward)
-            && let Poll::Ready(Err(cause)) = self.backward.poll(context, b, a)
-        {
-            self.failed(Direction::Backward, cause)?;
+        // Both draw on what tokio lets one task do at a time: the first one would leave nothing to the other.
+        self.backward_first = !self.backward_first;
+        for is_first in [true, false] {
+            if self.backward_first == is_first {
+                if self.moves(Direction::Backward)
+                    && let Poll::Ready(Err(cause)) = self.backward.poll(context, b, a)
+                {
+                    self.failed(Direction::Backward, cause)?;
+                }
+            } else if self.moves(Direction::Forward)
+                && let Poll::Ready(Err(cause)) = self.forward.poll(context, a, b)
+            {
+                self.failed(Direction::Forward, cause)?;
+            }
         }
         let open = match (
             self.moves(Direction::Forward),
@@ -145,7 +171,16 @@ impl Relay {
                 return Poll::Ready(Err(self.deaf.take().unwrap_or((open, Cause::Gone))));
             }
         }
-        if let Some(clock) = &mut self.clock {
+        let readers = (Stream::of_reader(a), Stream::of_reader(b));
+        if let Poll::Ready(direction) = self.poll_stall(context, readers) {
+            let reset = Cause::Read(io::ErrorKind::ConnectionReset.into());
+            return Poll::Ready(Err(self.deaf.take().unwrap_or((direction, reset))));
+        }
+        if let Some(clock) = &mut self.clock
+            // Who waits for a rate has something to move.
+            && !self.forward.is_throttled()
+            && !self.backward.is_throttled()
+        {
             let progress = self.forward.progress() + self.backward.progress();
             if let Poll::Ready(cause) = clock.poll(context, progress, open.is_some()) {
                 let direction = open.unwrap_or(Direction::Forward);
@@ -169,17 +204,57 @@ impl Relay {
     fn failed(&mut self, direction: Direction, cause: Cause) -> Result<(), Failure> {
         match cause {
             // It may have said something before: the last words are often why it went.
-            Cause::Write(error) if self.deaf.is_none() => {
-                if error.kind() == io::ErrorKind::ConnectionReset {
-                    match direction {
-                        Direction::Forward => self.backward.expect_no_end(),
-                        Direction::Backward => self.forward.expect_no_end(),
-                    }
+            Cause::Write(error) if self.deaf.is_none() && is_refusal(&error) => {
+                let (failed, other) = match direction {
+                    Direction::Forward => (&mut self.forward, &mut self.backward),
+                    Direction::Backward => (&mut self.backward, &mut self.forward),
+                };
+                // A broken pipe had ended before. A reset is told once, and was told now.
+                if error.kind() != io::ErrorKind::BrokenPipe {
+                    other.expect_no_end();
                 }
+                failed.rest();
                 self.deaf = Some((direction, Cause::Write(error)));
                 Ok(())
             }
             _ => Err(self.deaf.take().unwrap_or((direction, cause))),
+        }
+    }
+
+    /// Ends when a direction is stuck, for a while already, whose reader has failed.
+    fn poll_stall(
+        &mut self,
+        context: &mut Context<'_>,
+        (a, b): (Option<Stream<'_>>, Option<Stream<'_>>),
+    ) -> Poll<Direction> {
+        let stuck = [
+            (self.forward.is_stuck(), a, Direction::Forward),
+            (self.backward.is_stuck(), b, Direction::Backward),
+        ];
+        if !stuck.iter().any(|(is_stuck, ..)| *is_stuck) {
+            return Poll::Pending;
+        }
+        let progress = self.forward.progress() + self.backward.progress();
+        let stall = self.stall.get_or_insert_with(|| {
+            Box::new(Stall {
+                sleep: Box::pin(sleep(STALL)),
+                progress,
+            })
+        });
+        loop {
+            ready!(stall.sleep.as_mut().poll(context));
+            stall.sleep.as_mut().reset(Instant::now() + STALL);
+            let was = mem::replace(&mut stall.progress, progress);
+            if was != progress {
+                continue;
+            }
+            for (is_stuck, reader, direction) in stuck {
+                if let Some(reader) = reader.filter(|_| is_stuck)
+                    && has_failed(reader.as_fd()).unwrap_or(false)
+                {
+                    return Poll::Ready(direction);
+                }
+            }
         }
     }
 
@@ -193,4 +268,14 @@ impl Relay {
             _ => Poll::Pending,
         }
     }
+}
+
+/// Whether the peer takes nothing any more. Whatever else a writer fails with (a host that is not reached, a session that
+/// is used up), its reader has nothing to say that could be trusted to be whole.
+fn is_refusal(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+    matches!(
+        error.kind(),
+        BrokenPipe | ConnectionAborted | ConnectionReset
+    )
 }

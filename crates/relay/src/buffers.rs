@@ -3,7 +3,10 @@
 //! As with pipes: who waits for its peer has no buffer, so that ten thousand idle connections have none. Each
 //! thread keeps a few of each size.
 
-use std::cell::RefCell;
+use std::{
+    cell::RefCell,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 /// What a connection begins with: enough for what people and protocols say to each other.
 pub(crate) const SMALL: usize = 16 << 10;
@@ -13,6 +16,13 @@ pub(crate) const MEDIUM: usize = 64 << 10;
 
 /// Where the system calls cost more than that.
 pub(crate) const LARGE: usize = 256 << 10;
+
+/// Above so many bytes in all buffers of this process, further ones are small: who has ten thousand slow peers
+/// has no memory for fast ones.
+const MOST_LENT: usize = 32 << 20;
+
+/// The bytes of all buffers that are lent.
+static LENT: AtomicUsize = AtomicUsize::new(0);
 
 /// How many of each size wait to be lent again.
 const SPARE: usize = 2;
@@ -30,8 +40,13 @@ thread_local! {
 }
 
 impl Loaded {
-    /// An empty one, of one of the sizes.
+    /// An empty one, of one of the sizes, or a small one where many peers of this process are slow already.
     pub(crate) fn lend(size: usize) -> Self {
+        let size = match size > SMALL && LENT.load(Ordering::Relaxed) > MOST_LENT {
+            true => SMALL,
+            false => size,
+        };
+        LENT.fetch_add(size, Ordering::Relaxed);
         let spare = class(size).and_then(|class| {
             // A thread that ends has none any more.
             SPARES
@@ -48,6 +63,7 @@ impl Loaded {
 
     /// An empty one with room for so many bytes and no more.
     pub(crate) fn of(size: usize) -> Self {
+        LENT.fetch_add(size, Ordering::Relaxed);
         Self {
             bytes: vec![0; size].into_boxed_slice(),
             start: 0,
@@ -88,6 +104,7 @@ impl Loaded {
 
 impl Drop for Loaded {
     fn drop(&mut self) {
+        LENT.fetch_sub(self.bytes.len(), Ordering::Relaxed);
         if let Some(class) = class(self.bytes.len()) {
             let bytes = std::mem::take(&mut self.bytes);
             let _ = SPARES.try_with(|spares| {
@@ -119,8 +136,9 @@ mod tests {
         assert_eq!(loaded.len(), 0);
     }
 
+    /// One test, for what is lent is counted for the whole process.
     #[test]
-    fn a_buffer_is_lent_again_empty() {
+    fn a_buffer_is_lent_again_empty_and_small_when_many_are_out() {
         let place = {
             let mut first = Loaded::lend(MEDIUM);
             first.filled(10);
@@ -128,5 +146,10 @@ mod tests {
         };
         let second = Loaded::lend(MEDIUM);
         assert_eq!((second.len(), second.bytes.as_ptr()), (0, place));
+        let many: Vec<_> = (0..200).map(|_| Loaded::lend(LARGE)).collect();
+        let bytes: usize = many.iter().map(Loaded::capacity).sum();
+        assert!(bytes < MOST_LENT + LARGE + 200 * SMALL, "{bytes}");
+        drop(many);
+        assert_eq!(Loaded::lend(LARGE).capacity(), LARGE);
     }
 }

@@ -26,6 +26,8 @@ pub async fn delivered(stream: &TcpStream, patience: Duration) -> bool {
         match unacknowledged(stream.as_fd()) {
             Ok(0) => return true,
             Err(_) => return false,
+            // The connection has failed: nothing is acknowledged any more.
+            Ok(_) if stream.peer_addr().is_err() => return false,
             Ok(_) if start.elapsed() >= patience => return false,
             Ok(_) => sleep(pause).await,
         }

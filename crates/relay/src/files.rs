@@ -95,6 +95,7 @@ impl FileCopy<'_> {
             }
             *self.limit -= count;
             let Some(lent) = self.flow.unhitch() else {
+                self.flow.note_moved(count);
                 self.unload(file).await?;
                 // What follows may go around tokio's file, and must not overtake.
                 file.flush().await.map_err(Cause::Write)?;

@@ -157,6 +157,18 @@ impl Flow {
         moved.wrapping_mul(2).wrapping_add(self.on_its_way())
     }
 
+    /// Whether bytes wait for room at the writer.
+    pub(crate) fn is_stuck(&mut self) -> bool {
+        self.on_its_way() > 0
+    }
+
+    /// Whether the rate lets nothing through now.
+    pub(crate) fn is_throttled(&self) -> bool {
+        self.throttle
+            .as_ref()
+            .is_some_and(|throttle| throttle.is_waiting())
+    }
+
     /// Whether the reader has ended, and the writer knows.
     pub(crate) fn is_over(&self) -> bool {
         self.stage == Stage::Over
@@ -245,6 +257,11 @@ impl Flow {
     /// What is in the pipe is on its way now.
     pub(crate) fn carry(&mut self, lent: Lent) {
         self.cargo = Cargo::InPipe(lent);
+    }
+
+    /// Takes note that `bytes` were moved, for the choice of the way.
+    pub(crate) fn note_moved(&mut self, bytes: u64) {
+        self.policy.moved(bytes);
     }
 
     /// Somebody else has spliced `bytes` to the writer.
@@ -420,9 +437,20 @@ impl Flow {
             Cargo::InMemory(loaded) if loaded.capacity() == size => loaded,
             _ => Loaded::lend(size),
         };
-        let mut room = ReadBuf::new(&mut loaded.room()[..to_usize(granted)]);
-        let read = Pin::new(reader).poll_read(context, &mut room);
-        let count = room.filled().len();
+        let length = to_usize(granted).min(loaded.capacity());
+        let room = &mut loaded.room()[..length];
+        let read = match Stream::of_reader(reader) {
+            Some(stream) => poll_receive(context, stream, room),
+            None => {
+                let mut room = ReadBuf::new(room);
+                let read = Pin::new(reader).poll_read(context, &mut room);
+                read.map_ok(|()| room.filled().len())
+            }
+        };
+        let count = match &read {
+            Poll::Ready(Ok(count)) => *count,
+            _ => 0,
+        };
         self.give_back(granted - count as u64);
         ready!(read)?;
         loaded.filled(count);
@@ -455,7 +483,8 @@ fn fill(pipe: &mut Pipe, stream: Stream<'_>, length: usize) -> io::Result<Filled
     const ATTEMPTS: usize = 3;
     for _ in 0..ATTEMPTS {
         match pipe.fill_once(stream.as_fd(), length) {
-            Ok(0) => return Ok(Filled::Ended),
+            // Its end, most probably. A splice also stops at urgent data, and for want of memory.
+            Ok(0) => break,
             Ok(count) => return Ok(Filled::Spliced(count)),
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
                 return Ok(Filled::Refused);
@@ -465,7 +494,7 @@ fn fill(pipe: &mut Pipe, stream: Stream<'_>, length: usize) -> io::Result<Filled
             Err(_) => {}
         }
     }
-    // The kernel has something for memory, but not for the pipe.
+    // The kernel has something for memory, but not for the pipe, or has come to the end.
     let mut loaded = Loaded::lend(SMALL);
     let length = length.min(SMALL);
     let count = receive(
@@ -476,6 +505,22 @@ fn fill(pipe: &mut Pipe, stream: Stream<'_>, length: usize) -> io::Result<Filled
     match count {
         0 => Ok(Filled::Ended),
         _ => Ok(Filled::Copied(loaded)),
+    }
+}
+
+/// Receives what is there. tokio's own reading takes a short one for a sign that nothing is left; it is not where
+/// urgent data or descriptors lie between.
+fn poll_receive(
+    context: &mut Context<'_>,
+    stream: Stream<'_>,
+    room: &mut [u8],
+) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(stream.poll_read_ready(context))?;
+        match stream.try_read(|| receive(stream.as_fd(), &mut [IoSliceMut::new(room)])) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            received => return Poll::Ready(received),
+        }
     }
 }
 

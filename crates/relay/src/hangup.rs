@@ -11,7 +11,10 @@ use std::{
 };
 
 use blockferry_sys::socket::is_hung_up;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::{
+    net::{TcpStream, UnixStream},
+    runtime::Handle,
+};
 
 use crate::stream::{Kind, Stream};
 
@@ -25,6 +28,8 @@ pub(crate) enum Hangup {
 impl Hangup {
     /// `None` for what is no socket, and where there are no descriptors left: then a timeout must do.
     pub(crate) fn watch(stream: Stream<'_>) -> Option<Self> {
+        // Whoever polls from another executor has no runtime to register with.
+        Handle::try_current().ok()?;
         let twin = || stream.as_fd().try_clone_to_owned();
         match stream.kind() {
             Kind::Tcp => twin().and_then(Self::tcp).ok(),

@@ -22,6 +22,9 @@ use crate::{
 /// `limit` counts down with what is taken, as Go's `LimitedReader` does, also when the copy fails or is given up.
 /// The writer is flushed at the end and stays open.
 ///
+/// Dropping the future is safe, and loses what is on its way. Where one end is a file, a thread that reads or writes it
+/// finishes what it is at, up to a pipe of bytes, which is not counted any more.
+///
 /// ```
 /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
 /// use tokio::{io::{AsyncReadExt, AsyncWriteExt}, net::UnixStream};

@@ -21,8 +21,9 @@ const PIPE_SIZE: usize = 1 << 20;
 /// How many pipes a pool has at most, where nobody says another number.
 const LIMIT: usize = 64;
 
-/// Empty pipes that are kept for the next one. More are seldom in use at the same moment of one thread.
-const SPARE: usize = 4;
+/// Empty pipes that are kept for the next one. More are seldom in use at the same moment of one thread, and each one
+/// counts against those of the others.
+const SPARE: usize = 2;
 
 /// A pipe of fewer bytes moves them more slowly than memory does.
 const USEFUL: usize = 32 << 10;

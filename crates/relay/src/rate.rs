@@ -32,9 +32,18 @@ struct Inner {
 
 #[derive(Debug)]
 struct State {
-    available: u64,
+    /// Negative while some were promised to those who wait.
+    available: i128,
     /// The moment up to which bytes were made available.
     paid: Instant,
+}
+
+/// What somebody gets who asks for bytes.
+#[derive(Debug, PartialEq)]
+enum Grant {
+    Now(u64),
+    /// So many, at that time. They are taken already: who waits first is served first.
+    Later(u64, Instant),
 }
 
 impl Rate {
@@ -49,7 +58,7 @@ impl Rate {
                 burst,
                 least: (burst / 4).clamp(1, 64 << 10),
                 state: Mutex::new(State {
-                    available: burst,
+                    available: i128::from(burst),
                     paid: Instant::now(),
                 }),
             }),
@@ -62,26 +71,29 @@ impl Rate {
         self.inner.per_second
     }
 
-    /// Takes up to `wanted` bytes, or says when there will be some.
-    fn take(&self, wanted: u64) -> Result<u64, Instant> {
+    /// Takes up to `wanted` bytes.
+    fn take(&self, wanted: u64) -> Grant {
         let inner = &self.inner;
         let mut state = inner.state();
         inner.pay(&mut state);
         let least = wanted.min(inner.least);
-        if state.available >= least {
-            let taken = wanted.min(state.available);
-            state.available -= taken;
-            return Ok(taken);
+        if let Ok(available) = u64::try_from(state.available)
+            && available >= least
+        {
+            let taken = wanted.min(available);
+            state.available -= i128::from(taken);
+            return Grant::Now(taken);
         }
-        let missing = u128::from(least - state.available);
-        let nanos = (missing * NANOS).div_ceil(u128::from(inner.per_second));
-        Err(state.paid + duration(nanos))
+        state.available -= i128::from(least);
+        let nanos = (state.available.unsigned_abs() * NANOS).div_ceil(u128::from(inner.per_second));
+        Grant::Later(least, state.paid + duration(nanos))
     }
 
     /// Gives back `bytes` that were taken and not moved.
     fn give_back(&self, bytes: u64) {
         let mut state = self.inner.state();
-        state.available = state.available.saturating_add(bytes).min(self.inner.burst);
+        let burst = i128::from(self.inner.burst);
+        state.available = (state.available + i128::from(bytes)).min(burst);
     }
 }
 
@@ -92,13 +104,13 @@ impl Inner {
         let now = Instant::now();
         let elapsed = now.saturating_duration_since(state.paid);
         let due = elapsed.as_nanos() * rate / NANOS;
-        let room = u128::from(self.burst - state.available);
+        let room = i128::from(self.burst).abs_diff(state.available);
         if due >= room {
-            (state.available, state.paid) = (self.burst, now);
+            (state.available, state.paid) = (i128::from(self.burst), now);
         } else {
             // Parts of bytes are kept as time.
             state.paid += duration((due * NANOS).div_ceil(rate));
-            state.available += u64::try_from(due).unwrap_or(u64::MAX);
+            state.available = state.available.saturating_add_unsigned(due);
         }
     }
 
@@ -111,7 +123,8 @@ impl Inner {
 #[derive(Debug)]
 pub(crate) struct Throttle {
     rate: Rate,
-    waiting: Option<Pin<Box<Sleep>>>,
+    /// What was promised, and when it is due.
+    waiting: Option<(u64, Pin<Box<Sleep>>)>,
 }
 
 impl Throttle {
@@ -122,23 +135,42 @@ impl Throttle {
         }
     }
 
+    /// Whether bytes are waited for.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.waiting.is_some()
+    }
+
     /// Takes between 1 and `wanted` bytes, when they are due.
     pub(crate) fn poll_take(&mut self, context: &mut Context<'_>, wanted: u64) -> Poll<u64> {
-        loop {
-            if let Some(waiting) = &mut self.waiting {
-                ready!(waiting.as_mut().poll(context));
-                self.waiting = None;
-            }
+        if self.waiting.is_none() {
             match self.rate.take(wanted) {
-                Ok(taken) => return Poll::Ready(taken),
-                Err(when) => self.waiting = Some(Box::pin(sleep_until(when))),
+                Grant::Now(taken) => return Poll::Ready(taken),
+                Grant::Later(bytes, when) => {
+                    self.waiting = Some((bytes, Box::pin(sleep_until(when))));
+                }
             }
         }
+        if let Some((_, sleep)) = &mut self.waiting {
+            ready!(sleep.as_mut().poll(context));
+        }
+        let promised = self.waiting.take().map_or(0, |(bytes, _)| bytes);
+        // Fewer may be wanted by now.
+        let taken = promised.min(wanted);
+        self.give_back(promised - taken);
+        Poll::Ready(taken)
     }
 
     pub(crate) fn give_back(&self, bytes: u64) {
         if bytes > 0 {
             self.rate.give_back(bytes);
+        }
+    }
+}
+
+impl Drop for Throttle {
+    fn drop(&mut self) {
+        if let Some((bytes, _)) = self.waiting.take() {
+            self.give_back(bytes);
         }
     }
 }
@@ -186,12 +218,55 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn who_waits_is_served_in_turn_however_much_the_others_want() {
+        let rate = Rate::new(100_000);
+        let mut all: Vec<_> = (0..4).map(|_| Throttle::new(rate.clone())).collect();
+        let mut moved = [0; 4];
+        let start = Instant::now();
+        let [one, two, three, four] = &mut all[..] else {
+            unreachable!()
+        };
+        let take = async |throttle: &mut Throttle, moved: &mut u64, piece: u64| {
+            while start.elapsed() < Duration::from_secs(10) {
+                *moved += poll_fn(|context| throttle.poll_take(context, piece)).await;
+            }
+        };
+        let [a, b, c, d] = &mut moved;
+        tokio::join!(
+            take(one, a, 1 << 20),
+            take(two, b, 1 << 20),
+            take(three, c, 4096),
+            take(four, d, 4096),
+        );
+        let total: u64 = moved.iter().sum();
+        assert!((950_000..=1_060_000).contains(&total), "{moved:?}");
+        assert!(moved.iter().all(|it| *it > total / 8), "{moved:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_promised_to_somebody_who_left_is_there_for_the_others() {
+        let rate = Rate::new(1000);
+        assert_eq!(rate.take(100), Grant::Now(100));
+        let mut throttle = Throttle::new(rate.clone());
+        let taken = std::pin::pin!(poll_fn(|context| throttle.poll_take(context, 25)));
+        assert!(futures_poll(taken).is_pending());
+        drop(throttle);
+        let soon = Instant::now() + Duration::from_millis(25);
+        assert_eq!(rate.take(25), Grant::Later(25, soon));
+    }
+
+    fn futures_poll<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
+        future.poll(&mut Context::from_waker(std::task::Waker::noop()))
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn what_was_not_used_is_not_saved_for_long_and_what_is_given_back_can_be_taken() {
         let rate = Rate::new(1000);
         tokio::time::sleep(Duration::from_secs(100)).await;
-        assert_eq!(rate.take(5000).expect("saved"), 100);
-        rate.take(1).expect_err("all was taken");
+        assert_eq!(rate.take(5000), Grant::Now(100));
         rate.give_back(60);
-        assert_eq!(rate.take(5000).expect("given back"), 60);
+        assert_eq!(rate.take(5000), Grant::Now(60));
+        let soon = Instant::now() + Duration::from_millis(25);
+        assert_eq!(rate.take(5000), Grant::Later(25, soon));
     }
 }

@@ -76,6 +76,14 @@ pub fn is_hung_up(socket: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(events(socket, PollFlags::empty())?.intersects(PollFlags::HUP | PollFlags::ERR))
 }
 
+/// Whether `socket` has failed, and nobody was told so: its peer broke the connection off, or cannot be reached.
+///
+/// # Errors
+/// As `poll(2)`.
+pub fn has_failed(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(events(socket, PollFlags::empty())?.contains(PollFlags::ERR))
+}
+
 /// Whether reading `socket` would return at once: with bytes, with its end, or with an error.
 ///
 /// # Errors

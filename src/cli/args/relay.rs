@@ -34,7 +34,7 @@ pub(crate) struct RelayArgs {
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     pub(crate) idle_timeout: Option<Duration>,
     /// Once one side has ended, break off when nothing came from the other for so many seconds; without it as
-    /// --idle-timeout.
+    /// --idle-timeout, and with TLS an hour.
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     pub(crate) half_close_timeout: Option<Duration>,
     /// Seconds that a target may take to answer, with all the addresses of its name; and that a handshake of TLS
@@ -111,5 +111,6 @@ Addresses:
   -              standard input and output: the only connection, and the program ends with it
   systemd:       to listen: the sockets of systemd socket activation
 
-A connection that broke off is broken off on the other side, too: what is cut short never looks whole. One of
+A connection that broke off is broken off on the other side, too: what is cut short never looks whole over
+TCP and TLS. Unix sockets know no reset; --log tells how each connection ended. One of
 TLS that ends without TLS's own end has broken off.";

@@ -67,6 +67,9 @@ impl RelayJob {
         {
             return Err(Failure::usage(format!("{listen} cannot be both ends")));
         }
+        // Through TLS a peer that went away is not seen while nothing is written to it.
+        let has_tls = args.tls_listen.is_some() || args.tls_target;
+        let forsaken = (has_tls && args.idle_timeout.is_none()).then_some(FORSAKEN);
         Ok(Self {
             proxy_protocol: secure::proxy_protocol(&args, &targets)?,
             tls_listen: TlsListenJob::resolve(&args, &listen)?,
@@ -80,7 +83,7 @@ impl RelayJob {
             },
             max_connections: args.max_connections.map(|most| most as usize),
             idle_timeout: args.idle_timeout,
-            half_close_timeout: args.half_close_timeout,
+            half_close_timeout: args.half_close_timeout.or(forsaken),
             connect_timeout: args.connect_timeout,
             drain_timeout: args.drain_timeout,
             rate: args.rate.map(|rate| rate.0).filter(|rate| *rate > 0),
@@ -95,6 +98,9 @@ impl RelayJob {
         })
     }
 }
+
+/// How long the one side of a connection with TLS may be silent when the other has ended, where nobody says so.
+const FORSAKEN: Duration = Duration::from_secs(3600);
 
 /// An address that can be connected to.
 fn target(address: Address) -> Result<Address, Failure> {

@@ -353,3 +353,68 @@ async fn what_a_reset_cut_short_never_looks_whole() {
         assert!(error.cause.is_reset(), "{error}");
     }
 }
+
+/// Nobody reads what it sends, nobody writes to it: it is looked after now and then.
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_breaks_off_while_its_bytes_are_stuck_ends_the_connection() {
+    for mode in MODES {
+        let mut ends = Line::<TcpStream, TcpStream>::new()
+            .await
+            .relay(options(mode));
+        greet(&mut ends).await;
+        fill(&mut ends.left).await;
+        let Relayed {
+            left,
+            mut right,
+            relay,
+        } = ends;
+        left.vanish();
+        let error = relay.await.unwrap().unwrap_err();
+        assert!(error.cause.is_reset(), "{error}");
+        // What was on its way is lost with it, the rest was delivered.
+        let arrived = receive_any(&mut right).await;
+        assert_eq!(arrived + 1, error.totals.forward.total());
+    }
+}
+
+/// How many bytes there are until the end, whatever they are.
+async fn receive_any(socket: &mut TcpStream) -> u64 {
+    let mut bytes = vec![0; 1 << 16];
+    let mut count = 0;
+    while let Ok(read @ 1..) = socket.read(&mut bytes).await {
+        count += read as u64;
+    }
+    count
+}
+
+/// The kernel stops at urgent data, and calls that an end when the real one has arrived behind it.
+#[tokio::test]
+async fn urgent_data_is_not_taken_for_the_end() {
+    use rustix::net::{SendFlags, send};
+    for mode in MODES {
+        let Line {
+            left,
+            mut a,
+            mut b,
+            mut right,
+        } = Line::<TcpStream, TcpStream>::new().await;
+        for (piece, flags) in [
+            (&bytes(0, 1_000)[..], SendFlags::empty()),
+            (b"!", SendFlags::OOB),
+            (&bytes(1_000, 500)[..], SendFlags::empty()),
+        ] {
+            assert_eq!(send(&left, piece, flags).unwrap(), piece.len());
+        }
+        rustix::net::shutdown(&left, Shutdown::Write).unwrap();
+        // All of it is there before anybody looks.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let options = options(mode);
+        let answer = async {
+            let end = receive(&mut right, 0).await;
+            right.shutdown().await.unwrap();
+            end
+        };
+        let (totals, end) = tokio::join!(copy_bidirectional(&mut a, &mut b, &options), answer);
+        assert_eq!((end, totals.unwrap().forward.total()), (1_500, 1_500));
+    }
+}

@@ -225,6 +225,7 @@ async fn relay_client(mut visit: Visit, socket: Socket, counters: Arc<Counters>)
         Ok((Link::Tcp(a), Link::Unix(b))) => carry(a, b, &mut visit, counters).await,
         Ok((Link::Unix(a), Link::Tcp(b))) => carry(a, b, &mut visit, counters).await,
         Ok((Link::Unix(a), Link::Unix(b))) => carry(a, b, &mut visit, counters).await,
+        // With TLS at one end at least.
         Ok((a, b)) => carry(a, b, &mut visit, counters).await,
         Err(ending) => visit.ending = ending,
     }
@@ -253,8 +254,10 @@ pub(super) async fn welcome(
     socket: Socket,
 ) -> Result<(Link, Option<Introduction>), Ending> {
     let version = relay.job.proxy_protocol;
-    let mut introduction = version.map(|version| Introduction::new(version, Some(&socket)));
-    let mut link = Link::accepted(socket).map_err(|error| Ending::Failed(Cause::Read(error)))?;
+    let gone = |error| Ending::Failed(Cause::Read(error));
+    let introduction = version.map(|version| Introduction::new(version, Some(&socket)));
+    let mut introduction = introduction.transpose().map_err(gone)?;
+    let mut link = Link::accepted(socket).map_err(gone)?;
     if let Some(session) = relay.tls.with_client() {
         let secured = secured(link, session, relay.job.connect_timeout).await;
         link = secured.map_err(Ending::NoTls)?;

@@ -24,10 +24,11 @@ use super::{
 
 /// The listening sockets. What they leave in the file system is removed when this is dropped.
 pub(super) struct Entrance {
+    /// Removed before the sockets are closed: afterwards it could be somebody else's.
+    _file: Option<SocketFile>,
     listeners: Vec<Listening>,
     /// Which one is asked first, so that a busy one cannot starve the others.
     first: usize,
-    _file: Option<SocketFile>,
 }
 
 enum Listening {

@@ -23,13 +23,16 @@ pub(super) struct Introduction {
 
 impl Introduction {
     /// Of a client that has connected to `socket`, or of standard input and output.
-    pub(super) fn new(version: Version, socket: Option<&Socket>) -> Self {
-        let addresses = socket.map(addresses).unwrap_or_default();
+    ///
+    /// # Errors
+    /// When the client has gone already: without its address the target would take what it said for ours.
+    pub(super) fn new(version: Version, socket: Option<&Socket>) -> io::Result<Self> {
+        let addresses = socket.map(addresses).transpose()?.unwrap_or_default();
         let header = Header {
             addresses,
             ..Header::default()
         };
-        Self { version, header }
+        Ok(Self { version, header })
     }
 
     /// The client speaks TLS.
@@ -50,15 +53,11 @@ impl Introduction {
     }
 }
 
-fn addresses(socket: &Socket) -> Addresses {
-    match socket {
-        Socket::Tcp(socket) => match (socket.peer_addr(), socket.local_addr()) {
-            (Ok(source), Ok(destination)) => Addresses::Tcp {
-                source,
-                destination,
-            },
-            // It has gone already.
-            _ => Addresses::Unknown,
+fn addresses(socket: &Socket) -> io::Result<Addresses> {
+    Ok(match socket {
+        Socket::Tcp(socket) => Addresses::Tcp {
+            source: socket.peer_addr()?,
+            destination: socket.local_addr()?,
         },
         Socket::Unix(socket) => {
             let name = |address: io::Result<_>| address.as_ref().map(name).unwrap_or_default();
@@ -67,7 +66,7 @@ fn addresses(socket: &Socket) -> Addresses {
                 destination: name(socket.local_addr()),
             }
         }
-    }
+    })
 }
 
 /// The name of a unix socket as the kernel has it.

@@ -4,6 +4,7 @@
 //! output; it is over when both have ended, or when nobody reads standard output any more.
 
 use std::{
+    cell::Cell,
     fs::File as StdFile,
     future::pending,
     io,
@@ -12,6 +13,7 @@ use std::{
         unix::{fs::FileTypeExt, net::UnixStream as StdUnix},
     },
     pin::Pin,
+    rc::Rc,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -66,6 +68,7 @@ pub(super) async fn from(
     let mut visit = Visit::new(&workplace, number, Client::Standard, counts.clone(), None);
     let version = relay.job.proxy_protocol;
     let introduction = version.map(|version| Introduction::new(version, None));
+    let introduction = introduction.transpose().map_err(|error| unusable(&error))?;
     let relaying = async {
         match reach(relay, number, introduction.as_ref()).await {
             Ok(Reached { link, target }) => {
@@ -245,6 +248,8 @@ struct Bridge {
     output: Option<TcpStream>,
     /// Whether all of both ways was relayed.
     whole: bool,
+    /// Whether the other end's connection is known to have failed, so that its end is none.
+    cut: Rc<Cell<bool>>,
 }
 
 impl Bridge {
@@ -289,9 +294,11 @@ impl Bridge {
             one.half_close_timeout = None;
             one
         };
+        let cut = Rc::default();
         Ok(Self {
-            from_input: pump(input, writer, one_way(Way::In)),
-            to_output: pump(reader, output, one_way(Way::Out)),
+            from_input: pump(input, writer, one_way(Way::In), Rc::default()),
+            to_output: pump(reader, output, one_way(Way::Out), Rc::clone(&cut)),
+            cut,
             link: socket,
             output: standard,
             whole: false,
@@ -326,8 +333,10 @@ impl Bridge {
                     input_ended = true;
                     match result {
                         Ok(moved) => carried.from_input = moved,
-                        Err(CopyError { cause: cause @ Cause::Write(_), .. }) => {
-                            untaken = Some((Way::In, cause));
+                        Err(CopyError { cause: Cause::Write(error), .. }) => {
+                            // A reset is told once: what looks like the other way's end is none.
+                            self.cut.set(error.kind() != io::ErrorKind::BrokenPipe);
+                            untaken = Some((Way::In, Cause::Write(error)));
                         }
                         Err(error) => return Err((Way::In, error.cause)),
                     }
@@ -468,38 +477,50 @@ impl AsyncWrite for Other {
 /// One way, under way.
 type Pumping = Pin<Box<dyn Future<Output = Result<Moved, CopyError>>>>;
 
-fn pump(reader: Source, writer: Sink, options: Options) -> Pumping {
+fn pump(reader: Source, writer: Sink, options: Options, cut: Rc<Cell<bool>>) -> Pumping {
     match reader {
-        Half::Pipe(reader) => pump_from(reader, writer, options),
-        Half::File(reader) => pump_from(reader, writer, options),
-        Half::Tcp(reader) => pump_from(reader, writer, options),
-        Half::Unix(reader) => pump_from(reader, writer, options),
-        Half::Tls(reader) => pump_from(reader, writer, options),
-        Half::Other(reader) => pump_from(reader, writer, options),
+        Half::Pipe(reader) => pump_from(reader, writer, options, cut),
+        Half::File(reader) => pump_from(reader, writer, options, cut),
+        Half::Tcp(reader) => pump_from(reader, writer, options, cut),
+        Half::Unix(reader) => pump_from(reader, writer, options, cut),
+        Half::Tls(reader) => pump_from(reader, writer, options, cut),
+        Half::Other(reader) => pump_from(reader, writer, options, cut),
     }
 }
 
-fn pump_from<R>(reader: R, writer: Sink, options: Options) -> Pumping
+fn pump_from<R>(reader: R, writer: Sink, options: Options, cut: Rc<Cell<bool>>) -> Pumping
 where
     R: AsyncRead + Unpin + 'static,
 {
     match writer {
-        Half::Pipe(writer) => Box::pin(move_all(reader, writer, options)),
-        Half::File(writer) => Box::pin(move_all(reader, writer, options)),
-        Half::Tcp(writer) => Box::pin(move_all(reader, writer, options)),
-        Half::Unix(writer) => Box::pin(move_all(reader, writer, options)),
-        Half::Tls(writer) => Box::pin(move_all(reader, writer, options)),
-        Half::Other(writer) => Box::pin(move_all(reader, writer, options)),
+        Half::Pipe(writer) => Box::pin(move_all(reader, writer, options, cut)),
+        Half::File(writer) => Box::pin(move_all(reader, writer, options, cut)),
+        Half::Tcp(writer) => Box::pin(move_all(reader, writer, options, cut)),
+        Half::Unix(writer) => Box::pin(move_all(reader, writer, options, cut)),
+        Half::Tls(writer) => Box::pin(move_all(reader, writer, options, cut)),
+        Half::Other(writer) => Box::pin(move_all(reader, writer, options, cut)),
     }
 }
 
-/// Moves all that comes, and passes the end on.
-async fn move_all<R, W>(mut reader: R, mut writer: W, options: Options) -> Result<Moved, CopyError>
+/// Moves all that comes, and passes the end on, unless it is `cut`.
+async fn move_all<R, W>(
+    mut reader: R,
+    mut writer: W,
+    options: Options,
+    cut: Rc<Cell<bool>>,
+) -> Result<Moved, CopyError>
 where
     R: AsyncRead + Unpin + 'static,
     W: AsyncWrite + Unpin + 'static,
 {
     let moved = copy_with(&mut reader, &mut writer, None, &options).await?;
+    if cut.get() {
+        return Err(CopyError {
+            moved,
+            unwritten: 0,
+            cause: Cause::Read(io::ErrorKind::ConnectionReset.into()),
+        });
+    }
     match writer.shutdown().await {
         // Whoever broke it off is seen to have done so by the other way.
         Err(error) if error.kind() != io::ErrorKind::NotConnected => Err(CopyError {
