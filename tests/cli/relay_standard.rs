@@ -358,3 +358,19 @@ fn a_device_is_read_and_written_as_well() {
     finish(child).success();
     run(&mut blockferry(["relay", "-", "-"])).failure(2, &["both ends"]);
 }
+
+#[test]
+fn a_full_disk_behind_standard_output_is_named() {
+    let room = tempdir().expect("a directory");
+    let target = echo(Family::Tcp, room.path());
+    for mode in MODES {
+        let full = File::options().write(true).open("/dev/full");
+        let child = relay(mode, &target)
+            .stdin(File::open("/dev/zero").expect("zeroes"))
+            .stdout(full.expect("a device"))
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary");
+        finish(child).failure(1, &["standard output: ", "No space left on device"]);
+    }
+}

@@ -173,7 +173,12 @@ async fn carry(
             let peer = visit.target.filter(|_| side == Side::Client);
             let peer = peer.and_then(|target| relay.job.targets.get(target));
             let peer = peer.map_or_else(|| visit.client.to_string(), ToString::to_string);
-            Err(failure(&cause).about(&peer))
+            let at_fault = match (&cause, way) {
+                (Cause::Read(_), Way::In) => "standard input",
+                (Cause::Write(_), Way::Out) => "standard output",
+                _ => &peer,
+            };
+            Err(failure(&cause).about(at_fault))
         }
     };
     visit.end(Err(RelayError {
