@@ -17,6 +17,8 @@ mod lint;
 mod packages;
 mod program;
 mod test;
+#[allow(dead_code, reason = "for those who come next")]
+mod tools;
 
 use std::process::ExitCode;
 
