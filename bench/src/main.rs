@@ -40,7 +40,11 @@ use blockferry_sys::{adopt_orphans, allow_most_descriptors};
 use clap::Parser;
 
 use crate::{
-    interrupt::Interrupt, report::Report, runner::Settings, scenario::Scenario, tools::Tools,
+    interrupt::Interrupt,
+    report::{Overview, Report},
+    runner::Settings,
+    scenario::Scenario,
+    tools::Tools,
 };
 
 /// The exit code of a program that was interrupted, as a shell has it for SIGINT.
@@ -71,7 +75,7 @@ struct Arguments {
     #[arg(long, value_name = "DIRECTORY")]
     results: Option<PathBuf>,
 
-    /// Runs nothing: writes the table of the README anew, from the results.
+    /// Runs nothing: writes the README's chart and table and the table of all results anew.
     #[arg(long, conflicts_with_all = ["names", "list", "runs", "quick"])]
     readme: bool,
 }
@@ -113,7 +117,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
     };
     if arguments.readme {
         let directory = results.unwrap_or_else(|| home.join("results"));
-        return write_readme(&scenarios, &directory, &home.join("../README.md"));
+        return write_readme(scenarios, &directory, &home.join("../README.md"));
     }
     let settings = Settings {
         runs: arguments.runs,
@@ -195,21 +199,33 @@ fn write(report: &Report, directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Puts the results of the scenarios into the README. Whether each of them has one.
-fn write_readme(scenarios: &[Scenario], results: &Path, readme: &Path) -> Result<bool> {
-    let mut reports = Vec::new();
+/// Puts the results of the scenarios into the pages that show them. Whether each of them has one.
+fn write_readme(scenarios: Vec<Scenario>, results: &Path, readme: &Path) -> Result<bool> {
+    let mut measured = Vec::new();
+    let mut complete = true;
     for scenario in scenarios {
         let path = results.join(format!("{}.json", scenario.name));
         if !path.exists() {
             eprintln!("bench: {} has no result: {}", scenario.name, path.display());
+            complete = false;
             continue;
         }
         let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        reports.push(report::from_json(&text).with_context(|| path.display().to_string())?);
+        let report = report::from_json(&text).with_context(|| path.display().to_string())?;
+        measured.push((scenario, report));
     }
-    let table = report::markdown(&reports);
-    let old = fs::read_to_string(readme).with_context(|| readme.display().to_string())?;
-    fs::write(readme, report::into_readme(&old, &table)?)?;
-    eprintln!("wrote {}", readme.display());
-    Ok(reports.len() == scenarios.len())
+    let overview = Overview::new(&measured);
+    let chart = results.join("overview.svg");
+    fs::write(&chart, overview.svg()).with_context(|| chart.display().to_string())?;
+    let reports = measured.iter().map(|(_, report)| report);
+    let everything = report::markdown(&reports.collect::<Vec<_>>());
+    for (page, table) in [
+        (readme, overview.markdown()),
+        (&*results.join("README.md"), everything),
+    ] {
+        let old = fs::read_to_string(page).with_context(|| page.display().to_string())?;
+        fs::write(page, report::into_readme(&old, &table)?)?;
+        eprintln!("wrote {}", page.display());
+    }
+    Ok(complete)
 }

@@ -28,6 +28,9 @@ pub(crate) struct Scenario {
     pub(crate) name: String,
     /// What is done, in a few words: the row of the README's table.
     pub(crate) title: String,
+    /// Its name in the overview of all scenarios, in at most 40 characters; without one it is not shown there.
+    #[serde(default)]
+    pub(crate) overview: Option<String>,
     /// What it shows, in a sentence or two.
     pub(crate) shows: String,
     /// How many rounds count.
@@ -248,6 +251,15 @@ impl Scenario {
                 _ => *name == "uri",
             })
         })
+    }
+
+    /// Whether it is another program, behind servers of others: what we are measured by, and not a comparison of
+    /// one way of ours with another.
+    pub(crate) fn is_foreign(&self, contender: &Contender) -> bool {
+        let of_ours = |argument: &String| argument.contains("{blockferry}");
+        let servers = self.servers_of(contender);
+        let mut commands = servers.flat_map(|server| &server.command);
+        !contender.ours && !contender.command.iter().any(of_ours) && !commands.any(of_ours)
     }
 
     /// The empty images that the contender or one of its servers is given, and their formats.

@@ -1,4 +1,4 @@
-//! The reports as the table of the README, and its place there.
+//! The reports as one table with a row for each rival, and the place in a page where a table of results is.
 
 use std::{collections::BTreeSet, fmt::Write as _};
 
@@ -7,12 +7,12 @@ use anyhow::{Result, ensure};
 use super::{Entry, Figures, Report, State, table::figure};
 use crate::scenario::Measure;
 
-/// What surrounds the table in the README.
+/// What surrounds the table in a page.
 const BEGIN: &str = "<!-- the results: written by `cargo xtask bench --readme` -->\n";
 const END: &str = "<!-- the end of the results -->";
 
 /// A row for each rival of each report, and below them what was measured where.
-pub(crate) fn markdown(reports: &[Report]) -> String {
+pub(crate) fn markdown(reports: &[&Report]) -> String {
     let mut text = String::from(
         "| what | ours: wall, CPU, peak memory | rival | its wall, CPU, peak memory | x (spread) |\n\
          |---|---|---|---|---|\n",
@@ -49,7 +49,7 @@ pub(crate) fn into_readme(readme: &str, table: &str) -> Result<String> {
     let parts = parts.and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
     ensure!(
         parts.is_some(),
-        "the README has no place for the table: {}",
+        "the page has no place for the table: {}",
         [BEGIN.trim(), END].join(" ")
     );
     let (before, after) = parts.unwrap_or_default();
@@ -57,9 +57,9 @@ pub(crate) fn into_readme(readme: &str, table: &str) -> Result<String> {
 }
 
 /// What the table was measured on and with, each thing said once.
-fn footing(reports: &[Report]) -> String {
+pub(super) fn footing(reports: &[&Report]) -> String {
     let of = |what: &dyn Fn(&Report) -> Vec<String>| {
-        let all: BTreeSet<String> = reports.iter().flat_map(what).collect();
+        let all: BTreeSet<String> = reports.iter().flat_map(|report| what(report)).collect();
         all.into_iter().collect::<Vec<_>>().join("; ")
     };
     let machines = of(&|report| vec![report.machine_summary.clone()]);
@@ -79,7 +79,7 @@ fn footing(reports: &[Report]) -> String {
     )
 }
 
-fn state(entry: &Entry, measure: Measure) -> String {
+pub(super) fn state(entry: &Entry, measure: Measure) -> String {
     match &entry.state {
         State::Measured(figures) => measured(figures, measure),
         State::Missing { program } => format!("missing: {}", cell(program)),
@@ -108,7 +108,7 @@ fn time(seconds: f64) -> String {
 }
 
 /// The median and the spread; bold where we are slower.
-fn ratio(figures: &Figures) -> String {
+pub(super) fn ratio(figures: &Figures) -> String {
     let Some(speed) = &figures.speed_of_ours else {
         return String::new();
     };
@@ -123,7 +123,7 @@ fn ratio(figures: &Figures) -> String {
 }
 
 /// Text that does not end the cell it is in.
-fn cell(text: &str) -> String {
+pub(super) fn cell(text: &str) -> String {
     text.replace('|', "\\|").replace('\n', " ")
 }
 
@@ -136,7 +136,7 @@ mod tests {
     fn each_rival_has_a_row_and_the_first_one_has_ours_too() {
         let mut report = example();
         report.contenders[1].name = "a|b".into();
-        let text = markdown(&[report]);
+        let text = markdown(&[&report]);
         let rows: Vec<_> = text.lines().skip(2).take(2).collect();
         let expected = [
             "| an example | 2.00 s, 1.00 s, 1 MiB | a\\|b | 4.00 s, 1.00 s, 1 MiB | 2.50 (2.00..3.00) |",
@@ -154,7 +154,7 @@ mod tests {
             panic!("it was measured");
         };
         figures.speed_of_ours.as_mut().unwrap().median = 0.5;
-        assert!(markdown(&[report]).contains("**0.50** (2.00..3.00)"));
+        assert!(markdown(&[&report]).contains("**0.50** (2.00..3.00)"));
     }
 
     #[test]

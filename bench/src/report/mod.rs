@@ -2,6 +2,7 @@
 
 mod json;
 mod markdown;
+mod overview;
 mod svg;
 mod table;
 mod verdict;
@@ -23,6 +24,7 @@ use self::verdict::{Limits, Verdict};
 pub(crate) use self::{
     json::{from_json, json},
     markdown::{into_readme, markdown},
+    overview::Overview,
     svg::svg,
     table::table,
 };
@@ -191,6 +193,14 @@ impl Entry {
             State::Missing { .. } | State::Failed { .. } => None,
         }
     }
+
+    #[cfg(test)]
+    pub(crate) fn figures_mut(&mut self) -> Option<&mut Figures> {
+        match &mut self.state {
+            State::Measured(figures) => Some(figures),
+            State::Missing { .. } | State::Failed { .. } => None,
+        }
+    }
 }
 
 impl Figures {
@@ -341,9 +351,8 @@ mod tests {
         }
     }
 
-    /// Ours takes 1, 2, 2 seconds; the rival 3, 4, 5; another one is missing.
-    pub(super) fn example() -> Report {
-        let scenario: Scenario = toml::from_str(
+    pub(super) fn example_scenario() -> Scenario {
+        toml::from_str(
             "name = 'example'
             title = 'an example'
             size = { full = '1M', quick = '1M' }
@@ -375,7 +384,12 @@ mod tests {
             of = 'they'
             system_calls = 2.0",
         )
-        .unwrap();
+        .unwrap()
+    }
+
+    /// Ours takes 1, 2, 2 seconds; the rival 3, 4, 5; another one is missing.
+    pub(super) fn example() -> Report {
+        let scenario = example_scenario();
         let outcomes = Outcomes {
             contenders: vec![
                 Outcome::Measured(vec![sample(1, 1), sample(2, 1), sample(2, 1)]),

@@ -17,10 +17,10 @@ const BAR: f64 = 20.0;
 const TOP: f64 = 84.0;
 const LINE: f64 = 16.0;
 
-const OURS: &str = "#1f6f8b";
-const RIVAL: &str = "#b8b8b8";
-const TEXT: &str = "#222222";
-const FAINT: &str = "#666666";
+pub(super) const OURS: &str = "#1f6f8b";
+pub(super) const RIVAL: &str = "#b8b8b8";
+pub(super) const TEXT: &str = "#222222";
+pub(super) const FAINT: &str = "#666666";
 
 /// The chart as a complete SVG file.
 pub(crate) fn svg(report: &Report) -> String {
@@ -112,7 +112,15 @@ fn bar(body: &mut String, middle: f64, summary: &Summary, scale: f64, colour: &s
     );
 }
 
-fn text(body: &mut String, x: f64, y: f64, anchor: &str, colour: &str, size: u32, text: &str) {
+pub(super) fn text(
+    body: &mut String,
+    x: f64,
+    y: f64,
+    anchor: &str,
+    colour: &str,
+    size: u32,
+    text: &str,
+) {
     let text = escaped(text);
     let _ = writeln!(
         body,
@@ -120,7 +128,7 @@ fn text(body: &mut String, x: f64, y: f64, anchor: &str, colour: &str, size: u32
     );
 }
 
-fn escaped(text: &str) -> String {
+pub(super) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")

@@ -11,6 +11,12 @@ impl Scenario {
     /// An error if anything that it names is not there, or makes no sense.
     pub(super) fn check(&self) -> Result<()> {
         ensure!(self.runs > 0, "`runs` has to be at least 1");
+        ensure!(
+            self.overview
+                .as_ref()
+                .is_none_or(|name| name.chars().count() <= 40),
+            "its name in the overview is too long"
+        );
         distinct("image", self.images.iter().map(Image::name))?;
         let servers = self.servers.iter().map(|server| &*server.name);
         // Each of them has a socket of its own.
