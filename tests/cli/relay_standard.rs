@@ -233,6 +233,10 @@ fn a_request_to_end_ends_it_while_nothing_comes() {
             .spawn()
             .expect("the binary");
         let mut far = target.accept();
+        // The kernel has accepted for a while before the relay itself knows of it.
+        let mut input = child.stdin.take().expect("a pipe");
+        input.write_all(b"hello").expect("taken");
+        far.read_exact(&mut [0; 5]).expect("it is relayed");
         signal(&child, name);
         assert_eq!(wait(&mut child), code);
         let error = far.read(&mut [0]).expect_err("it must not look whole");
