@@ -16,6 +16,7 @@ mod house;
 mod lint;
 mod packages;
 mod program;
+mod soak;
 mod test;
 #[allow(dead_code, reason = "for those who come next")]
 mod tools;
@@ -46,6 +47,8 @@ enum Chore {
     },
     /// Builds the program and writes it to dist/, with man pages, completions and licences.
     Dist,
+    /// Copies at random, with faults and kills, for as long as one likes, and watches what it costs.
+    Soak(soak::Options),
 }
 
 fn main() -> ExitCode {
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Chore::Lint => lint::run(),
         Chore::Bench { arguments } => bench::run(&arguments),
         Chore::Dist => dist::run(),
+        Chore::Soak(options) => soak::run(&options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
