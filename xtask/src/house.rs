@@ -3,8 +3,11 @@
 //! - An arrow goes only down: [`MAY_USE`] says which crate of the workspace may use which.
 //! - `proto` is on paper: nothing that does I/O stands anywhere in its dependency tree.
 //! - Every crate but `sys` forbids unsafe code, in its first lines.
+//! - The drawing of the house, [`DRAWING`], shows the workspace as it is.
 //!
 //! Dependencies of tests are free: a test may join what the code itself must keep apart.
+
+mod drawing;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,6 +19,9 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::program;
+
+/// The drawing of who uses whom, in the workspace. `cargo xtask house` draws it.
+const DRAWING: &str = "docs/house.svg";
 
 /// The one crate that may have `unsafe` in it.
 const UNSAFE_CRATE: &str = "blockferry-sys";
@@ -95,9 +101,21 @@ pub(crate) fn check() -> Result<()> {
     let mut violations = workspace.arrows_that_do_not_go_down(MAY_USE);
     violations.extend(workspace.forbidden_below(NEVER_BELOW));
     violations.extend(workspace.roots_without_forbid(UNSAFE_CRATE)?);
+    if fs::read_to_string(program::workspace().join(DRAWING)).ok() != Some(workspace.drawing()) {
+        violations.push(format!("{DRAWING} shows another house: cargo xtask house"));
+    }
     if !violations.is_empty() {
         bail!("{}", violations.join("\nxtask: "));
     }
+    Ok(())
+}
+
+/// Draws the house.
+pub(crate) fn draw() -> Result<()> {
+    let metadata = program::output(&mut program::cargo(["metadata", "--format-version=1"]))?;
+    let drawing = Workspace::parse(&metadata)?.drawing();
+    fs::write(program::workspace().join(DRAWING), drawing).context(DRAWING)?;
+    eprintln!("wrote {DRAWING}");
     Ok(())
 }
 
@@ -149,6 +167,10 @@ impl Workspace {
             members,
             dependencies,
         })
+    }
+
+    fn drawing(&self) -> String {
+        drawing::svg(&self.dependencies)
     }
 
     fn arrows_that_do_not_go_down(&self, may_use: &[(&str, &[&str])]) -> Vec<String> {

@@ -45,6 +45,8 @@ enum Chore {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Draws the map of the crates, docs/house.svg.
+    House,
     /// Builds the program and writes it to dist/, with man pages, completions and licences.
     Dist,
     /// Copies at random, with faults and kills, for as long as one likes, and watches what it costs.
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
         Chore::Test(options) => test::run(&options),
         Chore::Lint => lint::run(),
         Chore::Bench { arguments } => bench::run(&arguments),
+        Chore::House => house::draw(),
         Chore::Dist => dist::run(),
         Chore::Soak(options) => soak::run(&options),
     };
