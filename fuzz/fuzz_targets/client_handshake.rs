@@ -21,15 +21,14 @@ fuzz_target!(|data: &[u8]| {
         2 => Tls::Prefer,
         _ => Tls::Require,
     };
-    let config = ClientConfig {
-        export: if choice & 64 == 0 { "disk" } else { "" }.to_owned(),
-        goal,
-        tls,
-        contexts: vec!["base:allocation".to_owned(), "a:b".to_owned()],
-        structured: choice & 16 == 0,
-        extended: choice & 32 == 0,
-        all_contexts: choice & 128 != 0,
-    };
+    let mut config = ClientConfig::default();
+    config.export = if choice & 64 == 0 { "disk" } else { "" }.to_owned();
+    config.goal = goal;
+    config.tls = tls;
+    config.contexts = vec!["base:allocation".to_owned(), "a:b".to_owned()];
+    config.structured = choice & 16 == 0;
+    config.extended = choice & 32 == 0;
+    config.all_contexts = choice & 128 != 0;
     let mut handshake = ClientHandshake::new(config).expect("the names are fine");
     let mut secured = false;
     let mut failed = false;

@@ -105,15 +105,13 @@ fuzz_target!(|data: &[u8]| {
         host.end();
         return;
     }
-    let config = ClientConfig {
-        structured: choice & 3 != 0,
-        extended: choice & 3 > 1,
-        contexts: match choice & 3 {
+    let mut config = ClientConfig::default();
+    config.structured = choice & 3 != 0;
+    config.extended = choice & 3 > 1;
+    config.contexts = match choice & 3 {
             1 | 2 => vec!["base:allocation".to_owned()],
             _ => Vec::new(),
-        },
-        ..ClientConfig::default()
-    };
+        };
     let negotiated = shake(&mut host.socket, config);
     if choice & 0x04 != 0 {
         say_everything(&host.socket, input);

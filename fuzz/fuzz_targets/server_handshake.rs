@@ -17,14 +17,13 @@ fuzz_target!(|data: &[u8]| {
         2 => TlsPolicy::Offer,
         _ => TlsPolicy::Require,
     };
-    let mut handshake = ServerHandshake::new(ServerConfig {
-        tls,
-        structured: choice & 4 == 0,
-        extended: choice & 8 == 0,
-        max_options: 50,
-        meta_contexts: choice & 16 == 0,
-        ..ServerConfig::default()
-    });
+    let mut config = ServerConfig::default();
+    config.tls = tls;
+    config.structured = choice & 4 == 0;
+    config.extended = choice & 8 == 0;
+    config.max_options = 50;
+    config.meta_contexts = choice & 16 == 0;
+    let mut handshake = ServerHandshake::new(config);
     let mut secured = false;
     loop {
         match handshake.step() {

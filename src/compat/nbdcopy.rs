@@ -298,19 +298,17 @@ impl Choices {
     fn engine(&self) -> CopyOptions {
         let sparse = u32::try_from(self.sparse).ok().filter(|size| *size > 0);
         let worth_it = USUAL_REQUEST + 1..=LONGEST_REQUEST;
-        let mut engine = CopyOptions {
-            connections: usize::try_from(self.connections).unwrap_or(usize::MAX),
-            requests: (self.requests != REQUESTS).then_some(self.requests as usize),
-            // A block of zeroes is found only where it is read in one piece.
-            request_size: self
-                .request_size
-                .or(sparse.filter(|size| worth_it.contains(size))),
-            allocated: self.allocated,
-            destination_is_zero: self.destination_is_zero,
-            flush: self.flush,
-            extents: self.extents,
-            ..CopyOptions::default()
-        };
+        let mut engine = CopyOptions::default();
+        engine.connections = usize::try_from(self.connections).unwrap_or(usize::MAX);
+        engine.requests = (self.requests != REQUESTS).then_some(self.requests as usize);
+        // A block of zeroes is found only where it is read in one piece.
+        engine.request_size = self
+            .request_size
+            .or(sparse.filter(|size| worth_it.contains(size)));
+        engine.allocated = self.allocated;
+        engine.destination_is_zero = self.destination_is_zero;
+        engine.flush = self.flush;
+        engine.extents = self.extents;
         let longest = engine.request_size.unwrap_or(USUAL_REQUEST);
         engine.sparse = sparse.filter(|size| *size <= longest);
         // Whoever wants it in a file wants it.
@@ -478,10 +476,8 @@ mod tests {
     #[test]
     fn its_defaults_leave_the_engine_adaptive_and_do_not_flush() {
         for defaults in ["", "--requests=64 --queue-size=16777216 -C 4 -S 4096 -T 0"] {
-            let own = CopyOptions {
-                flush: false,
-                ..CopyOptions::default()
-            };
+            let mut own = CopyOptions::default();
+            own.flush = false;
             assert_eq!(format!("{:?}", engine(defaults)), format!("{own:?}"));
         }
         assert!(engine("--flush").flush);

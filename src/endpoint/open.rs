@@ -493,16 +493,15 @@ async fn connect(
 }
 
 fn connecting(name: &Arc<str>, gone: Option<Gone>, options: &OpenOptions) -> ConnectOptions {
-    ConnectOptions {
-        name: Some(Arc::clone(name)),
-        gone,
-        contexts: options.contexts.clone(),
-        all_contexts: options.all_contexts,
-        connect_timeout: options.connect_timeout,
-        request_timeout: options.request_timeout,
-        flush_timeout: options.flush_timeout,
-        ..ConnectOptions::default()
-    }
+    let mut connecting = ConnectOptions::default();
+    connecting.name = Some(Arc::clone(name));
+    connecting.gone = gone;
+    connecting.contexts = options.contexts.clone();
+    connecting.all_contexts = options.all_contexts;
+    connecting.connect_timeout = options.connect_timeout;
+    connecting.request_timeout = options.request_timeout;
+    connecting.flush_timeout = options.flush_timeout;
+    connecting
 }
 
 /// Opens a pool of connections to what `endpoint` is: an NBD server, which may be lost and found again, or a
@@ -511,10 +510,12 @@ pub(super) async fn open_pool(
     endpoint: &Endpoint,
     options: &OpenOptions,
 ) -> Result<Option<(Pool, Connection)>> {
-    let pooling = |retries| PoolOptions {
-        connections: options.connections,
-        retries,
-        observer: options.pool_observer.clone(),
+    let pooling = |retries| {
+        let mut pooling = PoolOptions::default();
+        pooling.connections = options.connections;
+        pooling.retries = retries;
+        pooling.observer = options.pool_observer.clone();
+        pooling
     };
     let (pool, child) = match endpoint.kind() {
         EndpointKind::Nbd(uri) => {

@@ -7,6 +7,7 @@ use blockferry_proto::{ClientConfig, Goal, NbdUri, Tls};
 
 /// How a client connects. `Default` is right for most.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct ConnectOptions {
     /// What errors call the endpoint. Default: the URI.
     pub name: Option<Arc<str>>,
@@ -82,14 +83,14 @@ impl ConnectOptions {
     }
 
     pub(crate) fn handshake(&self, uri: &NbdUri, goal: Goal) -> ClientConfig {
-        ClientConfig {
-            export: uri.export.clone(),
-            goal,
-            tls: if uri.tls { Tls::Require } else { Tls::Off },
-            contexts: self.contexts.iter().map(ToString::to_string).collect(),
-            all_contexts: self.all_contexts,
-            structured: self.structured,
-            extended: self.extended,
-        }
+        let mut config = ClientConfig::default();
+        config.export = uri.export.clone();
+        config.goal = goal;
+        config.tls = if uri.tls { Tls::Require } else { Tls::Off };
+        config.contexts = self.contexts.iter().map(ToString::to_string).collect();
+        config.all_contexts = self.all_contexts;
+        config.structured = self.structured;
+        config.extended = self.extended;
+        config
     }
 }

@@ -59,11 +59,9 @@ fn options(uri: &NbdUri) -> Result<ClientOptions> {
         (None, Transport::Tcp { host, .. } | Transport::Ssh { host, .. }) => host,
         (None, Transport::Unix { .. } | Transport::Vsock { .. }) => "localhost",
     };
-    Ok(ClientOptions {
-        certificates,
-        hostname: hostname.to_owned(),
-        verification,
-    })
+    let mut options = ClientOptions::new(hostname, certificates);
+    options.verification = verification;
+    Ok(options)
 }
 
 /// The ways to say yes and no in an NBD URI.

@@ -22,11 +22,9 @@ fn small() -> Script {
 
 /// A pool that may have `wanted` connections, once it has `awaited`.
 async fn connect(server: &Server, wanted: usize, awaited: usize) -> Pool {
-    let options = ConnectOptions {
-        // Whoever waits for it waits for ever.
-        connect_timeout: Duration::from_secs(1 << 20),
-        ..ConnectOptions::default()
-    };
+    let mut options = ConnectOptions::default();
+    // Whoever waits for it waits for ever.
+    options.connect_timeout = Duration::from_secs(1 << 20);
     let pool = Pool::connect(&server.uri(), &options, wanted)
         .await
         .expect("a pool");

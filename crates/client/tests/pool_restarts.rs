@@ -41,21 +41,21 @@ struct Diary(Arc<Mutex<Vec<String>>>);
 impl Diary {
     fn options(&self, connections: usize, retries: u32) -> PoolOptions {
         let entries = Arc::clone(&self.0);
-        PoolOptions {
-            connections,
-            retries,
-            observer: Some(PoolObserver::new(move |event| {
-                let entry = match event {
-                    PoolEvent::Lost { left, .. } => format!("lost, {left} left"),
-                    PoolEvent::WritesLost => "writes lost".to_owned(),
-                    PoolEvent::AttemptFailed { attempt, .. } => format!("attempt {attempt}"),
-                    PoolEvent::Reconnected { attempts } => format!("connected after {attempts}"),
-                    PoolEvent::GaveUp { error } => format!("gave up: {error}"),
-                    other => panic!("unknown: {other:?}"),
-                };
-                entries.lock().expect("not poisoned").push(entry);
-            })),
-        }
+        let mut options = PoolOptions::default();
+        options.connections = connections;
+        options.retries = retries;
+        options.observer = Some(PoolObserver::new(move |event| {
+            let entry = match event {
+                PoolEvent::Lost { left, .. } => format!("lost, {left} left"),
+                PoolEvent::WritesLost => "writes lost".to_owned(),
+                PoolEvent::AttemptFailed { attempt, .. } => format!("attempt {attempt}"),
+                PoolEvent::Reconnected { attempts } => format!("connected after {attempts}"),
+                PoolEvent::GaveUp { error } => format!("gave up: {error}"),
+                other => panic!("unknown: {other:?}"),
+            };
+            entries.lock().expect("not poisoned").push(entry);
+        }));
+        options
     }
 
     fn has(&self, words: &str) -> bool {
@@ -419,10 +419,8 @@ async fn a_server_that_is_about_to_end_is_left_for_the_next() {
 async fn a_server_that_falls_silent_is_left_after_its_time() {
     let old = Server::start(mute());
     let place = Place::of(&old);
-    let options = ConnectOptions {
-        request_timeout: Some(Duration::from_millis(200)),
-        ..ConnectOptions::default()
-    };
+    let mut options = ConnectOptions::default();
+    options.request_timeout = Some(Duration::from_millis(200));
     let diary = Diary::default();
     let pool = Pool::connect(&place.uri(), &options, diary.options(1, 8))
         .await

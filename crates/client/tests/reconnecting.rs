@@ -102,10 +102,8 @@ async fn a_server_that_is_away_is_told_from_one_that_has_gone() {
 async fn a_server_that_has_gone_for_good_is_not_worth_another_try() {
     let server = Server::start(mortal());
     let place = Place::of(&server);
-    let options = ConnectOptions {
-        gone: Some(Gone::new(|| Some("the server is no more".to_owned()))),
-        ..ConnectOptions::default()
-    };
+    let mut options = ConnectOptions::default();
+    options.gone = Some(Gone::new(|| Some("the server is no more".to_owned())));
     let client = lost_connection(&place.uri(), &options).await;
     // It is only asked for when the server does not answer.
     client.reopen().await.expect("it still answers");

@@ -19,11 +19,10 @@ fn silent_after(answers: usize) -> Server {
 }
 
 fn within(request: Option<Duration>, flush: Option<Duration>) -> ConnectOptions {
-    ConnectOptions {
-        request_timeout: request,
-        flush_timeout: flush,
-        ..ConnectOptions::default()
-    }
+    let mut options = ConnectOptions::default();
+    options.request_timeout = request;
+    options.flush_timeout = flush;
+    options
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use crate::{Checkpoint, DigestOptions};
 /// 2 MiB in flight, which stay in the processor's cache, and takes more and larger requests where each
 /// of them takes long.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct CopyOptions {
     /// How many handles (NBD connections) a side that can have several gets; 0 counts as 1. Fewer where
     /// the image is small or the server refuses. Default 4.

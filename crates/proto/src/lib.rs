@@ -26,10 +26,9 @@
 //! ```
 //! use blockferry_proto::{ClientConfig, ClientHandshake, Step};
 //!
-//! let mut handshake = ClientHandshake::new(ClientConfig {
-//!     export: "disk".to_owned(),
-//!     ..ClientConfig::default()
-//! })?;
+//! let mut config = ClientConfig::default();
+//! config.export = "disk".to_owned();
+//! let mut handshake = ClientHandshake::new(config)?;
 //! // The server speaks first: eight bytes of magic.
 //! assert_eq!(handshake.step(), Step::Receive(8));
 //! handshake.receive(b"NBDMAGIC")?;

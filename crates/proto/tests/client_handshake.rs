@@ -148,18 +148,21 @@ fn block_size(minimum: u32, preferred: u32, maximum: u32) -> Vec<u8> {
 }
 
 fn config() -> ClientConfig {
-    ClientConfig {
-        export: "disk".to_owned(),
-        ..ClientConfig::default()
-    }
+    let mut config = ClientConfig::default();
+    config.export = "disk".to_owned();
+    config
 }
 
 fn goal(goal: Goal) -> ClientConfig {
-    ClientConfig { goal, ..config() }
+    let mut config = config();
+    config.goal = goal;
+    config
 }
 
 fn tls(tls: Tls) -> ClientConfig {
-    ClientConfig { tls, ..config() }
+    let mut config = config();
+    config.tls = tls;
+    config
 }
 
 fn options(played: &Played) -> Vec<u32> {
@@ -250,10 +253,9 @@ fn all_contexts(listed: &[String]) -> Played {
         script = script.context(10, 9, &listed[1]);
     }
     let script = script.reply(10, ACK, b"").export(7).reply(7, ACK, b"");
-    script.play(ClientConfig {
-        all_contexts: true,
-        ..config()
-    })
+    let mut config = config();
+    config.all_contexts = true;
+    script.play(config)
 }
 
 #[test]
@@ -295,10 +297,9 @@ fn without_a_list_the_usual_contexts_are_selected() {
         .reply(10, ACK, b"")
         .export(7)
         .reply(7, ACK, b"");
-    let played = script.play(ClientConfig {
-        all_contexts: true,
-        ..config()
-    });
+    let mut config = config();
+    config.all_contexts = true;
+    let played = script.play(config);
     assert_eq!(options(&played), [11, 9, 10, 7]);
     let Ok(Some(Outcome::Transmit(negotiated))) = played.result else {
         panic!("{:?}", played.result);
@@ -396,10 +397,8 @@ fn without_info_the_export_is_opened_and_left_at_once() {
 
 #[test]
 fn an_oldstyle_greeting_is_all_there_is_to_know() {
-    let config = ClientConfig {
-        export: String::new(),
-        ..config()
-    };
+    let mut config = config();
+    config.export = String::new();
     let script = Script::old_style(12345, 0x0103);
     let played = script.play(config.clone());
     assert!(played.sent.is_empty());
@@ -418,10 +417,9 @@ fn an_oldstyle_greeting_is_all_there_is_to_know() {
     assert!(negotiated.contexts.is_empty() && !negotiated.tls);
 
     // Who only wanted to know says goodbye to the transmission that has begun.
-    let played = script.play(ClientConfig {
-        goal: Goal::Info,
-        ..config.clone()
-    });
+    let mut wanted = config.clone();
+    wanted.goal = Goal::Info;
+    let played = script.play(wanted);
     assert_eq!(played.sent.len(), 1);
     assert_eq!(played.sent[0][..8], [0x25, 0x60, 0x95, 0x13, 0, 0, 0, 2]);
     assert!(matches!(played.result, Ok(Some(Outcome::Info(_)))));
@@ -440,10 +438,8 @@ fn an_oldstyle_greeting_is_all_there_is_to_know() {
 
 #[test]
 fn an_oldstyle_server_does_not_get_away_with_another_export() {
-    let named = ClientConfig {
-        export: "disk".to_owned(),
-        ..config()
-    };
+    let mut named = config();
+    named.export = "disk".to_owned();
     assert_eq!(
         Script::old_style(1 << 20, 1).fails(named),
         Incompatibility::OldStyle.into()
@@ -563,11 +559,9 @@ fn servers_of_another_kind_are_incompatible() {
         ),
     ];
     for (bytes, tls, goal, expected) in cases {
-        let config = ClientConfig {
-            tls,
-            goal,
-            ..config()
-        };
+        let mut config = config();
+        config.tls = tls;
+        config.goal = goal;
         let played = Script { bytes }.play(config);
         assert!(played.sent.is_empty());
         assert_eq!(played.result.unwrap_err(), expected.into());
@@ -746,10 +740,8 @@ fn only_contexts_that_were_asked_for_are_accepted_and_each_once() {
         asked().context(10, 1, "qemu:x").misbehaves(config()),
         Misbehaviour::ContextNotRequested("qemu:x".to_owned())
     );
-    let two = ClientConfig {
-        contexts: vec!["base:allocation".to_owned(), "a:b".to_owned()],
-        ..config()
-    };
+    let mut two = config();
+    two.contexts = vec!["base:allocation".to_owned(), "a:b".to_owned()];
     for (id, name) in [(2, "base:allocation"), (1, "a:b")] {
         assert_eq!(
             asked()
@@ -836,17 +828,16 @@ fn listed_names_must_be_names() {
 #[test]
 fn names_that_the_protocol_cannot_carry_are_misuse() {
     for export in ["a\0b".to_owned(), "a".repeat(4097)] {
-        let config = ClientConfig { export, ..config() };
+        let mut config = config();
+        config.export = export;
         assert_eq!(
             ClientHandshake::new(config).unwrap_err(),
             Misuse::Name.into()
         );
     }
     let contexts = vec!["a:b".to_owned(); 65];
-    let config = ClientConfig {
-        contexts,
-        ..config()
-    };
+    let mut config = config();
+    config.contexts = contexts;
     assert_eq!(
         ClientHandshake::new(config).unwrap_err(),
         Misuse::TooManyContexts(64).into()

@@ -264,10 +264,8 @@ fn long_payload_is_dropped_unread() {
 
 #[test]
 fn options_without_end_are_misbehaviour() {
-    let config = ServerConfig {
-        max_options: 5,
-        ..ServerConfig::default()
-    };
+    let mut config = ServerConfig::default();
+    config.max_options = 5;
     let played = play(config, &client(&vec![option(99, b""); 6]));
     assert_eq!(played.replies.len(), 5);
     assert_eq!(
@@ -278,10 +276,8 @@ fn options_without_end_are_misbehaviour() {
 
 #[test]
 fn options_without_payload_refuse_one() {
-    let config = ServerConfig {
-        tls: TlsPolicy::Offer,
-        ..ServerConfig::default()
-    };
+    let mut config = ServerConfig::default();
+    config.tls = TlsPolicy::Offer;
     let options = [3, 5, 8, 11].map(|code| option(code, b"?"));
     let played = play(config, &client(&options));
     assert_eq!(
@@ -418,11 +414,9 @@ fn modes_are_granted_as_configured_and_only_upwards() {
         played.kinds(),
         [(8, ACK), (8, ACK), (11, ACK), (8, EXT_HEADER_REQD)]
     );
-    let config = ServerConfig {
-        structured: false,
-        extended: false,
-        ..ServerConfig::default()
-    };
+    let mut config = ServerConfig::default();
+    config.structured = false;
+    config.extended = false;
     let played = play(config, &client(&[option(8, b""), option(11, b"")]));
     assert_eq!(played.kinds(), [(8, UNSUP), (11, UNSUP)]);
 }
@@ -430,10 +424,8 @@ fn modes_are_granted_as_configured_and_only_upwards() {
 #[test]
 fn contexts_are_unknown_where_they_are_turned_off() {
     for code in [9, 10] {
-        let config = ServerConfig {
-            meta_contexts: false,
-            ..ServerConfig::default()
-        };
+        let mut config = ServerConfig::default();
+        config.meta_contexts = false;
         let asked = [option(8, b""), contexts(code, "a", &["base:allocation"])];
         let played = play(config, &client(&asked));
         assert_eq!(played.kinds(), [(8, ACK), (code, UNSUP)]);
@@ -444,9 +436,10 @@ fn contexts_are_unknown_where_they_are_turned_off() {
 #[test]
 fn flags_are_accepted_as_far_as_they_were_offered() {
     for (offered, accepted) in [(0, 0_u32), (1, 1), (2, 2), (3, 1)] {
-        let config = || ServerConfig {
-            flags: HandshakeFlags::from_bits_truncate(offered),
-            ..ServerConfig::default()
+        let config = || {
+            let mut options = ServerConfig::default();
+            options.flags = HandshakeFlags::from_bits_truncate(offered);
+            options
         };
         let mut answer = accepted.to_be_bytes().to_vec();
         answer.extend(option(1, b"a"));
@@ -545,10 +538,8 @@ fn the_contexts_of_one_connection_are_bounded() {
 
 #[test]
 fn before_required_tls_only_tls_and_goodbye_are_served() {
-    let config = ServerConfig {
-        tls: TlsPolicy::Require,
-        ..ServerConfig::default()
-    };
+    let mut config = ServerConfig::default();
+    config.tls = TlsPolicy::Require;
     let options = [
         option(3, b""),
         info(6, "a", &[]),
@@ -587,10 +578,8 @@ fn before_required_tls_only_tls_and_goodbye_are_served() {
 
 #[test]
 fn tls_makes_everything_new() {
-    let config = ServerConfig {
-        tls: TlsPolicy::Offer,
-        ..ServerConfig::default()
-    };
+    let mut config = ServerConfig::default();
+    config.tls = TlsPolicy::Offer;
     let options = [
         option(11, b""),
         contexts(10, "a", &["base:allocation"]),

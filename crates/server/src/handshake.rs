@@ -103,14 +103,13 @@ pub(crate) async fn negotiate(
 }
 
 fn config(options: &ServerOptions) -> ServerConfig {
-    ServerConfig {
-        tls: options.tls.as_ref().map_or(TlsPolicy::Off, |it| it.policy),
-        structured: options.structured,
-        extended: options.extended,
-        meta_contexts: options.meta_contexts,
-        flags: options.handshake_flags,
-        ..ServerConfig::default()
-    }
+    let mut config = ServerConfig::default();
+    config.tls = options.tls.as_ref().map_or(TlsPolicy::Off, |it| it.policy);
+    config.structured = options.structured;
+    config.extended = options.extended;
+    config.meta_contexts = options.meta_contexts;
+    config.flags = options.handshake_flags;
+    config
 }
 
 /// What a client is told of a device.

@@ -8,6 +8,7 @@ use blockferry_tls::{self as tls, ServerTls};
 
 /// How a server behaves. Everything that a client can make it hold is bounded here.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct ServerOptions {
     /// Refuses every change, whatever the devices can do. Default: false.
     pub read_only: bool,
@@ -57,11 +58,20 @@ pub struct ServerOptions {
 
 /// TLS as a server offers it.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct TlsOptions {
     /// Who gets it.
     pub policy: TlsPolicy,
     /// The certificates. A problem with them is found by [`ServerTls::check`]; without it, by the first client.
     pub tls: Arc<ServerTls>,
+}
+
+impl TlsOptions {
+    /// TLS for whom `policy` says, with the certificates of `tls`.
+    #[must_use]
+    pub fn new(policy: TlsPolicy, tls: Arc<ServerTls>) -> Self {
+        Self { policy, tls }
+    }
 }
 
 impl Default for ServerOptions {

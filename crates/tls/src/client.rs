@@ -27,12 +27,13 @@ use crate::{
 
 /// How a client decides whom it talks to.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct ClientOptions {
     /// Where certificates are.
     pub certificates: Certificates,
     /// Whom the server's certificate must be for: a DNS name or an IP address.
     pub hostname: String,
-    /// Whether the server's certificate is looked at.
+    /// Whether the server's certificate is looked at. Default: it is.
     pub verification: Verification,
 }
 
@@ -58,6 +59,16 @@ pub enum Verification {
 }
 
 impl ClientOptions {
+    /// To talk to `hostname`, whose certificate is verified with what is in `certificates`.
+    #[must_use]
+    pub fn new(hostname: impl Into<String>, certificates: Certificates) -> Self {
+        Self {
+            certificates,
+            hostname: hostname.into(),
+            verification: Verification::On,
+        }
+    }
+
     /// Reads the certificates and begins a session: its handshake comes first.
     ///
     /// # Errors

@@ -8,9 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use blockferry_tls::{
-    Certificates, ClientOptions, Error, ErrorKind, Handshake, Received, Session, Verification,
-};
+use blockferry_tls::{Certificates, ClientOptions, Error, ErrorKind, Handshake, Received, Session};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, IsCa, Issuer,
     KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber,
@@ -140,11 +138,7 @@ fn certificates(room: &Path) -> (Chain, PrivateKeyDer<'static>) {
 }
 
 fn options(room: &Path) -> ClientOptions {
-    ClientOptions {
-        certificates: Certificates::Directory(room.to_owned()),
-        hostname: "localhost".to_owned(),
-        verification: Verification::On,
-    }
+    ClientOptions::new("localhost", Certificates::Directory(room.to_owned()))
 }
 
 fn bytes(length: usize) -> Vec<u8> {

@@ -536,11 +536,8 @@ async fn a_server_knows_the_name_it_was_asked_for_and_who_asked() {
 #[tokio::test(start_paused = true)]
 async fn a_client_shows_what_is_in_its_files_when_it_connects() {
     let realm = Realm::new("authority");
-    let tls = ClientTls::new(ClientOptions {
-        certificates: Certificates::Directory(realm.room.path().to_owned()),
-        hostname: "localhost".to_owned(),
-        verification: Verification::On,
-    });
+    let directory = Certificates::Directory(realm.room.path().to_owned());
+    let tls = ClientTls::new(ClientOptions::new("localhost", directory));
     tls.check()
         .expect("it has nothing to show, which is no fault");
     let server = realm.server(Verification::On);

@@ -78,6 +78,11 @@ impl CompareJob {
         common: Common,
         terminals: Terminals,
     ) -> Result<Self, Failure> {
+        let mut engine = CompareOptions::default();
+        engine.strict = args.strict;
+        engine.connections = usize::from(args.reading.connections);
+        engine.extents = !args.reading.no_extents;
+        engine.retries = args.reading.retries;
         Ok(Self {
             sides: [
                 seekable(&args.a)?.interpreted(kind(args.format)),
@@ -86,12 +91,7 @@ impl CompareJob {
             size_unit: 1,
             statuses: false,
             trust: Trust::resolve(&args.follow),
-            engine: CompareOptions {
-                strict: args.strict,
-                connections: usize::from(args.reading.connections),
-                extents: !args.reading.no_extents,
-                retries: args.reading.retries,
-            },
+            engine,
             show: Show::resolve(args.reading.progress, common, terminals),
             json: args.json,
             quiet: common.quiet,
@@ -117,16 +117,15 @@ impl ChecksumJob {
             _ => check_readable(&image)?,
         }
         let options = digest_options(args.algorithm, args.expect)?.unwrap_or_default();
+        let mut engine = CopyOptions::default();
+        engine.connections = usize::from(args.reading.connections);
+        engine.extents = !args.reading.no_extents;
+        engine.retries = args.reading.retries;
+        engine.digest = Some(options);
         Ok(Self {
             image,
             trust: Trust::resolve(&args.formats.follow),
-            engine: CopyOptions {
-                connections: usize::from(args.reading.connections),
-                extents: !args.reading.no_extents,
-                retries: args.reading.retries,
-                digest: Some(options),
-                ..CopyOptions::default()
-            },
+            engine,
             options,
             expect: args.expect,
             show: Show::resolve(args.reading.progress, common, terminals),

@@ -145,28 +145,27 @@ impl CopyJob {
         let said = args.checksum.flatten();
         let digest = digest_options(said, args.expect)?.or(asked);
         let is_compressed = args.compress || format.is_packed_in_order();
-        let engine = CopyOptions {
-            connections: usize::from(args.connections),
-            requests: args.requests.or(args.parallel).map(usize::from),
-            // The parsers have kept these two at 32 MiB at most.
-            request_size: args
-                .request_size
-                .and_then(|size| u32::try_from(size.0).ok()),
-            sparse: u32::try_from(args.sparse.0).ok().filter(|size| *size > 0),
-            queue_size: args.queue_size.map(|size| size.0),
-            order: match args.in_order || is_compressed && !args.out_of_order {
-                true => Order::Ascending,
-                false => Order::Any,
-            },
-            allocated,
-            destination_is_zero: args.destination_is_zero,
-            flush: !args.no_flush,
-            extents: !args.no_extents,
-            retries: args.retries,
-            checkpoint: None,
-            digest,
-            verify: args.verify,
+        let mut engine = CopyOptions::default();
+        engine.connections = usize::from(args.connections);
+        engine.requests = args.requests.or(args.parallel).map(usize::from);
+        // The parsers have kept these two at 32 MiB at most.
+        engine.request_size = args
+            .request_size
+            .and_then(|size| u32::try_from(size.0).ok());
+        engine.sparse = u32::try_from(args.sparse.0).ok().filter(|size| *size > 0);
+        engine.queue_size = args.queue_size.map(|size| size.0);
+        engine.order = match args.in_order || is_compressed && !args.out_of_order {
+            true => Order::Ascending,
+            false => Order::Any,
         };
+        engine.allocated = allocated;
+        engine.destination_is_zero = args.destination_is_zero;
+        engine.flush = !args.no_flush;
+        engine.extents = !args.no_extents;
+        engine.retries = args.retries;
+        engine.checkpoint = None;
+        engine.digest = digest;
+        engine.verify = args.verify;
         let to = match destination.kind() {
             _ if digest.is_none() || args.json => DigestTo::Nowhere,
             EndpointKind::Standard => DigestTo::Error,

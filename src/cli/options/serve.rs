@@ -233,14 +233,11 @@ impl ServeJob {
             [first, ..] => first.name.clone().unwrap_or_default(),
             [] => String::new(),
         };
-        job.server = ServerOptions {
-            read_only: args.read_only,
-            max_connections: args.max_connections.into(),
-            handshake_timeout: args.handshake_timeout,
-            idle_timeout: args.idle_timeout,
-            zero_copy: !args.no_zero_copy,
-            ..job.server
-        };
+        job.server.read_only = args.read_only;
+        job.server.max_connections = args.max_connections.into();
+        job.server.handshake_timeout = args.handshake_timeout;
+        job.server.idle_timeout = args.idle_timeout;
+        job.server.zero_copy = !args.no_zero_copy;
         job.tls = TlsJob {
             mode: match args.tls {
                 TlsArg::Off => TlsMode::Off,

@@ -16,10 +16,8 @@ const PROBED: u64 = 8192;
 /// The first line that `file` says of the export's first bytes. `None` where they cannot be read or nobody
 /// knows: it is no failure not to know.
 pub(super) fn probe(uri: &NbdUri, options: &ConnectOptions) -> Option<String> {
-    let options = ConnectOptions {
-        contexts: Vec::new(),
-        ..options.clone()
-    };
+    let mut options = options.clone();
+    options.contexts = Vec::new();
     let mut client = Client::connect_with(uri, &options).ok()?;
     let wanted = client.size().min(PROBED);
     // A server may read in larger blocks only.

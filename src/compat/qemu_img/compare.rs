@@ -124,15 +124,14 @@ impl Choices {
             self.naming
                 .source(operands[index], self.formats[index].as_deref())
         };
+        let mut engine = CompareOptions::default();
+        engine.strict = self.strict;
         Ok(CompareJob {
             sides: [side(0)?, side(1)?],
             size_unit: SECTOR,
             statuses: self.strict,
             trust: Trust::of_environment(),
-            engine: CompareOptions {
-                strict: self.strict,
-                ..CompareOptions::default()
-            },
+            engine,
             show: Show::Fraction(match self.progress && !self.quiet {
                 true => FractionTo::All,
                 false => FractionTo::WhoAsks,

@@ -304,6 +304,15 @@ impl Choices {
             _ => false,
         };
         let sparse = self.sparse.unwrap_or(4096);
+        let mut engine = CopyOptions::default();
+        engine.requests = self.parallel;
+        engine.sparse = u32::try_from(sparse).ok().filter(|size| *size > 0);
+        if in_order {
+            engine.order = Order::Ascending;
+        }
+        // Who makes no holes has everything allocated.
+        engine.allocated = allocated || sparse == 0 && is_raw;
+        engine.destination_is_zero = self.target_is_zero;
         CopyJob {
             bitmaps: match (self.bitmaps, self.skip_broken) {
                 (false, _) => Bitmaps::Ignored,
@@ -311,18 +320,7 @@ impl Choices {
                 (true, true) => Bitmaps::SkippingBroken,
             },
             trust: Trust::of_environment(),
-            engine: CopyOptions {
-                requests: self.parallel,
-                sparse: u32::try_from(sparse).ok().filter(|size| *size > 0),
-                order: match in_order {
-                    true => Order::Ascending,
-                    false => Order::Any,
-                },
-                // Who makes no holes has everything allocated.
-                allocated: allocated || sparse == 0 && is_raw,
-                destination_is_zero: self.target_is_zero,
-                ..CopyOptions::default()
-            },
+            engine,
             shared: self.shared,
             rate: Rate {
                 limit: self.rate,

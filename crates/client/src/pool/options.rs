@@ -7,6 +7,7 @@ use blockferry_block::Error;
 /// How many connections a pool has, and what it does when they are lost. A number alone is that of the
 /// connections, with no reconnection.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct PoolOptions {
     /// How many connections there may be, 1 to 256, where the server advertises
     /// [`MULTI_CONN`](blockferry_block::Capabilities::MULTI_CONN); 1 otherwise. Default: 1.

@@ -413,11 +413,10 @@ fn success(
 }
 
 fn negotiate(stream: &mut UnixStream, script: &Script) -> io::Result<Negotiated> {
-    let mut handshake = ServerHandshake::new(ServerConfig {
-        structured: script.structured,
-        extended: script.extended,
-        ..ServerConfig::default()
-    });
+    let mut config = ServerConfig::default();
+    config.structured = script.structured;
+    config.extended = script.extended;
+    let mut handshake = ServerHandshake::new(config);
     let mut flags =
         TransmissionFlags::all() - TransmissionFlags::READ_ONLY - TransmissionFlags::ROTATIONAL;
     flags.set(TransmissionFlags::CAN_MULTI_CONN, script.multi_conn);

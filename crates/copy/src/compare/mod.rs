@@ -44,6 +44,7 @@ const WINDOW: u64 = 8 << 20;
 
 /// How a comparison is done.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct CompareOptions {
     /// Images of different sizes differ. Otherwise the longer one may go on with zeroes. Default false.
     pub strict: bool,

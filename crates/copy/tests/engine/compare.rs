@@ -129,10 +129,8 @@ async fn without_extents_everything_is_read() {
             .into_arc()
     };
     let (a, b) = (disk(), disk());
-    let options = CompareOptions {
-        extents: false,
-        ..CompareOptions::default()
-    };
+    let mut options = CompareOptions::default();
+    options.extents = false;
     let found = compare(as_device(&a), as_device(&b), &options, &Control::new(), &()).await;
     assert_eq!(found.expect("readable"), Comparison::Identical);
     assert_eq!(a.traffic.questions.load(Relaxed), 0);
@@ -145,10 +143,8 @@ async fn a_strict_comparison_of_different_sizes_reads_nothing() {
         Disk::new(vec![0; 100]).into_arc(),
         Disk::new(vec![0; 99]).into_arc(),
     );
-    let options = CompareOptions {
-        strict: true,
-        ..CompareOptions::default()
-    };
+    let mut options = CompareOptions::default();
+    options.strict = true;
     let found = compare(as_device(&a), as_device(&b), &options, &Control::new(), &()).await;
     assert_eq!(found.expect("no need to read"), Comparison::SizesDiffer);
     assert_eq!(a.traffic.reads.load(Relaxed), 0);

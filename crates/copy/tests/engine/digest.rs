@@ -68,7 +68,8 @@ proptest! {
         from_stream in any::<bool>(),
         to_stream in any::<bool>(),
     ) {
-        let options = CopyOptions { digest: Some(digest), ..options };
+        let mut options = options;
+        options.digest = Some(digest);
         let from = image.disk().into_arc();
         let bytes = from.bytes();
         let source = match from_stream {
@@ -96,7 +97,8 @@ proptest! {
         target in targets(),
         options in options(),
     ) {
-        let options = CopyOptions { verify: true, ..options };
+        let mut options = options;
+        options.verify = true;
         let from = image.disk().into_arc();
         let to = target.disk(image.size).into_arc();
         match run(copy(device(&from), to_device(&to), &options, &Control::new(), &())) {
@@ -171,12 +173,10 @@ async fn a_write_that_was_acknowledged_and_forgotten_is_found() {
         if zero {
             bytes[20 * MIB..21 * MIB].fill(0);
         }
-        let options = CopyOptions {
-            verify: true,
-            order: Order::Ascending,
-            request_size: Some(MIB as u32),
-            ..CopyOptions::default()
-        };
+        let mut options = CopyOptions::default();
+        options.verify = true;
+        options.order = Order::Ascending;
+        options.request_size = Some(MIB as u32);
         let from = Disk::new(bytes).into_arc();
         let to = Forgetful::new(Disk::dirty(50 * MIB).named("forgetful"), 20);
         let error = copy_device(&from, &to, &options)
@@ -207,11 +207,9 @@ async fn a_write_that_was_acknowledged_and_forgotten_is_found() {
 async fn trust_in_a_destination_that_is_not_zero_is_found_misplaced() {
     let from = Disk::new(vec![0; 3 * MIB]).into_arc();
     let to = Disk::dirty(3 * MIB).into_arc();
-    let options = CopyOptions {
-        destination_is_zero: true,
-        verify: true,
-        ..CopyOptions::default()
-    };
+    let mut options = CopyOptions::default();
+    options.destination_is_zero = true;
+    options.verify = true;
     let error = copy_device(&from, &to, &options)
         .await
         .expect_err("differs");
@@ -243,23 +241,21 @@ async fn what_was_done_before_is_looked_at_and_not_written_again() {
             there[start..end].copy_from_slice(&bytes[start..end]);
         }
         let to = Disk::new(there).slow().into_arc();
-        let options = CopyOptions {
-            digest: Some(DigestOptions::default()),
-            verify: true,
-            order,
-            checkpoint: Some(Checkpoint {
-                done: Done {
-                    ranges: done
-                        .map(|(start, end)| ByteRange::between(start as u64, end as u64))
-                        .into_iter()
-                        .collect(),
-                    data: 6 << 20,
-                    zero: 2 << 20,
-                },
-                save: Arc::new(Forgotten),
-            }),
-            ..CopyOptions::default()
-        };
+        let mut options = CopyOptions::default();
+        options.digest = Some(DigestOptions::default());
+        options.verify = true;
+        options.order = order;
+        options.checkpoint = Some(Checkpoint {
+            done: Done {
+                ranges: done
+                    .map(|(start, end)| ByteRange::between(start as u64, end as u64))
+                    .into_iter()
+                    .collect(),
+                data: 6 << 20,
+                zero: 2 << 20,
+            },
+            save: Arc::new(Forgotten),
+        });
         let events = Recorder::default();
         let control = Control::new();
         let copied = copy(device(&from), to_device(&to), &options, &control, &events);
@@ -280,10 +276,8 @@ async fn what_was_done_before_is_looked_at_and_not_written_again() {
 #[tokio::test]
 async fn what_cannot_be_read_back_is_refused_before_anything_moves() {
     let from = Disk::new(pattern(MIB, 1)).into_arc();
-    let options = CopyOptions {
-        verify: true,
-        ..CopyOptions::default()
-    };
+    let mut options = CopyOptions::default();
+    options.verify = true;
     let null: Arc<dyn BlockDevice> = Arc::new(NullDevice::new(0));
     let output = Output::new(usize::MAX);
     for to in [
@@ -304,10 +298,8 @@ async fn what_cannot_be_read_back_is_refused_before_anything_moves() {
 async fn it_is_read_back_through_several_connections_and_told_of() {
     let from = Disk::new(pattern(20 * MIB, 1)).into_arc();
     let to = Handle::sound(Disk::dirty(20 * MIB).slow());
-    let options = CopyOptions {
-        verify: true,
-        ..CopyOptions::default()
-    };
+    let mut options = CopyOptions::default();
+    options.verify = true;
     let events = Recorder::default();
     let control = Control::new();
     let copied = copy(device(&from), to_device(&to), &options, &control, &events);
@@ -338,10 +330,8 @@ async fn a_connection_that_is_lost_while_reading_back_is_done_without() {
         Opening::Granted,
         death(4, Operation::Read, 0),
     );
-    let options = CopyOptions {
-        verify: true,
-        ..CopyOptions::default()
-    };
+    let mut options = CopyOptions::default();
+    options.verify = true;
     let events = Recorder::default();
     let control = Control::new();
     let copied = copy(device(&from), to_device(&to), &options, &control, &events);
@@ -354,10 +344,8 @@ async fn a_destination_that_cannot_be_read_back_is_at_fault() {
     let from = Disk::new(pattern(MIB, 1)).into_arc();
     let to = Disk::dirty(MIB)
         .failing(|operation, _, _| (operation == Operation::Read).then_some(ErrorKind::Io));
-    let options = CopyOptions {
-        verify: true,
-        ..CopyOptions::default()
-    };
+    let mut options = CopyOptions::default();
+    options.verify = true;
     let error = copy_device(&from, &to.into_arc(), &options)
         .await
         .expect_err("unreadable");
@@ -372,10 +360,8 @@ async fn a_destination_that_cannot_be_read_back_is_at_fault() {
 async fn reading_back_can_be_cancelled() {
     let from = Disk::new(pattern(MIB, 1)).into_arc();
     let to = Disk::dirty(MIB).with(Capabilities::FLUSH).into_arc();
-    let options = CopyOptions {
-        verify: true,
-        ..CopyOptions::default()
-    };
+    let mut options = CopyOptions::default();
+    options.verify = true;
     let control = Control::new();
     let at_once = control.clone();
     let observer = move |event: Event| {

@@ -109,10 +109,8 @@ impl BlockDevice for Hollow {
 async fn two_gib_take_few_questions_and_only_data_is_read() {
     let from = Hollow::new(2 * GIB, 256 * MIB);
     let to = Hollow::new(2 * GIB, GIB);
-    let options = CopyOptions {
-        sparse: None,
-        ..CopyOptions::default()
-    };
+    let mut options = CopyOptions::default();
+    options.sparse = None;
     let report = copy_device(&from, &to, &options).await;
     let report = report.expect("the copy succeeds");
     assert!(report.extent_requests <= 16, "{report:?}");
@@ -172,11 +170,9 @@ async fn holes_are_known_on_the_way_into_a_stream_too() {
 
 #[tokio::test]
 async fn a_source_that_cannot_say_is_not_asked_and_read_as_data() {
-    for (options, ask) in [(true, false), (false, true)] {
-        let options = CopyOptions {
-            extents: options,
-            ..CopyOptions::default()
-        };
+    for (extents, ask) in [(true, false), (false, true)] {
+        let mut options = CopyOptions::default();
+        options.extents = extents;
         let silent = Silent(
             Disk::new(pattern(100_000, 2)).zero_extents([(0, 50_000)]),
             ask,
@@ -255,12 +251,10 @@ async fn failed_questions_cost_only_their_own_ranges_and_are_told_once() {
     let to = Hollow::new(3 * GIB, GIB);
     let events = Recorder::default();
     let source = Source::Device(from.clone());
-    let options = CopyOptions {
-        request_size: Some(32 << 20),
-        queue_size: Some(64 << 20),
-        sparse: None,
-        ..CopyOptions::default()
-    };
+    let mut options = CopyOptions::default();
+    options.request_size = Some(32 << 20);
+    options.queue_size = Some(64 << 20);
+    options.sparse = None;
     let copied = copy(source, to_device(&to), &options, &Control::new(), &events).await;
     let report = copied.expect("the copy succeeds");
     assert_eq!(report.data, 2 * GIB + 64 * KIB);

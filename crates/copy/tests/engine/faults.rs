@@ -20,11 +20,10 @@ use crate::{
 const SIZE: usize = 1 << 20;
 
 fn small_requests() -> CopyOptions {
-    CopyOptions {
-        request_size: Some(16_384),
-        requests: Some(4),
-        ..CopyOptions::default()
-    }
+    let mut options = CopyOptions::default();
+    options.request_size = Some(16_384);
+    options.requests = Some(4);
+    options
 }
 
 /// Copies an image whose disks fail `operation` where it begins at `offset` or behind.
@@ -140,10 +139,8 @@ async fn of_several_failures_the_first_is_told() {
         })
     });
     let to = to.into_arc();
-    let options = CopyOptions {
-        requests: Some(16),
-        ..small_requests()
-    };
+    let mut options = small_requests();
+    options.requests = Some(16);
     let error = copy_device(&from, &to, &options).await;
     assert_eq!(error.expect_err("failed").error.kind(), ErrorKind::Io);
     // Those that had begun have finished: each but the first three failed.
@@ -238,10 +235,8 @@ async fn someone_else_in_the_same_thread_gets_to_cancel_a_copy_that_never_waits(
     let from = Disk::new(pattern(SIZE, 5)).into_arc();
     let to = Disk::dirty(SIZE).into_arc();
     let control = Control::new();
-    let options = CopyOptions {
-        request_size: Some(512),
-        ..CopyOptions::default()
-    };
+    let mut options = CopyOptions::default();
+    options.request_size = Some(512);
     let cancel = async { control.cancel() };
     let (source, target) = (device(&from), to_device(&to));
     let observer = ();

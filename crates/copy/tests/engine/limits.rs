@@ -160,10 +160,8 @@ async fn without_detection_only_extents_are_zero() {
         .zero_extents([(0, 30_000)])
         .into_arc();
     let to = Disk::dirty(100_000).into_arc();
-    let options = CopyOptions {
-        sparse: None,
-        ..CopyOptions::default()
-    };
+    let mut options = CopyOptions::default();
+    options.sparse = None;
     let report = copy_device(&from, &to, &options).await.expect("copied");
     assert_eq!((report.data, report.zero), (70_000, 30_000));
     assert_eq!(to.bytes(), from.bytes());
@@ -178,10 +176,8 @@ async fn an_allocated_destination_has_no_hole() {
             .zero_extents([(50_000, 100_000)])
             .into_arc();
         let to = Disk::new(vec![0; 300_000]).with(capabilities).into_arc();
-        let options = CopyOptions {
-            allocated: true,
-            ..CopyOptions::default()
-        };
+        let mut options = CopyOptions::default();
+        options.allocated = true;
         let report = copy_device(&from, &to, &options).await.expect("copied");
         assert_eq!(to.bytes(), from.bytes());
         assert_eq!((report.data, report.zero), (250_000, 50_000));
@@ -204,10 +200,8 @@ async fn a_destination_that_is_zero_already_is_not_zeroed() {
         .into_arc();
     for capabilities in [Capabilities::empty(), Capabilities::BORN_ZERO] {
         let to = Disk::new(vec![0; 300_000]).with(capabilities).into_arc();
-        let options = CopyOptions {
-            destination_is_zero: capabilities.is_empty(),
-            ..CopyOptions::default()
-        };
+        let mut options = CopyOptions::default();
+        options.destination_is_zero = capabilities.is_empty();
         let report = copy_device(&from, &to, &options).await.expect("copied");
         assert_eq!(to.bytes(), from.bytes());
         assert_eq!(to.traffic.zeroes.load(Ordering::Relaxed), 0);
@@ -232,12 +226,10 @@ async fn no_more_is_in_flight_than_was_allowed() {
         let from = Disk::new(pattern(size, 7)).slow();
         let to = Disk::dirty(size).slow().counting_with(&from).into_arc();
         let from = Arc::new(from);
-        let options = CopyOptions {
-            requests: Some(requests),
-            request_size: Some(request_size),
-            queue_size: Some(queue_size),
-            ..CopyOptions::default()
-        };
+        let mut options = CopyOptions::default();
+        options.requests = Some(requests);
+        options.request_size = Some(request_size);
+        options.queue_size = Some(queue_size);
         copy_device(&from, &to, &options).await.expect("copied");
         assert!(to.bytes() == from.bytes());
         let request = u64::from(request_size).min(queue_size);
@@ -257,10 +249,8 @@ async fn a_copy_is_flushed_last_and_tells_it() {
     let from = Disk::new(pattern(100_000, 8)).into_arc();
     for flush in [true, false] {
         let (to, events) = (Disk::dirty(100_000).into_arc(), Recorder::default());
-        let options = CopyOptions {
-            flush,
-            ..CopyOptions::default()
-        };
+        let mut options = CopyOptions::default();
+        options.flush = flush;
         let (source, target) = (device(&from), to_device(&to));
         let report = copy(source, target, &options, &Control::new(), &events).await;
         assert_eq!(report.expect("the copy succeeds").flushed, flush);

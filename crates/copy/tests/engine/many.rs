@@ -124,10 +124,8 @@ async fn a_device_that_does_not_say_that_several_are_right_gets_one() {
     let single = Arc::get_mut(&mut from).expect("not shared yet");
     single.info.capabilities -= Capabilities::MULTI_CONN;
     let to = Handle::sound(Disk::dirty(SIZE).slow());
-    let options = CopyOptions {
-        connections: 8,
-        ..CopyOptions::default()
-    };
+    let mut options = CopyOptions::default();
+    options.connections = 8;
     let report = run(&from, &to, &options, &Recorder::default()).await;
     let report = report.expect("copied");
     assert_eq!(
@@ -229,10 +227,8 @@ async fn a_stream_comes_in_order_from_four_connections_of_which_one_dies() {
 
 #[tokio::test]
 async fn in_order_means_one_write_after_the_other_from_front_to_back() {
-    let options = CopyOptions {
-        order: Order::Ascending,
-        ..CopyOptions::default()
-    };
+    let mut options = CopyOptions::default();
+    options.order = Order::Ascending;
     for zeroes in [true, false] {
         let from = Handle::sound(image(11));
         let to = Disk::dirty(SIZE).slow();
@@ -355,10 +351,8 @@ async fn true_answers_that_are_short_or_long_winded_do_several_connections_no_ha
 #[tokio::test]
 async fn in_order_what_was_lost_is_read_again_although_what_follows_takes_all_the_room() {
     for requests in [1, 2] {
-        let options = CopyOptions {
-            requests: Some(requests),
-            ..CopyOptions::default()
-        };
+        let mut options = CopyOptions::default();
+        options.requests = Some(requests);
         let from = Handle::new(
             small_image(16),
             Opening::Granted,

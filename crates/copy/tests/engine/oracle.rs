@@ -110,16 +110,15 @@ pub(crate) fn options() -> impl Strategy<Value = CopyOptions> {
     let request_size = prop_oneof![1 => 0..100_u32, 9 => 512..40_000_u32];
     let queue_size = prop_oneof![1 => 0..100_u64, 9 => 512..100_000_u64];
     let parts = (0..9_usize, request_size, queue_size, sparse, any::<bool>());
-    parts.prop_map(
-        |(requests, request_size, queue_size, sparse, extents)| CopyOptions {
-            requests: Some(requests),
-            request_size: Some(request_size),
-            queue_size: Some(queue_size),
-            sparse,
-            extents,
-            ..CopyOptions::default()
-        },
-    )
+    parts.prop_map(|(requests, request_size, queue_size, sparse, extents)| {
+        let mut options = CopyOptions::default();
+        options.requests = Some(requests);
+        options.request_size = Some(request_size);
+        options.queue_size = Some(queue_size);
+        options.sparse = sparse;
+        options.extents = extents;
+        options
+    })
 }
 
 impl Image {
@@ -228,7 +227,8 @@ proptest! {
         target in targets(),
         options in options(),
     ) {
-        let options = CopyOptions { allocated: target.allocated, ..options };
+        let mut options = options;
+        options.allocated = target.allocated;
         let from = image.disk().into_arc();
         let to = target.disk(image.size).into_arc();
         let expected = target.expected(&from.bytes(), &to.bytes());

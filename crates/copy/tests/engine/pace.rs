@@ -166,12 +166,10 @@ async fn the_defaults_reach_on_a_long_link_what_tuning_by_hand_reaches() {
             (16, 2 << 20),
             (64, 1 << 20),
         ] {
-            let options = CopyOptions {
-                requests: Some(requests),
-                request_size: Some(request_size),
-                queue_size: Some(64 * MIB),
-                ..CopyOptions::default()
-            };
+            let mut options = CopyOptions::default();
+            options.requests = Some(requests);
+            options.request_size = Some(request_size);
+            options.queue_size = Some(64 * MIB);
             best = best.min(drain(&Link::new(1024 * MIB, latency, rate), &options).await);
         }
         // The beginning is slower, for nothing is known then.
@@ -182,20 +180,16 @@ async fn the_defaults_reach_on_a_long_link_what_tuning_by_hand_reaches() {
 #[tokio::test(start_paused = true)]
 async fn what_was_pinned_is_kept() {
     let link = Link::new(1024 * MIB, Duration::from_millis(10), 1e9);
-    let options = CopyOptions {
-        requests: Some(3),
-        request_size: Some(128 << 10),
-        ..CopyOptions::default()
-    };
+    let mut options = CopyOptions::default();
+    options.requests = Some(3);
+    options.request_size = Some(128 << 10);
     drain(&link, &options).await;
     assert_eq!(link.longest.load(Relaxed), 128 << 10);
     assert_eq!(link.most_in_flight.load(Relaxed), 3 * (128 << 10));
 
     let link = Link::new(1024 * MIB, Duration::from_millis(10), 1e9);
-    let options = CopyOptions {
-        queue_size: Some(5 * MIB),
-        ..CopyOptions::default()
-    };
+    let mut options = CopyOptions::default();
+    options.queue_size = Some(5 * MIB);
     drain(&link, &options).await;
     let most = link.most_in_flight.load(Relaxed);
     assert!(
@@ -219,10 +213,8 @@ async fn extents_that_come_one_by_one_and_slowly_hardly_hold_up_a_copy() {
     for (latency, rate) in [(1, 1e9), (10, 1e9), (20, 1e8)] {
         let latency = Duration::from_millis(latency);
         let link = || Link::knowing(GIB, latency, rate, Duration::from_millis(10), one_of_many);
-        let without = CopyOptions {
-            extents: false,
-            ..CopyOptions::default()
-        };
+        let mut without = CopyOptions::default();
+        without.extents = false;
         let plain = drain(&link(), &without).await;
         let asked = link();
         let (seconds, report) = drain_and_report(&asked, &CopyOptions::default()).await;

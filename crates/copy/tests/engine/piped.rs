@@ -21,12 +21,11 @@ const MIB: usize = 1 << 20;
 const SIZE: usize = 9 * MIB + 12_345;
 
 fn blindly() -> CopyOptions {
-    CopyOptions {
-        sparse: None,
-        // Longer requests, which a slow machine would get, do not fit in pipes.
-        request_size: Some(256 << 10),
-        ..CopyOptions::default()
-    }
+    let mut options = CopyOptions::default();
+    options.sparse = None;
+    // Longer requests, which a slow machine would get, do not fit in pipes.
+    options.request_size = Some(256 << 10);
+    options
 }
 
 fn none() -> Box<Fault> {
@@ -68,10 +67,8 @@ async fn what_nobody_looks_at_goes_through_pipes_into_a_stream() {
     let output = Output::splicing();
     let target = Destination::Stream(Box::new(output.clone()));
     // Nothing is looked for on the way into a stream.
-    let options = CopyOptions {
-        request_size: Some(256 << 10),
-        ..CopyOptions::default()
-    };
+    let mut options = CopyOptions::default();
+    options.request_size = Some(256 << 10);
     let copied = copy(device(&from), target, &options, &Control::new(), &()).await;
     copied.expect("copied");
     assert!(output.bytes() == from.disk.bytes());
@@ -137,10 +134,8 @@ async fn pieces_too_short_or_too_long_for_a_pipe_come_in_memory() {
         let size = 6 * length;
         let from = Handle::piping(Disk::new(pattern(size, 7)), none());
         let to = Handle::piping(Disk::dirty(size), none());
-        let options = CopyOptions {
-            request_size: Some(length as u32),
-            ..blindly()
-        };
+        let mut options = blindly();
+        options.request_size = Some(length as u32);
         copy_device(&from, &to, &options).await.expect("copied");
         assert!(to.disk.bytes() == from.disk.bytes());
         let reads = from.calls_of(Operation::Read);
@@ -209,10 +204,8 @@ async fn a_payload_that_was_cut_off_on_the_only_connection_fails_the_copy() {
             true => death(0, operation, 2),
             false => none(),
         };
-        let options = CopyOptions {
-            connections: 1,
-            ..blindly()
-        };
+        let mut options = blindly();
+        options.connections = 1;
         let from = Handle::piping(image(9), of(Side::Source));
         let to = Handle::piping(Disk::dirty(SIZE), of(Side::Destination));
         let copied = copy_device(&from, &to, &options).await;

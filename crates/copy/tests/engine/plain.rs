@@ -58,10 +58,8 @@ async fn what_was_in_a_file_is_overwritten() {
         std::fs::write(&path, vec![0xd1; SIZE + 5000]).expect("a file");
         let memory = Arc::new(MemoryDevice::from_bytes(image()));
         let file = FileDevice::open(&path, Access::ReadWrite).expect("a file");
-        let options = CopyOptions {
-            allocated,
-            ..CopyOptions::default()
-        };
+        let mut options = CopyOptions::default();
+        options.allocated = allocated;
         let copied = copy_device(&memory, &Arc::new(file), &options).await;
         copied.expect("copied");
         let mut expected = image();
@@ -109,11 +107,9 @@ async fn every_operation_that_fails_ends_the_copy_with_its_error() {
             let rule = Rule::on(operation).after(after).fault(Fault::Error(kind));
             let from = faulty(&image(), [rule.clone()]);
             let to = faulty(&vec![0xd1; SIZE + 777], [rule]);
-            let options = CopyOptions {
-                request_size: Some(65_536),
-                requests: Some(4),
-                ..CopyOptions::default()
-            };
+            let mut options = CopyOptions::default();
+            options.request_size = Some(65_536);
+            options.requests = Some(4);
             let error = copy_device(&from, &to, &options).await.expect_err("failed");
             assert_eq!(
                 (error.side, error.error.kind()),
@@ -321,10 +317,8 @@ async fn short_holes_cost_no_requests_and_stay_holes() {
     assert!(allocated < SIZE as u64 * 3 / 4, "{allocated} bytes on disk");
 
     // Where nobody looks for zeroes, a hole that is known is all there is to make one from.
-    let blind = CopyOptions {
-        sparse: None,
-        ..CopyOptions::default()
-    };
+    let mut blind = CopyOptions::default();
+    blind.sparse = None;
     let target = Arc::new(FileDevice::create(&to).expect("a file"));
     let report = copy_device(&source, &target, &blind).await.expect("copied");
     assert_eq!(report.zero, SIZE as u64 / 2);

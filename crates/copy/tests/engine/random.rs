@@ -185,19 +185,20 @@ fn options() -> impl Strategy<Value = CopyOptions> {
             (allocated, extents),
             destination_is_zero,
             (digest, verify),
-        )| CopyOptions {
-            connections,
-            requests,
-            request_size,
-            queue_size,
-            order,
-            sparse,
-            allocated,
-            destination_is_zero,
-            extents,
-            digest,
-            verify,
-            ..CopyOptions::default()
+        )| {
+            let mut options = CopyOptions::default();
+            options.connections = connections;
+            options.requests = requests;
+            options.request_size = request_size;
+            options.queue_size = queue_size;
+            options.order = order;
+            options.sparse = sparse;
+            options.allocated = allocated;
+            options.destination_is_zero = destination_is_zero;
+            options.extents = extents;
+            options.digest = digest;
+            options.verify = verify;
+            options
         },
     )
 }

@@ -288,12 +288,10 @@ fn orders() -> impl Iterator<Item = (bool, CopyOptions)> {
     let orders = [Order::Any, Order::Ascending].into_iter();
     orders.flat_map(|order| {
         [false, true].map(|connections| {
-            let options = CopyOptions {
-                order,
-                request_size: Some(64 << 10),
-                requests: Some(4),
-                ..CopyOptions::default()
-            };
+            let mut options = CopyOptions::default();
+            options.order = order;
+            options.request_size = Some(64 << 10);
+            options.requests = Some(4);
             (connections, options)
         })
     })
@@ -341,11 +339,9 @@ async fn a_destination_that_restarts_and_forgets_is_written_again() {
 
 #[tokio::test(start_paused = true)]
 async fn a_destination_that_restarts_at_any_request_ends_with_the_right_image() {
-    let options = CopyOptions {
-        request_size: Some(1 << 20),
-        requests: Some(2),
-        ..CopyOptions::default()
-    };
+    let mut options = CopyOptions::default();
+    options.request_size = Some(1 << 20);
+    options.requests = Some(2);
     for restart in (0..45).step_by(4) {
         let from = source(true).link();
         let to = target(true).restarting_at([restart]).link();
@@ -362,10 +358,8 @@ async fn the_last_block_of_a_smaller_image_is_written_again_too() {
         let mut to = Server::new(vec![0xd1; SIZE + 5000], false).restarting_at([restart]);
         to.info.limits.minimum = 512;
         let to = to.link();
-        let options = CopyOptions {
-            request_size: Some(1 << 20),
-            ..CopyOptions::default()
-        };
+        let mut options = CopyOptions::default();
+        options.request_size = Some(1 << 20);
         let events = Recorder::default();
         let report = run(&from, &to, &options, &events).await.expect("copied");
         let bytes = to.bytes();
@@ -382,10 +376,8 @@ async fn what_was_flushed_is_not_written_again() {
     let to = target(false).restarting_at([300]).link();
     let control = Control::new();
     control.set_rate(Some(100 << 10));
-    let options = CopyOptions {
-        request_size: Some(64 << 10),
-        ..CopyOptions::default()
-    };
+    let mut options = CopyOptions::default();
+    options.request_size = Some(64 << 10);
     let events = Recorder::default();
     let (source, target) = (
         Source::Device(Arc::clone(&from) as _),
@@ -412,10 +404,8 @@ async fn a_server_that_stays_away_ends_the_copy_after_so_many_attempts() {
             from.gone.store(true, SeqCst);
             let from = from.link();
             let to = target(connections).link();
-            let options = CopyOptions {
-                retries,
-                ..CopyOptions::default()
-            };
+            let mut options = CopyOptions::default();
+            options.retries = retries;
             let events = Recorder::default();
             let error = run(&from, &to, &options, &events)
                 .await
@@ -446,12 +436,10 @@ async fn many_connections_wait_as_long_for_a_server_as_one() {
             *server.restarts.get_mut().expect("not poisoned") = vec![200];
             server.away = Duration::from_secs(22);
             let (from, to) = (from.link(), to.link());
-            let options = CopyOptions {
-                connections,
-                requests: Some(4),
-                request_size: Some(64 << 10),
-                ..CopyOptions::default()
-            };
+            let mut options = CopyOptions::default();
+            options.connections = connections;
+            options.requests = Some(4);
+            options.request_size = Some(64 << 10);
             let events = Recorder::default();
             let copied = run(&from, &to, &options, &events).await;
             copied.expect("it was back before the attempts were used up");
@@ -496,10 +484,8 @@ async fn a_pipe_gets_each_byte_once_although_the_source_restarts() {
     for connections in [false, true] {
         let from = source(connections).restarting_at([3, 30, 31, 60]).link();
         let output = Output::new(usize::MAX);
-        let options = CopyOptions {
-            request_size: Some(256 << 10),
-            ..CopyOptions::default()
-        };
+        let mut options = CopyOptions::default();
+        options.request_size = Some(256 << 10);
         let to = Destination::Stream(Box::new(output.clone()));
         let from_device = Source::Device(Arc::clone(&from) as _);
         let events = Recorder::default();
@@ -550,13 +536,14 @@ impl SaveDone for Kept {
 async fn a_copy_goes_on_from_any_checkpoint_of_another() {
     let from = source(true).link();
     let kept = Arc::new(Kept::default());
-    let with = |done: Done| CopyOptions {
-        request_size: Some(64 << 10),
-        checkpoint: Some(Checkpoint {
+    let with = |done: Done| {
+        let mut options = CopyOptions::default();
+        options.request_size = Some(64 << 10);
+        options.checkpoint = Some(Checkpoint {
             done,
             save: Arc::clone(&kept) as _,
-        }),
-        ..CopyOptions::default()
+        });
+        options
     };
     let to = target(true).link();
     let control = Control::new();
@@ -601,14 +588,12 @@ async fn a_copy_that_fails_notes_what_it_has_done() {
     let from = from.link();
     let to = target(false).link();
     let kept = Arc::new(Kept::default());
-    let options = CopyOptions {
-        request_size: Some(64 << 10),
-        checkpoint: Some(Checkpoint {
-            done: Done::default(),
-            save: Arc::clone(&kept) as _,
-        }),
-        ..CopyOptions::default()
-    };
+    let mut options = CopyOptions::default();
+    options.request_size = Some(64 << 10);
+    options.checkpoint = Some(Checkpoint {
+        done: Done::default(),
+        save: Arc::clone(&kept) as _,
+    });
     let error = run(&from, &to, &options, &Recorder::default()).await;
     error.expect_err("the source is gone");
     let last = kept.0.lock().expect("not poisoned").pop().expect("noted");
@@ -630,15 +615,13 @@ async fn a_failure_within_a_flush_notes_no_more_than_that_flush_covers() {
     to.flushing = (Duration::from_secs(60), 1);
     let to = to.link();
     let kept = Arc::new(Kept::default());
-    let options = CopyOptions {
-        request_size: Some(64 << 10),
-        requests: Some(1),
-        checkpoint: Some(Checkpoint {
-            done: Done::default(),
-            save: Arc::clone(&kept) as _,
-        }),
-        ..CopyOptions::default()
-    };
+    let mut options = CopyOptions::default();
+    options.request_size = Some(64 << 10);
+    options.requests = Some(1);
+    options.checkpoint = Some(Checkpoint {
+        done: Done::default(),
+        save: Arc::clone(&kept) as _,
+    });
     let error = run(&from, &to, &options, &Recorder::default()).await;
     error.expect_err("the source is gone");
     let last = kept.0.lock().expect("not poisoned").pop().expect("noted");
@@ -662,17 +645,15 @@ async fn a_checkpoint_that_does_not_fit_is_refused_before_anything_is_written() 
         let mut to = target(false);
         to.info.limits.minimum = 512;
         let to = to.link();
-        let options = CopyOptions {
-            checkpoint: Some(Checkpoint {
-                done: Done {
-                    ranges: [range].into_iter().collect(),
-                    data,
-                    zero: 0,
-                },
-                save: Arc::new(Kept::default()),
-            }),
-            ..CopyOptions::default()
-        };
+        let mut options = CopyOptions::default();
+        options.checkpoint = Some(Checkpoint {
+            done: Done {
+                ranges: [range].into_iter().collect(),
+                data,
+                zero: 0,
+            },
+            save: Arc::new(Kept::default()),
+        });
         let error = run(&from, &to, &options, &Recorder::default()).await;
         assert_eq!(error.expect_err("refused").side, Side::Plan);
         assert_eq!(to.server.requests.load(SeqCst), 0);
@@ -682,11 +663,9 @@ async fn a_checkpoint_that_does_not_fit_is_refused_before_anything_is_written() 
 #[tokio::test(start_paused = true)]
 async fn what_was_done_twice_counts_once_in_a_digest_and_is_verified() {
     for (connections, options) in orders() {
-        let options = CopyOptions {
-            digest: Some(DigestOptions::default()),
-            verify: true,
-            ..options
-        };
+        let mut options = options;
+        options.digest = Some(DigestOptions::default());
+        options.verify = true;
         let from = source(connections).restarting_at([20, 90, 200]).link();
         // Some of these come while it is read back.
         let to = target(connections)
@@ -710,12 +689,10 @@ async fn a_flush_that_was_a_lie_is_found_out_when_the_server_restarts() {
     to.lies = true;
     // All is written by then, and some of it read back.
     let to = to.restarting_at([420]).link();
-    let options = CopyOptions {
-        request_size: Some(64 << 10),
-        requests: Some(4),
-        verify: true,
-        ..CopyOptions::default()
-    };
+    let mut options = CopyOptions::default();
+    options.request_size = Some(64 << 10);
+    options.requests = Some(4);
+    options.verify = true;
     let copied = run(&from, &to, &options, &Recorder::default()).await;
     let error = copied.expect_err("it has forgotten everything");
     assert_eq!(error.side, Side::Destination);

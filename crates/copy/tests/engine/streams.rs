@@ -18,11 +18,10 @@ use crate::{
 const REQUEST: usize = 4096;
 
 fn options() -> CopyOptions {
-    CopyOptions {
-        request_size: Some(REQUEST as u32),
-        requests: Some(6),
-        ..CopyOptions::default()
-    }
+    let mut options = CopyOptions::default();
+    options.request_size = Some(REQUEST as u32);
+    options.requests = Some(6);
+    options
 }
 
 fn input(bytes: &[u8], end: End) -> Source {

@@ -93,10 +93,9 @@ fn occupied(path: &Path) -> u64 {
 }
 
 fn blindly() -> CopyOptions {
-    CopyOptions {
-        sparse: None,
-        ..CopyOptions::default()
-    }
+    let mut options = CopyOptions::default();
+    options.sparse = None;
+    options
 }
 
 fn failing(kind: ErrorKind) -> Rule {
@@ -137,10 +136,8 @@ async fn holes_stay_holes_where_the_kernel_copies() {
 async fn what_is_to_be_allocated_gets_space_of_its_own() {
     let files = Files::new(SIZE);
     let to = files.faulty([]);
-    let options = CopyOptions {
-        allocated: true,
-        ..CopyOptions::default()
-    };
+    let mut options = CopyOptions::default();
+    options.allocated = true;
     files.copy(&to, &options).await.expect("copied");
     files.check("allocated");
     let space = occupied(&files.target());
@@ -180,17 +177,11 @@ async fn what_the_file_system_here_makes_of_the_defaults_is_the_image() {
 
 #[tokio::test]
 async fn every_byte_is_right_when_the_kernel_gives_up_in_the_middle() {
-    for options in [
-        blindly(),
-        CopyOptions {
-            allocated: true,
-            ..CopyOptions::default()
-        },
-        CopyOptions {
-            extents: false,
-            ..blindly()
-        },
-    ] {
+    let mut allocated = CopyOptions::default();
+    allocated.allocated = true;
+    let mut unasked = blindly();
+    unasked.extents = false;
+    for options in [blindly(), allocated, unasked] {
         for (after, times) in [(1, 1), (2, u64::MAX)] {
             let files = Files::new(SIZE);
             let gives_up = failing(ErrorKind::Unsupported).after(after).times(times);
@@ -230,7 +221,8 @@ async fn a_source_that_ends_too_early_is_the_sources_fault() {
 async fn a_file_that_was_cut_off_is_never_copied_as_a_whole() {
     for extents in [true, false] {
         for options in [blindly(), CopyOptions::default()] {
-            let options = CopyOptions { extents, ..options };
+            let mut options = options;
+            options.extents = extents;
             let files = Files::new(SIZE);
             let from = FileDevice::open(&files.source(), Access::ReadOnly).expect("opened");
             let to = files.faulty([]);
@@ -248,10 +240,8 @@ async fn a_file_that_was_cut_off_is_never_copied_as_a_whole() {
 async fn from_front_to_back_means_reading_and_writing() {
     let files = Files::new(10 * MIB + 1);
     let to = files.faulty([]);
-    let options = CopyOptions {
-        order: Order::Ascending,
-        ..blindly()
-    };
+    let mut options = blindly();
+    options.order = Order::Ascending;
     files.copy(&to, &options).await.expect("copied");
     files.check("in order");
     assert_eq!(to.calls(Operation::Copy), 0);

@@ -47,6 +47,7 @@ pub enum Goal {
 
 /// What a client wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ClientConfig {
     /// The export's name, at most 4096 bytes; empty for the server's default. Not used by
     /// [`Goal::List`].

@@ -29,6 +29,7 @@ pub enum TlsPolicy {
 
 /// What a server is willing to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ServerConfig {
     /// Whether to do TLS.
     pub tls: TlsPolicy,

@@ -29,28 +29,27 @@ struct Case {
 impl Case {
     fn client(self, goal: Goal, export: &str) -> ClientConfig {
         let contexts = ["base:allocation", "not:there"].map(str::to_owned);
-        ClientConfig {
-            export: export.to_owned(),
-            goal,
-            tls: self.client_tls,
-            contexts: if self.contexts {
-                contexts.to_vec()
-            } else {
-                Vec::new()
-            },
-            all_contexts: false,
-            structured: self.client_structured,
-            extended: self.client_extended,
-        }
+        let mut config = ClientConfig::default();
+        config.export = export.to_owned();
+        config.goal = goal;
+        config.tls = self.client_tls;
+        config.contexts = if self.contexts {
+            contexts.to_vec()
+        } else {
+            Vec::new()
+        };
+        config.all_contexts = false;
+        config.structured = self.client_structured;
+        config.extended = self.client_extended;
+        config
     }
 
     fn server(self) -> ServerConfig {
-        ServerConfig {
-            tls: self.server_tls,
-            structured: self.server_structured,
-            extended: self.server_extended,
-            ..ServerConfig::default()
-        }
+        let mut config = ServerConfig::default();
+        config.tls = self.server_tls;
+        config.structured = self.server_structured;
+        config.extended = self.server_extended;
+        config
     }
 
     fn mode(self) -> ReplyMode {
@@ -220,7 +219,8 @@ fn an_export_without_anything_is_enough() {
 proptest! {
     #[test]
     fn any_name_reaches_the_server_whole(export in "\\PC{0,64}") {
-        let config = ClientConfig { export: export.clone(), ..ClientConfig::default() };
+        let mut config = ClientConfig::default();
+        config.export = export.clone();
         let joined = join(config, ServerConfig::default(), true);
         match joined.client {
             Ok(_) => prop_assert!(["", "disk", "small"].contains(&export.as_str())),

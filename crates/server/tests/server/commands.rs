@@ -16,10 +16,11 @@ use crate::{
 const SIZE: usize = 1 << 20;
 
 pub(crate) fn framings() -> [(ReplyMode, ClientConfig); 3] {
-    let config = |structured, extended| ClientConfig {
-        structured,
-        extended,
-        ..ClientConfig::default()
+    let config = |structured, extended| {
+        let mut options = ClientConfig::default();
+        options.structured = structured;
+        options.extended = extended;
+        options
     };
     [
         (ReplyMode::Simple, config(false, false)),
@@ -306,10 +307,9 @@ fn the_export_is_found_under_its_name_only() {
         ServerOptions::default(),
     );
     let named = |export: &str| {
-        host.handshake(ClientConfig {
-            export: export.to_owned(),
-            ..ClientConfig::default()
-        })
+        let mut config = ClientConfig::default();
+        config.export = export.to_owned();
+        host.handshake(config)
     };
     assert!(matches!(named(""), Ok(Outcome::Transmit(_))));
     assert!(matches!(named("disk"), Ok(Outcome::Transmit(_))));
@@ -321,10 +321,9 @@ fn the_export_is_found_under_its_name_only() {
 #[test]
 fn exports_are_listed_with_their_details() {
     let host = Host::of(probe(12345));
-    let outcome = host.handshake(ClientConfig {
-        goal: blockferry_proto::Goal::List,
-        ..ClientConfig::default()
-    });
+    let mut config = ClientConfig::default();
+    config.goal = blockferry_proto::Goal::List;
+    let outcome = host.handshake(config);
     let Ok(Outcome::List(list)) = outcome else {
         panic!("the list came to {outcome:?}");
     };

@@ -7,7 +7,7 @@ use std::{
 };
 
 use blockferry_block::NullDevice;
-use blockferry_proto::{ClientConfig, Command, CommandFlags, Errno, wire};
+use blockferry_proto::{Command, CommandFlags, Errno, wire};
 
 use crate::{
     commands::framings,
@@ -289,10 +289,9 @@ fn requests_that_are_not_aligned_are_refused_where_that_was_asked_for() {
 fn a_write_refused_by_a_read_only_export_leaves_every_framing_in_step() {
     let host = Host::with(probe(SIZE), options(|options| options.read_only = true));
     for (_, config) in framings() {
-        let mut peer = host.connect_with(ClientConfig {
-            contexts: Vec::new(),
-            ..config
-        });
+        let mut config = config;
+        config.contexts = Vec::new();
+        let mut peer = host.connect_with(config);
         let extended = peer.negotiated().mode == blockferry_proto::ReplyMode::Extended;
         if extended {
             let mut bytes = long_header(1, 1 << 5, 6, (0, 300_000));

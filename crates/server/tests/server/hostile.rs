@@ -19,11 +19,10 @@ const SIZE: usize = 1 << 20;
 
 /// A client of the default export with simple replies: its requests are written by hand.
 pub(crate) fn simple(host: &Host) -> Peer {
-    host.connect_with(ClientConfig {
-        structured: false,
-        extended: false,
-        ..ClientConfig::default()
-    })
+    let mut config = ClientConfig::default();
+    config.structured = false;
+    config.extended = false;
+    host.connect_with(config)
 }
 
 /// A compact request header.

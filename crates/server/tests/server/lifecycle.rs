@@ -219,9 +219,10 @@ impl Exports for Counted {
 fn a_device_is_opened_when_it_is_asked_for_and_once_for_a_connection() {
     let exports = Arc::new(Counted(AtomicUsize::new(0)));
     let host = Host::of_exports(exports.clone(), ServerOptions::default());
-    let goal = |goal| ClientConfig {
-        goal,
-        ..ClientConfig::default()
+    let goal = |goal| {
+        let mut options = ClientConfig::default();
+        options.goal = goal;
+        options
     };
     let silent = host.raw();
     assert!(host.handshake(goal(Goal::List)).is_ok());

@@ -64,7 +64,7 @@ impl Realm {
     ) -> ServerOptions {
         options(|options| {
             let tls = Arc::new(ServerTls::new(self.directory("server"), clients));
-            options.tls = Some(TlsOptions { policy, tls });
+            options.tls = Some(TlsOptions::new(policy, tls));
             change(options);
         })
     }
@@ -94,7 +94,8 @@ impl Realm {
         config: ClientConfig,
     ) -> Result<(SecureSocket, Outcome), String> {
         let tls = Tls::Require;
-        let config = ClientConfig { tls, ..config };
+        let mut config = config;
+        config.tls = tls;
         let socket = SecureSocket::plain(host.raw());
         let directory = self.directory(who);
         shake_on(socket, config, |socket| {
@@ -107,11 +108,8 @@ impl Realm {
 
 /// A client's session that trusts what is in `directory`.
 pub(crate) fn session(directory: &Path) -> Session {
-    let options = ClientOptions {
-        certificates: Certificates::Directory(directory.to_owned()),
-        hostname: "localhost".to_owned(),
-        verification: Verification::On,
-    };
+    let directory = Certificates::Directory(directory.to_owned());
+    let options = ClientOptions::new("localhost", directory);
     options.session().expect("good certificates")
 }
 

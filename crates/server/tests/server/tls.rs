@@ -63,11 +63,9 @@ fn what_is_read_and_written_through_tls_is_what_is_there() {
     let realm = Realm::new();
     for (structured, extended) in [(false, false), (true, false), (true, true)] {
         let host = host(&realm, TlsPolicy::Require, Verification::Off);
-        let config = ClientConfig {
-            structured,
-            extended,
-            ..ClientConfig::default()
-        };
+        let mut config = ClientConfig::default();
+        config.structured = structured;
+        config.extended = extended;
         let mut peer = realm.connect_as(&host, "trust", config);
         assert!(peer.negotiated().tls);
         let mut expected = pattern(SIZE);
@@ -191,10 +189,8 @@ fn a_server_that_requires_tls_says_nothing_without_it() {
     let realm = Realm::new();
     let host = host(&realm, TlsPolicy::Require, Verification::Off);
     for goal in [Goal::Transmit, Goal::List] {
-        let config = ClientConfig {
-            goal,
-            ..ClientConfig::default()
-        };
+        let mut config = ClientConfig::default();
+        config.goal = goal;
         let refusal = host.handshake(config).expect_err("no TLS");
         assert!(refusal.contains("TLS"), "{refusal}");
     }

@@ -54,11 +54,8 @@ impl Realm {
     }
 
     pub(crate) fn client(&self) -> Session {
-        let options = ClientOptions {
-            certificates: Certificates::Directory(self.room.path().to_owned()),
-            hostname: "localhost".to_owned(),
-            verification: Verification::On,
-        };
+        let directory = Certificates::Directory(self.room.path().to_owned());
+        let options = ClientOptions::new("localhost", directory);
         options.session().expect("good certificates")
     }
 }

@@ -69,11 +69,9 @@ pub(crate) fn ask_server<T>(
     timeouts: Timeouts,
     ask: impl FnOnce(&Asked<'_>) -> Result<T>,
 ) -> Result<T, Failure> {
-    let options = ConnectOptions {
-        name: Some(endpoint.name().clone()),
-        connect_timeout: timeouts.connect,
-        ..ConnectOptions::default()
-    };
+    let mut options = ConnectOptions::default();
+    options.name = Some(endpoint.name().clone());
+    options.connect_timeout = timeouts.connect;
     let asked = |uri, public| Asked {
         uri,
         options,

@@ -92,11 +92,9 @@ fn towards_target(job: &TlsTargetJob, target: &Address) -> Result<ClientTls, Fai
         Some(directory) => Certificates::Directory(directory.clone()),
         None => Certificates::FirstOf(Vec::new()),
     };
-    let tls = ClientTls::new(ClientOptions {
-        certificates,
-        hostname: host.to_owned(),
-        verification: job.verification,
-    });
+    let mut options = ClientOptions::new(host, certificates);
+    options.verification = job.verification;
+    let tls = ClientTls::new(options);
     let checked = tls.check();
     checked.map_err(|error| Failure::failed(format!("--tls-target: {target}: {error}")))?;
     Ok(tls)

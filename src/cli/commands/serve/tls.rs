@@ -44,7 +44,7 @@ pub(super) fn options(job: &TlsJob) -> Result<Option<TlsOptions>, Failure> {
     let tls = ServerTls::new(directory, clients);
     tls.check().map_err(|error| refused(&error, clients))?;
     let tls = Arc::new(tls);
-    Ok(Some(TlsOptions { policy, tls }))
+    Ok(Some(TlsOptions::new(policy, tls)))
 }
 
 fn needs_tls(option: &str) -> Failure {
