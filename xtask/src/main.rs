@@ -12,6 +12,7 @@
 
 mod bench;
 mod dist;
+mod fuzz;
 mod house;
 mod lint;
 mod packages;
@@ -49,6 +50,8 @@ enum Chore {
     House,
     /// Builds the program and writes it to dist/, with man pages, completions and licences.
     Dist,
+    /// Runs every fuzz target for some seconds.
+    Fuzz(fuzz::Options),
     /// Copies at random, with faults and kills, for as long as one likes, and watches what it costs.
     Soak(soak::Options),
 }
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Chore::Bench { arguments } => bench::run(&arguments),
         Chore::House => house::draw(),
         Chore::Dist => dist::run(),
+        Chore::Fuzz(options) => fuzz::run(&options),
         Chore::Soak(options) => soak::run(&options),
     };
     match done {

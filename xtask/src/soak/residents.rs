@@ -57,8 +57,16 @@ impl Residents {
         for image in images {
             for form in [Form::Raw, Form::Qcow2, Form::Zstd] {
                 let name = export(image, form);
+                // Served to be written, an image is locked against everybody else's server.
+                let own = match form {
+                    Form::Raw => image.raw(),
+                    _ => directory.join(&name),
+                };
+                if form != Form::Raw {
+                    fs::copy(image.file(form), &own)?;
+                }
                 serve.push("-e".into());
-                serve.push(format!("{name}={}", image.file(form).display()));
+                serve.push(format!("{name}={}", own.display()));
             }
             for (name, file, format) in [
                 (

@@ -504,10 +504,7 @@ impl<'a> Round<'a> {
             say("it panicked");
             return;
         }
-        let mut allowed = fault.allows(*code, stderr);
-        if fault != Fault::None && matches!(self.source, Source::Served(_, _, Trouble::Errors)) {
-            allowed |= *code == 1 && stderr.to_lowercase().contains("input/output error");
-        }
+        let allowed = fault.allows(*code, stderr);
         if !allowed {
             say("it should not have ended so");
         }

@@ -243,7 +243,7 @@ impl Fault {
             Self::FullDisk => code == 1 && tells(&["space"]),
             Self::FileLimit => code == 1 && tells(&["too large", "ulimit -f"]),
             Self::FewDescriptors => code != 2 && tells(&["too many open files", "descriptors"]),
-            Self::ReadErrors => code == 1 && tells(&["input/output error"]),
+            Self::ReadErrors => code == 1 && tells(&["input/output error", "says eio"]),
         }
     }
 }
