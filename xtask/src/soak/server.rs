@@ -164,6 +164,23 @@ impl Server {
         Ok(())
     }
 
+    /// Starts it again if it ended although nobody told it to, and says so.
+    pub(crate) fn revive(&mut self, world: &World) -> Result<Option<String>> {
+        let runs = |running: &mut Running| running.is_running();
+        if self.running.as_mut().is_none_or(runs) {
+            return Ok(None);
+        }
+        let ended = self.running.take().map(Running::finish);
+        let _ = fs::remove_file(&self.socket);
+        self.begin(world)?;
+        Ok(ended.map(|it| {
+            format!(
+                "{} ended with {} by itself: {}",
+                it.shown, it.code, it.stderr
+            )
+        }))
+    }
+
     /// Kills it without a warning; its socket stays behind, as nobody is left to remove it.
     pub(crate) fn kill(&mut self) {
         if let Some(running) = self.running.take() {
