@@ -13,7 +13,7 @@ use std::{
 
 use blockferry_sys::{
     socket::{self, Keepalive},
-    vsock,
+    vsock, watched,
 };
 use tokio::io::unix::AsyncFd;
 
@@ -113,17 +113,14 @@ impl Accepted {
     pub(crate) fn connected(socket: OwnedFd) -> io::Result<Self> {
         let unix = UnixStream::from(socket);
         if unix.local_addr().is_ok() {
-            unix.set_nonblocking(true)?;
             return Ok(Self::unix(unix));
         }
         let tcp = TcpStream::from(OwnedFd::from(unix));
         if let Ok(peer) = tcp.peer_addr() {
-            tcp.set_nonblocking(true)?;
             return Ok(Self::tcp(tcp, peer));
         }
         let socket = OwnedFd::from(tcp);
         let peer = vsock::peer_address(socket.as_fd()).map_err(|_| no_such_socket())?;
-        socket::set_nonblocking(socket.as_fd(), true)?;
         Ok(Self::vsock(socket, peer))
     }
 
@@ -154,7 +151,7 @@ impl Accepted {
     }
 }
 
-/// A connected socket that does not block and belongs to no runtime yet.
+/// A connected socket that belongs to no runtime yet.
 pub(crate) enum Socket {
     Tcp(TcpStream),
     Unix(UnixStream),
@@ -232,13 +229,4 @@ impl Accepting {
             },
         }
     }
-}
-
-/// A socket for which tokio has no type, in the current runtime.
-#[allow(
-    deprecated,
-    reason = "a descriptor that is owned stays open and the same, which is all that is unsound about it otherwise"
-)]
-pub(crate) fn watched(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    AsyncFd::new(socket)
 }

@@ -5,22 +5,18 @@ use std::{
     cell::RefCell,
     future::poll_fn,
     io::{self, IoSlice, IoSliceMut},
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::BorrowedFd,
     task::{Context, Poll, Waker, ready},
 };
 
-use blockferry_sys::socket;
-use blockferry_tls::{self as tls, Handshake, Received, Session};
-use tokio::{
-    io::{Interest, unix::AsyncFd},
-    net::{TcpStream, UnixStream},
-};
+use blockferry_sys::{AsyncSocket, SocketKind};
+use blockferry_tls::{self as tls, Arrival, Session, Wire};
 
-use crate::listener::{Socket, watched};
+use crate::listener::Socket;
 
 /// A connection of the current runtime. Dropping it ends it, under TLS with the words for that.
 pub(crate) struct Stream {
-    wire: Wire,
+    socket: AsyncSocket,
     /// All bytes go through it, once its handshake is done. One task at a time uses a connection.
     tls: RefCell<Option<Box<Secured>>>,
 }
@@ -33,10 +29,14 @@ struct Secured {
 }
 
 impl Stream {
-    /// Takes over a connected socket that does not block.
+    /// Takes over a connected socket.
     pub(crate) fn new(socket: Socket) -> io::Result<Self> {
         Ok(Self {
-            wire: Wire::new(socket)?,
+            socket: match socket {
+                Socket::Tcp(socket) => AsyncSocket::tcp(socket)?,
+                Socket::Unix(socket) => AsyncSocket::unix(socket)?,
+                Socket::Vsock(socket) => AsyncSocket::vsock(socket)?,
+            },
             tls: RefCell::new(None),
         })
     }
@@ -47,26 +47,11 @@ impl Stream {
     /// What the socket failed with, or what TLS found wrong as the source of the error. `UnexpectedEof` when
     /// the client hung up.
     pub(crate) async fn secure(&self, mut session: Session) -> io::Result<()> {
-        let mut begun = false;
-        loop {
-            let step = session.handshake();
-            let sent = poll_fn(|cx| self.wire.poll_flush(cx, &mut session)).await;
-            match step.map_err(io::Error::other)? {
-                Handshake::Done => {
-                    sent?;
-                    break;
-                }
-                // A client that takes no more may have said why before.
-                Handshake::SendAndReceive => {
-                    match poll_fn(|cx| self.wire.poll_fill(cx, &mut session)).await {
-                        Ok(0) if begun => return Err(io::Error::other(tls::Error::HungUp)),
-                        Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                        Ok(_) => begun = true,
-                        Err(error) => return Err(sent.err().unwrap_or(error)),
-                    }
-                }
-            }
-        }
+        let shaken = poll_fn(|cx| session.poll_handshake(&mut self.wire(cx))).await;
+        shaken.map_err(|error| match error {
+            tls::Error::NeverBegan => io::ErrorKind::UnexpectedEof.into(),
+            error => io::Error::from(error),
+        })?;
         let leaving = 0;
         *self.tls.borrow_mut() = Some(Box::new(Secured { session, leaving }));
         Ok(())
@@ -81,34 +66,18 @@ impl Stream {
         cx: &mut Context<'_>,
         slices: &mut [IoSliceMut<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut *self.tls.borrow_mut() {
-            None => self.wire.poll_receive(cx, slices),
-            Some(secured) => self.poll_receive_through(cx, &mut secured.session, slices),
-        }
-    }
-
-    fn poll_receive_through(
-        &self,
-        cx: &mut Context<'_>,
-        session: &mut Session,
-        slices: &mut [IoSliceMut<'_>],
-    ) -> Poll<io::Result<usize>> {
-        loop {
-            let received = session.read(slices);
-            // TLS may have something to say itself: new keys, or what is wrong. Whether that leaves shows soon
-            // enough.
-            let _ = self.wire.poll_flush(cx, session);
-            match received.map_err(io::Error::other)? {
-                Received::Bytes(count) => return Poll::Ready(Ok(count)),
-                Received::Closed => return Poll::Ready(Ok(0)),
-                Received::Nothing => {}
-            }
-            // An end without the words for it is one all the same: NBD has its own, and what a request says
-            // of its length is whole or is not carried out.
-            if ready!(self.wire.poll_fill(cx, session))? == 0 {
-                return Poll::Ready(Ok(0));
-            }
-        }
+        let mut tls = self.tls.borrow_mut();
+        let Some(Secured { session, .. }) = tls.as_deref_mut() else {
+            return self.socket.poll_receive(cx, slices);
+        };
+        Poll::Ready(Ok(
+            match ready!(session.poll_receive(&mut self.wire(cx), slices))? {
+                Arrival::Bytes(count) => count,
+                // An end without the words for it is one all the same: NBD has its own, and what a request says
+                // of its length is whole or is not carried out.
+                Arrival::Closed | Arrival::Cut => 0,
+            },
+        ))
     }
 
     /// Sends the start of `slices`, as much as there is room for.
@@ -122,11 +91,11 @@ impl Stream {
     ) -> Poll<io::Result<usize>> {
         let mut tls = self.tls.borrow_mut();
         let Some(Secured { session, leaving }) = tls.as_deref_mut() else {
-            return self.wire.poll_send(cx, slices);
+            return self.socket.poll_send(cx, slices);
         };
         loop {
             let before = session.outgoing().len();
-            match self.wire.poll_flush(cx, session)? {
+            match session.poll_send(&mut self.wire(cx))? {
                 Poll::Ready(()) if *leaving > 0 => {
                     return Poll::Ready(Ok(std::mem::take(leaving)));
                 }
@@ -143,7 +112,7 @@ impl Stream {
                     };
                 }
             }
-            *leaving = session.write(slices, 0).map_err(io::Error::other)?;
+            *leaving = session.write(slices, 0)?;
             if *leaving == 0 {
                 // There was nothing to send, or TLS takes nothing any more.
                 return Poll::Ready(match slices.iter().all(|slice| slice.is_empty()) {
@@ -157,7 +126,7 @@ impl Stream {
     /// Whether sending the pages of a file beats copying them: over TCP it does not, and what is encrypted is
     /// a copy.
     pub(crate) fn takes_files(&self) -> bool {
-        matches!(self.wire, Wire::Unix(_)) && self.tls.borrow().is_none()
+        self.socket.kind() == SocketKind::Unix && self.tls.borrow().is_none()
     }
 
     /// Sends the start of `length` bytes of `file`, where the stream [takes files](Self::takes_files). 0 means
@@ -170,7 +139,14 @@ impl Stream {
     ) -> Poll<io::Result<usize>> {
         match self.tls.borrow().is_some() {
             true => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
-            false => self.wire.poll_send_file(cx, file, length),
+            false => self.socket.poll_send_file(cx, file, length),
+        }
+    }
+
+    fn wire<'a, 'c>(&'a self, cx: &'a mut Context<'c>) -> SocketWire<'a, 'c> {
+        SocketWire {
+            socket: &self.socket,
+            cx,
         }
     }
 
@@ -202,149 +178,30 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        if let Some(secured) = self.tls.get_mut() {
+        if let Some(mut secured) = self.tls.get_mut().take() {
             let session = &mut secured.session;
             session.close();
             // As far as the socket takes it at once: the connection closes anyway.
             let mut cx = Context::from_waker(Waker::noop());
-            let _ = self.wire.poll_flush(&mut cx, session);
+            let _ = session.poll_send(&mut self.wire(&mut cx));
         }
     }
 }
 
-/// A connected socket of the current runtime.
-enum Wire {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-    Vsock(AsyncFd<OwnedFd>),
+/// The socket as a session sees it.
+struct SocketWire<'a, 'c> {
+    socket: &'a AsyncSocket,
+    cx: &'a mut Context<'c>,
 }
 
-impl Wire {
-    fn new(socket: Socket) -> io::Result<Self> {
-        match socket {
-            Socket::Tcp(socket) => TcpStream::from_std(socket).map(Self::Tcp),
-            Socket::Unix(socket) => UnixStream::from_std(socket).map(Self::Unix),
-            Socket::Vsock(socket) => watched(socket).map(Self::Vsock),
-        }
+impl Wire for SocketWire<'_, '_> {
+    fn poll_receive(&mut self, room: &mut [u8]) -> Poll<io::Result<usize>> {
+        self.socket
+            .poll_receive(self.cx, &mut [IoSliceMut::new(room)])
     }
 
-    fn poll_receive(
-        &self,
-        cx: &mut Context<'_>,
-        slices: &mut [IoSliceMut<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let room = slices.iter().map(|slice| slice.len()).sum();
-        loop {
-            let receive = || socket::receive(self.as_fd(), slices);
-            if let Some(result) = self.attempt(Interest::READABLE, room, receive) {
-                return Poll::Ready(result);
-            }
-            ready!(self.poll_read_ready(cx))?;
-        }
-    }
-
-    fn poll_send(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let size = slices.iter().map(|slice| slice.len()).sum();
-        loop {
-            let send = || socket::send(self.as_fd(), slices);
-            if let Some(result) = self.attempt(Interest::WRITABLE, size, send) {
-                return Poll::Ready(result);
-            }
-            ready!(self.poll_write_ready(cx))?;
-        }
-    }
-
-    fn poll_send_file(
-        &self,
-        cx: &mut Context<'_>,
-        (file, offset): (BorrowedFd<'_>, u64),
-        length: usize,
-    ) -> Poll<io::Result<usize>> {
-        loop {
-            let send = || socket::send_file(self.as_fd(), file, offset, length);
-            // Being short says nothing of the socket: it may be the file that is.
-            if let Some(result) = self.attempt(Interest::WRITABLE, 0, send) {
-                return Poll::Ready(result);
-            }
-            ready!(self.poll_write_ready(cx))?;
-        }
-    }
-
-    /// Sends all that `session` has to send.
-    fn poll_flush(&self, cx: &mut Context<'_>, session: &mut Session) -> Poll<io::Result<()>> {
-        while !session.outgoing().is_empty() {
-            let count = ready!(self.poll_send(cx, &[IoSlice::new(session.outgoing())]))?;
-            session.sent(count);
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    /// Receives once for `session`. 0 is the end.
-    fn poll_fill(&self, cx: &mut Context<'_>, session: &mut Session) -> Poll<io::Result<usize>> {
-        let room = session.room();
-        if room.is_empty() {
-            // More than any record or message of TLS may have has come, and none of it made sense.
-            let error = io::Error::new(io::ErrorKind::InvalidData, "a TLS message is too long");
-            return Poll::Ready(Err(error));
-        }
-        let count = ready!(self.poll_receive(cx, &mut [IoSliceMut::new(room)]))?;
-        session.received(count);
-        Poll::Ready(Ok(count))
-    }
-
-    fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Self::Tcp(socket) => socket.poll_read_ready(cx),
-            Self::Unix(socket) => socket.poll_read_ready(cx),
-            Self::Vsock(socket) => socket.poll_read_ready(cx).map_ok(drop),
-        }
-    }
-
-    fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Self::Tcp(socket) => socket.poll_write_ready(cx),
-            Self::Unix(socket) => socket.poll_write_ready(cx),
-            Self::Vsock(socket) => socket.poll_write_ready(cx).map_ok(drop),
-        }
-    }
-
-    /// Makes `call`, and marks the socket as not ready when it moved fewer bytes than `wanted`.
-    /// `None` means that the socket was not ready.
-    fn attempt(
-        &self,
-        interest: Interest,
-        wanted: usize,
-        call: impl FnOnce() -> io::Result<usize>,
-    ) -> Option<io::Result<usize>> {
-        let mut moved = 0;
-        let call = || {
-            moved = call()?;
-            if moved > 0 && moved < wanted {
-                return Err(io::ErrorKind::WouldBlock.into());
-            }
-            Ok(())
-        };
-        let result = match self {
-            Self::Tcp(socket) => socket.try_io(interest, call),
-            Self::Unix(socket) => socket.try_io(interest, call),
-            Self::Vsock(socket) => socket.try_io(interest, |_| call()),
-        };
-        match result {
-            Ok(()) => Some(Ok(moved)),
-            Err(_) if moved > 0 => Some(Ok(moved)),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
-            Err(error) => Some(Err(error)),
-        }
-    }
-}
-
-impl AsFd for Wire {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Tcp(socket) => socket.as_fd(),
-            Self::Unix(socket) => socket.as_fd(),
-            Self::Vsock(socket) => socket.as_fd(),
-        }
+    fn poll_send(&mut self, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.socket.poll_send(self.cx, &[IoSlice::new(bytes)])
     }
 }
 

@@ -1,6 +1,11 @@
-//! How many descriptors a process may hold.
+//! How many descriptors a process may hold, and what it looks like when there are no more.
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::io;
+
+use rustix::{
+    io::Errno,
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+};
 
 /// Lets this process have as many descriptors as an ordinary user may ask for, and says how many that are;
 /// `None` for no limit. Where the system refuses even that, the limit stays as it was.
@@ -17,9 +22,31 @@ pub fn allow_most_descriptors() -> Option<u64> {
     }
 }
 
+/// Whether a call failed for want of descriptors or memory on this side, so that nothing is said of the other one.
+#[must_use]
+pub fn is_shortage(error: &io::Error) -> bool {
+    let shortages = [
+        Errno::MFILE,
+        Errno::NFILE,
+        Errno::NOBUFS,
+        Errno::NOMEM,
+        Errno::ADDRNOTAVAIL,
+    ];
+    let number = error.raw_os_error();
+    number.is_some_and(|number| shortages.contains(&Errno::from_raw_os_error(number)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_has_no_descriptors_is_told_from_who_is_refused() {
+        let raised = |error: Errno| is_shortage(&io::Error::from(error));
+        assert!(raised(Errno::MFILE) && raised(Errno::NOMEM));
+        assert!(!raised(Errno::CONNREFUSED) && !raised(Errno::ACCESS));
+        assert!(!is_shortage(&io::ErrorKind::TimedOut.into()));
+    }
 
     #[test]
     fn the_limit_becomes_the_most_that_is_allowed() {

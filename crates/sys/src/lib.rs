@@ -6,6 +6,8 @@
 compile_error!("blockferry runs on Linux only");
 
 mod aligned;
+#[cfg(feature = "tokio")]
+mod async_socket;
 mod background;
 mod beneath;
 mod block_device;
@@ -26,10 +28,12 @@ mod usage;
 pub mod vsock;
 
 pub use aligned::{AlignedBytes, PAGE_ALIGNMENT};
+#[cfg(feature = "tokio")]
+pub use async_socket::{AsyncSocket, SocketKind, watched};
 pub use background::{Background, Ready, end_with_parent, to_background};
 pub use beneath::{kind_beneath, list_directory, open_beneath};
 pub use block_device::{BlockDeviceFacts, discard_blocks, inspect_block_device, zero_blocks};
-pub use descriptors::allow_most_descriptors;
+pub use descriptors::{allow_most_descriptors, is_shortage};
 pub use file_copy::{clone_range, copy_range, file_system_block, never_shares_blocks};
 pub use fs::{
     FileFacts, FileKind, OpenMode, ZeroMethod, inspect, lives_in_memory, next_data, next_hole,

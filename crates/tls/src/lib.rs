@@ -26,8 +26,10 @@
 
 #![forbid(unsafe_code)]
 
+mod buffers;
 mod certificates;
 mod client;
+mod drive;
 mod error;
 mod facts;
 mod reread;
@@ -39,6 +41,7 @@ mod stream;
 mod verifier;
 
 pub use client::{Certificates, ClientOptions, ClientTls, Verification};
+pub use drive::{Arrival, Wire};
 pub use error::{Error, ErrorKind, Result, Role};
 pub use facts::{Facts, PeerCertificate};
 pub use server::ServerTls;

@@ -7,6 +7,8 @@
 //!
 //! What was received is decrypted in place, record by record, and copied once into the caller's slices. That
 //! is the copy that rustls wants; a record that the slices have no room for is kept and costs one more.
+//!
+//! The memory for records is lent while some are in it: ten thousand sessions that wait have none.
 
 use std::{
     fmt,
@@ -28,7 +30,7 @@ use rustls::{
 };
 
 use crate::{
-    Error, Facts, Result, Role,
+    Error, Facts, Result, Role, buffers,
     error::{Expected, LONGEST_MESSAGE},
     scatter::Scatter,
 };
@@ -42,6 +44,15 @@ const SEND: usize = 256 << 10;
 /// How many plain bytes a record holds, and what it adds to them at most.
 const RECORD: usize = 16 << 10;
 const RECORD_OVERHEAD: usize = 64;
+
+/// So little memory is kept while a session waits: the header of a request or two.
+const KEPT: usize = 1 << 10;
+
+/// The memory for what arrives: room for a receive behind the longest message that is not whole yet.
+const INCOMING: usize = RECEIVE + LONGEST_MESSAGE + RECORD;
+
+/// The memory for what is to be sent, unless TLS has much to say itself.
+const OUTGOING: usize = SEND + (SEND / RECORD + 2) * RECORD_OVERHEAD;
 
 /// Slices shorter than this share a record with their neighbours.
 const SHORT: usize = 4 << 10;
@@ -61,6 +72,8 @@ pub struct Session {
     shown: Arc<AtomicBool>,
     /// The name that the client asked for.
     asked_for: Arc<OnceLock<String>>,
+    /// The peer has said something.
+    begun: bool,
 }
 
 /// rustls, as one side or the other.
@@ -80,8 +93,8 @@ struct Traffic {
     closed: bool,
     /// The peer has said something that TLS has an answer to.
     answered: bool,
-    /// What the peer did that has ended the session.
-    failure: Option<rustls::Error>,
+    /// What has ended the session.
+    failure: Option<Failure>,
     /// Short slices on their way into one record.
     gather: Vec<u8>,
 }
@@ -136,12 +149,13 @@ impl Session {
     fn new(side: Side, expected: Expected) -> Self {
         Self {
             side,
-            incoming: Incoming::new(),
+            incoming: Incoming::default(),
             traffic: Traffic::default(),
             expected,
             asked: Arc::default(),
             shown: Arc::default(),
             asked_for: Arc::default(),
+            begun: false,
         }
     }
 
@@ -186,26 +200,58 @@ impl Session {
         self.expected.role()
     }
 
+    /// Whether the peer has said anything yet, right or wrong.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.begun
+    }
+
     /// Where to put what arrives on the socket: 256 KiB and more, as long as everything that can be read is
-    /// read first. Empty after a peer has sent what nobody can read.
+    /// read first. Empty after a peer has sent what nobody can read. Where nothing arrives,
+    /// [`rest`](Self::rest) gives the memory back.
     pub fn room(&mut self) -> &mut [u8] {
         self.incoming.room()
     }
 
     /// `count` bytes have arrived in [`room`](Self::room).
     pub fn received(&mut self, count: usize) {
+        self.begun |= count > 0;
         self.incoming.end = self.incoming.bytes.len().min(self.incoming.end + count);
+    }
+
+    /// Nothing has arrived, and the caller waits: gives back what memory is not needed meanwhile.
+    pub fn rest(&mut self) {
+        self.incoming.rest();
+        self.traffic.rest();
+    }
+
+    /// How many bytes of memory the session has for what is on its way, beside what TLS itself needs.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        let Traffic {
+            outgoing,
+            early,
+            gather,
+            ..
+        } = &self.traffic;
+        let records = self.incoming.bytes.len() + outgoing.bytes.len();
+        records + early.capacity() + gather.capacity()
     }
 
     /// Fills `slices` with plain bytes as far as they have arrived. There may be something to send afterwards.
     ///
     /// # Errors
-    /// Whatever is wrong with the peer.
+    /// Whatever is wrong with the peer, when all that came before has been read.
     pub fn read(&mut self, slices: &mut [IoSliceMut<'_>]) -> Result<Received> {
         let mut scatter = Scatter::new(slices);
         self.traffic.hand_over(&mut scatter);
         if self.traffic.early.is_empty() && !scatter.is_full() && !self.traffic.closed {
-            self.advance(Some(&mut scatter), Errand::None)?;
+            match self.advance(Some(&mut scatter), Errand::None) {
+                // It is told to whoever reads on: it ends the session.
+                Err(_) if scatter.count() > 0 => {}
+                turn => {
+                    turn?;
+                }
+            }
         }
         match scatter.count() {
             0 if self.traffic.closed => Ok(Received::Closed),
@@ -255,8 +301,8 @@ impl Session {
         mut scatter: Option<&mut Scatter<'_, '_>>,
         mut errand: Errand<'_, '_>,
     ) -> Result<Turn> {
-        if let Some(error) = &self.traffic.failure {
-            return Err(self.peer_error(error.clone()));
+        if let Some(failure) = &self.traffic.failure {
+            return Err(self.told(failure.clone()));
         }
         loop {
             let (discard, turn) = self.step(scatter.as_deref_mut(), &mut errand);
@@ -264,20 +310,26 @@ impl Session {
             match turn {
                 Ok(None) => {}
                 Ok(Some(turn)) => return Ok(turn),
-                Err(Failed::Here(error)) => return Err(error),
-                Err(Failed::Peer(error)) => {
-                    let told = self.peer_error(error.clone());
-                    self.collect_alert();
-                    // rustls is asked nothing any more: it would find the same again, and tell the peer twice.
-                    self.traffic.failure = Some(error);
+                Err(failure) => {
+                    let told = self.told(failure.clone());
+                    if let Failure::Peer(_) = failure {
+                        self.collect_alert();
+                    }
+                    // rustls is asked nothing any more: it would find the same again, and tell the peer twice. When the
+                    // keys are used up, it would tell the peer that nothing was missing.
+                    self.traffic.failure = Some(failure);
                     return Err(told);
                 }
             }
         }
     }
 
-    fn peer_error(&self, error: rustls::Error) -> Error {
-        Error::from_peer(error, &self.expected, self.traffic.answered)
+    /// What the caller is told of a failure.
+    fn told(&self, failure: Failure) -> Error {
+        match failure {
+            Failure::Peer(error) => Error::from_peer(error, &self.expected, self.traffic.answered),
+            Failure::Exhausted => Error::Exhausted,
+        }
     }
 
     /// Carries out one thing that rustls says or wants; says also how much of what was received is done with.
@@ -285,7 +337,7 @@ impl Session {
         &mut self,
         scatter: Option<&mut Scatter<'_, '_>>,
         errand: &mut Errand<'_, '_>,
-    ) -> (usize, Result<Option<Turn>, Failed>) {
+    ) -> (usize, Result<Option<Turn>, Failure>) {
         let pending = self.incoming.pending();
         let traffic = &mut self.traffic;
         match &mut self.side {
@@ -302,12 +354,13 @@ impl Session {
     }
 }
 
-/// What failed.
-enum Failed {
+/// What ends a session: it is found once, and told to everybody who asks for more.
+#[derive(Clone)]
+enum Failure {
     /// Something that the peer did.
     Peer(rustls::Error),
-    /// Something on this side.
-    Here(Error),
+    /// The keys are used up.
+    Exhausted,
 }
 
 impl Traffic {
@@ -320,6 +373,16 @@ impl Traffic {
         }
     }
 
+    /// Gives back the memory of short slices and of what was read late, where it is empty.
+    fn rest(&mut self) {
+        if self.early.is_empty() {
+            self.early = Vec::new();
+        }
+        if self.gather.capacity() > KEPT {
+            self.gather = Vec::new();
+        }
+    }
+
     /// Does what rustls wants, for a client as for a server. The first of the results is how many of the
     /// received bytes are done with.
     fn obey<Data>(
@@ -327,10 +390,10 @@ impl Traffic {
         status: UnbufferedStatus<'_, '_, Data>,
         mut scatter: Option<&mut Scatter<'_, '_>>,
         errand: &mut Errand<'_, '_>,
-    ) -> (usize, Result<Option<Turn>, Failed>) {
+    ) -> (usize, Result<Option<Turn>, Failure>) {
         let UnbufferedStatus { mut discard, state } = status;
         let turn = match state {
-            Err(error) => Err(Failed::Peer(error)),
+            Err(error) => Err(Failure::Peer(error)),
             Ok(ConnectionState::ReadTraffic(mut traffic)) => {
                 let mut result = Ok(());
                 while let Some(record) = traffic.next_record() {
@@ -341,7 +404,7 @@ impl Traffic {
                             self.early.extend_from_slice(&record.payload[placed..]);
                         }
                         Err(error) => {
-                            result = Err(Failed::Peer(error));
+                            result = Err(Failure::Peer(error));
                             break;
                         }
                     }
@@ -356,7 +419,7 @@ impl Traffic {
                     Err(EncodeError::InsufficientSize(needed)) => Err(Needs::Room(needed)),
                     Err(EncodeError::AlreadyEncoded) => Ok(0),
                 });
-                encoded.map(|()| None).map_err(Failed::Here)
+                encoded.map(|()| None)
             }
             // It is sent with whatever follows.
             Ok(ConnectionState::TransmitTlsData(data)) => {
@@ -377,7 +440,7 @@ impl Traffic {
                         .outgoing
                         .append(|room| traffic.queue_close_notify(room).map_err(Needs::from)),
                 };
-                done.map(|()| Some(Turn::CanWrite)).map_err(Failed::Here)
+                done.map(|()| Some(Turn::CanWrite))
             }
             Ok(ConnectionState::BlockedHandshake) => Ok(Some(Turn::NeedsMore)),
             Ok(_) => Ok(Some(Turn::Closed)),
@@ -409,26 +472,23 @@ enum Turn {
 }
 
 /// Records as they arrived.
+#[derive(Default)]
 struct Incoming {
+    /// Empty while nothing is in it, and nobody was given room.
     bytes: Box<[u8]>,
     start: usize,
     end: usize,
 }
 
 impl Incoming {
-    fn new() -> Self {
-        Self {
-            bytes: vec![0; RECEIVE + LONGEST_MESSAGE + RECORD].into_boxed_slice(),
-            start: 0,
-            end: 0,
-        }
-    }
-
     fn pending(&mut self) -> &mut [u8] {
         &mut self.bytes[self.start..self.end]
     }
 
     fn room(&mut self) -> &mut [u8] {
+        if self.bytes.is_empty() {
+            self.bytes = buffers::lend(INCOMING);
+        }
         if self.bytes.len() - self.end < RECEIVE {
             self.bytes.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
@@ -442,12 +502,27 @@ impl Incoming {
             (self.start, self.end) = (0, 0);
         }
     }
+
+    fn rest(&mut self) {
+        if self.start == self.end && !self.bytes.is_empty() {
+            (self.start, self.end) = (0, 0);
+            buffers::take_back(mem::take(&mut self.bytes));
+        }
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        self.end = self.start;
+        self.rest();
+    }
 }
 
 /// Records that wait to be sent.
 #[derive(Default)]
 struct Outgoing {
-    bytes: Vec<u8>,
+    /// Empty while nothing is in it.
+    bytes: Box<[u8]>,
     start: usize,
     end: usize,
 }
@@ -476,11 +551,23 @@ impl Outgoing {
         self.start = self.end.min(self.start + count);
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
+            self.give_back();
+        }
+    }
+
+    fn give_back(&mut self) {
+        let bytes = mem::take(&mut self.bytes);
+        // More was needed for once.
+        if bytes.len() == OUTGOING {
+            buffers::take_back(bytes);
         }
     }
 
     /// Gives `fill` room, and more where it needs it, and takes note of what it has put there.
-    fn append(&mut self, mut fill: impl FnMut(&mut [u8]) -> Result<usize, Needs>) -> Result<()> {
+    fn append(
+        &mut self,
+        mut fill: impl FnMut(&mut [u8]) -> Result<usize, Needs>,
+    ) -> Result<(), Failure> {
         loop {
             match fill(&mut self.bytes[self.end..]) {
                 Ok(count) => {
@@ -488,16 +575,21 @@ impl Outgoing {
                     return Ok(());
                 }
                 Err(Needs::Room(needed)) => {
-                    let usual = SEND + (SEND / RECORD + 2) * RECORD_OVERHEAD;
                     let length = self.end + needed.required_size;
-                    // Fresh zeroes: what is never used of them takes no memory.
-                    let mut bytes = vec![0; length.max(usual)];
+                    let mut bytes = buffers::lend(length.max(OUTGOING));
                     bytes[..self.end].copy_from_slice(&self.bytes[..self.end]);
+                    self.give_back();
                     self.bytes = bytes;
                 }
-                Err(Needs::NewKeys) => return Err(Error::Exhausted),
+                Err(Needs::NewKeys) => return Err(Failure::Exhausted),
             }
         }
+    }
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        self.give_back();
     }
 }
 
@@ -522,7 +614,7 @@ impl Load<'_> {
         traffic: &mut WriteTraffic<'_, Data>,
         outgoing: &mut Outgoing,
         gather: &mut Vec<u8>,
-    ) -> Result<()> {
+    ) -> Result<(), Failure> {
         let mut seal = |plain: &[u8]| {
             outgoing.append(|room| traffic.encrypt(plain, room).map_err(Needs::from))
         };
@@ -550,5 +642,28 @@ impl Load<'_> {
             }
         }
         seal(gather)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Certificates, ClientOptions, Verification};
+
+    #[test]
+    fn keys_that_are_used_up_stay_so_and_nobody_is_told_of_a_proper_end() {
+        let mut options = ClientOptions::new("localhost", Certificates::FirstOf(Vec::new()));
+        options.verification = Verification::Off;
+        let mut session = options.session().expect("a session");
+        let spent = session.traffic.outgoing.append(|_| Err(Needs::NewKeys));
+        session.traffic.failure = spent.err();
+        for _ in 0..2 {
+            let written = session.write(&[IoSlice::new(b"more")], 0);
+            assert!(matches!(written, Err(Error::Exhausted)), "{written:?}");
+            let read = session.read(&mut [IoSliceMut::new(&mut [0])]);
+            assert!(matches!(read, Err(Error::Exhausted)), "{read:?}");
+        }
+        session.close();
+        assert!(session.outgoing().is_empty());
     }
 }

@@ -4,8 +4,8 @@
 //! a time. This one takes a [`Session`], as the rest of this project does: a receive is as long as what the
 //! reader has room for, and its errors are in this crate's words.
 //!
-//! How much memory a connection takes is bounded, whatever the peer does: what is received and not decrypted
-//! yet, at most 336 KiB; what is encrypted and not sent yet, some 264 KiB and what TLS itself has to say; and
+//! How much memory a connection takes is bounded, whatever the peer does, and none while nothing is on its way: what is
+//! received and not decrypted yet, at most 336 KiB; what is encrypted and not sent yet, some 264 KiB and what TLS itself has to say; and
 //! what is decrypted and not read yet, two records.
 
 use std::{
@@ -23,14 +23,10 @@ use tokio::{
     time,
 };
 
-use crate::{Error, Facts, Handshake, Received, Result, Role, Session};
+use crate::{Arrival, Error, Facts, Result, Session, Wire};
 
 /// The longest record there is, with its header (RFC 8446, section 5.2; RFC 5246, section 6.2.3).
 const LONGEST_RECORD: usize = 5 + (16 << 10) + 2048;
-
-/// How much may wait to be sent before nothing more is received. More than any batch of data: only what TLS has
-/// to answer can add to that, to a peer that asks and does not listen.
-const MOST_WAITING: usize = 512 << 10;
 
 /// A stream of plain bytes over one of TLS records.
 ///
@@ -82,56 +78,27 @@ where
             waker: Waker::from(Arc::clone(&wakers)),
             wakers,
         };
-        let mut begun = false;
-        match time::timeout(limit, this.shake_hands(&mut begun)).await {
+        let shaken = time::timeout(limit, poll_fn(|cx| this.poll_handshake(cx)));
+        match shaken.await {
             Ok(done) => done.map(|()| this),
-            Err(_) => {
-                let by = this.session.peer();
-                Err(Error::TimedOut { by, begun, limit })
-            }
+            Err(_) => Err(Error::TimedOut {
+                by: this.session.peer(),
+                begun: this.session.has_begun(),
+                limit,
+            }),
         }
     }
 
-    async fn shake_hands(&mut self, begun: &mut bool) -> Result<()> {
-        loop {
-            let step = match self.session.handshake() {
-                Ok(step) => step,
-                Err(error) => {
-                    // What the peer is told is short; who does not take it is not waited for.
-                    let _ = poll_fn(|cx| Poll::Ready(self.poll_all_out(cx))).await;
-                    return Err(error);
-                }
-            };
-            if step == Handshake::Done {
-                let sent = poll_fn(|cx| self.poll_all_out(cx)).await;
-                return sent.map_err(Error::Stream);
-            }
-            match poll_fn(|cx| self.poll_exchange(cx)).await {
-                Ok(0) => return Err(self.hung_up(*begun)),
-                Ok(_) => *begun = true,
-                Err(error) => return Err(Error::Stream(error)),
-            }
-        }
-    }
-
-    /// Sends what there is to send and receives at the same time: the peer may do no other than talk, too.
-    fn poll_exchange(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let sent = self.poll_all_out(cx);
-        // A peer that takes no more may have said why before.
-        match (self.poll_fill(cx, LONGEST_RECORD), sent) {
-            (Poll::Pending | Poll::Ready(Err(_)), Poll::Ready(Err(error))) => {
-                Poll::Ready(Err(error))
-            }
-            (received, _) => received,
-        }
-    }
-
-    fn hung_up(&self, begun: bool) -> Error {
-        match self.session.peer() {
-            Role::Client if begun => Error::HungUp,
-            Role::Client => Error::NeverBegan,
-            Role::Server => Error::Cut,
-        }
+    fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        self.wakers.writer.set(cx);
+        let mut below = Below {
+            stream: &mut self.stream,
+            reader: cx,
+            writer: Context::from_waker(&self.waker),
+            reading: None,
+            wanted: LONGEST_RECORD,
+        };
+        self.session.poll_handshake(&mut below)
     }
 
     /// What the handshake has found out.
@@ -146,45 +113,28 @@ where
         &self.stream
     }
 
-    /// Receives up to `wanted` bytes, or a record's worth. 0 is the end.
-    fn poll_fill(&mut self, cx: &mut Context<'_>, wanted: usize) -> Poll<io::Result<usize>> {
-        let room = self.session.room();
-        let length = room.len().min(wanted.max(LONGEST_RECORD));
-        if length == 0 {
-            // More than any record or message of TLS may have has come, and none of it made sense.
-            let error = io::Error::new(io::ErrorKind::InvalidData, "a TLS message is too long");
-            return Poll::Ready(Err(error));
-        }
-        let mut room = ReadBuf::new(&mut room[..length]);
-        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut room))?;
-        let count = room.filled().len();
-        self.session.received(count);
-        Poll::Ready(Ok(count))
-    }
-
     /// Gives all that the session has to send to the stream below.
-    fn poll_send(&mut self) -> Poll<io::Result<()>> {
-        let mut cx = Context::from_waker(&self.waker);
-        while !self.session.outgoing().is_empty() {
-            let stream = Pin::new(&mut self.stream);
-            match ready!(stream.poll_write(&mut cx, self.session.outgoing()))? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                count => self.session.sent(count),
-            }
-        }
-        Poll::Ready(Ok(()))
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut below = Below {
+            stream: &mut self.stream,
+            reader: cx,
+            writer: Context::from_waker(&self.waker),
+            reading: None,
+            wanted: 0,
+        };
+        self.session.poll_send(&mut below)
     }
 
     /// The same, and lets the stream below pass it on.
-    fn poll_all_out(&mut self, cx: &Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_all_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.wakers.writer.set(cx);
-        ready!(self.poll_send())?;
+        ready!(self.poll_send(cx))?;
         Pin::new(&mut self.stream).poll_flush(&mut Context::from_waker(&self.waker))
     }
 
     fn poll_write_slices(
         &mut self,
-        cx: &Context<'_>,
+        cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         if slices.iter().all(|slice| slice.is_empty()) {
@@ -195,10 +145,10 @@ where
         }
         self.wakers.writer.set(cx);
         // One batch at a time is all that may wait.
-        ready!(self.poll_send())?;
+        ready!(self.poll_send(cx))?;
         let written = self.session.write(slices, 0);
-        let sent = self.poll_send();
-        let count = written.map_err(into_io)?;
+        let sent = self.poll_send(cx);
+        let count = written?;
         match sent {
             _ if count == 0 => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
@@ -216,32 +166,29 @@ where
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        while buffer.remaining() > 0 {
-            let room = buffer.initialize_unfilled();
-            let received = this.session.read(&mut [IoSliceMut::new(room)]);
-            if !this.session.outgoing().is_empty() {
-                // Data that waits, or what TLS has to say itself: new keys, or what is wrong.
-                this.wakers.reader.set(cx);
-                let sent = this.poll_send();
-                if this.session.outgoing().len() > MOST_WAITING {
-                    ready!(sent)?;
-                }
-                // Otherwise whether it leaves shows soon enough: a peer that takes no more may have said why.
-            }
-            match received.map_err(into_io)? {
-                Received::Bytes(count) => {
-                    buffer.advance(count);
-                    break;
-                }
-                Received::Closed => break,
-                Received::Nothing => {}
-            }
-            if ready!(this.poll_fill(cx, buffer.remaining()))? == 0 {
-                return Poll::Ready(Err(into_io(Error::Cut)));
-            }
+        if buffer.remaining() == 0 {
+            return Poll::Ready(Ok(()));
         }
-        Poll::Ready(Ok(()))
+        let this = self.get_mut();
+        let mut below = Below {
+            stream: &mut this.stream,
+            reader: cx,
+            writer: Context::from_waker(&this.waker),
+            reading: Some(&this.wakers.reader),
+            wanted: buffer.remaining().max(LONGEST_RECORD),
+        };
+        let room = buffer.initialize_unfilled();
+        let received = this
+            .session
+            .poll_receive(&mut below, &mut [IoSliceMut::new(room)]);
+        Poll::Ready(match ready!(received)? {
+            Arrival::Bytes(count) => {
+                buffer.advance(count);
+                Ok(())
+            }
+            Arrival::Closed => Ok(()),
+            Arrival::Cut => Err(Error::Cut.into()),
+        })
     }
 }
 
@@ -294,6 +241,42 @@ impl<S: fmt::Debug> fmt::Debug for TlsStream<S> {
     }
 }
 
+/// The stream below, for the time of one call.
+struct Below<'a, 'c, 'w, S> {
+    stream: &'a mut S,
+    /// Who is woken when there is something to receive.
+    reader: &'a mut Context<'c>,
+    /// Those who are woken when there is room to send.
+    writer: Context<'w>,
+    /// Where a reader says that it waits for that, too, for it has something to send.
+    reading: Option<&'a Slot>,
+    /// How many bytes are received at most.
+    wanted: usize,
+}
+
+impl<S> Wire for Below<'_, '_, '_, S>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    fn poll_receive(&mut self, room: &mut [u8]) -> Poll<io::Result<usize>> {
+        let length = room.len().min(self.wanted);
+        let mut room = ReadBuf::new(&mut room[..length]);
+        ready!(Pin::new(&mut *self.stream).poll_read(self.reader, &mut room))?;
+        Poll::Ready(Ok(room.filled().len()))
+    }
+
+    fn poll_send(&mut self, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if let Some(reading) = self.reading {
+            reading.set(self.reader);
+        }
+        Pin::new(&mut *self.stream).poll_write(&mut self.writer, bytes)
+    }
+
+    fn poll_flush(&mut self) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.stream).poll_flush(&mut self.writer)
+    }
+}
+
 /// Who waits until the stream below takes more. It is written to for readers, too, and knows the last one that
 /// asked; reader and writer may be two tasks, and either may have given up meanwhile.
 #[derive(Debug, Default)]
@@ -332,13 +315,4 @@ impl Slot {
     fn take(&self) -> Option<Waker> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
-}
-
-fn into_io(error: Error) -> io::Error {
-    let kind = match &error {
-        Error::Cut => io::ErrorKind::UnexpectedEof,
-        Error::Exhausted => io::ErrorKind::Other,
-        _ => io::ErrorKind::InvalidData,
-    };
-    io::Error::new(kind, error)
 }

@@ -302,6 +302,62 @@ fn a_record_that_was_tampered_with_ends_the_session() {
 }
 
 #[test]
+fn what_came_before_a_forged_record_is_read_before_the_error_is_told() {
+    let data = bytes(1000);
+    for size in [4096, 10] {
+        let mut pair = Pair::joined(&TLS13);
+        pair.server.writer().write_all(&data).expect("room");
+        pair.receive(usize::MAX);
+        let mut forged = vec![0x17, 3, 3, 0, 40];
+        forged.extend([0x5a; 40]);
+        pair.client.room()[..forged.len()].copy_from_slice(&forged);
+        pair.client.received(forged.len());
+        let mut arrived = Vec::new();
+        let error = loop {
+            match read(&mut pair.client, [size, 0, 0]) {
+                Ok((part, _)) => arrived.extend(part),
+                Err(error) => break error,
+            }
+        };
+        assert!(arrived == data, "{size}: {} bytes", arrived.len());
+        assert_eq!(error.kind(), ErrorKind::Protocol);
+        let again = read(&mut pair.client, [size, 0, 0]).expect_err("it has ended");
+        assert_eq!(again.to_string(), error.to_string());
+    }
+}
+
+#[test]
+fn who_waits_has_no_memory_for_what_has_passed() {
+    let mut pair = Pair::joined(&TLS13);
+    let data = bytes(1_000_000);
+    for _ in 0..2 {
+        pair.server.writer().write_all(&data).expect("room");
+        let mut arrived = Vec::new();
+        while pair.receive(usize::MAX) > 0 {
+            arrived.extend(read_all(&mut pair.client, [100, 100_000, 100]));
+        }
+        assert!(arrived == data);
+        let mut sent = 0;
+        let slices = [&data[..3000], &data[3000..]].map(IoSlice::new);
+        while sent < data.len() {
+            sent += pair.client.write(&slices, sent).expect("it may");
+            assert!(pair.client.memory() > 256 << 10);
+            pair.send(usize::MAX);
+        }
+        assert!(pair.server_reads() == data);
+        pair.client.rest();
+        assert!(pair.client.memory() <= 1024, "{}", pair.client.memory());
+    }
+    // Half of a record is kept.
+    pair.server.writer().write_all(b"a question").expect("room");
+    pair.receive(10);
+    assert_eq!(read_all(&mut pair.client, [100, 0, 0]), b"");
+    pair.client.rest();
+    pair.receive(usize::MAX);
+    assert_eq!(read_all(&mut pair.client, [100, 0, 0]), b"a question");
+}
+
+#[test]
 fn floods_of_nonsense_end_in_an_error_and_not_in_memory() {
     // Handshake records without end, of a message that never becomes whole; then records of nothing.
     let endless: Vec<u8> = {
