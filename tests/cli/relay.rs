@@ -101,17 +101,18 @@ fn a_short_word_is_not_kept_waiting_for_more() {
 #[test]
 fn rates_lose_no_byte() {
     let bytes = noise(3 << 20, 6);
-    for option in ["--rate", "--connection-rate"] {
+    let both = ["--rate", "4M", "--connection-rate", "8M"];
+    for rate in [&both[..2], &["--connection-rate", "4M"], &both] {
         for mode in MODES {
             let room = tempdir().expect("a directory");
             let target = Target::new(Family::Tcp, room.path(), "");
-            let options = [option, "4M", "--mode", mode];
+            let options = [rate, &["--mode", mode]].concat();
             let relay = Relay::new(Family::Unix, &options, &[&target.address()]);
             let mut near = relay.connect();
             let mut far = target.accept();
             let sending = [send(&near, &bytes), send(&far, &bytes)];
             let receiving = thread::spawn(move || far.rest().expect("all of it"));
-            assert!(near.rest().expect("all of it") == bytes, "{option} {mode}");
+            assert!(near.rest().expect("all of it") == bytes, "{rate:?} {mode}");
             assert!(receiving.join().expect("received") == bytes);
             for sending in sending {
                 sending.join().expect("sent");

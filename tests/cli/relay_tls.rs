@@ -287,6 +287,26 @@ fn what_was_cut_off_looks_cut_off_on_the_other_side() {
     assert!(kinds.contains(&error.kind()), "{error}");
 }
 
+#[test]
+fn a_client_that_has_ended_and_is_gone_is_missed_below_tls() {
+    let realm = Realm::new();
+    let (listener, address) = target();
+    let relay = terminating(&realm, &[], &address);
+    let mut client = secured::client(relay.connect_tcp(), &trust(&realm)).expect("a handshake");
+    client.write_all(b"a question").expect("room");
+    secured::close_client(&mut client);
+    let mut server = patient(listener.accept().expect("the relay").0);
+    let question = secured::read_all(&mut server).expect("an end");
+    assert_eq!(question, b"a question");
+    server.write_all(b"half an answer").expect("room");
+    until("what nobody reads", || {
+        client.sock.peek(&mut [0; 1]).is_ok_and(|count| count == 1)
+    });
+    // Closed with something unread, a socket of TCP resets its connection.
+    drop(client);
+    assert_eq!(relay.closed()["ending"], "gone");
+}
+
 /// What a client gets from `data` behind a server with a `flaw`, and what the relay said.
 fn through(realm: &Realm, flaw: Flaw, arguments: &[&str]) -> (io::Result<Vec<u8>>, String) {
     let (listener, address) = target();

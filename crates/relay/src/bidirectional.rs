@@ -3,7 +3,7 @@
 use std::{
     future::{Future, poll_fn},
     io, mem,
-    os::fd::AsFd,
+    os::fd::BorrowedFd,
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
@@ -20,7 +20,7 @@ use crate::{
     clock::Clock,
     flow::{Ending, Flow},
     hangup::Hangup,
-    stream::Stream,
+    stream::{Kind, Stream},
 };
 
 /// Moves bytes both ways between `a` and `b` until both have ended, and says how many.
@@ -57,8 +57,26 @@ where
     A: AsyncRead + AsyncWrite + Unpin + 'static,
     B: AsyncRead + AsyncWrite + Unpin + 'static,
 {
+    copy_bidirectional_above(a, b, &Sockets::unknown(), options).await
+}
+
+/// As [`copy_bidirectional`], between streams that stand above sockets, such as those of TLS: their bytes cannot be
+/// spliced, but whether a peer is gone that nothing is read from any more is seen at its socket.
+///
+/// # Errors
+/// As [`copy_bidirectional`].
+pub async fn copy_bidirectional_above<A, B>(
+    a: &mut A,
+    b: &mut B,
+    sockets: &Sockets<A, B>,
+    options: &Options,
+) -> Result<Totals, RelayError>
+where
+    A: AsyncRead + AsyncWrite + Unpin + 'static,
+    B: AsyncRead + AsyncWrite + Unpin + 'static,
+{
     let mut relay = Relay::new(a, b, options);
-    let ended = poll_fn(|context| relay.poll(context, a, b)).await;
+    let ended = poll_fn(|context| relay.poll(context, a, b, sockets)).await;
     let totals = relay.totals();
     match ended {
         Ok(()) => Ok(totals),
@@ -67,6 +85,26 @@ where
             direction,
             cause,
         }),
+    }
+}
+
+/// Where the sockets below two streams are found, if there are any.
+#[derive(Debug)]
+pub struct Sockets<A, B> {
+    /// That of the first stream.
+    pub first: fn(&A) -> Option<BorrowedFd<'_>>,
+    /// That of the second stream.
+    pub second: fn(&B) -> Option<BorrowedFd<'_>>,
+}
+
+impl<A, B> Sockets<A, B> {
+    /// Nobody knows of any.
+    #[must_use]
+    pub fn unknown() -> Self {
+        Self {
+            first: |_| None,
+            second: |_| None,
+        }
     }
 }
 
@@ -127,6 +165,7 @@ impl Relay {
         context: &mut Context<'_>,
         a: &mut A,
         b: &mut B,
+        sockets: &Sockets<A, B>,
     ) -> Poll<Result<(), Failure>>
     where
         A: AsyncRead + AsyncWrite + Unpin + 'static,
@@ -164,14 +203,17 @@ impl Relay {
         if let Some(open) = open {
             // The one that has ended, or whose bytes nobody takes, is the one that the open direction writes to.
             let listener = match open {
-                Direction::Forward => Stream::of_writer(b),
-                Direction::Backward => Stream::of_writer(a),
+                Direction::Forward => socket_of(b, sockets.second),
+                Direction::Backward => socket_of(a, sockets.first),
             };
             if self.poll_hangup(context, listener).is_ready() {
                 return Poll::Ready(Err(self.deaf.take().unwrap_or((open, Cause::Gone))));
             }
         }
-        let readers = (Stream::of_reader(a), Stream::of_reader(b));
+        let readers = (
+            below(Stream::of_reader(a), a, sockets.first),
+            below(Stream::of_reader(b), b, sockets.second),
+        );
         if let Poll::Ready(direction) = self.poll_stall(context, readers) {
             let reset = Cause::Read(io::ErrorKind::ConnectionReset.into());
             return Poll::Ready(Err(self.deaf.take().unwrap_or((direction, reset))));
@@ -181,7 +223,7 @@ impl Relay {
             && !self.forward.is_throttled()
             && !self.backward.is_throttled()
         {
-            let progress = self.forward.progress() + self.backward.progress();
+            let progress = progress(&mut self.forward, &mut self.backward);
             if let Poll::Ready(cause) = clock.poll(context, progress, open.is_some()) {
                 let direction = open.unwrap_or(Direction::Forward);
                 return Poll::Ready(Err(self.deaf.take().unwrap_or((direction, cause))));
@@ -225,7 +267,7 @@ impl Relay {
     fn poll_stall(
         &mut self,
         context: &mut Context<'_>,
-        (a, b): (Option<Stream<'_>>, Option<Stream<'_>>),
+        (a, b): (Option<BorrowedFd<'_>>, Option<BorrowedFd<'_>>),
     ) -> Poll<Direction> {
         let stuck = [
             (self.forward.is_stuck(), a, Direction::Forward),
@@ -234,7 +276,7 @@ impl Relay {
         if !stuck.iter().any(|(is_stuck, ..)| *is_stuck) {
             return Poll::Pending;
         }
-        let progress = self.forward.progress() + self.backward.progress();
+        let progress = progress(&mut self.forward, &mut self.backward);
         let stall = self.stall.get_or_insert_with(|| {
             Box::new(Stall {
                 sleep: Box::pin(sleep(STALL)),
@@ -250,7 +292,7 @@ impl Relay {
             }
             for (is_stuck, reader, direction) in stuck {
                 if let Some(reader) = reader.filter(|_| is_stuck)
-                    && has_failed(reader.as_fd()).unwrap_or(false)
+                    && has_failed(reader).unwrap_or(false)
                 {
                     return Poll::Ready(direction);
                 }
@@ -258,7 +300,11 @@ impl Relay {
         }
     }
 
-    fn poll_hangup(&mut self, context: &mut Context<'_>, listener: Option<Stream<'_>>) -> Poll<()> {
+    fn poll_hangup(
+        &mut self,
+        context: &mut Context<'_>,
+        listener: Option<BorrowedFd<'_>>,
+    ) -> Poll<()> {
         if let Watch::NotYet = self.hangup {
             let hangup = listener.and_then(Hangup::watch).map(Box::new);
             self.hangup = Watch::Begun(hangup);
@@ -267,6 +313,35 @@ impl Relay {
             Watch::Begun(Some(hangup)) => hangup.poll(context).map(drop),
             _ => Poll::Pending,
         }
+    }
+}
+
+/// A number that changes when a byte moves, either way.
+fn progress(forward: &mut Flow, backward: &mut Flow) -> u64 {
+    forward.progress().wrapping_add(backward.progress())
+}
+
+/// The descriptor of an end that is read: its own, or that of the socket below it.
+fn below<'a, T>(
+    stream: Option<Stream<'a>>,
+    end: &'a T,
+    socket: fn(&T) -> Option<BorrowedFd<'_>>,
+) -> Option<BorrowedFd<'a>> {
+    match stream {
+        Some(stream) => Some(stream.into_fd()),
+        None => socket(end),
+    }
+}
+
+/// The socket of an end that is written to: itself, or the one below it.
+fn socket_of<T: 'static>(
+    end: &T,
+    socket: fn(&T) -> Option<BorrowedFd<'_>>,
+) -> Option<BorrowedFd<'_>> {
+    match Stream::of_writer(end) {
+        Some(stream) if stream.kind() == Kind::Pipe => None,
+        Some(stream) => Some(stream.into_fd()),
+        None => socket(end),
     }
 }
 

@@ -6,52 +6,31 @@
 
 use std::{
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd},
     task::{Context, Poll, ready},
 };
 
 use blockferry_sys::socket::is_hung_up;
-use tokio::{
-    net::{TcpStream, UnixStream},
-    runtime::Handle,
-};
+use tokio::{net::UnixStream, runtime::Handle};
 
-use crate::stream::{Kind, Stream};
+use crate::stream::Stream;
 
-/// Waits for a socket's peer to go.
+/// Waits for a socket's peer to go. Whatever kind of socket it is: only its readiness is waited for.
 #[derive(Debug)]
-pub(crate) enum Hangup {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
+pub(crate) struct Hangup(UnixStream);
 
 impl Hangup {
-    /// `None` for what is no socket, and where there are no descriptors left: then a timeout must do.
-    pub(crate) fn watch(stream: Stream<'_>) -> Option<Self> {
+    /// `None` where there are no descriptors left: then a timeout must do.
+    pub(crate) fn watch(socket: BorrowedFd<'_>) -> Option<Self> {
         // Whoever polls from another executor has no runtime to register with.
         Handle::try_current().ok()?;
-        let twin = || stream.as_fd().try_clone_to_owned();
-        match stream.kind() {
-            Kind::Tcp => twin().and_then(Self::tcp).ok(),
-            Kind::Unix => twin().and_then(Self::unix).ok(),
-            _ => None,
-        }
-    }
-
-    fn tcp(twin: OwnedFd) -> io::Result<Self> {
-        TcpStream::from_std(twin.into()).map(Self::Tcp)
-    }
-
-    fn unix(twin: OwnedFd) -> io::Result<Self> {
-        UnixStream::from_std(twin.into()).map(Self::Unix)
+        let twin = socket.try_clone_to_owned().ok()?;
+        UnixStream::from_std(twin.into()).map(Self).ok()
     }
 
     /// Ends when the peer is gone: it broke the connection off, or closed both of its directions.
     pub(crate) fn poll(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let stream = match self {
-            Self::Tcp(stream) => Stream::Tcp(stream),
-            Self::Unix(stream) => Stream::Unix(stream),
-        };
+        let stream = Stream::Unix(&self.0);
         loop {
             // A hang-up counts as room to write.
             ready!(stream.poll_write_ready(context))?;

@@ -40,7 +40,7 @@ pub mod proxy_protocol;
 mod rate;
 mod stream;
 
-pub use bidirectional::copy_bidirectional;
+pub use bidirectional::{Sockets, copy_bidirectional, copy_bidirectional_above};
 pub use counters::{Counters, Moved, Totals};
 pub use error::{Cause, CopyError, Direction, RelayError};
 pub use farewell::delivered;

@@ -125,14 +125,21 @@ impl<'a> Stream<'a> {
     }
 }
 
-impl AsFd for Stream<'_> {
-    fn as_fd(&self) -> BorrowedFd<'_> {
+impl<'a> Stream<'a> {
+    /// Its descriptor.
+    pub(crate) fn into_fd(self) -> BorrowedFd<'a> {
         match self {
             Self::Tcp(stream) => stream.as_fd(),
             Self::Unix(stream) => stream.as_fd(),
             Self::Receiver(receiver) => receiver.as_fd(),
             Self::Sender(sender) => sender.as_fd(),
         }
+    }
+}
+
+impl AsFd for Stream<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.into_fd()
     }
 }
 

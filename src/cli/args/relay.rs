@@ -46,9 +46,9 @@ pub(crate) struct RelayArgs {
     pub(crate) drain_timeout: Duration,
 
     /// Bytes a second at most, each way, of all connections together; 0: no limit.
-    #[arg(long, value_name = "BYTES", conflicts_with = "connection_rate")]
+    #[arg(long, value_name = "BYTES")]
     pub(crate) rate: Option<Size>,
-    /// Bytes a second at most, each way, of each connection; 0: no limit.
+    /// Bytes a second at most, each way, of each connection; 0: no limit. With --rate both hold.
     #[arg(long, value_name = "BYTES")]
     pub(crate) connection_rate: Option<Size>,
 

@@ -126,8 +126,31 @@ impl Journal {
         let line = entry.to_string() + "\n";
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         // A disk that is full must not keep the server from serving.
-        let _: io::Result<()> = file.write_all(line.as_bytes());
+        let _: io::Result<()> = append_whole(&mut file, line.as_bytes());
     }
+}
+
+/// Appends all of `line`, or nothing of it: half a line would make the next one unreadable, too.
+fn append_whole(file: &mut File, line: &[u8]) -> io::Result<()> {
+    let mut written = 0;
+    while written < line.len() {
+        match file.write(&line[written..]) {
+            Ok(0) => return take_back(file, written, io::ErrorKind::WriteZero.into()),
+            Ok(count) => written += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return take_back(file, written, error),
+        }
+    }
+    Ok(())
+}
+
+/// Takes back the last `written` bytes of `file`, as far as it is one that bytes can be taken back from.
+fn take_back(file: &File, written: usize, error: io::Error) -> io::Result<()> {
+    let metadata = file.metadata()?;
+    if written > 0 && metadata.is_file() {
+        file.set_len(metadata.len().saturating_sub(written as u64))?;
+    }
+    Err(error)
 }
 
 /// The object `entry` with the members of the object `details`.

@@ -95,7 +95,7 @@ pub(crate) fn bind_tcp(address: &str) -> Result<TcpListener, Failure> {
             .parse()
             .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "no port number"))
             .and_then(socket::listen_everywhere),
-        None => TcpListener::bind(address).and_then(|listener| {
+        None => bind(address).and_then(|listener| {
             socket::deepen_backlog(listener.as_fd())?;
             Ok(listener)
         }),
@@ -109,6 +109,23 @@ pub(crate) fn bind_tcp(address: &str) -> Result<TcpListener, Failure> {
         }
         _ => Failure::system(address, &error),
     })
+}
+
+/// Binds to `HOST:PORT`. The host may name its interface, as in `[fe80::1%eth0]:80`, which only the system's resolver
+/// understands, and without the brackets.
+fn bind(address: &str) -> io::Result<TcpListener> {
+    let zoned = address
+        .strip_prefix('[')
+        .and_then(|rest| rest.split_once("]:"));
+    match zoned {
+        Some((host, port)) if host.contains('%') => {
+            let port = port.parse::<u16>();
+            let port =
+                port.map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "no port number"))?;
+            TcpListener::bind((host, port))
+        }
+        _ => TcpListener::bind(address),
+    }
 }
 
 /// The sockets that this process was handed by systemd socket activation: none where it was not.
@@ -139,6 +156,14 @@ mod tests {
         assert!(path.exists());
         drop((listener, file));
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn an_address_may_name_its_interface() {
+        let listener = bind_tcp("[::1%1]:0").expect("the loopback interface is the first");
+        assert!(listener.local_addr().expect("bound").ip().is_loopback());
+        let failure = bind_tcp("[::1%1]:x").expect_err("no port");
+        assert_eq!(failure.code(), 2, "{failure}");
     }
 
     #[tokio::test]

@@ -6,7 +6,9 @@ use std::{
     task::{Context, Poll},
 };
 
-use blockferry_relay::{Cause, Moved, copy_bidirectional, copy_with};
+use blockferry_relay::{
+    Cause, Moved, Sockets, copy_bidirectional, copy_bidirectional_above, copy_with,
+};
 use tokio::{
     io::{
         AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, BufWriter, ReadBuf, duplex,
@@ -282,4 +284,73 @@ async fn a_stream_in_memory_whose_reader_is_gone_has_failed() {
         assert_eq!(error.moved, Moved::default());
         assert_eq!(error.unwritten, 500);
     }
+}
+
+/// A stream that stands above a socket, as one of TLS does.
+struct Above<S>(S);
+
+impl<S: Socket> AsyncRead for Above<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        room: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(context, room)
+    }
+}
+
+impl<S: Socket> AsyncWrite for Above<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
+    }
+}
+
+async fn a_peer_that_ended_and_vanished_below_ends_the_connection<S: Socket>() {
+    for mode in MODES {
+        let Line {
+            mut left,
+            a,
+            b,
+            mut right,
+        } = Line::<S, S>::new().await;
+        let (mut a, mut b) = (Above(a), Above(b));
+        let relay = tokio::spawn(async move {
+            let sockets = Sockets {
+                first: |end: &Above<S>| Some(end.0.as_fd()),
+                second: |end: &Above<S>| Some(end.0.as_fd()),
+            };
+            copy_bidirectional_above(&mut a, &mut b, &sockets, &options(mode)).await
+        });
+        send(&mut left, 0, 1_000, 1_000).await;
+        left.shutdown().await.unwrap();
+        assert_eq!(receive(&mut right, 0).await, 1_000);
+        left.vanish();
+        let error = relay.await.unwrap().unwrap_err();
+        assert!(matches!(error.cause, Cause::Gone), "{error}");
+        assert_eq!(error.totals.forward, copied(1_000));
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_ended_and_vanished_is_missed_below_any_stream() {
+    in_time(a_peer_that_ended_and_vanished_below_ends_the_connection::<
+        UnixStream,
+    >())
+    .await;
+    in_time(a_peer_that_ended_and_vanished_below_ends_the_connection::<
+        TcpStream,
+    >())
+    .await;
 }

@@ -8,7 +8,7 @@ use std::{
 use tokio::{net::TcpStream, sync::OwnedSemaphorePermit};
 
 use crate::{
-    relay::{self, Cause, Counters, Direction, Options, RelayError, Totals, delivered},
+    relay::{self, Cause, Counters, Direction, Options, RelayError, Sockets, Totals, delivered},
     tls,
 };
 
@@ -273,7 +273,12 @@ async fn carry<A: Stream, B: Stream>(a: A, b: B, visit: &mut Visit, counters: Ar
     let mut pair = Pair { a, b, whole: false };
     let mut options = visit.options();
     options.counters = Some(counters);
-    let result = relay::copy_bidirectional(&mut pair.a, &mut pair.b, &options).await;
+    let sockets = Sockets {
+        first: A::descriptor,
+        second: B::descriptor,
+    };
+    let result =
+        relay::copy_bidirectional_above(&mut pair.a, &mut pair.b, &sockets, &options).await;
     pair.whole = match &result {
         Ok(_) => true,
         // What it had said before it went has been passed on.

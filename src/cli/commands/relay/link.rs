@@ -3,7 +3,7 @@
 use std::{
     io::{self, IoSlice},
     net::SocketAddr,
-    os::fd::AsFd,
+    os::fd::{AsFd, BorrowedFd},
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -36,6 +36,9 @@ pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     fn tcp(&self) -> Option<&TcpStream> {
         None
     }
+
+    /// The descriptor of the socket that it goes over.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>>;
 }
 
 impl Stream for TcpStream {
@@ -47,11 +50,19 @@ impl Stream for TcpStream {
     fn tcp(&self) -> Option<&TcpStream> {
         Some(self)
     }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.as_fd())
+    }
 }
 
 impl Stream for UnixStream {
     /// Unix sockets know no reset.
     fn break_off(&self) {}
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.as_fd())
+    }
 }
 
 /// An end of a connection.
@@ -108,6 +119,14 @@ impl Stream for Link {
         match self.socket() {
             Self::Tcp(stream) => Some(stream),
             _ => None,
+        }
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Tcp(stream) => stream.descriptor(),
+            Self::Unix(stream) => stream.descriptor(),
+            Self::Tls(stream) => stream.below().descriptor(),
         }
     }
 }

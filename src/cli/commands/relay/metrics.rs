@@ -50,6 +50,19 @@ pub(super) fn text(relay: &Relay, workplaces: &[Arc<Workplace>]) -> String {
         page.line("relay_connect_failures_total", &labels, count);
     }
 
+    page.head(
+        "relay_own_failures_total",
+        "counter",
+        "Clients that could not be accepted yet, and those whose targets were not reached, for want of descriptors or memory.",
+    );
+    for (what, count) in relay.observer.own_failures() {
+        page.line(
+            "relay_own_failures_total",
+            &format!("what=\"{what}\""),
+            count,
+        );
+    }
+
     page.head("relay_ended_total", "counter", "Connections that are over.");
     let mut ended = [0; ENDINGS.len()];
     for workplace in workplaces {

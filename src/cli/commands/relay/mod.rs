@@ -68,6 +68,9 @@ const OTHER_DESCRIPTORS: usize = 24;
 /// Those that each worker has for itself, to wait with.
 const WORKER_DESCRIPTORS: usize = 4;
 
+/// How many names are looked up at a time. Nobody can end one, and each has a thread until it ends by itself.
+const MOST_LOOKUPS: usize = 16;
+
 /// How long accepting rests after it failed, for want of descriptors for example.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -76,6 +79,8 @@ pub(super) struct Relay {
     job: RelayJob,
     observer: Observer,
     tls: Tls,
+    /// Names that are being looked up.
+    lookups: Arc<Semaphore>,
     /// What all connections share, from clients to targets and back.
     rates: Option<(Rate, Rate)>,
     slots: Arc<Semaphore>,
@@ -172,6 +177,7 @@ impl Relay {
         }
         Ok(Self {
             tls: Tls::new(&job)?,
+            lookups: Arc::new(Semaphore::new(MOST_LOOKUPS)),
             observer,
             rates: job.rate.map(|rate| (Rate::new(rate), Rate::new(rate))),
             slots: Arc::new(Semaphore::new(most)),
@@ -184,7 +190,10 @@ impl Relay {
     fn options(&self) -> Options {
         let own = self.job.connection_rate;
         let own = own.map(|rate| (Rate::new(rate), Rate::new(rate)));
-        let rates = own.or_else(|| self.rates.clone());
+        let rates = match (own, &self.rates) {
+            (Some(own), Some(all)) => Some((own.0.and(&all.0), own.1.and(&all.1))),
+            (own, all) => own.or_else(|| all.clone()),
+        };
         let (rate, rate_back) = rates.unzip();
         let mut options = Options::new();
         options.mode = self.job.mode;

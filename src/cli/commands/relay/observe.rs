@@ -3,7 +3,11 @@
 use std::{
     io,
     net::SocketAddr,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -31,8 +35,15 @@ pub(super) struct Observer {
     targets: Vec<String>,
     connections: AtomicU64,
     connect_failures: Vec<AtomicU64>,
-    accept_failed: AtomicBool,
+    accept_failures: AtomicU64,
+    /// How often there was no descriptor, or no memory, to reach a target.
+    shortages: AtomicU64,
+    /// When accepting or reaching failed last for such a reason.
+    last_trouble: Mutex<Option<Instant>>,
 }
+
+/// Trouble that comes back after so long is told again.
+const QUIET: Duration = Duration::from_secs(60);
 
 impl Observer {
     /// # Errors
@@ -45,7 +56,9 @@ impl Observer {
             targets: targets.collect(),
             connections: AtomicU64::new(0),
             connect_failures: job.targets.iter().map(|_| AtomicU64::new(0)).collect(),
-            accept_failed: AtomicBool::new(false),
+            accept_failures: AtomicU64::new(0),
+            shortages: AtomicU64::new(0),
+            last_trouble: Mutex::new(None),
         })
     }
 
@@ -112,9 +125,47 @@ impl Observer {
         number
     }
 
+    /// How often a client could not be accepted, and how often no target could be reached for want of descriptors or
+    /// memory here.
+    pub(super) fn own_failures(&self) -> [(&'static str, u64); 2] {
+        [
+            ("accept", &self.accept_failures),
+            ("connect", &self.shortages),
+        ]
+        .map(|(what, count)| (what, count.load(Ordering::Relaxed)))
+    }
+
+    /// Whether trouble is worth telling: it comes again and again, ten times a second.
+    fn is_news(&self) -> bool {
+        let now = Instant::now();
+        let mut last = self
+            .last_trouble
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let before = last.replace(now);
+        before.is_none_or(|before| now.duration_since(before) >= QUIET)
+    }
+
+    /// A target was not reached, and the fault is ours.
+    pub(super) fn cannot_connect(&self, number: u64, address: &Address, error: &io::Error) {
+        self.shortages.fetch_add(1, Ordering::Relaxed);
+        let error = words(error);
+        let details = json!({
+            "connection": number,
+            "target": address.to_string(),
+            "error": error,
+            "fault": "relay",
+        });
+        self.log("connect-failed", details);
+        if self.is_news() {
+            let line = format!("targets cannot be reached from here: {error}");
+            self.teller.tell(Level::Trouble, line);
+        }
+    }
+
     pub(super) fn accept_failed(&self, error: &io::Error) {
-        // It is tried again and again.
-        if !self.accept_failed.swap(true, Ordering::Relaxed) {
+        self.accept_failures.fetch_add(1, Ordering::Relaxed);
+        if self.is_news() {
             let line = format!("clients cannot be accepted: {}; they wait", words(error));
             self.teller.tell(Level::Trouble, line);
             self.log("accept-failed", json!({ "error": words(error) }));
