@@ -1,16 +1,21 @@
 //! The client's side: [`ClientHandshake`] until transmission begins, [`ClientSession`] after.
 
 mod coverage;
+mod config;
+mod event;
 mod negotiation;
 mod options;
 mod outcome;
+mod questions;
 mod request;
 mod session;
 mod status;
 mod table;
 
-pub use negotiation::{ClientConfig, ClientHandshake, Goal, Step, Tls};
+pub use config::{ClientConfig, Goal, Tls};
+pub use negotiation::{ClientHandshake, Step};
 pub use outcome::{InfoReport, ListReport, Listed, Outcome};
 pub use request::{Request, RequestHeader};
-pub use session::{ClientSession, ReplyEvent, ServerError};
+pub use event::{ReplyEvent, ServerError};
+pub use session::ClientSession;
 pub use table::Cookie;

@@ -8,80 +8,20 @@
 //!   Info:     INFO -> [LIST_META_CONTEXT] -> ABORT
 //!   List:     LIST -> (INFO -> [LIST_META_CONTEXT]) for each export -> ABORT
 //! ```
+//!
+//! Here is what becomes of the answers; the questions are in [`questions`](super::questions).
 
 use std::collections::VecDeque;
 
+use super::config::{ClientConfig, Goal, Tls};
 use super::options::{self, InfoCollector, ReplyHead};
-use super::outcome::{InfoReport, ListReport, Listed, Outcome};
+use super::outcome::{InfoReport, Listed, Outcome};
 use crate::error::{Error, Incompatibility, Misbehaviour, Misuse, Result};
 use crate::limits;
 use crate::option::{OptionCode, OptionError, OptionErrorCode};
 use crate::reader::{self, Put, Reader};
 use crate::types::{ExportInfo, HandshakeStyle, ListedExport, MetaContext, Negotiated, ReplyMode};
 use crate::wire::{self, HandshakeFlags};
-
-/// Whether to use TLS.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Tls {
-    /// Never ask for it.
-    #[default]
-    Off,
-    /// Ask for it, and go on in the clear if the server refuses. No protection against anyone
-    /// who can change what goes over the network.
-    Prefer,
-    /// Ask for it, and trust nothing before it has started.
-    Require,
-}
-
-/// What the handshake is for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Goal {
-    /// To begin transmission.
-    #[default]
-    Transmit,
-    /// To learn about one export.
-    Info,
-    /// To learn about all exports.
-    List,
-}
-
-/// What a client wants.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ClientConfig {
-    /// The export's name, at most 4096 bytes; empty for the server's default. Not used by
-    /// [`Goal::List`].
-    pub export: String,
-    /// What the handshake is for.
-    pub goal: Goal,
-    /// Whether to use TLS.
-    pub tls: Tls,
-    /// The metadata contexts to select, at most 64, each at most 4096 bytes. Those that the server
-    /// does not have are missing from [`Negotiated::contexts`].
-    pub contexts: Vec<String>,
-    /// Whether to select, beside those, all that the server lists for the export, up to 64 in all and
-    /// 32 KiB of names.
-    pub all_contexts: bool,
-    /// Whether to ask for structured replies.
-    pub structured: bool,
-    /// Whether to ask for extended headers.
-    pub extended: bool,
-}
-
-impl Default for ClientConfig {
-    /// The default export over an unprotected connection, with everything that helps.
-    fn default() -> Self {
-        Self {
-            export: String::new(),
-            goal: Goal::Transmit,
-            tls: Tls::Off,
-            contexts: vec!["base:allocation".to_owned()],
-            all_contexts: false,
-            structured: true,
-            extended: true,
-        }
-    }
-}
 
 /// What the driver of a [`ClientHandshake`] must do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,28 +42,28 @@ pub enum Step {
 /// further steps say goodbye if that is possible, and end in [`Step::Done`] without an outcome.
 #[derive(Debug)]
 pub struct ClientHandshake {
-    config: ClientConfig,
-    state: State,
-    outgoing: Vec<u8>,
-    style: HandshakeStyle,
+    pub(super) config: ClientConfig,
+    pub(super) state: State,
+    pub(super) outgoing: Vec<u8>,
+    pub(super) style: HandshakeStyle,
     flags: HandshakeFlags,
-    tls: bool,
-    mode: ReplyMode,
+    pub(super) tls: bool,
+    pub(super) mode: ReplyMode,
     /// Bytes kept of the replies so far.
     kept: usize,
     /// Replies to the current option so far.
-    replies: usize,
-    infos: InfoCollector,
-    described: Option<ExportInfo>,
-    contexts: Vec<MetaContext>,
+    pub(super) replies: usize,
+    pub(super) infos: InfoCollector,
+    pub(super) described: Option<ExportInfo>,
+    pub(super) contexts: Vec<MetaContext>,
     /// Exports named by the server and not yet asked about; the first is being asked about.
-    pending: VecDeque<ListedExport>,
-    listed: Vec<Listed>,
+    pub(super) pending: VecDeque<ListedExport>,
+    pub(super) listed: Vec<Listed>,
     outcome: Option<Outcome>,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum State {
+pub(super) enum State {
     Magic,
     Style,
     Flags,
@@ -461,123 +401,22 @@ impl ClientHandshake {
         Ok(())
     }
 
-    fn ask(&mut self, option: OptionCode, payload: &[u8]) {
-        self.replies = 0;
-        self.outgoing
-            .extend_from_slice(&options::option(option, payload));
-        self.state = State::ReplyHead(option);
-    }
-
-    fn ask_for_mode(&mut self) {
-        if self.config.extended {
-            self.ask(OptionCode::ExtendedHeaders, &[]);
-        } else {
-            self.ask_for_structured_replies();
-        }
-    }
-
-    fn ask_for_structured_replies(&mut self) {
-        if self.config.structured {
-            self.ask(OptionCode::StructuredReply, &[]);
-        } else {
-            self.ask_for_goal();
-        }
-    }
-
-    fn ask_for_goal(&mut self) {
-        match self.config.goal {
-            Goal::List => self.ask(OptionCode::List, &[]),
-            Goal::Info => self.ask_for_info(OptionCode::Info),
-            Goal::Transmit if self.mode.is_chunked() && self.config.all_contexts => {
-                self.ask_for_list_of_contexts();
-            }
-            Goal::Transmit => self.ask_for_contexts(),
-        }
-    }
-
-    fn ask_for_contexts(&mut self) {
-        if self.mode.is_chunked() && !self.config.contexts.is_empty() {
-            let payload = options::context_request(&self.config.export, &self.config.contexts);
-            self.ask(OptionCode::SetMetaContext, &payload);
-        } else {
-            self.ask_for_info(OptionCode::Go);
-        }
-    }
-
-    /// Wants the contexts that the server has listed, as far as they can be selected.
-    fn choose_listed(&mut self) {
-        let mut room = limits::SELECTED_CONTEXTS;
-        for listed in std::mem::take(&mut self.contexts) {
-            let wanted = &mut self.config.contexts;
-            if wanted.contains(&listed.name) {
-                continue;
-            }
-            if wanted.len() >= limits::CONTEXTS || listed.name.len() > room {
-                break;
-            }
-            room -= listed.name.len();
-            wanted.push(listed.name);
-        }
-    }
-
-    fn ask_for_list_of_contexts(&mut self) {
-        self.contexts.clear();
-        // No query at all stands for every context.
-        let payload = options::context_request(self.export(), &[]);
-        self.ask(OptionCode::ListMetaContext, &payload);
-    }
-
-    fn ask_for_info(&mut self, option: OptionCode) {
-        self.infos = InfoCollector::default();
-        let payload = options::info_request(self.export());
-        self.ask(option, &payload);
-    }
-
-    fn ask_for_available_contexts(&mut self) {
-        self.contexts.clear();
-        if self.mode.is_chunked() {
-            self.ask_for_list_of_contexts();
-        } else if let Some(info) = self.described.take() {
-            self.export_settled(info);
-        }
-    }
-
-    fn ask_by_name(&mut self) {
-        let name = self.config.export.clone();
-        self.ask(OptionCode::ExportName, name.as_bytes());
-        self.state = State::ExportNameReply;
-    }
-
-    fn ask_about_next(&mut self) {
-        if self.pending.is_empty() {
-            let report = ListReport {
-                exports: std::mem::take(&mut self.listed),
-                style: self.style,
-                mode: self.mode,
-                tls: self.tls,
-            };
-            self.leave(Outcome::List(report));
-        } else {
-            self.ask_for_info(OptionCode::Info);
-        }
-    }
-
     /// The name of the export that is being asked about.
-    fn export(&self) -> &str {
+    pub(super) fn export(&self) -> &str {
         match self.pending.front() {
             Some(listed) => &listed.name,
             None => &self.config.export,
         }
     }
 
-    fn export_described(&mut self) -> Result<()> {
+    pub(super) fn export_described(&mut self) -> Result<()> {
         let info = self.described.take();
         let info = info.ok_or(Misbehaviour::MissingExportInfo(OptionCode::Info))?;
         self.export_settled(info);
         Ok(())
     }
 
-    fn export_settled(&mut self, info: ExportInfo) {
+    pub(super) fn export_settled(&mut self, info: ExportInfo) {
         let negotiated = self.settle(info);
         match self.pending.pop_front() {
             Some(export) => {
@@ -609,7 +448,7 @@ impl ClientHandshake {
         }
     }
 
-    fn leave(&mut self, outcome: Outcome) {
+    pub(super) fn leave(&mut self, outcome: Outcome) {
         self.outgoing = options::option(OptionCode::Abort, &[]);
         self.state = State::Over;
         self.outcome = Some(outcome);

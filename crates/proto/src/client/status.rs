@@ -2,7 +2,7 @@
 //! chunk message").
 
 use super::request::Request;
-use super::session::ServerError;
+use super::event::ServerError;
 use crate::error::{Misbehaviour, Result};
 use crate::limits;
 use crate::reader::{Reader, Truncated, lossy};

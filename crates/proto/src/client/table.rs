@@ -5,7 +5,7 @@
 
 use super::coverage::Coverage;
 use super::request::Request;
-use super::session::ServerError;
+use super::event::ServerError;
 use crate::limits;
 use crate::wire::Command;
 

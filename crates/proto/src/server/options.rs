@@ -1,7 +1,7 @@
 //! Options as a server reads them, and the replies that it writes (sections "Option types" and
 //! "Option reply types").
 
-use super::handshake::{OptionRefusal, ServedExport};
+use super::config::{OptionRefusal, ServedExport};
 use crate::limits;
 use crate::option::{OptionCode, OptionErrorCode};
 use crate::reader::{self, Put, Reader, Truncated};
