@@ -1,11 +1,11 @@
 //! A server's handshake against scripted clients, polite and hostile.
 
-use blockferry_proto::error::{Error, Misbehaviour, Misuse};
 use blockferry_proto::{
     BlockSizes, HandshakeFlags, ListedExport, Negotiated, OpenPurpose, OptionCode, OptionErrorCode,
     OptionRefusal, ReplyMode, ServedExport, ServerConfig, ServerHandshake, ServerStep, TlsPolicy,
     TransmissionFlags, limits,
 };
+use blockferry_proto::{Error, Misbehaviour, Misuse};
 
 const ACK: u32 = 1;
 const SERVER: u32 = 2;

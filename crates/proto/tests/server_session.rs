@@ -1,11 +1,11 @@
 //! A server's session against requests that are fine, wrong and nonsense.
 
-use blockferry_proto::error::{Error, Misbehaviour};
 use blockferry_proto::{
     BlockSizes, Command, CommandFlags, Errno, ExportInfo, HandshakeFlags, HandshakeStyle,
     MetaContext, Negotiated, ReplyMode, RequestEvent, RequestLimits, ServerSession,
     TransmissionFlags,
 };
+use blockferry_proto::{Error, Misbehaviour};
 
 const SIZE: u64 = 1 << 40;
 const READ: u16 = 0;

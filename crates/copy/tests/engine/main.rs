@@ -1,5 +1,6 @@
 //! The engine against devices that hold it to every rule of the trait.
 
+mod checkpoint;
 mod compare;
 mod digest;
 mod disk;
@@ -15,6 +16,7 @@ mod piped;
 mod plain;
 mod random;
 mod restart;
+mod restarting;
 mod streams;
 mod taken;
 

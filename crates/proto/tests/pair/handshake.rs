@@ -1,10 +1,10 @@
 //! Every combination of what a client may want and a server may grant.
 
-use blockferry_proto::error::{Error, Incompatibility};
 use blockferry_proto::{
     ClientConfig, Goal, Negotiated, OptionErrorCode, Outcome, ReplyMode, ServerConfig, Tls,
     TlsPolicy, TransmissionFlags,
 };
+use blockferry_proto::{Error, Incompatibility};
 use proptest::prelude::*;
 
 use crate::link::join;

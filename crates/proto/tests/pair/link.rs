@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use blockferry_proto::error::Result;
+use blockferry_proto::Result;
 use blockferry_proto::{
     BlockSizes, ClientConfig, ClientHandshake, ListedExport, Negotiated, OptionErrorCode,
     OptionRefusal, Outcome, ServedExport, ServerConfig, ServerHandshake, ServerStep, Step,

@@ -1,0 +1,5 @@
+//! A client's handshake against scripted servers, friendly and hostile.
+
+mod friendly;
+mod hostile;
+mod script;
