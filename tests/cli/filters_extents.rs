@@ -234,7 +234,7 @@ fn told(client: &mut Client) -> Vec<(u64, bool)> {
     let mut list: Vec<Extent> = Vec::new();
     let mut rest = ByteRange::between(0, 4 * MIB);
     while !rest.is_empty() {
-        let extents = client.block_status(rest, &Context::Allocation);
+        let extents = client.extents(rest, &Context::Allocation);
         for extent in extents.expect("an answer") {
             (_, rest) = rest.split_at(extent.range.len());
             blockferry::block::push_merged(&mut list, extent);

@@ -3,6 +3,7 @@
 mod piped;
 
 use std::{
+    fmt,
     future::poll_fn,
     sync::{
         Arc,
@@ -228,7 +229,7 @@ impl Client {
             _ => CommandFlags::empty(),
         };
         let length = buffer.len();
-        let moved = self.transfer_so(operation, command, flags | in_one, offset, buffer);
+        let moved = self.move_buffer(operation, command, flags | in_one, offset, buffer);
         match moved.await {
             // A server may refuse more than 64 KiB in one chunk (EOVERFLOW).
             Err(failure)
@@ -245,13 +246,14 @@ impl Client {
     /// it wants.
     async fn read_in_chunks(&self, offset: u64, buffer: Buffer) -> Result<Buffer, Failure> {
         let flags = CommandFlags::empty();
-        let read = self.transfer_so(Operation::Read, Command::Read, flags, offset, buffer);
+        let read = self.move_buffer(Operation::Read, Command::Read, flags, offset, buffer);
         let buffer = read.await?;
         self.handle.in_chunks.store(true, Ordering::Relaxed);
         Ok(buffer)
     }
 
-    async fn transfer_so(
+    /// Moves a whole buffer with these flags and no others.
+    async fn move_buffer(
         &self,
         operation: Operation,
         command: Command,
@@ -314,9 +316,7 @@ impl Client {
             .at(range.start(), range.len())
             .on(&self.handle.info.name)
     }
-}
 
-impl Client {
     /// What the server says of as much of `range` as fits one question.
     async fn block_status(
         &self,
@@ -458,6 +458,15 @@ impl BlockDevice for Client {
     /// transient error.
     fn reopen(&self) -> BoxFuture<'_, Result<Arc<dyn BlockDevice>>> {
         Box::pin(async { Ok(Arc::new(self.another().await?) as Arc<dyn BlockDevice>) })
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("name", &self.handle.info.name)
+            .field("is_alive", &self.is_alive())
+            .finish_non_exhaustive()
     }
 }
 

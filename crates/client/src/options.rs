@@ -58,6 +58,7 @@ pub struct Gone(Arc<dyn Fn() -> Option<String> + Send + Sync>);
 impl Gone {
     /// `why` says how the server ended, as a phrase for a message, and nothing while it may still answer. It
     /// may block for a moment.
+    #[must_use]
     pub fn new(why: impl Fn() -> Option<String> + Send + Sync + 'static) -> Self {
         Self(Arc::new(why))
     }

@@ -89,7 +89,7 @@ fn every_command_reaches_the_server() {
     }
 
     let extents = client
-        .block_status(range, &Context::Allocation)
+        .extents(range, &Context::Allocation)
         .expect("extents");
     let found: Vec<_> = extents
         .iter()
@@ -97,7 +97,7 @@ fn every_command_reaches_the_server() {
         .collect();
     assert_eq!(found, [(4096, Status::DATA), (8192, Status::HOLE_ZERO)]);
     let error = client
-        .block_status(range, &Context::AllocationDepth)
+        .extents(range, &Context::AllocationDepth)
         .expect_err("not offered");
     assert_eq!(error.kind(), ErrorKind::Unsupported);
 }

@@ -37,12 +37,25 @@
 //!             let _ = warning.to_string();
 //!         }
 //!     };
+//!     let mut options = CopyOptions::default();
+//!     options.connections = 8;
+//!     options.verify = true;
 //!     let (from, to) = (Source::Device(from), Destination::Device(to));
-//!     copy(from, to, &CopyOptions::default(), &Control::new(), &observer).await
+//!     copy(from, to, &options, &Control::new(), &observer).await
 //! }
+//! # use blockferry_block::MemoryDevice;
+//! # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+//! # let (a, b) = (Arc::new(MemoryDevice::new(1 << 20)), Arc::new(MemoryDevice::new(1 << 20)));
+//! # let report = clone_image(a, b).await.expect("copied");
+//! # assert!(report.verified && report.data + report.zero == 1 << 20);
+//! # });
 //! ```
+//!
+//! A [`Control`], cloned, stops a copy or slows it down from elsewhere. A [`Checkpoint`] lets another one go on where it
+//! ended. Sizes, offsets and counts are bytes.
 
 #![forbid(unsafe_code)]
+#![warn(missing_debug_implementations)]
 
 mod buffers;
 mod checkpoint;

@@ -34,6 +34,7 @@ pub enum OptionCode {
 
 impl OptionCode {
     /// The option with this number.
+    #[must_use]
     pub fn from_wire(code: u32) -> Self {
         match code {
             1 => Self::ExportName,
@@ -51,6 +52,7 @@ impl OptionCode {
     }
 
     /// The number on the wire.
+    #[must_use]
     pub fn to_wire(self) -> u32 {
         match self {
             Self::ExportName => 1,
@@ -115,6 +117,7 @@ pub enum OptionErrorCode {
 
 impl OptionErrorCode {
     /// The error with this reply type, whose error bit is taken for granted.
+    #[must_use]
     pub fn from_wire(reply: u32) -> Self {
         match reply & !REP_ERROR_BIT {
             1 => Self::Unsupported,
@@ -132,6 +135,7 @@ impl OptionErrorCode {
     }
 
     /// The reply type on the wire, with the error bit.
+    #[must_use]
     pub fn to_wire(self) -> u32 {
         REP_ERROR_BIT
             | match self {

@@ -19,6 +19,7 @@ pub enum ReplyMode {
 
 impl ReplyMode {
     /// Whether replies come in chunks.
+    #[must_use]
     pub fn is_chunked(self) -> bool {
         self != Self::Simple
     }
@@ -38,6 +39,7 @@ pub enum HandshakeStyle {
 
 impl HandshakeStyle {
     /// The name that tools print: `oldstyle`, `newstyle` or `newstyle-fixed`.
+    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Old => "oldstyle",
@@ -88,16 +90,19 @@ impl BlockSizes {
     }
 
     /// Offsets and lengths are multiples of this many bytes.
+    #[must_use]
     pub fn minimum(&self) -> u32 {
         self.minimum
     }
 
     /// Requests that are multiples of this many bytes avoid read-modify-write cycles.
+    #[must_use]
     pub fn preferred(&self) -> u32 {
         self.preferred
     }
 
     /// The most bytes that one request carries; 0xffffffff for no limit.
+    #[must_use]
     pub fn maximum(&self) -> u32 {
         self.maximum
     }

@@ -176,6 +176,7 @@ enum Kind {
 }
 
 /// Whether the string begins with a scheme of NBD and `:`; it may still be malformed behind it.
+#[must_use]
 pub fn is_nbd_uri(text: &str) -> bool {
     text.split_once(':')
         .is_some_and(|(scheme, _)| parse_scheme(scheme).is_some())

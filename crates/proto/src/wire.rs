@@ -15,9 +15,9 @@ pub const NBD_MAGIC: u64 = 0x4e42_444d_4147_4943;
 /// `IHAVEOPT`: the second eight bytes of a newstyle server, and the start of every option.
 pub const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
 /// The second eight bytes of an oldstyle server.
-pub const OLD_STYLE_MAGIC: u64 = 0x0000_4202_8186_1253;
+pub(crate) const OLD_STYLE_MAGIC: u64 = 0x0000_4202_8186_1253;
 /// The start of every reply to an option.
-pub const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
+pub(crate) const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 
 /// The start of a request.
 pub const REQUEST_MAGIC: u32 = 0x2560_9513;
@@ -31,26 +31,26 @@ pub const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
 pub const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 
 /// Bytes of a compact request header.
-pub const REQUEST_LEN: usize = 28;
+pub(crate) const REQUEST_LEN: usize = 28;
 /// Bytes of an extended request header.
-pub const EXTENDED_REQUEST_LEN: usize = 32;
+pub(crate) const EXTENDED_REQUEST_LEN: usize = 32;
 /// Bytes of a simple reply header.
-pub const SIMPLE_REPLY_LEN: usize = 16;
+pub(crate) const SIMPLE_REPLY_LEN: usize = 16;
 /// Bytes of a structured chunk header.
-pub const STRUCTURED_REPLY_LEN: usize = 20;
+pub(crate) const STRUCTURED_REPLY_LEN: usize = 20;
 /// Bytes of an extended chunk header.
-pub const EXTENDED_REPLY_LEN: usize = 32;
+pub(crate) const EXTENDED_REPLY_LEN: usize = 32;
 
 /// Bytes of an oldstyle greeting after its two magics: size, flags, and 124 bytes of zeroes.
-pub const OLD_STYLE_REST_LEN: usize = 136;
+pub(crate) const OLD_STYLE_REST_LEN: usize = 136;
 
 /// Bytes of an option header: magic, option, length.
-pub const OPTION_LEN: usize = 16;
+pub(crate) const OPTION_LEN: usize = 16;
 /// Bytes of an option reply header: magic, option, reply type, length.
-pub const OPTION_REPLY_LEN: usize = 20;
+pub(crate) const OPTION_REPLY_LEN: usize = 20;
 
 /// The chunk is the last one of its reply (`NBD_REPLY_FLAG_DONE`).
-pub const CHUNK_DONE: u16 = 0x0001;
+pub(crate) const CHUNK_DONE: u16 = 0x0001;
 /// A chunk without content (`NBD_REPLY_TYPE_NONE`).
 pub const CHUNK_NONE: u16 = 0x0000;
 /// Data at an offset (`NBD_REPLY_TYPE_OFFSET_DATA`).
@@ -62,31 +62,31 @@ pub const CHUNK_BLOCK_STATUS: u16 = 0x0005;
 /// Extents with 64-bit lengths (`NBD_REPLY_TYPE_BLOCK_STATUS_EXT`).
 pub const CHUNK_BLOCK_STATUS_EXT: u16 = 0x0006;
 /// The bit that every error chunk has.
-pub const CHUNK_ERROR_BIT: u16 = 0x8000;
+pub(crate) const CHUNK_ERROR_BIT: u16 = 0x8000;
 /// An error (`NBD_REPLY_TYPE_ERROR`).
 pub const CHUNK_ERROR: u16 = 0x8001;
 /// An error at an offset (`NBD_REPLY_TYPE_ERROR_OFFSET`).
 pub const CHUNK_ERROR_OFFSET: u16 = 0x8002;
 
 /// Option reply: the option succeeded (`NBD_REP_ACK`).
-pub const REP_ACK: u32 = 1;
+pub(crate) const REP_ACK: u32 = 1;
 /// Option reply: an export (`NBD_REP_SERVER`).
-pub const REP_SERVER: u32 = 2;
+pub(crate) const REP_SERVER: u32 = 2;
 /// Option reply: a piece of information about an export (`NBD_REP_INFO`).
-pub const REP_INFO: u32 = 3;
+pub(crate) const REP_INFO: u32 = 3;
 /// Option reply: a metadata context (`NBD_REP_META_CONTEXT`).
-pub const REP_META_CONTEXT: u32 = 4;
+pub(crate) const REP_META_CONTEXT: u32 = 4;
 /// The bit that every error reply has (`NBD_REP_FLAG_ERROR`).
-pub const REP_ERROR_BIT: u32 = 0x8000_0000;
+pub(crate) const REP_ERROR_BIT: u32 = 0x8000_0000;
 
 /// Size and transmission flags of an export (`NBD_INFO_EXPORT`).
-pub const INFO_EXPORT: u16 = 0;
+pub(crate) const INFO_EXPORT: u16 = 0;
 /// The canonical name of an export (`NBD_INFO_NAME`).
-pub const INFO_NAME: u16 = 1;
+pub(crate) const INFO_NAME: u16 = 1;
 /// The description of an export (`NBD_INFO_DESCRIPTION`).
-pub const INFO_DESCRIPTION: u16 = 2;
+pub(crate) const INFO_DESCRIPTION: u16 = 2;
 /// The block size constraints of an export (`NBD_INFO_BLOCK_SIZE`).
-pub const INFO_BLOCK_SIZE: u16 = 3;
+pub(crate) const INFO_BLOCK_SIZE: u16 = 3;
 
 bitflags! {
     /// What both sides say at the start (section "Handshake flags").
@@ -179,6 +179,7 @@ pub enum Command {
 
 impl Command {
     /// The command with this number, if there is one that this crate speaks.
+    #[must_use]
     pub fn from_wire(code: u16) -> Option<Self> {
         Some(match code {
             0 => Self::Read,
@@ -194,11 +195,13 @@ impl Command {
     }
 
     /// The number on the wire.
+    #[must_use]
     pub fn to_wire(self) -> u16 {
         self as u16
     }
 
     /// The name without its prefix, in lower case: `write_zeroes`.
+    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Read => "read",
@@ -213,11 +216,13 @@ impl Command {
     }
 
     /// Whether it changes the export, so that a read-only one refuses it.
+    #[must_use]
     pub fn is_write(self) -> bool {
         matches!(self, Self::Write | Self::Trim | Self::WriteZeroes)
     }
 
     /// The transmission flag without which it must not be sent.
+    #[must_use]
     pub fn requires(self) -> TransmissionFlags {
         match self {
             Self::Flush => TransmissionFlags::SEND_FLUSH,
@@ -284,6 +289,7 @@ impl Errno {
     pub const ESHUTDOWN: Self = Self(108);
 
     /// The symbolic name, where the specification has one for the number.
+    #[must_use]
     pub fn name(self) -> Option<&'static str> {
         Some(match self {
             Self::EPERM => "EPERM",

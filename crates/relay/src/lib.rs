@@ -16,12 +16,36 @@
 //!  farewell                 closing a socket without losing what was said last
 //! ```
 //!
+//! ```no_run
+//! use blockferry_relay::{Options, copy_bidirectional};
+//! use tokio::net::{TcpListener, UnixStream};
+//!
+//! # async fn run() -> std::io::Result<()> {
+//! let listener = TcpListener::bind("127.0.0.1:10809").await?;
+//! loop {
+//!     let (mut client, _) = listener.accept().await?;
+//!     tokio::spawn(async move {
+//!         let mut server = UnixStream::connect("/run/nbd.sock").await?;
+//!         match copy_bidirectional(&mut client, &mut server, &Options::new()).await {
+//!             Ok(totals) => println!("{} bytes back", totals.backward.total()),
+//!             Err(error) => println!("{error}"),
+//!         }
+//!         std::io::Result::Ok(())
+//!     });
+//! }
+//! # }
+//! ```
+//!
+//! [`copy_bidirectional_above()`] is for streams above sockets, such as those of TLS. [`delivered()`] closes a connection
+//! without losing what was said last. All counts are bytes.
+//!
 //! [`proxy_protocol`] has the header that tells a server behind a relay who its client is.
 //!
 //! Who writes to a socket whose peer is gone gets a signal (SIGPIPE) from splicing. Rust programs ignore it, unless
 //! they say otherwise; do not.
 
 #![forbid(unsafe_code)]
+#![warn(missing_debug_implementations)]
 
 mod bidirectional;
 mod buffers;

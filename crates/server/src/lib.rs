@@ -39,6 +39,7 @@
 //! | `buffers` | payload, shared by all connections |
 
 #![forbid(unsafe_code)]
+#![warn(missing_debug_implementations)]
 
 mod buffers;
 mod connection;

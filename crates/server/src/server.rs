@@ -1,6 +1,7 @@
 //! The server: accepts clients and gives each a thread.
 
 use std::{
+    fmt,
     future::poll_fn,
     io,
     os::fd::OwnedFd,
@@ -207,6 +208,17 @@ impl Server {
         // A count of 2^16 at most fits, and the semaphore is never closed.
         let all = u32::try_from(all).unwrap_or(u32::MAX);
         let _ = self.shared.slots.acquire_many(all).await;
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let connected = self.shared.book.connected.load(Ordering::Relaxed);
+        f.debug_struct("Server")
+            .field("phase", &*self.shared.phase.borrow())
+            .field("connected", &connected)
+            .field("options", &self.shared.options)
+            .finish_non_exhaustive()
     }
 }
 

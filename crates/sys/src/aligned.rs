@@ -5,6 +5,7 @@
 
 use std::{
     alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error},
+    fmt,
     ops::{Deref, DerefMut},
     ptr::{self, NonNull},
     slice,
@@ -53,6 +54,13 @@ impl AlignedBytes {
 
     fn layout(length: usize) -> Layout {
         Layout::from_size_align(length, PAGE_ALIGNMENT).expect("a length below isize::MAX")
+    }
+}
+
+/// Without the bytes: there are many, and they are somebody's.
+impl fmt::Debug for AlignedBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "AlignedBytes({} bytes)", self.length)
     }
 }
 

@@ -1,6 +1,42 @@
-//! Every `unsafe` block and every Linux system call of the project, behind safe functions.
+//! Every `unsafe` block and every Linux system call of blockferry, behind safe functions.
 //!
-//! One file per subject. Nothing here knows of images, NBD or devices.
+//! It is the ground floor of the other `blockferry` crates, and public only because they are crates of their own:
+//! what is here is what they need, and changes with them. Whoever looks for the kernel's interfaces as such is better
+//! served by `rustix`.
+//!
+//! One file per subject; nothing here knows of images, NBD or devices.
+//!
+//! | subject | has |
+//! |---|---|
+//! | files | [`inspect`], [`read_at`], [`write_all_at`], [`zero_range`], [`next_data`]; sizes, syncing, locks |
+//! | files to files | [`copy_range`], [`clone_range`] |
+//! | block devices | [`inspect_block_device`], [`discard_blocks`], [`zero_blocks`] |
+//! | names and places | [`create_nameless`], [`give_name`], [`open_beneath`], [`Place`], [`free_space`] |
+//! | the page cache | [`is_cached`], [`drop_cached`], [`read_cached_at`], [`will_need`] |
+//! | pipes | [`Pipe`], which bytes are spliced through |
+//! | sockets | [`socket`], [`vsock`]; `AsyncSocket` in a tokio runtime (feature `tokio`) |
+//! | processes | [`spawn_activated`], [`await_exit`], [`to_background`], [`become_identity`], signals, limits |
+//! | memory | [`AlignedBytes`] for direct I/O |
+//!
+//! Errors are [`std::io::Error`]s with the number that the kernel gave. An interrupted call is repeated.
+//!
+//! ```
+//! use blockferry_sys::{next_data, next_hole, write_all_at};
+//!
+//! # fn main() -> std::io::Result<()> {
+//! # let place = std::env::temp_dir().join(format!("blockferry-sys-{}", std::process::id()));
+//! # let file = std::fs::File::create_new(&place)?;
+//! # std::fs::remove_file(&place)?;
+//! // A file with a hole in front of its data.
+//! write_all_at(&file, b"data", 1 << 20)?;
+//! let start = next_data(&file, 0)?.expect("there is some");
+//! assert!(start <= 1 << 20);
+//! assert!(next_hole(&file, start)? >= Some((1 << 20) + 4));
+//! # Ok(())
+//! # }
+//! ```
+
+#![warn(missing_debug_implementations)]
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("blockferry runs on Linux only");

@@ -82,7 +82,7 @@ impl ClientOptions {
         let directory = self.certificates.directory();
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
-            .map_err(Error::Setup)?;
+            .map_err(|error| Error::Setup(error.into()))?;
         let (trust, builder) = match self.verification {
             Verification::On => {
                 let trust = Trust::load(directory)?;
@@ -130,7 +130,7 @@ impl ClientOptions {
             trust: trust.clone(),
         };
         Ok(Session::client(
-            connection.map_err(Error::Setup)?,
+            connection.map_err(|error| Error::Setup(error.into()))?,
             expected,
             asked,
             shown,
@@ -259,7 +259,7 @@ impl Trust {
                 .allow_unknown_revocation_status();
         builder
             .build()
-            .map_err(|error| Error::Setup(rustls::Error::General(error.to_string())))
+            .map_err(|error| Error::Setup(rustls::Error::General(error.to_string()).into()))
     }
 }
 

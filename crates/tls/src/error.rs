@@ -52,12 +52,12 @@ pub enum Error {
     #[error("the client has no certificate to show")]
     NoCertificate,
     /// The peer ended the session and said why.
-    #[error("{}", alert_text(*.from, *.alert))]
+    #[error("{}", alert_text(*.from, alert.0))]
     Alert {
         /// Who it was.
         from: Role,
         /// What it said.
-        alert: AlertDescription,
+        alert: Alert,
     },
     /// What a client sent first is no beginning of TLS.
     #[error("the client sent plaintext where TLS was to begin")]
@@ -68,7 +68,7 @@ pub enum Error {
         /// Who it was.
         by: Role,
         /// What is wrong with what it said.
-        source: rustls::Error,
+        source: Problem,
     },
     /// A client went away in the middle of the handshake, when it had seen the server's certificate.
     #[error("the client hung up in the TLS handshake: it may not trust this server's certificate")]
@@ -97,7 +97,43 @@ pub enum Error {
     Exhausted,
     /// This side's options do not work.
     #[error("TLS cannot be set up: {0}")]
-    Setup(rustls::Error),
+    Setup(Problem),
+}
+
+/// What TLS itself found wrong, in its own words.
+#[derive(Clone, Debug)]
+pub struct Problem(pub(crate) rustls::Error);
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for Problem {}
+
+impl From<rustls::Error> for Problem {
+    fn from(error: rustls::Error) -> Self {
+        Self(error)
+    }
+}
+
+/// What a peer said when it ended a session.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Alert(AlertDescription);
+
+impl Alert {
+    /// Its number (RFC 8446, section 6).
+    #[must_use]
+    pub fn code(self) -> u8 {
+        self.0.into()
+    }
+}
+
+impl fmt::Debug for Alert {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
 }
 
 /// A side of a connection.
@@ -139,14 +175,14 @@ impl Error {
             | Self::Hostname(_)
             | Self::Setup(_) => ErrorKind::Configuration,
             Self::Certificate(_) | Self::NoCertificate => ErrorKind::Untrusted,
-            Self::Alert { alert, .. } if is_about_certificate(*alert) => ErrorKind::Rejected,
-            Self::Alert { alert, .. } => match alert {
+            Self::Alert { alert, .. } if is_about_certificate(alert.0) => ErrorKind::Rejected,
+            Self::Alert { alert, .. } => match alert.0 {
                 AlertDescription::AccessDenied => ErrorKind::Rejected,
                 AlertDescription::UserCanceled => ErrorKind::Lost,
                 _ => ErrorKind::Incompatible,
             },
             Self::Protocol {
-                source: rustls::Error::PeerIncompatible(_),
+                source: Problem(rustls::Error::PeerIncompatible(_)),
                 ..
             } => ErrorKind::Incompatible,
             Self::Protocol { .. } | Self::Plaintext => ErrorKind::Protocol,
@@ -169,12 +205,18 @@ impl Error {
                 expected: expected.clone(),
             }),
             rustls::Error::NoCertificatesPresented => Self::NoCertificate,
-            rustls::Error::AlertReceived(alert) => Self::Alert { from: role, alert },
+            rustls::Error::AlertReceived(alert) => Self::Alert {
+                from: role,
+                alert: Alert(alert),
+            },
             rustls::Error::EncryptError => Self::Exhausted,
             rustls::Error::InvalidMessage(_) if role == Role::Client && !answered => {
                 Self::Plaintext
             }
-            source => Self::Protocol { by: role, source },
+            error => Self::Protocol {
+                by: role,
+                source: Problem(error),
+            },
         }
     }
 }
@@ -325,17 +367,17 @@ impl fmt::Display for Roughly {
 }
 
 fn is_about_certificate(alert: AlertDescription) -> bool {
-    use AlertDescription as Alert;
+    use AlertDescription as Said;
     matches!(
         alert,
-        Alert::NoCertificate
-            | Alert::BadCertificate
-            | Alert::UnsupportedCertificate
-            | Alert::CertificateRevoked
-            | Alert::CertificateExpired
-            | Alert::CertificateUnknown
-            | Alert::UnknownCA
-            | Alert::CertificateRequired
+        Said::NoCertificate
+            | Said::BadCertificate
+            | Said::UnsupportedCertificate
+            | Said::CertificateRevoked
+            | Said::CertificateExpired
+            | Said::CertificateUnknown
+            | Said::UnknownCA
+            | Said::CertificateRequired
     )
 }
 
@@ -363,15 +405,15 @@ fn alert_text(from: Role, alert: AlertDescription) -> String {
 }
 
 fn server_alert_text(alert: AlertDescription) -> String {
-    use AlertDescription as Alert;
+    use AlertDescription as Said;
     match alert {
-        Alert::CertificateRequired | Alert::NoCertificate => {
+        Said::CertificateRequired | Said::NoCertificate => {
             "the server wants a client certificate: put client-cert.pem and client-key.pem into the directory that tls-certificates names".to_owned()
         }
         _ if is_about_certificate(alert) => {
             format!("the server does not accept this client's certificate (alert {alert:?})")
         }
-        Alert::HandshakeFailure | Alert::InsufficientSecurity | Alert::ProtocolVersion => format!(
+        Said::HandshakeFailure | Said::InsufficientSecurity | Said::ProtocolVersion => format!(
             "the server and this client have no way of TLS in common (alert {alert:?}); servers with pre-shared keys alone are not supported"
         ),
         _ => format!("the server ended the TLS session (alert {alert:?})"),
@@ -379,18 +421,18 @@ fn server_alert_text(alert: AlertDescription) -> String {
 }
 
 fn client_alert_text(alert: AlertDescription) -> String {
-    use AlertDescription as Alert;
+    use AlertDescription as Said;
     match alert {
-        Alert::CertificateExpired => {
+        Said::CertificateExpired => {
             "the client says that this server's certificate has expired".to_owned()
         }
-        Alert::CertificateRevoked => {
+        Said::CertificateRevoked => {
             "the client says that this server's certificate was revoked".to_owned()
         }
         _ if is_about_certificate(alert) => {
             format!("the client does not trust this server's certificate (alert {alert:?})")
         }
-        Alert::HandshakeFailure | Alert::InsufficientSecurity | Alert::ProtocolVersion => {
+        Said::HandshakeFailure | Said::InsufficientSecurity | Said::ProtocolVersion => {
             format!("the client and this server have no way of TLS in common (alert {alert:?})")
         }
         _ => format!("the client ended the TLS session (alert {alert:?})"),

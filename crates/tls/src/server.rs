@@ -82,7 +82,8 @@ impl ServerTls {
             identity: config.cert_resolver,
             asked_for: Arc::clone(&asked_for),
         });
-        let connection = UnbufferedServerConnection::new(Arc::new(config)).map_err(Error::Setup)?;
+        let connection = UnbufferedServerConnection::new(Arc::new(config))
+            .map_err(|error| Error::Setup(error.into()))?;
         let trust = self.directory.join(AUTHORITIES).display().to_string();
         let expected = Expected::Client { trust };
         Ok(Session::server(connection, expected, asked_for))
@@ -96,7 +97,7 @@ impl ServerTls {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
-            .map_err(Error::Setup)?;
+            .map_err(|error| Error::Setup(error.into()))?;
         let builder = match self.clients {
             Verification::Off => builder.with_no_client_auth(),
             Verification::On => builder.with_client_cert_verifier(self.verifier(&provider)?),

@@ -250,7 +250,7 @@ impl Disk {
     fn extents(&mut self, range: Range<u64>) -> Vec<Extent> {
         let asked = self.blocks(range.start..range.end.min(range.start.saturating_add(ASKED)));
         if self.has_extents {
-            let extents = self.client.block_status(asked, &Context::Allocation);
+            let extents = self.client.extents(asked, &Context::Allocation);
             match extents {
                 Ok(extents) if extents.last().is_some_and(|e| e.range.end() > range.start) => {
                     return extents;

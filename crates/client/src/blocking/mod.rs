@@ -17,7 +17,7 @@
 
 mod batch;
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use blockferry_block::{
     ByteRange, Capabilities, Context, DeviceInfo, Error, ErrorKind, Extent, Operation, Result,
@@ -202,11 +202,11 @@ impl Client {
         self.run(Operation::Cache, pieces, Payload::None).map(drop)
     }
 
-    /// What the server knows of `range` in `context`: contiguous from its start, possibly shorter.
+    /// What the server knows of `range` in `context`, its block status: contiguous from its start, possibly shorter.
     ///
     /// # Errors
     /// `Unsupported` when the context was not negotiated; else as [`read`](Self::read).
-    pub fn block_status(&mut self, range: ByteRange, context: &Context) -> Result<Vec<Extent>> {
+    pub fn extents(&mut self, range: ByteRange, context: &Context) -> Result<Vec<Extent>> {
         self.info.check(Operation::Extents, range)?;
         let id = context_id(&self.negotiated, context).map_err(errors::naming(&self.info.name))?;
         if range.is_empty() {
@@ -246,7 +246,7 @@ impl Client {
         self.warm = true;
         if self.info.knows_allocation() {
             // An error says nothing of reading; a lost connection is noticed there.
-            let _ = self.block_status(range, &Context::Allocation);
+            let _ = self.extents(range, &Context::Allocation);
         }
     }
 
@@ -324,9 +324,7 @@ impl Client {
             }
         }
     }
-}
 
-impl Client {
     /// Lets the socket wait as long as `operation` may.
     fn wait_for(&mut self, operation: Operation) -> Result<()> {
         let flushes = usize::from(operation == Operation::Flush);
@@ -336,6 +334,15 @@ impl Client {
             self.limit = limit;
         }
         Ok(())
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("name", &self.info.name)
+            .field("failed", &self.failed)
+            .finish_non_exhaustive()
     }
 }
 

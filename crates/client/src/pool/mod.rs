@@ -30,9 +30,12 @@ mod members;
 mod options;
 mod revival;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use blockferry_block::{
@@ -208,6 +211,15 @@ impl Clone for Pool {
     /// A handle that is told of every loss of writes that nobody was told of yet, and of later ones.
     fn clone(&self) -> Self {
         Self::of(Arc::clone(&self.inner))
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool")
+            .field("name", &self.inner.info().name)
+            .field("connections", &self.connections())
+            .finish_non_exhaustive()
     }
 }
 

@@ -25,6 +25,7 @@ pub struct PoolObserver(Arc<dyn Fn(&PoolEvent) + Send + Sync>);
 
 impl PoolObserver {
     /// `see` must not block, and must not use the pool. It is called on whichever thread meets the event.
+    #[must_use]
     pub fn new(see: impl Fn(&PoolEvent) + Send + Sync + 'static) -> Self {
         Self(Arc::new(see))
     }

@@ -1,7 +1,7 @@
 //! The client's side: [`ClientHandshake`] until transmission begins, [`ClientSession`] after.
 
-mod coverage;
 mod config;
+mod coverage;
 mod event;
 mod negotiation;
 mod options;
@@ -13,9 +13,9 @@ mod status;
 mod table;
 
 pub use config::{ClientConfig, Goal, Tls};
+pub use event::{ReplyEvent, ServerError};
 pub use negotiation::{ClientHandshake, Step};
 pub use outcome::{InfoReport, ListReport, Listed, Outcome};
 pub use request::{Request, RequestHeader};
-pub use event::{ReplyEvent, ServerError};
 pub use session::ClientSession;
 pub use table::Cookie;

@@ -109,6 +109,7 @@ impl ClientHandshake {
     }
 
     /// What to do next. What was to be sent is given once; everything else until it is done.
+    #[must_use]
     pub fn step(&mut self) -> Step {
         if !self.outgoing.is_empty() {
             return Step::Send(std::mem::take(&mut self.outgoing));
@@ -165,11 +166,13 @@ impl ClientHandshake {
     }
 
     /// What the handshake came to, once, after [`Step::Done`].
+    #[must_use]
     pub fn take_outcome(&mut self) -> Option<Outcome> {
         self.outcome.take()
     }
 
     /// What it means that the server closed the connection at this point.
+    #[must_use]
     pub fn hung_up(&self) -> Error {
         match self.state {
             // The only way for a server to refuse this option.

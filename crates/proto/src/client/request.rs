@@ -31,11 +31,13 @@ pub struct RequestHeader(pub(crate) Inline<32>);
 
 impl RequestHeader {
     /// An empty one, to be filled by [`submit`](crate::ClientSession::submit).
+    #[must_use]
     pub const fn new() -> Self {
         Self(Inline::new())
     }
 
     /// What to put on the wire.
+    #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         self.0.as_bytes()
     }

@@ -65,6 +65,7 @@ enum Reply {
 
 impl ClientSession {
     /// A session on a connection whose handshake ended with `negotiated`.
+    #[must_use]
     pub fn new(negotiated: &Negotiated) -> Self {
         Self {
             negotiated: negotiated.clone(),
@@ -76,16 +77,19 @@ impl ClientSession {
     }
 
     /// What the handshake settled.
+    #[must_use]
     pub fn negotiated(&self) -> &Negotiated {
         &self.negotiated
     }
 
     /// How many requests are in flight.
+    #[must_use]
     pub fn in_flight(&self) -> usize {
         self.table.len()
     }
 
     /// A request in flight.
+    #[must_use]
     pub fn request(&self, cookie: Cookie) -> Option<&Request> {
         self.table.peek(cookie).map(|entry| &entry.request)
     }
@@ -97,6 +101,7 @@ impl ClientSession {
 
     /// The most bytes of a read or a write: the maximum block size, or 32 MiB where the server
     /// advertised none.
+    #[must_use]
     pub fn max_payload(&self) -> u32 {
         self.rules.max_payload()
     }
@@ -104,6 +109,7 @@ impl ClientSession {
     /// The most bytes that a request of this kind may cover, a multiple of the minimum block size:
     /// [`max_payload`](Self::max_payload) for reads, writes and caching, otherwise what the header
     /// can express.
+    #[must_use]
     pub fn max_length(&self, command: Command) -> u64 {
         self.rules.max_length(command)
     }
@@ -138,16 +144,19 @@ impl ClientSession {
     /// The read whose data will most probably come next, the first gap in its data and the
     /// length of that gap: `(cookie, offset in the buffer, bytes)`. Data that was announced as
     /// [`ReplyEvent::Payload`] counts as received.
+    #[must_use]
     pub fn predicted_read(&self) -> Option<(Cookie, u64, u64)> {
         self.nth_predicted_read(0)
     }
 
     /// As [`predicted_read`](Self::predicted_read), for the `n`th read from then, starting at 0.
+    #[must_use]
     pub fn nth_predicted_read(&self, n: usize) -> Option<(Cookie, u64, u64)> {
         self.table.nth_read(n)
     }
 
     /// Bytes from the start of a reply to a read to the first byte of its data.
+    #[must_use]
     pub fn predicted_header_len(&self) -> usize {
         match self.negotiated.mode {
             ReplyMode::Simple => wire::SIMPLE_REPLY_LEN,
@@ -158,6 +167,7 @@ impl ClientSession {
 
     /// Bytes of the empty chunk that most probably comes next because it ends the reply to the read `cookie`:
     /// all data was announced, the end was not. 0 in every other case.
+    #[must_use]
     pub fn closing_chunk_len(&self, cookie: Cookie) -> usize {
         let entry = self.table.peek(cookie);
         let complete = entry.is_some_and(|entry| entry.coverage.is_complete(entry.request.length));
@@ -169,11 +179,13 @@ impl ClientSession {
     }
 
     /// Whether a part of a reply's header has been taken and the rest is still to come.
+    #[must_use]
     pub fn is_inside_reply_header(&self) -> bool {
         !matches!(self.state, State::Header) || !self.gather.partial().is_empty()
     }
 
     /// How many bytes the next event needs at least; 0 when it is ready without any.
+    #[must_use]
     pub fn needed(&self) -> usize {
         let want = match self.state {
             State::Finish(_) => return 0,

@@ -1,8 +1,8 @@
 //! Chunks with a body that must be read as a whole: extents and errors (section "Structured reply
 //! chunk message").
 
-use super::request::Request;
 use super::event::ServerError;
+use super::request::Request;
 use crate::error::{Misbehaviour, Result};
 use crate::limits;
 use crate::reader::{Reader, Truncated, lossy};

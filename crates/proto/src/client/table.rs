@@ -4,8 +4,8 @@
 //! of their submission.
 
 use super::coverage::Coverage;
-use super::request::Request;
 use super::event::ServerError;
+use super::request::Request;
 use crate::limits;
 use crate::wire::Command;
 
@@ -21,6 +21,7 @@ impl Cookie {
     /// The slot of its request in the table: small, and unique among the requests in flight, so
     /// that a caller can keep what belongs to a request in an array.
     #[inline]
+    #[must_use]
     pub fn slot(self) -> usize {
         (self.0 & 0xffff_ffff) as usize
     }

@@ -91,6 +91,7 @@ pub struct OptionRefusal {
 
 impl OptionRefusal {
     /// A refusal with a message.
+    #[must_use]
     pub fn new(code: OptionErrorCode, message: impl Into<String>) -> Self {
         let message = message.into();
         Self { code, message }

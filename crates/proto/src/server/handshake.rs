@@ -11,9 +11,7 @@ use crate::error::{Misbehaviour, Misuse, Result};
 use crate::limits;
 use crate::option::{OptionCode, OptionErrorCode};
 use crate::reader::{self, Put, Reader};
-use crate::types::{
-    ExportInfo, HandshakeStyle, ListedExport, MetaContext, Negotiated, ReplyMode,
-};
+use crate::types::{ExportInfo, HandshakeStyle, ListedExport, MetaContext, Negotiated, ReplyMode};
 use crate::wire::{self, HandshakeFlags, TransmissionFlags};
 
 /// What the driver of a [`ServerHandshake`] must do next.
@@ -86,6 +84,7 @@ enum Asked {
 
 impl ServerHandshake {
     /// A handshake on a new connection.
+    #[must_use]
     pub fn new(config: ServerConfig) -> Self {
         let flags = config.flags;
         Self {
@@ -103,6 +102,7 @@ impl ServerHandshake {
 
     /// What to do next. What was to be sent or dropped is given once; everything else until it is
     /// done.
+    #[must_use]
     pub fn step(&mut self) -> ServerStep {
         if !self.outgoing.is_empty() {
             return ServerStep::Send(std::mem::take(&mut self.outgoing));
@@ -135,6 +135,7 @@ impl ServerHandshake {
     }
 
     /// Whether it is the client's `NBD_OPT_ABORT` that the connection is to be closed for.
+    #[must_use]
     pub fn was_aborted(&self) -> bool {
         self.goodbye
     }

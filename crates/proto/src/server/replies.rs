@@ -13,6 +13,7 @@ pub struct ReplyHeader(Inline<64>);
 
 impl ReplyHeader {
     /// What to put on the wire.
+    #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         self.0.as_bytes()
     }
@@ -60,16 +61,19 @@ pub struct ReplyWriter {
 
 impl ReplyWriter {
     /// A writer for this mode.
+    #[must_use]
     pub fn new(mode: ReplyMode) -> Self {
         Self { mode }
     }
 
     /// How replies look.
+    #[must_use]
     pub fn mode(&self) -> ReplyMode {
         self.mode
     }
 
     /// Success, without payload.
+    #[must_use]
     pub fn done(&self, request: impl Into<ReplyTo>) -> ReplyHeader {
         let mut header = Inline::new();
         match self.mode {
@@ -80,6 +84,7 @@ impl ReplyWriter {
     }
 
     /// The end of a reply whose chunks so far were not marked as the last.
+    #[must_use]
     pub fn finish(&self, request: impl Into<ReplyTo>) -> ReplyHeader {
         debug_assert!(self.mode.is_chunked());
         self.done(request)
@@ -87,6 +92,7 @@ impl ReplyWriter {
 
     /// Failure, and the end of the reply. In simple mode the message, of which at most 4096 bytes
     /// are sent, has no place, and nothing of the reply may have been sent before.
+    #[must_use]
     pub fn error(&self, request: impl Into<ReplyTo>, errno: Errno, message: &str) -> Vec<u8> {
         // 0 would be success.
         let errno = if errno.0 == 0 { Errno::EIO } else { errno };
@@ -107,6 +113,7 @@ impl ReplyWriter {
 
     /// The header of `length` bytes of data for `offset` of the export; the payload follows.
     /// `last` ends the reply. In simple mode the data must be all of the read.
+    #[must_use]
     pub fn data(
         &self,
         request: impl Into<ReplyTo>,
@@ -130,6 +137,7 @@ impl ReplyWriter {
     }
 
     /// `length` zeroes for `offset` of the export, without payload. Not in simple mode.
+    #[must_use]
     pub fn hole(
         &self,
         request: impl Into<ReplyTo>,
@@ -157,6 +165,7 @@ impl ReplyWriter {
     /// What the protocol forbids is put right: extents of no bytes are left out, what goes past the
     /// request is cut off, at most 2^20 extents are sent, and only the first where the client
     /// asked for one. No extents at all become one of status 0, which promises nothing.
+    #[must_use]
     pub fn block_status(
         &self,
         request: &ServerRequest,

@@ -99,6 +99,7 @@ pub struct RefusedRequest {
 
 impl RefusedRequest {
     /// The command, if it is a known one.
+    #[must_use]
     pub fn command(&self) -> Option<Command> {
         Command::from_wire(self.code)
     }
@@ -121,16 +122,19 @@ impl ContextSelection {
     }
 
     /// Whether the context with this id is in the set.
+    #[must_use]
     pub fn contains(&self, id: u32) -> bool {
         self.bits & Self::bit(id) != 0
     }
 
     /// Whether the set is empty.
+    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.bits == 0
     }
 
     /// How many contexts are in the set.
+    #[must_use]
     pub fn len(&self) -> usize {
         self.bits.count_ones() as usize
     }
@@ -150,6 +154,7 @@ impl ContextSelection {
 
 impl ServerSession {
     /// A session on a connection whose handshake ended with `negotiated`.
+    #[must_use]
     pub fn new(negotiated: &Negotiated, limits: RequestLimits) -> Self {
         Self {
             rules: RequestRules::new(negotiated, limits),
@@ -159,6 +164,7 @@ impl ServerSession {
     }
 
     /// How many bytes the next event needs at least.
+    #[must_use]
     pub fn needed(&self) -> usize {
         let want = match self.selecting {
             Some(request) => request.length as usize,

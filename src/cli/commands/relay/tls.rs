@@ -84,8 +84,7 @@ fn towards_target(job: &TlsTargetJob, target: &Address) -> Result<ClientTls, Fai
             Address::Tcp(TcpAddress {
                 host: Some(host), ..
             }),
-            // The interface is no part of what a certificate is for.
-        ) => host.split('%').next().unwrap_or(host),
+        ) => host,
         // Who has no host is this one.
         (None, _) => "localhost",
     };
