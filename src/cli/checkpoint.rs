@@ -498,7 +498,7 @@ impl Contents {
 }
 
 /// Whether two paths lead to one file, or will.
-fn is_same(one: &Path, other: &Path) -> bool {
+pub(super) fn is_same(one: &Path, other: &Path) -> bool {
     let found = fs::metadata(one).and_then(|one| Ok((one, fs::metadata(other)?)));
     match found {
         Ok((one, other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),

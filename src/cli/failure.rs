@@ -126,6 +126,21 @@ impl Failure {
         }
     }
 
+    /// What people are told first.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// Further facts.
+    pub(crate) fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// What can be done about it, where that is known.
+    pub(crate) fn advice(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
     /// Whether someone asked for it.
     pub(crate) fn is_interrupt(&self) -> bool {
         matches!(self.exit, Exit::Interrupted(_))

@@ -7,7 +7,9 @@
 //! | `run` | from an argument list to an exit code |
 //! | `checkpoint` | the file that says what is done of a copy |
 //! | `commands/` | one file per command |
+//! | `drawing/` | disks and numbers over time as pictures |
 //! | `endpoint_help` | what the help says of endpoints, from their table |
+//! | `page/` | the page of `copy --report` |
 //! | `preflight` | whether there is room, before a copy begins |
 //! | `progress`, `percent`, `fraction`, `report` | what a copy shows while it runs and when it is done |
 //! | `rate` | how fast a copy may be, as a file says it while it runs |
@@ -20,11 +22,13 @@
 pub(crate) mod args;
 pub(crate) mod checkpoint;
 pub(crate) mod commands;
+mod drawing;
 mod endpoint_help;
 pub(crate) mod failure;
 pub(crate) mod fraction;
 pub(crate) mod options;
 pub(crate) mod output;
+mod page;
 pub(crate) mod percent;
 mod preflight;
 pub(crate) mod progress;

@@ -134,7 +134,7 @@ pub(crate) fn tell_counters(counters: &Counters) {
     tell(&counters_sentence(counters));
 }
 
-fn counters_sentence(counters: &Counters) -> String {
+pub(crate) fn counters_sentence(counters: &Counters) -> String {
     let counts = counters.counts.iter();
     let counts = counts.map(|(name, count)| format!("{} {count}", name.replace('_', " ")));
     let counts: Vec<_> = counts.collect();

@@ -288,6 +288,7 @@ impl Choices {
             rate: Rate::default(),
             show: self.progress.map_or(Show::Nothing, Show::Percent),
             report: ReportStyle::Nothing,
+            page: None,
             warnings: true,
             verbose: false,
             describe: self.verbose.then_some(describe),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use blockferry_block::{BlockDevice, Buffer, ByteRange, Capabilities, Error, ErrorKind};
 
 use crate::{
-    Control, CopyError, CopyOptions, Destination, Done, Event, Observer, Report, Side, Source,
+    Control, CopyError, CopyOptions, Destination, Done, Event, How, Observer, Report, Side, Source,
     digest::SpanSums,
     engine::{Durable, Engine},
     input::Input,
@@ -98,10 +98,16 @@ pub(crate) async fn move_image(
             .with_destination(|target| async move { target.resize(size).await })
             .await?;
     }
+    for side in [Side::Source, Side::Destination] {
+        engine.tell_handles(side);
+    }
     if let Some(checkpoint) = &options.checkpoint {
-        let Done { data, zero, .. } = checkpoint.done;
+        let Done { ranges, data, zero } = &checkpoint.done;
         if data + zero > 0 {
-            engine.count(data, zero);
+            for range in ranges.iter() {
+                engine.count_part(range, How::Before);
+            }
+            engine.count(*data, *zero);
         }
     }
     match run(&mut engine, plan, end, options.flush).await {
@@ -173,9 +179,10 @@ async fn run(
             let part = collector.compute(range.start(), bytes);
             collector.add(part);
         }
+        let range = last.as_ref().map(|(range, _)| *range);
         let (data, zero) = end_at(engine, size, last, plan).await?;
-        if data + zero > 0 && !counted {
-            engine.count(data, zero);
+        if let Some(range) = range.filter(|_| data + zero > 0 && !counted) {
+            engine.count_part(range, How::Moved { zero });
             counted = true;
         }
         if !flush {

@@ -28,7 +28,7 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::time::{Instant, Sleep};
 
 use crate::{
-    Control, CopyError, Event, Observer, Progress, Side,
+    Control, CopyError, Event, How, Interest, Observer, Part, Progress, Request, RequestKind, Side,
     buffers::Buffers,
     digest::{BlockDigests, Collector},
     extents::Told,
@@ -57,6 +57,7 @@ const PART_OF_STREAM: u64 = 4 << 20;
 pub(crate) struct Engine<'a> {
     plan: &'a Plan,
     observer: &'a dyn Observer,
+    interest: Interest,
     control: &'a Control,
     buffers: Arc<Buffers>,
     pub(crate) input: Input,
@@ -114,16 +115,22 @@ impl<'a> Engine<'a> {
         observer: &'a dyn Observer,
         control: &'a Control,
         buffers: Arc<Buffers>,
-        input: Input,
-        output: Output,
+        mut input: Input,
+        mut output: Output,
         durable: Durable,
     ) -> Self {
         let now = Instant::now();
+        let interest = observer.interest();
+        if interest == Interest::Requests {
+            input.note_extents();
+            output.note_time();
+        }
         let pacer = Pacer::new(plan, now);
         buffers.expect(pacer.request_size() as usize, pacer.window());
         Self {
             plan,
             observer,
+            interest,
             control,
             buffers,
             input,
@@ -190,6 +197,33 @@ impl<'a> Engine<'a> {
     pub(crate) fn count(&mut self, data: u64, zero: u64) {
         self.progress.add(data, zero);
         self.observer.event(Event::Progress(self.progress));
+    }
+
+    /// The same of one part of the image.
+    pub(crate) fn count_part(&mut self, range: ByteRange, how: How) {
+        if self.interest == Interest::Requests {
+            self.observer.event(Event::Part(Part { range, how }));
+        }
+        let zero = match how {
+            How::Moved { zero } => zero,
+            How::KnownZero => range.len(),
+            How::Before => return,
+        };
+        self.count(range.len().saturating_sub(zero), zero);
+    }
+
+    /// Tells of a request that has ended well, where somebody wants to hear of it.
+    fn tell_request(&self, kind: RequestKind, bytes: u64, begun: Instant) {
+        if self.interest == Interest::Requests {
+            self.observer.event(Event::Request(Request {
+                kind,
+                bytes,
+                latency: begun.elapsed(),
+                in_flight: self.bytes,
+                window: self.pacer.window(),
+                request_size: self.pacer.request_size(),
+            }));
+        }
     }
 
     fn poll_step(
@@ -364,7 +398,7 @@ impl<'a> Engine<'a> {
             self.output.pass(piece);
             if piece.task == Task::Copy {
                 self.collect(piece, None);
-                self.count(0, piece.range.len());
+                self.count_part(piece.range, How::KnownZero);
             }
             return;
         }
@@ -428,6 +462,7 @@ impl<'a> Engine<'a> {
         match self.input.loaded(loaded) {
             Ok(Arrival::Piece(arrived, bytes)) => {
                 self.achieved(Side::Source, lane);
+                self.tell_request(RequestKind::Read, arrived.range.len(), begun);
                 self.look_at(Ready {
                     piece: arrived,
                     content: Content::Bytes(bytes),
@@ -516,8 +551,17 @@ impl<'a> Engine<'a> {
             outcome,
             lane,
             digests,
+            since,
             ..
         } = stored;
+        if let (Some(since), Ok(Outcome::Done { data, .. })) = (since, &outcome) {
+            let kind = match data {
+                0 => RequestKind::Zero,
+                _ if self.take_over.is_some() => RequestKind::TakeOver,
+                _ => RequestKind::Write,
+            };
+            self.tell_request(kind, piece.range.len(), since);
+        }
         self.release(&piece, reserved);
         match outcome {
             Ok(Outcome::Done { data, zero }) => {

@@ -81,6 +81,9 @@ pub(crate) struct ExtentWalker {
     answering: Duration,
     /// How much is taken as data the next time that an answer is not waited for.
     hurry: u64,
+    /// Whether answers are kept, and the last one, where somebody wants to hear them.
+    keeps_heard: bool,
+    heard: Option<Vec<Extent>>,
 }
 
 /// A question that was asked.
@@ -114,7 +117,19 @@ impl ExtentWalker {
             answered: 0,
             answering: Duration::ZERO,
             hurry: HURRY.max(u64::from(alignment)),
+            keeps_heard: false,
+            heard: None,
         }
+    }
+
+    /// Keeps each answer for [`take_heard`](Self::take_heard).
+    pub(crate) fn note_extents(&mut self) {
+        self.keeps_heard = true;
+    }
+
+    /// The last answer, once, where answers are kept: extents in order, within what was asked.
+    pub(crate) fn take_heard(&mut self) -> Option<Vec<Extent>> {
+        self.heard.take()
     }
 
     /// The next stretch, as far as it is known.
@@ -239,23 +254,30 @@ impl ExtentWalker {
 
     fn take_in(&mut self, question: &Question, answer: Result<Vec<Extent>>) -> Option<Warning> {
         let range = question.range;
-        let (mut stretches, error) =
-            match answer.and_then(|extents| self.stretches(range, &extents)) {
-                Ok(stretches) => {
-                    self.lost = 0;
-                    (stretches, None)
-                }
-                Err(error) => {
-                    // Who cannot do it at all is not asked again, nor is who dies of it.
-                    self.asking = error.kind() != ErrorKind::Unsupported && self.lost < MOST_LOST;
-                    self.reach = QUESTION.max(self.alignment);
-                    let (range, _) = range.split_at(self.reach);
-                    (vec![Stretch { range, zero: false }], Some(error))
-                }
-            };
+        let (mut stretches, error) = match answer.and_then(|extents| self.heard(range, extents)) {
+            Ok(stretches) => {
+                self.lost = 0;
+                (stretches, None)
+            }
+            Err(error) => {
+                // Who cannot do it at all is not asked again, nor is who dies of it.
+                self.asking = error.kind() != ErrorKind::Unsupported && self.lost < MOST_LOST;
+                self.reach = QUESTION.max(self.alignment);
+                let (range, _) = range.split_at(self.reach);
+                (vec![Stretch { range, zero: false }], Some(error))
+            }
+        };
         let known = stretches
             .last()
             .map_or(range.end(), |last| last.range.end());
+        if let Some(heard) = &mut self.heard {
+            // What lies behind is asked again.
+            heard.retain_mut(|extent| {
+                let known = ByteRange::between(range.start(), known);
+                extent.range = extent.range.intersection(known);
+                !extent.range.is_empty()
+            });
+        }
         self.answered += known - range.start();
         self.answering += question.since.elapsed();
         self.asked = known.max(question.taken);
@@ -285,6 +307,13 @@ impl ExtentWalker {
         error
             .at(range.start(), range.len())
             .on(&self.device.info().name)
+    }
+
+    /// The same as [`stretches`](Self::stretches), and the answer is kept where somebody wants to hear it.
+    fn heard(&mut self, range: ByteRange, extents: Vec<Extent>) -> Result<Vec<Stretch>> {
+        let stretches = self.stretches(range, &extents)?;
+        self.heard = self.keeps_heard.then_some(extents);
+        Ok(stretches)
     }
 
     /// An answer to the question about `range` as aligned stretches from its start on: at least one.

@@ -95,6 +95,13 @@ impl Input {
         }
     }
 
+    /// Keeps what a device says of itself for [`Pieces::take_heard`].
+    pub(crate) fn note_extents(&mut self) {
+        if let Self::Device(input) = self {
+            input.pieces.note_extents();
+        }
+    }
+
     /// The next piece of `worker`, if one is known now.
     pub(crate) fn next_piece(&mut self, worker: usize, cut: Cut) -> Option<Piece> {
         match self {

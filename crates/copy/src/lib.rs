@@ -90,7 +90,7 @@ pub use control::Control;
 pub use copy::copy;
 pub use digest::{Algorithm, Digest, DigestError, DigestOptions, ExpectedDigest, OptionsError};
 pub use error::{CopyError, Side};
-pub use event::{Event, Observer, Progress, Warning};
+pub use event::{Event, How, Interest, Observer, Part, Progress, Request, RequestKind, Warning};
 pub use options::{CopyOptions, Order};
 pub use report::Report;
 

@@ -29,6 +29,8 @@ pub(crate) struct Output {
     buffers: Arc<Buffers>,
     /// Where the order matters: pieces whose turn has not come.
     queue: Option<Queue>,
+    /// Whether it is noted when each piece began to be stored.
+    notes_time: bool,
 }
 
 enum Place {
@@ -90,6 +92,8 @@ pub(crate) struct Stored {
     pub(crate) outcome: Result<Outcome>,
     /// What was computed of its bytes, where something was to be.
     pub(crate) digests: Option<Box<BlockDigests>>,
+    /// When it began to be stored, where that is noted.
+    pub(crate) since: Option<Instant>,
     /// The handle that it was written through; a stream has none.
     pub(crate) lane: LaneId,
     sink: Option<Box<dyn ByteSink>>,
@@ -118,7 +122,13 @@ impl Output {
             place,
             buffers: Arc::clone(buffers),
             queue: plan.in_order.then(Queue::default),
+            notes_time: false,
         }
+    }
+
+    /// Notes from now on when each piece begins to be stored.
+    pub(crate) fn note_time(&mut self) {
+        self.notes_time = true;
     }
 
     /// The endpoint, for messages.
@@ -254,19 +264,26 @@ impl Output {
 
     fn store(&mut self, ready: Ready) -> BoxFuture<'static, Stored> {
         let in_order = self.in_order();
+        let since = self.notes_time.then(Instant::now);
         match &mut self.place {
-            Place::Device(output) => output.store(ready, in_order),
+            Place::Device(output) => output.store(ready, in_order, since),
             Place::Stream { sink, name } => {
                 let name = Arc::clone(name);
                 let sink = sink.take();
-                Box::pin(write(sink, name, ready, Arc::clone(&self.buffers)))
+                let buffers = Arc::clone(&self.buffers);
+                Box::pin(write(sink, name, ready, buffers, since))
             }
         }
     }
 }
 
 impl DeviceOutput {
-    fn store(&mut self, ready: Ready, in_order: bool) -> BoxFuture<'static, Stored> {
+    fn store(
+        &mut self,
+        ready: Ready,
+        in_order: bool,
+        since: Option<Instant>,
+    ) -> BoxFuture<'static, Stored> {
         let lane = self.lanes.of_owner(ready.piece.worker);
         self.lanes.note_written(lane);
         let target = Arc::clone(&self.targets[lane.place]);
@@ -294,6 +311,7 @@ impl DeviceOutput {
                 begun,
                 outcome,
                 digests,
+                since,
                 lane,
                 sink: None,
             }
@@ -314,6 +332,7 @@ async fn write(
     name: Arc<str>,
     ready: Ready,
     buffers: Arc<Buffers>,
+    since: Option<Instant>,
 ) -> Stored {
     let Ready {
         piece,
@@ -342,6 +361,7 @@ async fn write(
         begun,
         outcome,
         digests,
+        since,
         lane: LaneId::default(),
         sink,
     }

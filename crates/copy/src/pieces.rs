@@ -9,7 +9,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use blockferry_block::{BlockDevice, ByteRange, Error, RangeSet};
+use blockferry_block::{BlockDevice, ByteRange, Error, Extent, RangeSet};
 
 use crate::{
     Warning,
@@ -168,6 +168,16 @@ impl Pieces {
     /// The handle that is asked for extents.
     pub(crate) fn asked(&self) -> &Arc<dyn BlockDevice> {
         self.walker.device()
+    }
+
+    /// Keeps what the device answers for [`take_heard`](Self::take_heard).
+    pub(crate) fn note_extents(&mut self) {
+        self.walker.note_extents();
+    }
+
+    /// The last answer to a question for extents, once, where answers are kept.
+    pub(crate) fn take_heard(&mut self) -> Option<Vec<Extent>> {
+        self.walker.take_heard()
     }
 
     /// How many questions for extents were asked.

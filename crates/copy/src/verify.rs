@@ -15,8 +15,8 @@ use blockferry_block::{
 };
 
 use crate::{
-    Control, CopyError, CopyOptions, Destination, Event, Observer, Side, Source, copy::move_image,
-    digest::SpanSums, plan::Plan,
+    Control, CopyError, CopyOptions, Destination, Event, Interest, Observer, Request, RequestKind,
+    Side, Source, copy::move_image, digest::SpanSums, plan::Plan,
 };
 
 /// What was written to a destination.
@@ -116,9 +116,25 @@ impl Observer for Verifying<'_> {
                 self.done.store(progress.done, Ordering::Relaxed);
                 self.tell();
             }
-            Event::Warning(warning) => self.observer.event(Event::Warning(warning)),
+            Event::Warning(_)
+            | Event::Request(Request {
+                kind: RequestKind::Read,
+                ..
+            }) => self.observer.event(event),
+            // What is the source of reading back is the destination of the copy.
+            Event::Handles {
+                side: Side::Source,
+                live,
+            } => self.observer.event(Event::Handles {
+                side: Side::Destination,
+                live,
+            }),
             _ => {}
         }
+    }
+
+    fn interest(&self) -> Interest {
+        self.observer.interest()
     }
 }
 

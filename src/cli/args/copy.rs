@@ -174,6 +174,11 @@ pub(crate) struct CopyArgs {
     #[arg(short, long, value_name = "STYLE", num_args = 0..=1, require_equals = true,
           default_missing_value = "auto")]
     pub(crate) progress: Option<ProgressStyle>,
+    /// Write a page to FILE that shows the copy when it has ended, also when it has failed or was interrupted: rates,
+    /// latencies and what was in flight over time, the picture of the disk, numbers, options, warnings. It is HTML,
+    /// and needs no network. FILE is new, or an earlier report.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) report: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) timeouts: TimeoutArgs,
     /// Print the report to standard output as JSON: of a failure an object "error" with its kind, the

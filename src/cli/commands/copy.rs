@@ -14,7 +14,7 @@ use std::{
 
 use crate::{
     block::{DeviceInfo, Error, ErrorKind, HumanSize},
-    copy::{self, Control, CopyError, Destination, Digest, Report, Side, Source},
+    copy::{self, Control, CopyError, Destination, Digest, Observer, Report, Side, Source},
     endpoint::{
         Connection, DestinationFile, Endpoint, EndpointKind, OpenDestination, OpenOptions,
         OpenSource, UnfinishedImage, is_same_image, is_written_by_others, open_destination,
@@ -27,6 +27,7 @@ use super::super::{
     failure::Failure,
     options::{CopyJob, DigestTo, ReportStyle, open_options},
     output::{print, tell},
+    page::{self, Place, Recorder},
     preflight::check_room,
     progress::View,
     report,
@@ -43,12 +44,41 @@ const GRACE: Duration = Duration::from_secs(5);
 pub(crate) fn run(job: CopyJob) -> Result<(), Failure> {
     let runtime = super::runtime()?;
     let view = View::new(job.show.clone(), !job.warnings);
-    let result = runtime.block_on(copy_image(&job, &view));
+    let page = job.page.as_deref();
+    let page = page.map(|path| Place::check(path, &job)).transpose();
+    let recorder = job.page.as_ref().map(|_| Recorder::new(&view));
+    let (mut result, page) = match page {
+        Ok(page) => {
+            let copied = runtime.block_on(copy_image(&job, &view, recorder.as_ref()));
+            (copied, page)
+        }
+        Err(failure) => (Err(failure), None),
+    };
     // A thread that sits in a read of standard input would never let a usual shutdown end.
     runtime.shutdown_background();
+    let mut without_page = Ok(());
+    if let (Some(page), Some(recorder)) = (page, recorder) {
+        let record = recorder.into_record();
+        let text = page::page(&job, &record, result.as_ref(), &view.warnings());
+        let written = page.write(&text);
+        match (written, &result) {
+            (Err(failure), Ok(_)) => without_page = Err(failure.note("the copy itself is whole")),
+            (written, Err(_)) => {
+                let note = match written {
+                    Ok(()) => format!("{} shows how far it came", page.name()),
+                    Err(failure) => failure.message().to_owned(),
+                };
+                result = result.map_err(|failure| failure.note(note));
+            }
+            (Ok(()), Ok(_)) => {}
+        }
+    }
     view.finish_with(&result);
     match result {
-        Ok((done, elapsed)) => tell_success(&job, &done, elapsed, &view.warnings()),
+        Ok((done, elapsed)) => {
+            tell_success(&job, &done, elapsed, &view.warnings())?;
+            without_page
+        }
         Err(failure) => {
             if job.report == ReportStyle::Json {
                 // A standard output that cannot be written is not the first thing that failed.
@@ -60,7 +90,11 @@ pub(crate) fn run(job: CopyJob) -> Result<(), Failure> {
 }
 
 /// Copies, and makes a new file appear: then the copy is done. How long moving the data took is told, too.
-async fn copy_image(job: &CopyJob, view: &View) -> Result<(Report, Duration), Failure> {
+async fn copy_image(
+    job: &CopyJob,
+    view: &View,
+    recorder: Option<&Recorder<'_>>,
+) -> Result<(Report, Duration), Failure> {
     let mut signals = Signals::listen().map_err(|error| Failure::system("signals", &error))?;
     let questions = view.listen();
     let questions = questions.map_err(|error| Failure::system("signals", &error))?;
@@ -142,6 +176,13 @@ async fn copy_image(job: &CopyJob, view: &View) -> Result<(Report, Duration), Fa
     if job.verbose {
         describe_sides(job, &source, &destination);
     }
+    if let Some(recorder) = recorder {
+        let format = source_connection.format().to_string();
+        recorder.note_side("source is in the format", format);
+        let (from, to) = (describe_source(&source), describe_destination(&destination));
+        recorder.note_side("source offers", from);
+        recorder.note_side("destination offers", to);
+    }
     if let Some(describe) = job.describe {
         describe(job, &source, &destination);
     }
@@ -165,8 +206,12 @@ async fn copy_image(job: &CopyJob, view: &View) -> Result<(Report, Duration), Fa
         None => None,
     };
     let begun = Instant::now();
+    let observer: &dyn Observer = match recorder {
+        Some(recorder) => recorder,
+        None => view,
+    };
     let ended = {
-        let copying = pin!(copy::copy(source, destination, &engine, &control, view));
+        let copying = pin!(copy::copy(source, destination, &engine, &control, observer));
         let following = limit.follow(&control, view, &mut reload);
         let copying = beside(copying, following);
         let copying = pin!(beside(copying, view.keep_telling(questions)));
@@ -190,6 +235,9 @@ async fn copy_image(job: &CopyJob, view: &View) -> Result<(Report, Duration), Fa
         (Ended::Whole(done), Some(image)) => finish_image(image, done, &mut signals).await,
         (ended, _) => ended,
     };
+    if let Some(recorder) = recorder {
+        recorder.note_end();
+    }
     let result = match ended {
         Ended::Whole(done) => {
             let closed = destination_connection.close().await;
@@ -199,7 +247,7 @@ async fn copy_image(job: &CopyJob, view: &View) -> Result<(Report, Duration), Fa
                 None => Ok(()),
             });
             let elapsed = begun.elapsed();
-            tell_filters(job, &source_connection, view);
+            tell_filters(job, &source_connection, view, recorder);
             // It was only read.
             let _ = source_connection.close().await;
             committed.map(|()| (done, elapsed)).map_err(Failure::from)
@@ -319,13 +367,16 @@ async fn finish_image(image: UnfinishedImage, done: Report, signals: &mut Signal
 }
 
 /// Tells what the filters of the source have to say in the end.
-fn tell_filters(job: &CopyJob, source: &Connection, view: &View) {
+fn tell_filters(job: &CopyJob, source: &Connection, view: &View, recorder: Option<&Recorder<'_>>) {
     for counters in source.filter_counters() {
         for warning in &counters.warnings {
             view.warn(&format!("{}: {warning}", job.source));
         }
         if job.verbose || job.warnings && !counters.warnings.is_empty() {
             report::tell_counters(&counters);
+        }
+        if let Some(recorder) = recorder {
+            recorder.note_filter(counters);
         }
     }
 }
@@ -455,14 +506,8 @@ fn wrong_contents(
 }
 
 fn describe_sides(job: &CopyJob, source: &Source, destination: &Destination) {
-    let source = match source {
-        Source::Device(device) => describe(device.info()),
-        _ => "a stream".to_owned(),
-    };
-    let destination = match destination {
-        Destination::Device(device) => describe(device.info()),
-        _ => "a stream".to_owned(),
-    };
+    let source = describe_source(source);
+    let destination = describe_destination(destination);
     tell(&format!("source {}: {source}", job.source));
     tell(&format!("destination {}: {destination}", job.destination));
     let engine = &job.engine;
@@ -477,6 +522,20 @@ fn describe_sides(job: &CopyJob, source: &Source, destination: &Destination) {
         or_adaptive(engine.request_size.map(u64::from)),
         or_adaptive(engine.queue_size),
     ));
+}
+
+fn describe_source(source: &Source) -> String {
+    match source {
+        Source::Device(device) => describe(device.info()),
+        _ => "a stream".to_owned(),
+    }
+}
+
+fn describe_destination(destination: &Destination) -> String {
+    match destination {
+        Destination::Device(device) => describe(device.info()),
+        _ => "a stream".to_owned(),
+    }
 }
 
 fn describe(info: &DeviceInfo) -> String {

@@ -46,6 +46,8 @@ pub(crate) struct CopyJob {
     pub(crate) rate: Rate,
     pub(crate) show: Show,
     pub(crate) report: ReportStyle,
+    /// The file that a page about the copy is written to.
+    pub(crate) page: Option<PathBuf>,
     /// Whether it is told what is not as it should be.
     pub(crate) warnings: bool,
     pub(crate) verbose: bool,
@@ -88,6 +90,7 @@ impl CopyJob {
             rate: Rate::default(),
             show: Show::Nothing,
             report: ReportStyle::Nothing,
+            page: None,
             warnings: true,
             verbose: false,
             describe: None,
@@ -201,6 +204,7 @@ impl CopyJob {
                 (false, true) => ReportStyle::Nothing,
                 (false, false) => ReportStyle::Sentence,
             },
+            page: args.report.clone(),
             warnings: args.json || !common.quiet,
             verbose: common.verbose,
             describe: None,

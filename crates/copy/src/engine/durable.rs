@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::Engine;
 use crate::{
-    Checkpoint, CopyError, Done, Event, SaveDone, Side, Warning,
+    Checkpoint, CopyError, Done, Event, How, SaveDone, Side, Warning,
     lanes::LaneId,
     pieces::{Piece, Task},
     unflushed::Unflushed,
@@ -163,7 +163,7 @@ impl Engine<'_> {
                 // It was acknowledged by a connection that was lost meanwhile.
                 None => {
                     if piece.task == Task::Copy {
-                        self.count(data, zero);
+                        self.count_piece(piece, zero);
                     }
                     let task = Task::CopyAgain;
                     return self.put_back_whole(Piece { task, ..piece });
@@ -172,8 +172,16 @@ impl Engine<'_> {
         }
         if piece.task == Task::Copy {
             self.achieved(Side::Destination, lane);
-            self.count(data, zero);
+            self.count_piece(piece, zero);
         }
+    }
+
+    fn count_piece(&mut self, piece: Piece, zero: u64) {
+        let how = match piece.zero {
+            true => How::KnownZero,
+            false => How::Moved { zero },
+        };
+        self.count_part(piece.range, how);
     }
 
     /// When the destination is to be flushed next, if there will be something to flush.

@@ -41,7 +41,12 @@ impl Engine<'_> {
     /// What came of a question for extents.
     pub(super) fn told(&mut self, told: Told) {
         match told {
-            Told::More => {}
+            Told::More => {
+                let heard = self.input.device().and_then(|it| it.pieces.take_heard());
+                if let Some(extents) = heard {
+                    self.observer.event(Event::Extents(extents.into()));
+                }
+            }
             Told::Warning(warning) => self.warn(warning),
             Told::Lost(error) => {
                 let Some(input) = self.input.device() else {
@@ -83,6 +88,7 @@ impl Engine<'_> {
             return true;
         }
         let (loss, unflushed) = lanes.retire(lane);
+        self.tell_handles(side);
         let heals = match loss {
             Loss::Others(left) => {
                 self.warn(Warning::ConnectionLost {
@@ -121,6 +127,9 @@ impl Engine<'_> {
 
     /// Takes in news of the handles of a side.
     pub(super) fn joining(&mut self, side: Side, news: Joining) {
+        if matches!(news, Joining::Joined { .. }) {
+            self.tell_handles(side);
+        }
         match news {
             Joining::Joined { again: false, .. } => {}
             Joining::Joined { again: true, .. } => {
@@ -251,6 +260,12 @@ impl Engine<'_> {
             let other = Arc::clone(input.lanes.device(input.lanes.of_owner(0).place));
             input.pieces.ask_instead(&asked, &other);
         }
+    }
+
+    /// Tells how many handles a side has now.
+    pub(crate) fn tell_handles(&mut self, side: Side) {
+        let live = self.lanes(side).map_or(1, |lanes| lanes.live());
+        self.observer.event(Event::Handles { side, live });
     }
 
     pub(super) fn warn(&self, warning: Warning) {

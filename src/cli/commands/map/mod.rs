@@ -6,15 +6,12 @@
 //! | `shape` | extents and their sums as nbdinfo prints them |
 //! | `places` | where the bytes of an image lie, through its chain |
 //! | `offsets` | that as text and JSON |
-//! | `cells` | the image in equal parts, for pictures |
-//! | `picture`, `svg` | those drawn |
+//!
+//! Pictures are drawn in `cli/drawing`.
 
-pub(crate) mod cells;
 mod offsets;
-mod picture;
 pub(crate) mod places;
 mod shape;
-mod svg;
 
 use std::{
     io::{self, BufWriter, IsTerminal, Write},
@@ -27,13 +24,16 @@ use crate::{
 };
 
 use super::super::{
+    drawing::{
+        cells::Cells,
+        disk,
+        terminal::{self, Charset},
+    },
     failure::Failure,
     options::{MapJob, open_options},
     style::Colour,
 };
-use cells::Cells;
 use offsets::Offsets;
-use picture::Charset;
 use places::{Places, View};
 use shape::Shape;
 
@@ -96,15 +96,15 @@ async fn map(
         written = print_map(device, &job.context, shape, output).await?;
     }
     if job.picture && written.is_ok() {
-        let cells = cells_of(device, picture::CELLS).await?;
-        let drawn = picture::picture(&cells, Charset::of_environment(), colour);
+        let cells = cells_of(device, terminal::CELLS).await?;
+        let drawn = terminal::picture(&cells, Charset::of_environment(), colour);
         written = output
             .write_all(drawn.as_bytes())
             .and_then(|()| output.flush());
     }
     if let Some(file) = &job.svg {
-        let cells = cells_of(device, svg::CELLS).await?;
-        let drawn = svg::svg(&cells, job.endpoint.name());
+        let cells = cells_of(device, disk::CELLS).await?;
+        let drawn = disk::file(&cells, job.endpoint.name());
         std::fs::write(file, drawn)
             .map_err(|error| Failure::system(&printable(file.as_os_str()), &error))?;
     }
@@ -130,7 +130,7 @@ async fn print_offsets(
 async fn cells_of(device: &dyn BlockDevice, count: usize) -> Result<Cells, Error> {
     let mut cells = Cells::new(device.info().size, count);
     each_extent(device, &Context::Allocation, |extent| {
-        cells.add(extent);
+        cells.add_extent(extent);
         ControlFlow::Continue(())
     })
     .await?;

@@ -1,12 +1,12 @@
-//! A map as a picture for terminals: the disk as rows of cells, and the share of each kind.
+//! A disk as a picture for terminals: rows of cells, and the share of each kind.
 
 use std::fmt::Write;
 
 use crate::block::HumanSize;
 
 use super::{
-    super::super::style::Colour,
-    cells::{Cells, Shade},
+    super::style::Colour,
+    cells::{Cells, Kind, Shade},
 };
 
 /// How many cells stand beside each other, and below each other at most.
@@ -72,18 +72,18 @@ pub(crate) fn picture(cells: &Cells, charset: Charset, colour: Colour) -> String
 /// What is what, and how much there is of it.
 fn legend(cells: &Cells, charset: Charset, halves: bool) -> String {
     let total = cells.total();
-    let [data, zero, hole] = total.percentages();
     let mark = |shade| match halves {
         true => format!("\x1b[38;5;{}m\u{2588}\x1b[0m", code(shade)),
         false => character(shade, charset).to_string(),
     };
     let mut text = String::from("\n");
-    for (shade, name, bytes, percent) in [
-        (Shade::Data, "data", total.data, data),
-        (Shade::Zero, "zeroes with space", total.zero, zero),
-        (Shade::Hole, "holes", total.hole, hole),
+    for (shade, name, kind) in [
+        (Shade::Data, "data", Kind::Data),
+        (Shade::Zero, "zeroes with space", Kind::Zero),
+        (Shade::Hole, "holes", Kind::Hole),
     ] {
-        let bytes = HumanSize(bytes).to_string();
+        let bytes = HumanSize(total.of(kind)).to_string();
+        let percent = total.percent(kind);
         let _ = writeln!(
             text,
             "  {} {name:<18} {bytes:>11} {percent:>5.1}%",
@@ -140,7 +140,7 @@ mod tests {
             (512 << 10, 1 << 20, Status::HOLE_ZERO),
         ] {
             let range = ByteRange::between(start, end);
-            cells.add(Extent { range, status });
+            cells.add_extent(Extent { range, status });
         }
         cells
     }
