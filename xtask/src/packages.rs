@@ -77,6 +77,11 @@ pub(crate) const PACKAGES: &[Package] = &[
         purpose: "a client and a server of TLS, for the relay",
     },
     Package {
+        name: "chromium",
+        commands: &["chromium"],
+        purpose: "opens the page that a copy writes about itself, without a screen",
+    },
+    Package {
         name: "strace",
         commands: &["strace"],
         purpose: "counting system calls, and making them fail",
