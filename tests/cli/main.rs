@@ -63,6 +63,8 @@ mod relay_life;
 mod relay_proxy;
 mod relay_standard;
 mod relay_tls;
+mod report_browser;
+mod report_page;
 mod restarts;
 mod serve;
 mod serve_life;

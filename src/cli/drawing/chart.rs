@@ -1,9 +1,9 @@
 //! Numbers over time in SVG: lines and areas, drawn by plotters, with marks where something happened.
 
-use std::fmt::Write;
+use std::{fmt::Write, ops::Range};
 
 use plotters::{
-    coord::combinators::BindKeyPoints,
+    coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter},
     prelude::{
         AreaSeries, ChartBuilder, Color, DashedLineSeries, DrawingBackend, IntoDrawingArea,
         IntoFont, LineSeries, PathElement, RGBColor, Rectangle, SVGBackend, ShapeStyle,
@@ -72,6 +72,33 @@ impl From<Colour> for RGBColor {
     }
 }
 
+/// The grid and the labels are ours, whatever plotters would have chosen.
+impl Ranged for Axis {
+    type FormatOption = NoDefaultFormatting;
+    type ValueType = f64;
+
+    fn map(&self, value: &f64, (from, to): (i32, i32)) -> i32 {
+        let part = (value - self.from) / (self.to - self.from);
+        from + (f64::from(to - from) * part).round() as i32
+    }
+
+    fn key_points<H: KeyPointHint>(&self, hint: H) -> Vec<f64> {
+        let light = hint.weight().allow_light_points();
+        let ticks = self.ticks.iter().filter(|_| !light);
+        ticks.map(|(place, _)| *place).collect()
+    }
+
+    fn range(&self) -> Range<f64> {
+        self.from..self.to
+    }
+}
+
+impl ValueFormatter<f64> for Axis {
+    fn format_ext(&self, value: &f64) -> String {
+        self.label(*value)
+    }
+}
+
 /// The chart as a part of a page, with a legend in HTML above it.
 pub(crate) fn chart(chart: &Chart<'_>) -> String {
     let mut text = String::from("<figure><figcaption>");
@@ -125,7 +152,6 @@ where
 {
     let root = backend.into_drawing_area();
     let (time, value) = (chart.time, &chart.value);
-    let places = |axis: &Axis| axis.ticks.iter().map(|(place, _)| *place).collect();
     let mut context = ChartBuilder::on(&root)
         .margin_top(14)
         .margin_right(16)
@@ -133,24 +159,20 @@ where
         .margin_bottom(2)
         .x_label_area_size(LABELS_BELOW)
         .y_label_area_size(LABELS_LEFT)
-        .build_cartesian_2d(
-            (time.from..time.to).with_key_points(places(time)),
-            (value.from..value.to).with_key_points(places(value)),
-        )?;
+        .build_cartesian_2d(time.clone(), value.clone())?;
     for (from, to) in chart.grounds {
         let ground = RGBColor::from(AXIS).mix(0.15).filled();
         let corners = [(*from, value.from), (to.min(time.to), value.to)];
         context.draw_series([Rectangle::new(corners, ground)])?;
     }
-    let text = TextStyle::from(("sans-serif", FONT).into_font()).color(&RGBColor::from(TEXT));
+    let grey = RGBColor::from(TEXT);
+    let text = TextStyle::from(("sans-serif", FONT).into_font()).color(&grey);
     context
         .configure_mesh()
         .light_line_style(TRANSPARENT)
         .bold_line_style(RGBColor::from(GRID))
         .axis_style(RGBColor::from(AXIS))
         .label_style(text.clone())
-        .x_label_formatter(&|place| time.label(*place))
-        .y_label_formatter(&|place| value.label(*place))
         .draw()?;
     for series in &chart.series {
         let colour = RGBColor::from(series.colour);

@@ -12,13 +12,18 @@ use super::{
     timeline::Stretch,
 };
 
-/// How many points a line has at most.
-const POINTS: usize = 120;
+/// How many points a line has at most, and at least where there is enough to tell.
+const MOST_POINTS: usize = 120;
+const LEAST_POINTS: usize = 12;
+/// How many requests a point stands for at least: fewer would make lines of chance.
+const REQUESTS: u64 = 6;
 
 /// All charts of a copy, of an image of that size as far as it is known.
 pub(super) fn all(record: &Record, size: u64) -> String {
     let end = record.elapsed();
-    let stretches = record.timeline.stretches(POINTS, end);
+    let points = usize::try_from(record.timeline.total().requests() / REQUESTS);
+    let points = points.map_or(MOST_POINTS, |it| it.clamp(LEAST_POINTS, MOST_POINTS));
+    let stretches = record.timeline.stretches(points, end);
     let last = stretches.last().map_or(0.0, |stretch| stretch.to);
     let time = Axis::time(last);
     let marks = record.marks.iter().enumerate().map(|(index, mark)| Mark {
@@ -43,6 +48,7 @@ pub(super) fn all(record: &Record, size: u64) -> String {
     text += &drawing.latency().unwrap_or_default();
     text += &drawing.in_flight().unwrap_or_default();
     text += &drawing.connections().unwrap_or_default();
+    text += &drawing.reading_back().unwrap_or_default();
     text += "</div>\n<p class=\"small\">Time is that since the copy began.";
     if !marks.is_empty() {
         text += " Numbered marks are the warnings below.";
@@ -75,15 +81,10 @@ impl Drawing<'_> {
 
     /// Bytes a second. What was known to be zero costs no time, and would hide all else.
     fn throughput(&self) -> String {
-        let rates = |bytes: &dyn Fn(&Stretch) -> u64| {
-            let rate = |it: &Stretch| bytes(it) as f64 / (it.to - it.from).max(1e-9);
-            self.stretches.iter().map(rate).collect::<Vec<_>>()
-        };
-        let moved = rates(&|it| it.slot.data + it.slot.zero);
-        let data = rates(&|it| it.slot.data);
-        let verified = rates(&|it| it.slot.verified);
-        let most = moved.iter().chain(&verified).copied().fold(0.0, f64::max);
-        let mut series = vec![
+        let moved = self.rates(|it| it.slot.data + it.slot.zero);
+        let data = self.rates(|it| it.slot.data);
+        let most = moved.iter().copied().fold(0.0, f64::max);
+        let all = vec![
             series(
                 "zeroes found in data",
                 ORANGE,
@@ -92,16 +93,21 @@ impl Drawing<'_> {
             ),
             series("data", BLUE, Line::Area, vec![self.line(&data)]),
         ];
-        if verified.iter().any(|rate| *rate > 0.0) {
-            let line = vec![self.line(&verified)];
-            series.push(Series {
-                name: "read back",
-                colour: PURPLE,
-                line: Line::Solid,
-                runs: line,
-            });
-        }
-        self.chart("Throughput", Axis::bytes(most, "/s"), series)
+        self.chart("Throughput", Axis::bytes(most, "/s"), all)
+    }
+
+    /// The same of what was read back to be verified.
+    fn reading_back(&self) -> Option<String> {
+        let rates = self.rates(|it| it.slot.verified);
+        let most = rates.iter().copied().fold(0.0, f64::max);
+        let line = vec![self.line(&rates)];
+        let all = vec![series("read back", PURPLE, Line::Area, line)];
+        (most > 0.0).then(|| self.chart("Reading back", Axis::bytes(most, "/s"), all))
+    }
+
+    fn rates(&self, bytes: impl Fn(&Stretch) -> u64) -> Vec<f64> {
+        let rate = |it: &Stretch| bytes(it) as f64 / (it.to - it.from).max(1e-9);
+        self.stretches.iter().map(rate).collect()
     }
 
     /// How much was done, one kind upon the other.
@@ -171,7 +177,7 @@ impl Drawing<'_> {
 
     /// What was in memory on its way, what could have been, and in how large requests.
     fn in_flight(&self) -> Option<String> {
-        let rows: [(&str, Colour, Line, fn(&Stretch) -> u64); 3] = [
+        let rows: [Row; 3] = [
             ("in flight at most", BLUE, Line::Solid, |it| {
                 it.slot.in_flight
             }),
@@ -193,16 +199,16 @@ impl Drawing<'_> {
             return None;
         }
         let all = rows.map(|(name, colour, line, of)| {
+            // What was not told of anew is as it was.
+            let mut last = None;
             let places = self.stretches.iter().map(|stretch| {
                 let bytes = of(stretch);
-                (bytes > 0).then(|| Axis::place_of_bytes(bytes as f64))
+                let place = (bytes > 0).then(|| Axis::place_of_bytes(bytes as f64));
+                last = place.or(last);
+                last
             });
-            Series {
-                name,
-                colour,
-                line,
-                runs: self.runs(places),
-            }
+            let runs = self.runs(places);
+            series(name, colour, line, runs)
         });
         let axis = Axis::powers(least as f64, most as f64);
         Some(self.chart("Bytes in flight and request size", axis, all.into()))
@@ -267,6 +273,9 @@ impl Drawing<'_> {
         runs
     }
 }
+
+/// A row of a chart, and its values.
+type Row = (&'static str, Colour, Line, fn(&Stretch) -> u64);
 
 fn series(name: &'static str, colour: Colour, line: Line, runs: Vec<Vec<(f64, f64)>>) -> Series {
     Series {

@@ -1,6 +1,6 @@
 //! What was copied how, in words, and on what machine.
 
-use std::{env, fs, thread, time::Duration};
+use std::{env, fs, num::NonZero, thread, time::Duration};
 
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
@@ -194,7 +194,7 @@ pub(super) fn machine() -> Rows {
         text.map(|text| text.trim().to_owned()).unwrap_or_default()
     };
     let kernel = format!("{} {}", kernel("ostype"), kernel("osrelease"));
-    let processors = thread::available_parallelism().map_or(1, |it| it.get());
+    let processors = thread::available_parallelism().map_or(1, NonZero::get);
     [
         ("blockferry", env!("CARGO_PKG_VERSION").to_owned()),
         ("kernel", kernel),

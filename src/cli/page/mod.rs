@@ -53,7 +53,7 @@ pub(crate) fn page(
 ) -> String {
     let report = result.ok().map(|(report, _)| report);
     let cells = record.cells(report.map(|report| report.size));
-    let state = State::of(result);
+    let state = State::of(result.err());
     let mut html = Html::begin(&format!(
         "{}: {} to {}",
         state.word, job.source, job.destination
@@ -85,11 +85,11 @@ struct State {
 }
 
 impl State {
-    fn of<T>(result: Result<T, &Failure>) -> Self {
-        let (class, sign, word) = match result {
-            Ok(_) => ("whole", "\u{2713}", "Copied"),
-            Err(failure) if failure.is_interrupt() => ("interrupted", "\u{25a0}", "Interrupted"),
-            Err(_) => ("failure", "\u{2717}", "Failed"),
+    fn of(failure: Option<&Failure>) -> Self {
+        let (class, sign, word) = match failure {
+            None => ("whole", "\u{2713}", "Copied"),
+            Some(failure) if failure.is_interrupt() => ("interrupted", "\u{25a0}", "Interrupted"),
+            Some(_) => ("failure", "\u{2717}", "Failed"),
         };
         Self { class, sign, word }
     }

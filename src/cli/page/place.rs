@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::endpoint::{DestinationFile, EndpointKind, printable};
+use crate::endpoint::{DestinationFile, Endpoint, EndpointKind, printable};
 
 use super::super::{
     checkpoint::is_same,
@@ -48,7 +48,7 @@ impl Place {
             Some(&job.destination),
             data_file.as_ref(),
         ];
-        let files = files.into_iter().flatten().flat_map(|it| it.files());
+        let files = files.into_iter().flatten().flat_map(Endpoint::files);
         let others = [
             partial,
             digest,
@@ -154,7 +154,7 @@ fn resolved(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::endpoint::{DestinationFormat, Endpoint};
+    use crate::endpoint::DestinationFormat;
 
     fn check(page: &Path, from: &Path, to: &Path) -> Result<Place, Failure> {
         let (from, to) = (

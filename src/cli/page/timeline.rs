@@ -136,6 +136,11 @@ impl Slot {
         (histogram.total() > 0).then_some(histogram)
     }
 
+    /// How many requests there were.
+    pub(crate) fn requests(&self) -> u64 {
+        self.latency.iter().map(Histogram::total).sum::<u64>() + self.zeroing
+    }
+
     /// Adds a later one.
     fn absorb(&mut self, later: &Self) {
         self.data += later.data;

@@ -19,6 +19,7 @@ mod restart;
 mod restarting;
 mod streams;
 mod taken;
+mod told;
 
 use std::sync::{Arc, Mutex};
 
