@@ -64,10 +64,10 @@ impl Page {
                     let attributes = tag.attributes().map(|it| it.expect("well-formed"));
                     for attribute in attributes {
                         let name = attribute.key.as_ref().to_ascii_lowercase();
-                        assert!(!name.starts_with(b"on"), "a script: {tag:?}");
-                        assert_ne!(name, b"src", "something to load: {tag:?}");
+                        assert!(!name.starts_with("on"), "a script: {tag:?}");
+                        assert_ne!(name, "src", "something to load: {tag:?}");
                     }
-                    assert_ne!(tag.name().as_ref(), b"script");
+                    assert_ne!(tag.name().as_ref(), "script");
                 }
                 Ok(_) => {}
                 Err(error) => panic!("{error} at {}: {html}", reader.error_position()),
@@ -369,7 +369,7 @@ fn whatever_names_and_servers_say_is_text_on_the_page() {
     let room = Room::new();
     let image = room.at("<script>alert(1)<\u{202e}\">&'.raw");
     fs::write(&image, vec![1; 4096]).expect("written");
-    let copy = room.at("</title><img src=x onerror=alert(2)>");
+    let copy = room.at("<img src=x onerror=alert(2)>");
     room.copy([&image, &copy]).success();
     let harmless = ["&lt;script&gt;alert(1)", "\\u{202e}", "&lt;img src=x"];
     room.page()

@@ -16,6 +16,9 @@
 //!  verify    the destination is read back: a copy of it to nowhere, which must have the same sums
 //! ```
 //!
+//! An observer may ask for more than that: of each request how long it took and what was in flight, of each part of
+//! the image how it came to be done ([`Interest::Requests`]). Nothing of it is measured unless it is asked for.
+//!
 //! [`compare()`] reads two images side by side instead, and [`copy`] to a
 //! [`NullDevice`](blockferry_block::NullDevice) with [`CopyOptions::digest`] computes the digest of one.
 //!

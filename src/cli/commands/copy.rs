@@ -58,7 +58,10 @@ pub(crate) fn run(job: CopyJob) -> Result<(), Failure> {
     runtime.shutdown_background();
     let mut without_page = Ok(());
     if let (Some(page), Some(recorder)) = (page, recorder) {
-        let record = recorder.into_record();
+        let mut record = recorder.into_record();
+        if let Ok((_, elapsed)) = &result {
+            record.ended = Some(*elapsed);
+        }
         let text = page::page(&job, &record, result.as_ref(), &view.warnings());
         let written = page.write(&text);
         match (written, &result) {

@@ -130,7 +130,7 @@ impl Drawing<'_> {
         let most = size.max(data + zero + known) as f64;
         let [known_line, zero_line, data_line, before_line] = lines;
         let mut all = vec![
-            series("holes", PALE, Line::Area, vec![known_line]),
+            series("holes and known zeroes", PALE, Line::Area, vec![known_line]),
             series("zeroes found in data", ORANGE, Line::Area, vec![zero_line]),
             series("data", BLUE, Line::Area, vec![data_line]),
         ];
