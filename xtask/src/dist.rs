@@ -1,120 +1,107 @@
-//! `cargo xtask dist`: everything that an installation consists of, laid out as below `/usr`.
+//! `cargo xtask dist`: what users get. A stripped program with its debug information beside it, the tree of an
+//! installation, an archive of that, a Debian package, what an image for containers is built from, and sums of it all.
 //!
-//! The program itself prints its man pages and its completions, from its one definition of the command
-//! line. Here they only get their places.
+//! ```text
+//!  dist/usr                 tree      the installation: program, manual, completions, documents, names
+//!  dist/blockferry.debug    binary    for debuggers; the program names it
+//!  dist/*.tar.gz            archive   the tree
+//!  dist/*.deb               deb       the tree as Debian wants it, by cargo-deb
+//!  dist/Containerfile       image     takes the tree
+//!  dist/SHA256SUMS          archive
+//! ```
+//!
+//! `trial` installs and uses what was made, on a machine that it leaves as it was.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+mod archive;
+mod binary;
+mod deb;
+mod files;
+mod image;
+mod third_party;
+mod tree;
+mod trial;
+
+use std::{path::PathBuf, process::Command};
 
 use anyhow::{Context, Result};
+use clap::Args;
 use serde_json::Value;
 
-use crate::program;
+use crate::{packages, program, tools};
 
+/// The program's name, that of its package and of its directories.
 const NAME: &str = "blockferry";
 
-const DOCUMENTS: [&str; 4] = ["README.md", "CHANGELOG.md", "LICENSE-APACHE", "LICENSE-MIT"];
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Installs the Debian package where it can do no harm, uses it, upgrades, removes and purges it; runs
+    /// lintian; starts the program in what the Containerfile describes. The program is not optimised then.
+    #[arg(long = "try")]
+    trial: bool,
 
-/// Each shell, and where it looks for the program's completions, below `share`.
-const COMPLETIONS: [(&str, &str); 3] = [
-    ("bash", "bash-completion/completions/blockferry"),
-    ("zsh", "zsh/site-functions/_blockferry"),
-    ("fish", "fish/vendor_completions.d/blockferry.fish"),
-];
+    /// With --try, installs nothing: a missing program is an error that names its package.
+    #[arg(long, requires = "trial")]
+    no_install: bool,
 
-pub(crate) fn run() -> Result<()> {
-    let binary = build()?;
-    let directory = program::workspace().join("dist");
-    if directory.exists() {
-        fs::remove_dir_all(&directory).with_context(|| directory.display().to_string())?;
-    }
-    copy(&binary, &directory.join("bin").join(NAME))?;
-    let share = directory.join("share");
-    for name in DOCUMENTS {
-        let place = share.join("doc").join(NAME).join(name);
-        copy(&program::workspace().join(name), &place)?;
-    }
-    for (shell, place) in COMPLETIONS {
-        let script = program::output(Command::new(&binary).args(["completions", shell]))?;
-        write(&share.join(place), &script)?;
-    }
-    manual(&binary, &share.join("man/man1"))?;
-    eprintln!("wrote {}", directory.display());
-    Ok(())
+    /// The profile that the program is built with.
+    #[arg(long, value_name = "NAME", hide = true)]
+    profile: Option<String>,
 }
 
-/// Builds the program, optimised, and returns where cargo put it.
-fn build() -> Result<PathBuf> {
-    eprintln!("building the program");
-    let messages = program::output(&mut program::cargo([
-        "build",
-        "--release",
-        "--package=blockferry",
-        "--bin=blockferry",
-        "--message-format=json-render-diagnostics",
-    ]))?;
-    let messages = String::from_utf8(messages).context("what cargo says is text")?;
-    messages
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .find_map(|message| Some(message.get("executable")?.as_str()?.into()))
-        .context("cargo built no program")
-}
+pub(crate) fn run(options: &Options) -> Result<()> {
+    if options.trial {
+        packages::require(packages::PACKAGING, !options.no_install)?;
+    }
+    let usual = if options.trial { "dev" } else { "release" };
+    let profile = options.profile.as_deref().unwrap_or(usual);
 
-/// The program's own page, and one for each command that it refers to.
-fn manual(binary: &Path, directory: &Path) -> Result<()> {
-    let page = program::output(Command::new(binary).arg("man"))?;
-    write(&directory.join(format!("{NAME}.1")), &page)?;
-    let page = String::from_utf8(page).context("the manual page is text")?;
-    let commands = commands_referred_to(&page);
-    anyhow::ensure!(!commands.is_empty(), "the manual page names no commands");
-    for command in commands {
-        let page = program::output(Command::new(binary).args(["man", &command]))?;
-        write(&directory.join(format!("{NAME}-{command}.1")), &page)?;
+    let release = Release::of_this_workspace()?;
+    let built = binary::build(profile)?;
+    files::empty(&release.directory)?;
+    tree::lay_out(&release, &built)?;
+    let deb = deb::make(&release, options.trial)?;
+    image::describe(&release)?;
+    archive::pack(&release)?;
+    archive::sum(&release)?;
+    eprintln!("wrote {}", release.directory.display());
+    if options.trial {
+        trial::deb(&release, &deb)?;
+        trial::image(&release)?;
     }
     Ok(())
 }
 
-/// The commands whose pages a page names, as in `blockferry-copy(1)`. `help` has no page of its own.
-fn commands_referred_to(page: &str) -> BTreeSet<String> {
-    // In roff, a hyphen that is to stay one is escaped.
-    let prefix = format!("{NAME}\\-");
-    page.lines()
-        .filter_map(|line| line.trim().strip_prefix(&prefix)?.strip_suffix("(1)"))
-        .map(|command| command.replace('\\', ""))
-        .filter(|command| command != "help")
-        .collect()
+/// What is being made.
+struct Release {
+    version: String,
+    /// When: that of the last commit, so that the same source makes the same packages.
+    time: u64,
+    /// Where it is written.
+    directory: PathBuf,
+    /// What cargo knows of the workspace and of everything it depends on.
+    metadata: Value,
 }
 
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    make_room(to)?;
-    fs::copy(from, to).with_context(|| from.display().to_string())?;
-    Ok(())
-}
-
-fn write(path: &Path, contents: &[u8]) -> Result<()> {
-    make_room(path)?;
-    fs::write(path, contents).with_context(|| path.display().to_string())
-}
-
-fn make_room(path: &Path) -> Result<()> {
-    let directory = path.parent().context("it lies in a directory")?;
-    fs::create_dir_all(directory).with_context(|| directory.display().to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_commands_are_those_that_the_page_refers_to() {
-        let page = ".SH SUBCOMMANDS\n.TP\nblockferry\\-copy(1)\nCopies.\n.TP\n\
-                    blockferry\\-dry\\-run(1)\n.TP\nblockferry\\-help(1)\nblockferry moves\n";
-        let commands: Vec<_> = commands_referred_to(page).into_iter().collect();
-        assert_eq!(commands, ["copy", "dry-run"]);
+impl Release {
+    fn of_this_workspace() -> Result<Self> {
+        let metadata = metadata_of_this_platform()?;
+        Ok(Self {
+            version: tree::version(&metadata)?,
+            time: archive::time_of_the_source()?,
+            directory: program::workspace().join("dist"),
+            metadata,
+        })
     }
+
+    /// The tree of the installation, as it will be below `/usr`.
+    fn tree(&self) -> PathBuf {
+        self.directory.join("usr")
+    }
+}
+
+/// What other platforms would need is not in it.
+fn metadata_of_this_platform() -> Result<Value> {
+    let host = program::output(Command::new("rustc").args(["--print", "host-tuple"]))?;
+    let host = String::from_utf8(host).context("the host's name is text")?;
+    tools::metadata(&["--filter-platform", host.trim()])
 }

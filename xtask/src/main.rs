@@ -17,9 +17,9 @@ mod house;
 mod lint;
 mod packages;
 mod program;
+mod publish;
 mod soak;
 mod test;
-#[allow(dead_code, reason = "for those who come next")]
 mod tools;
 
 use std::process::ExitCode;
@@ -48,12 +48,15 @@ enum Chore {
     },
     /// Draws the map of the crates, docs/house.svg.
     House,
-    /// Builds the program and writes it to dist/, with man pages, completions and licences.
-    Dist,
     /// Runs every fuzz target for some seconds.
     Fuzz(fuzz::Options),
     /// Copies at random, with faults and kills, for as long as one likes, and watches what it costs.
     Soak(soak::Options),
+    /// Writes to dist/ what users get: the program, its manual and completions, an archive, a Debian package, a
+    /// Containerfile.
+    Dist(dist::Options),
+    /// Checks that every public crate can be published, without publishing it.
+    Publish(publish::Options),
 }
 
 fn main() -> ExitCode {
@@ -62,9 +65,10 @@ fn main() -> ExitCode {
         Chore::Lint => lint::run(),
         Chore::Bench { arguments } => bench::run(&arguments),
         Chore::House => house::draw(),
-        Chore::Dist => dist::run(),
         Chore::Fuzz(options) => fuzz::run(&options),
         Chore::Soak(options) => soak::run(&options),
+        Chore::Dist(options) => dist::run(&options),
+        Chore::Publish(options) => publish::run(&options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,6 +1,6 @@
-//! What the tests need from the system: Debian's packages, found by the commands they provide.
+//! What the chores need from the system: Debian's packages, found by the commands they provide.
 //!
-//! [`PACKAGES`] is the one table. Only what is missing is installed, and only where that is allowed: as
+//! [`PACKAGES`] is the table of the tests, [`PACKAGING`] that of `dist --try`. Only what is missing is installed, and only where that is allowed: as
 //! root, or with a `sudo` that asks for no password.
 
 use std::{env, ffi::OsStr, fmt::Write as _, process::Command};
@@ -13,7 +13,7 @@ use crate::program;
 pub(crate) struct Package {
     /// Its name in Debian.
     name: &'static str,
-    /// The commands that the tests run from it.
+    /// The commands that are run from it.
     commands: &'static [&'static str],
     /// What they are needed for.
     purpose: &'static str,
@@ -88,6 +88,30 @@ pub(crate) const PACKAGES: &[Package] = &[
     },
 ];
 
+/// What it takes to make a Debian package and to try it.
+pub(crate) const PACKAGING: &[Package] = &[
+    Package {
+        name: "dpkg-dev",
+        commands: &["dpkg-shlibdeps"],
+        purpose: "which packages have the libraries that the program needs",
+    },
+    Package {
+        name: "lintian",
+        commands: &["lintian"],
+        purpose: "Debian's own opinion of the package",
+    },
+    Package {
+        name: "man-db",
+        commands: &["man"],
+        purpose: "reading the manual as its users do",
+    },
+    Package {
+        name: "systemd",
+        commands: &["systemd-analyze", "systemd-socket-activate"],
+        purpose: "checking the units, and starting the server by its socket",
+    },
+];
+
 impl Package {
     fn is_present(&self, path: &OsStr) -> bool {
         self.commands.iter().all(|command| {
@@ -97,9 +121,9 @@ impl Package {
 }
 
 /// Installs what is missing. When that cannot be done, the error says what is missing and what to type.
-pub(crate) fn require(install_missing: bool) -> Result<()> {
+pub(crate) fn require(packages: &[Package], install_missing: bool) -> Result<()> {
     let path = program::search_path();
-    let missing = missing(PACKAGES, &path);
+    let missing = missing(packages, &path);
     if missing.is_empty() {
         return Ok(());
     }
@@ -114,7 +138,7 @@ pub(crate) fn require(install_missing: bool) -> Result<()> {
             },
         }
     };
-    let missing = self::missing(PACKAGES, &path);
+    let missing = self::missing(packages, &path);
     if missing.is_empty() {
         return Ok(());
     }
@@ -129,7 +153,7 @@ fn missing<'a>(packages: &'a [Package], path: &OsStr) -> Vec<&'a Package> {
 }
 
 fn explanation(missing: &[&Package], reason: &str) -> String {
-    let mut text = format!("the tests need programs that are missing ({reason}):\n");
+    let mut text = format!("programs are missing ({reason}):\n");
     for package in missing {
         let commands = package.commands.join(", ");
         // Writing to a String cannot fail.
@@ -145,6 +169,11 @@ fn explanation(missing: &[&Package], reason: &str) -> String {
 
 fn names(packages: &[&Package]) -> Vec<&'static str> {
     packages.iter().map(|package| package.name).collect()
+}
+
+/// `program`, to be run as root; nothing where this process may not.
+pub(crate) fn as_root(program: &str) -> Option<Command> {
+    Some(Privilege::of_this_process()?.command(program))
 }
 
 /// How this process may install packages.
@@ -164,16 +193,20 @@ impl Privilege {
         program::succeeds(Command::new("sudo").args(["-n", "true"])).then_some(Self::Sudo)
     }
 
-    fn apt_get(self, arguments: &[&str]) -> Command {
-        // sudo clears the environment, so the variable is set on its far side.
-        let mut command = match self {
-            Self::Root => Command::new("env"),
+    fn command(self, program: &str) -> Command {
+        match self {
+            Self::Root => Command::new(program),
             Self::Sudo => {
                 let mut sudo = Command::new("sudo");
-                sudo.args(["-n", "env"]);
+                sudo.args(["-n", program]);
                 sudo
             }
-        };
+        }
+    }
+
+    fn apt_get(self, arguments: &[&str]) -> Command {
+        // sudo clears the environment, so the variable is set on its far side.
+        let mut command = self.command("env");
         command
             .args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-q"])
             // Another process may hold the lock for a moment, at the start of a machine above all.

@@ -66,7 +66,7 @@ pub(crate) struct Options {
 const MOST_FAILURES: usize = 20;
 
 pub(crate) fn run(options: &Options) -> Result<()> {
-    packages::require(!options.no_install)?;
+    packages::require(packages::PACKAGES, !options.no_install)?;
     let over = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         // A second one ends it at once.

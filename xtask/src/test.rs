@@ -18,7 +18,7 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
-    packages::require(!options.no_install)?;
+    packages::require(packages::PACKAGES, !options.no_install)?;
     // Built first and as a whole: tests run the real programs, and an error in them should come before.
     // `cargo test --all-targets` builds the examples as tests only, not as the programs they are.
     program::run(&mut program::cargo([

@@ -46,16 +46,18 @@ pub(crate) fn cargo_tool(name: &str, version: &str) -> Result<PathBuf> {
 
 /// Where cargo builds this workspace: `target`, or what `CARGO_TARGET_DIR` and the configuration say.
 pub(crate) fn target_directory() -> Result<PathBuf> {
-    let metadata = program::output(&mut program::cargo([
-        "metadata",
-        "--format-version=1",
-        "--no-deps",
-    ]))?;
-    let metadata: Value = serde_json::from_slice(&metadata).context("cargo metadata")?;
+    let metadata = metadata(&["--no-deps"])?;
     let directory = metadata.get("target_directory").and_then(Value::as_str);
     Ok(directory
         .context("cargo metadata has no target directory")?
         .into())
+}
+
+/// What `cargo metadata` says of the workspace.
+pub(crate) fn metadata(arguments: &[&str]) -> Result<Value> {
+    let mut command = program::cargo(["metadata", "--format-version=1"]);
+    let metadata = program::output(command.args(arguments))?;
+    serde_json::from_slice(&metadata).context("cargo metadata")
 }
 
 /// The first program of this name and version in `own`, then on `PATH`.
