@@ -91,7 +91,6 @@ pub(crate) async fn move_image(
     let end = plan.incomplete_block(size).unwrap_or(size);
     let input = Input::new(source, end, plan);
     let durable = Durable::new(plan.flush_interval, options.checkpoint.as_ref());
-    let buffers = Arc::clone(&buffers);
     let mut engine = Engine::new(plan, observer, control, buffers, input, output, durable);
     if let (Some(size), true) = (plan.size, plan.resize) {
         engine

@@ -61,7 +61,8 @@ where
 }
 
 /// As [`copy_bidirectional`], between streams that stand above sockets, such as those of TLS: their bytes cannot be
-/// spliced, but whether a peer is gone that nothing is read from any more is seen at its socket.
+/// spliced, but whether a peer is gone that nothing is read from any more is seen at its socket, and bytes count as
+/// delivered when such a stream has been flushed.
 ///
 /// # Errors
 /// As [`copy_bidirectional`].
@@ -76,6 +77,12 @@ where
     B: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let mut relay = Relay::new(a, b, options);
+    if Stream::of_writer(b).is_none() && (sockets.second)(b).is_some() {
+        relay.forward.write_above();
+    }
+    if Stream::of_writer(a).is_none() && (sockets.first)(a).is_some() {
+        relay.backward.write_above();
+    }
     let ended = poll_fn(|context| relay.poll(context, a, b, sockets)).await;
     let totals = relay.totals();
     match ended {

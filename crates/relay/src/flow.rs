@@ -49,6 +49,10 @@ pub(crate) struct Flow {
     writes_behind: bool,
     /// How many bytes such a writer has taken and not confirmed.
     unconfirmed: usize,
+    /// Whether the writer stands above a socket, and counts as having got only what has left for it.
+    stands_above: bool,
+    /// How many bytes such a writer has taken that may not have left.
+    held: u64,
     pool: Option<PipePool>,
     throttle: Option<Box<Throttle>>,
 }
@@ -115,9 +119,16 @@ impl Flow {
             owes_flush: false,
             writes_behind: kinds.1 == Kind::File,
             unconfirmed: 0,
+            stands_above: false,
+            held: 0,
             pool: options.pool.clone(),
             throttle: rate.clone().map(|rate| Box::new(Throttle::new(rate))),
         }
+    }
+
+    /// The writer stands above a socket: what it holds back may never reach that.
+    pub(crate) fn write_above(&mut self) {
+        self.stands_above = true;
     }
 
     /// The reader's connection was reset, and somebody else was told so: a socket tells it once, and lets what is
@@ -147,7 +158,7 @@ impl Flow {
             Cargo::InMemory(loaded) => loaded.len(),
             Cargo::InPipe(lent) => lent.pipe().map_or(0, |pipe| pipe.len()),
         };
-        bytes as u64
+        bytes as u64 + self.held
     }
 
     /// A number that changes with each byte that is taken or delivered.
@@ -159,7 +170,7 @@ impl Flow {
 
     /// Whether bytes wait for room at the writer.
     pub(crate) fn is_stuck(&mut self) -> bool {
-        self.on_its_way() > 0
+        self.on_its_way() > self.held
     }
 
     /// Whether the rate lets nothing through now.
@@ -222,6 +233,7 @@ impl Flow {
                     if self.owes_flush {
                         ready!(Pin::new(writer).poll_flush(context)).map_err(Cause::Write)?;
                         self.owes_flush = false;
+                        self.note_left();
                     }
                     return Poll::Pending;
                 }
@@ -309,13 +321,21 @@ impl Flow {
         W: AsyncWrite + Unpin + 'static,
     {
         match self.ending {
-            Ending::Flush => Pin::new(writer).poll_flush(context),
+            Ending::Flush => ready!(Pin::new(writer).poll_flush(context))?,
             Ending::Shutdown => match ready!(Pin::new(writer).poll_shutdown(context)) {
                 // Its peer was faster.
-                Err(error) if error.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
-                result => Poll::Ready(result),
+                Err(error) if error.kind() == io::ErrorKind::NotConnected => {}
+                result => result?,
             },
         }
+        self.note_left();
+        Poll::Ready(Ok(()))
+    }
+
+    /// All that the writer has taken has left.
+    fn note_left(&mut self) {
+        let left = mem::take(&mut self.held);
+        self.tally.copied(left);
     }
 
     /// Writes all that is on its way.
@@ -342,13 +362,18 @@ impl Flow {
                             self.unconfirmed = count;
                         }
                         if self.writes_behind {
-                            ready!(writer.poll_flush(context))?;
+                            ready!(writer.as_mut().poll_flush(context))?;
                         } else {
                             self.owes_flush = true;
                         }
                         let count = mem::take(&mut self.unconfirmed);
                         loaded.consume(count);
-                        self.tally.copied(count as u64);
+                        self.held += count as u64;
+                        // Nobody waits for what is held back: more may be taken meanwhile.
+                        if !self.stands_above || writer.poll_flush(context)?.is_ready() {
+                            let left = mem::take(&mut self.held);
+                            self.tally.copied(left);
+                        }
                     }
                     return Poll::Ready(Ok(()));
                 }

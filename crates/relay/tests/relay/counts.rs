@@ -11,7 +11,7 @@ use tokio::{
 
 use crate::{
     bytes::{bytes, flood, in_time, receive, receive_exactly},
-    line::{Line, MODES, on_all_pairings, options},
+    line::{Flooded, Line, MODES, on_all_pairings, options},
     sockets::Socket,
 };
 
@@ -59,21 +59,13 @@ async fn a_reader_that_is_reset_is_told_with_what_was_delivered<R: Socket, W: So
 #[tokio::test]
 async fn a_writer_that_is_shut_is_told_with_what_its_peer_got() {
     for mode in MODES {
-        let Line {
-            mut left,
-            mut a,
-            mut b,
+        let Flooded {
             mut right,
-        } = Line::<UnixStream, UnixStream>::new().await;
-        let options = options(mode);
-        let flooding = tokio::spawn(async move { flood(&mut left).await });
-        let copying = tokio::spawn(async move {
-            let mut limit = u64::MAX;
-            let error = copy_with(&mut a, &mut b, Some(&mut limit), &options)
-                .await
-                .unwrap_err();
-            (a, error, u64::MAX - limit)
-        });
+            flooding,
+            copying,
+        } = Line::<UnixStream, UnixStream>::new()
+            .await
+            .flood_copy(options(mode));
         in_time(receive_exactly(&mut right, 0, 1_000_000)).await;
         rustix::net::shutdown(&right, Shutdown::Read).unwrap();
         // Whoever waits for room in such a socket is woken when there is some, and not before.
@@ -92,21 +84,11 @@ async fn a_writer_that_is_shut_is_told_with_what_its_peer_got() {
 
 async fn a_writer_that_is_reset_is_told_with_what_was_taken<R: Socket, W: Socket>() {
     for mode in MODES {
-        let Line {
-            mut left,
-            mut a,
-            mut b,
+        let Flooded {
             mut right,
-        } = Line::<R, W>::new().await;
-        let options = options(mode);
-        let flooding = tokio::spawn(async move { flood(&mut left).await });
-        let copying = tokio::spawn(async move {
-            let mut limit = u64::MAX;
-            let error = copy_with(&mut a, &mut b, Some(&mut limit), &options)
-                .await
-                .unwrap_err();
-            (a, error, u64::MAX - limit)
-        });
+            flooding,
+            copying,
+        } = Line::<R, W>::new().await.flood_copy(options(mode));
         receive_exactly(&mut right, 0, 1_000_000).await;
         right.vanish();
         let (mut a, error, taken) = copying.await.unwrap();
@@ -130,21 +112,14 @@ async fn counters_hold_what_a_dropped_relay_delivered<A: Socket, B: Socket>() {
         let mut options = options(mode);
         options.counters = Some(Arc::clone(&counters));
         let ends = Line::<A, B>::new().await.relay(options);
-        let (mut left_in, mut left_out) = tokio::io::split(ends.left);
-        let (mut right_in, mut right_out) = tokio::io::split(ends.right);
-        let forward = tokio::spawn(async move { flood(&mut left_out).await });
-        let backward = tokio::spawn(async move { flood(&mut right_out).await });
-        tokio::join!(
-            receive_exactly(&mut right_in, 0, 2_000_000),
-            receive_exactly(&mut left_in, 0, 2_000_000)
-        );
+        let mut ends = ends.flood(2_000_000).await;
         // Nobody reads any more: both ways are stuck or will be.
         ends.relay.abort();
         assert!(ends.relay.await.unwrap_err().is_cancelled());
         let totals = counters.totals();
         let (forth, back) = tokio::join!(
-            receive(&mut right_in, 2_000_000),
-            receive(&mut left_in, 2_000_000)
+            receive(&mut ends.right, 2_000_000),
+            receive(&mut ends.left, 2_000_000)
         );
         // A TCP socket that is closed with bytes unread is reset, and what it had not sent is lost.
         for (got, moved, over_tcp) in [
@@ -157,8 +132,8 @@ async fn counters_hold_what_a_dropped_relay_delivered<A: Socket, B: Socket>() {
                 assert_eq!(got, moved.total());
             }
         }
-        assert!(forward.await.unwrap() >= forth);
-        assert!(backward.await.unwrap() >= back);
+        assert!(ends.forward.await.unwrap() >= forth);
+        assert!(ends.backward.await.unwrap() >= back);
     }
 }
 

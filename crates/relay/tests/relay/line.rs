@@ -3,10 +3,13 @@
 use blockferry_relay::{
     CopyError, Mode, Moved, Options, PipePool, RelayError, Totals, copy_bidirectional, copy_with,
 };
-use tokio::{io::AsyncWriteExt, task::JoinHandle};
+use tokio::{
+    io::{AsyncWriteExt, ReadHalf, split},
+    task::JoinHandle,
+};
 
 use crate::{
-    bytes::{receive, send},
+    bytes::{flood, receive, receive_exactly, send},
     sockets::Socket,
 };
 
@@ -59,7 +62,70 @@ pub(crate) struct Relayed<A, B> {
     pub(crate) relay: JoinHandle<Result<Totals, RelayError>>,
 }
 
+/// A copy from left to right to which more is sent than it ever delivers.
+pub(crate) struct Flooded<A, B> {
+    pub(crate) right: B,
+    /// How much was sent in the end.
+    pub(crate) flooding: JoinHandle<u64>,
+    /// What it read from, its error, and how many bytes it had taken.
+    pub(crate) copying: JoinHandle<(A, CopyError, u64)>,
+}
+
+/// A relay to which both sides send more than it ever delivers.
+pub(crate) struct FloodedBothWays<A, B> {
+    pub(crate) left: ReadHalf<A>,
+    pub(crate) right: ReadHalf<B>,
+    /// How much was sent in the end, from left to right and back.
+    pub(crate) forward: JoinHandle<u64>,
+    pub(crate) backward: JoinHandle<u64>,
+    pub(crate) relay: JoinHandle<Result<Totals, RelayError>>,
+}
+
+impl<A: Socket, B: Socket> Relayed<A, B> {
+    /// Lets both sides send without end, and reads so many bytes of it on either side.
+    pub(crate) async fn flood(self, read: u64) -> FloodedBothWays<A, B> {
+        let (mut left, mut left_out) = split(self.left);
+        let (mut right, mut right_out) = split(self.right);
+        let forward = tokio::spawn(async move { flood(&mut left_out).await });
+        let backward = tokio::spawn(async move { flood(&mut right_out).await });
+        tokio::join!(
+            receive_exactly(&mut right, 0, read),
+            receive_exactly(&mut left, 0, read)
+        );
+        FloodedBothWays {
+            left,
+            right,
+            forward,
+            backward,
+            relay: self.relay,
+        }
+    }
+}
+
 impl<A: Socket, B: Socket> Line<A, B> {
+    /// Copies from left to right what the left sends without end, until that fails.
+    pub(crate) fn flood_copy(self, options: Options) -> Flooded<A, B> {
+        let Self {
+            mut left,
+            mut a,
+            mut b,
+            right,
+        } = self;
+        let flooding = tokio::spawn(async move { flood(&mut left).await });
+        let copying = tokio::spawn(async move {
+            let mut limit = u64::MAX;
+            let error = copy_with(&mut a, &mut b, Some(&mut limit), &options)
+                .await
+                .unwrap_err();
+            (a, error, u64::MAX - limit)
+        });
+        Flooded {
+            right,
+            flooding,
+            copying,
+        }
+    }
+
     pub(crate) async fn new() -> Self {
         let (left, a) = A::pair().await;
         let (b, right) = B::pair().await;

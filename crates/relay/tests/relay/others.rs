@@ -2,8 +2,10 @@
 
 use std::{
     io::{self, Cursor, ErrorKind},
+    os::fd::AsFd,
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use blockferry_relay::{
@@ -286,8 +288,20 @@ async fn a_stream_in_memory_whose_reader_is_gone_has_failed() {
     }
 }
 
-/// A stream that stands above a socket, as one of TLS does.
-struct Above<S>(S);
+/// A stream that stands above a socket, as one of TLS does. It may keep what is written to itself.
+struct Above<S> {
+    socket: S,
+    hoard: Option<Vec<u8>>,
+}
+
+impl<S> Above<S> {
+    fn passing_on(socket: S) -> Self {
+        Self {
+            socket,
+            hoard: None,
+        }
+    }
+}
 
 impl<S: Socket> AsyncRead for Above<S> {
     fn poll_read(
@@ -295,7 +309,7 @@ impl<S: Socket> AsyncRead for Above<S> {
         context: &mut Context<'_>,
         room: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(context, room)
+        Pin::new(&mut self.socket).poll_read(context, room)
     }
 }
 
@@ -305,15 +319,51 @@ impl<S: Socket> AsyncWrite for Above<S> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(context, bytes)
+        match &mut self.hoard {
+            Some(hoard) => {
+                hoard.extend(bytes);
+                Poll::Ready(Ok(bytes.len()))
+            }
+            None => Pin::new(&mut self.socket).poll_write(context, bytes),
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(context)
+        match self.hoard {
+            Some(_) => Poll::Pending,
+            None => Pin::new(&mut self.socket).poll_flush(context),
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(context)
+        Pin::new(&mut self.socket).poll_shutdown(context)
+    }
+}
+
+#[tokio::test]
+async fn what_a_stream_above_a_socket_keeps_to_itself_is_not_delivered() {
+    for mode in MODES {
+        let Line {
+            mut left,
+            a,
+            b,
+            right: _right,
+        } = Line::<UnixStream, UnixStream>::new().await;
+        let (mut a, mut b) = (Above::passing_on(a), Above::passing_on(b));
+        b.hoard = Some(Vec::new());
+        let mut options = options(mode);
+        options.idle_timeout = Some(Duration::from_millis(100));
+        let sockets = Sockets {
+            first: |end: &Above<UnixStream>| Some(end.socket.as_fd()),
+            second: |end: &Above<UnixStream>| Some(end.socket.as_fd()),
+        };
+        let relaying = copy_bidirectional_above(&mut a, &mut b, &sockets, &options);
+        let (error, ()) =
+            in_time(async { tokio::join!(relaying, send(&mut left, 0, 100_000, 1_000)) }).await;
+        let error = error.unwrap_err();
+        assert!(matches!(error.cause, Cause::Idle(_)), "{error}");
+        assert_eq!(error.totals.forward, Moved::default());
+        assert_eq!(b.hoard.map(|hoard| hoard.len()), Some(100_000));
     }
 }
 
@@ -325,11 +375,11 @@ async fn a_peer_that_ended_and_vanished_below_ends_the_connection<S: Socket>() {
             b,
             mut right,
         } = Line::<S, S>::new().await;
-        let (mut a, mut b) = (Above(a), Above(b));
+        let (mut a, mut b) = (Above::passing_on(a), Above::passing_on(b));
         let relay = tokio::spawn(async move {
             let sockets = Sockets {
-                first: |end: &Above<S>| Some(end.0.as_fd()),
-                second: |end: &Above<S>| Some(end.0.as_fd()),
+                first: |end: &Above<S>| Some(end.socket.as_fd()),
+                second: |end: &Above<S>| Some(end.socket.as_fd()),
             };
             copy_bidirectional_above(&mut a, &mut b, &sockets, &options(mode)).await
         });

@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use crate::{
-    bytes::{bytes, check, flood, receive, receive_exactly, stretch},
+    bytes::{bytes, check, receive, receive_exactly, stretch},
     line::{Line, MODES, Relayed, check_way, on_all_pairings, options_with, pool_of},
     sockets::Socket,
 };
@@ -195,23 +195,16 @@ async fn one_pipe_serves_two_directions_that_both_want_it() {
         let ends = Line::<UnixStream, UnixStream>::new()
             .await
             .relay(options_with(Mode::Splice, &pool));
-        let (mut left_in, mut left_out) = tokio::io::split(ends.left);
-        let (mut right_in, mut right_out) = tokio::io::split(ends.right);
-        let forward = tokio::spawn(async move { flood(&mut left_out).await });
-        let backward = tokio::spawn(async move { flood(&mut right_out).await });
-        tokio::join!(
-            receive_exactly(&mut right_in, 0, 30_000_000),
-            receive_exactly(&mut left_in, 0, 30_000_000)
-        );
+        let mut ends = ends.flood(30_000_000).await;
         assert!(pool.pipes() <= 1);
         ends.relay.abort();
         assert!(ends.relay.await.unwrap_err().is_cancelled());
         tokio::join!(
-            receive(&mut right_in, 30_000_000),
-            receive(&mut left_in, 30_000_000)
+            receive(&mut ends.right, 30_000_000),
+            receive(&mut ends.left, 30_000_000)
         );
-        forward.await.unwrap();
-        backward.await.unwrap();
+        ends.forward.await.unwrap();
+        ends.backward.await.unwrap();
         assert_eq!(pool.lent(), 0);
     })
     .await;
