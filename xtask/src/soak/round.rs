@@ -161,7 +161,7 @@ impl<'a> Round<'a> {
         for name in ["to", "logs"] {
             fs::create_dir_all(self.directory.join(name))?;
         }
-        let disk = fault::SmallDisk::mount(self.fault, self.world, &self.target_directory());
+        let mut disk = fault::SmallDisk::mount(self.fault, self.world, &self.target_directory());
         let source = self.source_words(stage)?;
         let destination = self.destination_words(stage)?;
         let mut options = self.options();
@@ -188,7 +188,10 @@ impl<'a> Round<'a> {
                 break;
             }
         }
-        drop(disk);
+        if disk.take().is_some() {
+            // What it noted went with the disk.
+            let _ = fs::remove_file(self.checkpoint());
+        }
         if !done && !self.world.is_over() {
             self.heal(stage)?;
             for attempt in 90..93 {
