@@ -19,6 +19,7 @@ mod packages;
 mod program;
 mod publish;
 mod soak;
+mod suites;
 mod test;
 mod tools;
 

@@ -1,9 +1,15 @@
 //! `cargo xtask test`: everything a fresh machine needs, and then every test there is.
 
+use std::{num::NonZero, thread};
+
 use anyhow::{Result, bail};
 use clap::Args;
 
-use crate::{packages, program};
+use crate::{
+    packages, program,
+    suites::{self, Durations, Suite},
+    tools,
+};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -11,11 +17,18 @@ pub(crate) struct Options {
     #[arg(long)]
     no_install: bool,
 
+    /// Test programs that run at a time; without it as many as there are processors, and 2 at least.
+    #[arg(long)]
+    jobs: Option<NonZero<usize>>,
+
     /// Runs only the tests whose names contain one of these, and leaves the examples in the
     /// documentation out. Options of the test harness are passed on (`--nocapture`).
     #[arg(last = true, value_name = "FILTER")]
     filters: Vec<String>,
 }
+
+/// Threads of a test program for each processor: most tests wait for other programs.
+const THREADS: usize = 3;
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     packages::require(packages::PACKAGES, !options.no_install)?;
@@ -29,27 +42,36 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         "--examples",
     ]))?;
 
-    let mut tests = program::cargo(["test", "--workspace", "--all-targets", "--no-fail-fast"]);
+    let tests = ["test", "--workspace", "--all-targets"];
     if !options.filters.is_empty() {
-        return program::run(tests.arg("--").args(&options.filters));
+        let mut tests = program::cargo(tests);
+        return program::run(tests.arg("--no-fail-fast").arg("--").args(&options.filters));
     }
-    // Both run even if the first fails, so that one run shows everything that is wrong.
-    let outcomes = [
-        program::run(&mut tests),
-        program::run(&mut program::cargo([
-            "test",
-            "--workspace",
-            "--doc",
-            "--no-fail-fast",
-        ])),
-    ];
-    let failures: Vec<String> = outcomes
-        .into_iter()
-        .filter_map(Result::err)
-        .map(|error| format!("{error:#}"))
-        .collect();
-    if !failures.is_empty() {
-        bail!(failures.join("; "));
+    let processors = thread::available_parallelism().map_or(2, NonZero::get);
+    let at_a_time = options.jobs.map_or(processors.max(2), NonZero::get);
+    let built = program::output(
+        program::cargo(tests).args(["--no-run", "--message-format=json-render-diagnostics"]),
+    )?;
+    let mut suites = suites::parse(&built)?;
+    for suite in &mut suites {
+        let threads = (processors * THREADS).to_string();
+        suite.command.env("RUST_TEST_THREADS", threads);
+    }
+    suites.push(Suite {
+        name: "examples in the documentation".to_owned(),
+        command: program::cargo(["test", "--workspace", "--doc", "--no-fail-fast"]),
+    });
+    let count = suites.len();
+    eprintln!("{count} test programs, {at_a_time} at a time");
+    let mut durations = Durations::read(tools::target_directory()?.join("test-durations.json"));
+    // All of them run even if the first fails, so that one run shows everything that is wrong.
+    let failed = suites::run(suites, at_a_time, &mut durations)?;
+    if !failed.is_empty() {
+        bail!(
+            "{} of {count} test programs failed: {}",
+            failed.len(),
+            failed.join("; ")
+        );
     }
     Ok(())
 }

@@ -28,6 +28,8 @@ struct State {
     /// No connection carries data before there are so many.
     wanted: usize,
     accepted: AtomicUsize,
+    /// How many of those will be cut.
+    doomed: AtomicUsize,
     cut: AtomicUsize,
     over: AtomicBool,
     fate: Fate,
@@ -68,6 +70,7 @@ impl Proxy {
             server: server.to_owned(),
             wanted,
             accepted: AtomicUsize::new(0),
+            doomed: AtomicUsize::new(0),
             cut: AtomicUsize::new(0),
             over: AtomicBool::new(false),
             fate,
@@ -78,8 +81,12 @@ impl Proxy {
                 if shared.over.load(Ordering::SeqCst) {
                     return;
                 }
-                let number = shared.accepted.fetch_add(1, Ordering::SeqCst);
+                let number = shared.accepted.load(Ordering::SeqCst);
                 let limit = limit(number).unwrap_or(u64::MAX);
+                if limit < u64::MAX && number < wanted {
+                    shared.doomed.fetch_add(1, Ordering::SeqCst);
+                }
+                shared.accepted.fetch_add(1, Ordering::SeqCst);
                 shared.join(client.expect("a connection"), limit);
             }
         });
@@ -123,6 +130,15 @@ impl State {
         }
     }
 
+    /// Whether a connection that is cut after `limit` bytes may carry data. The others wait until those were cut that
+    /// will be: on a busy machine they would have done everything before.
+    fn may_carry(&self, limit: u64) -> bool {
+        self.accepted.load(Ordering::SeqCst) >= self.wanted
+            && (limit < u64::MAX
+                || self.wanted == 1
+                || self.cut.load(Ordering::SeqCst) >= self.doomed.load(Ordering::SeqCst))
+    }
+
     fn forward(&self, mut from: UnixStream, mut to: UnixStream, carried: &AtomicU64, limit: u64) {
         let mut buffer = vec![0; 64 << 10];
         while let Ok(count @ 1..) = from.read(&mut buffer) {
@@ -133,8 +149,7 @@ impl State {
             }
             if after > NEGOTIATION {
                 until("the other connections", || {
-                    self.over.load(Ordering::SeqCst)
-                        || self.accepted.load(Ordering::SeqCst) >= self.wanted
+                    self.over.load(Ordering::SeqCst) || self.may_carry(limit)
                 });
             }
             let left = usize::try_from(limit.saturating_sub(before)).unwrap_or(usize::MAX);

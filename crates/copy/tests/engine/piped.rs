@@ -223,7 +223,10 @@ async fn a_payload_that_was_cut_off_on_the_only_connection_fails_the_copy() {
 async fn pipes_are_given_up_where_payloads_come_in_memory_all_the_same() {
     let from = Handle::spilling(Disk::new(pattern(SIZE, 10)).slow());
     let to = Handle::piping(Disk::dirty(SIZE).slow(), none());
-    copy_device(&from, &to, &blindly()).await.expect("copied");
+    let mut options = blindly();
+    // A slow machine would get more in flight.
+    options.queue_size = Some(8 * (256 << 10));
+    copy_device(&from, &to, &options).await.expect("copied");
     assert!(to.disk.bytes() == from.disk.bytes());
     let reads = from.calls_of(Operation::Read);
     let tried = reads.iter().filter(|call| call.piped).count();
