@@ -4,7 +4,7 @@
 //! finds, and the corpus that it grows, stay in `fuzz/artifacts` and `fuzz/corpus`.
 
 use std::{
-    env, fs,
+    fs,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -12,7 +12,11 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
-use crate::{program, tools};
+use crate::{
+    program,
+    toolchains::{self, Toolchain},
+    tools,
+};
 
 const CARGO_FUZZ: &str = "0.13.2";
 
@@ -52,7 +56,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     let fuzzer = Fuzzer {
         tool: tools::cargo_tool("cargo-fuzz", CARGO_FUZZ)?,
-        toolchain: Toolchain::find(options.toolchain.as_deref())?,
+        toolchain: toolchain(options.toolchain.as_deref())?,
         built: tools::target_directory()?.join("fuzz"),
         directory,
     };
@@ -76,6 +80,16 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// What compiles the targets: sanitizers are unstable options.
+fn toolchain(wanted: Option<&str>) -> Result<Toolchain> {
+    if let Some(name) = wanted {
+        return Ok(Toolchain::Named(name.to_owned()));
+    }
+    toolchains::nightly()?.context(
+        "fuzzing needs a nightly toolchain: rustup toolchain install nightly, or --toolchain NAME",
+    )
+}
+
 struct Fuzzer {
     tool: PathBuf,
     toolchain: Toolchain,
@@ -97,9 +111,6 @@ impl Fuzzer {
             .arg(&self.directory)
             .current_dir(&self.directory)
             .env("CARGO_TARGET_DIR", &self.built)
-            // What the outer cargo says of itself is of another toolchain.
-            .env_remove("CARGO")
-            .env_remove("RUSTC")
             .env_remove("RUSTFLAGS");
         self.toolchain.choose(&mut command);
         if name == "endpoint" {
@@ -198,53 +209,6 @@ fn reason(said: &str) -> Option<&str> {
         .find_map(|mark| said.lines().find(|line| line.contains(mark)))
 }
 
-/// What compiles the targets: sanitizers are unstable options.
-#[derive(Debug, PartialEq, Eq)]
-enum Toolchain {
-    /// One that rustup knows.
-    Named(String),
-    /// The one that is in use.
-    Current,
-}
-
-impl Toolchain {
-    fn find(wanted: Option<&str>) -> Result<Self> {
-        if let Some(name) = wanted {
-            return Ok(Self::Named(name.to_owned()));
-        }
-        if let Ok(list) = program::output(Command::new("rustup").args(["toolchain", "list"]))
-            && let Some(name) = nightly(&String::from_utf8_lossy(&list))
-        {
-            return Ok(Self::Named(name));
-        }
-        let version = program::output(Command::new("rustc").arg("--version"))?;
-        ensure!(
-            String::from_utf8_lossy(&version).contains("nightly"),
-            "fuzzing needs a nightly toolchain: rustup toolchain install nightly, or --toolchain NAME"
-        );
-        Ok(Self::Current)
-    }
-
-    fn choose(&self, command: &mut Command) {
-        if let Self::Named(name) = self {
-            command.env("RUSTUP_TOOLCHAIN", name);
-        }
-        command.env("PATH", program::search_path());
-        let incremental = env::var_os("CARGO_INCREMENTAL").unwrap_or_else(|| "0".into());
-        command.env("CARGO_INCREMENTAL", incremental);
-    }
-}
-
-/// The first nightly toolchain of rustup's list; the plain name comes before one with a date.
-fn nightly(list: &str) -> Option<String> {
-    let names = list
-        .lines()
-        .filter_map(|line| line.split_whitespace().next());
-    let mut names: Vec<_> = names.filter(|name| name.starts_with("nightly")).collect();
-    names.sort_by_key(|name| name.len());
-    names.first().map(|name| (*name).to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -261,13 +225,6 @@ mod tests {
             .collect();
         lying.sort();
         assert_eq!(named, lying);
-    }
-
-    #[test]
-    fn a_nightly_toolchain_is_found_under_any_of_its_names() {
-        let list = "stable-x86_64 (active, default)\nnightly-2026-01-01-x86_64\nnightly-x86_64\n1.88.0-x86_64\n";
-        assert_eq!(nightly(list).as_deref(), Some("nightly-x86_64"));
-        assert_eq!(nightly("stable-x86_64 (active)\n"), None);
     }
 
     #[test]

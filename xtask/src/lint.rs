@@ -1,20 +1,22 @@
-//! `cargo xtask lint`: format, clippy, documentation, the rules of the house, and the fuzz targets.
+//! `cargo xtask lint`: format, clippy, documentation, the rules of the house, the fuzz targets, and what dependencies
+//! may be.
 
 use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use crate::{house, program};
+use crate::{deps, house, program};
 
 type Check = fn() -> Result<()>;
 
 pub(crate) fn run() -> Result<()> {
-    let checks: [(&str, Check); 5] = [
+    let checks: [(&str, Check); 6] = [
         ("format", format),
         ("rules of the house", house::check),
         ("clippy", clippy),
         ("documentation", documentation),
         ("fuzz targets", fuzz_targets),
+        ("dependencies", deps::lint),
     ];
     // All of them run, so that one run shows everything that is wrong.
     let mut failed = Vec::new();

@@ -11,16 +11,19 @@
 )]
 
 mod bench;
+mod deps;
 mod dist;
 mod fuzz;
 mod house;
 mod lint;
+mod miri;
 mod packages;
 mod program;
 mod publish;
 mod soak;
 mod suites;
 mod test;
+mod toolchains;
 mod tools;
 
 use std::process::ExitCode;
@@ -49,6 +52,10 @@ enum Chore {
     },
     /// Draws the map of the crates, docs/house.svg.
     House,
+    /// Checks dependencies: licences, sources, whether they are used, their lowest versions.
+    Deps(deps::Options),
+    /// Interprets the tests of the lowest floors, and sees what must not be done with memory.
+    Miri(miri::Options),
     /// Runs every fuzz target for some seconds.
     Fuzz(fuzz::Options),
     /// Copies at random, with faults and kills, for as long as one likes, and watches what it costs.
@@ -66,6 +73,8 @@ fn main() -> ExitCode {
         Chore::Lint => lint::run(),
         Chore::Bench { arguments } => bench::run(&arguments),
         Chore::House => house::draw(),
+        Chore::Deps(options) => deps::run(&options),
+        Chore::Miri(options) => miri::run(&options),
         Chore::Fuzz(options) => fuzz::run(&options),
         Chore::Soak(options) => soak::run(&options),
         Chore::Dist(options) => dist::run(&options),

@@ -22,11 +22,11 @@ use crate::program;
 ///
 /// When it is not there and cannot be built: without a network, above all.
 pub(crate) fn cargo_tool(name: &str, version: &str) -> Result<PathBuf> {
-    let root = target_directory()?.join("tools");
-    let own = root.join("bin");
-    if let Some(found) = installed(name, version, &own) {
+    if let Some(found) = installed_tool(name, version)? {
         return Ok(found);
     }
+    let root = target_directory()?.join("tools");
+    let own = root.join("bin");
     eprintln!(
         "xtask: no {name} {version} is installed, so it is built into {}, which takes some minutes",
         own.display()
@@ -42,6 +42,12 @@ pub(crate) fn cargo_tool(name: &str, version: &str) -> Result<PathBuf> {
     program::run(&mut install)
         .with_context(|| format!("{name} {version} is missing and cannot be installed"))?;
     Ok(own.join(name))
+}
+
+/// The same if it is there already: nothing is built.
+pub(crate) fn installed_tool(name: &str, version: &str) -> Result<Option<PathBuf>> {
+    let own = target_directory()?.join("tools/bin");
+    Ok(installed(name, version, &own))
 }
 
 /// Where cargo builds this workspace: `target`, or what `CARGO_TARGET_DIR` and the configuration say.

@@ -36,7 +36,8 @@ pub fn is_shortage(error: &io::Error) -> bool {
     number.is_some_and(|number| shortages.contains(&Errno::from_raw_os_error(number)))
 }
 
-#[cfg(test)]
+// Miri knows nothing of getrlimit.
+#[cfg(all(test, not(miri)))]
 mod tests {
     use super::*;
 

@@ -295,6 +295,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "Miri knows nothing of preadv2")]
     fn a_cached_read_gives_a_true_part_or_nothing() {
         let (file, path) = file("cached");
         let written: Vec<u8> = (0..1 << 20).map(|at: u32| (at % 253) as u8).collect();
@@ -313,6 +314,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "Miri knows nothing of SEEK_HOLE")]
     fn holes_are_found_and_made() {
         let (file, path) = file("holes");
         set_size(&file, 4 << 20).expect("sized");
@@ -331,6 +333,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "Miri knows nothing of fstat")]
     fn descriptors_are_told_apart() {
         let kind = |file: File| inspect(file).expect("facts").kind;
         assert_eq!(kind(File::open("/").expect("opened")), FileKind::Directory);

@@ -58,7 +58,8 @@ pub fn drop_cached(file: BorrowedFd<'_>, offset: u64, length: u64) -> io::Result
     Ok(fadvise(file, offset, Some(length), Advice::DontNeed)?)
 }
 
-#[cfg(test)]
+// Miri knows nothing of posix_fadvise and cachestat.
+#[cfg(all(test, not(miri)))]
 mod tests {
     use super::*;
     use std::{io::Write, os::fd::AsFd};

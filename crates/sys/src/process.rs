@@ -337,7 +337,8 @@ pub fn is_signal_ignored(signal: i32) -> bool {
     action.sa_sigaction == libc::SIG_IGN
 }
 
-#[cfg(test)]
+// Miri knows nothing of unix sockets and process groups.
+#[cfg(all(test, not(miri)))]
 mod tests {
     use super::*;
     use std::os::{fd::AsFd, unix::net::UnixListener};

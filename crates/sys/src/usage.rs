@@ -142,7 +142,8 @@ fn duration(time: libc::timeval) -> Duration {
     Duration::from_secs(seconds) + Duration::from_micros(micros)
 }
 
-#[cfg(test)]
+// Miri knows nothing of posix_spawn with attributes.
+#[cfg(all(test, not(miri)))]
 mod tests {
     use super::*;
     use std::{

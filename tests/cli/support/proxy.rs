@@ -130,13 +130,13 @@ impl State {
         }
     }
 
-    /// Whether a connection that is cut after `limit` bytes may carry data. The others wait until those were cut that
-    /// will be: on a busy machine they would have done everything before.
+    /// Whether a connection that is cut after `limit` bytes may carry data. Those that are not cut wait until another
+    /// one was, if one will be: on a busy machine they would have done everything before.
     fn may_carry(&self, limit: u64) -> bool {
-        self.accepted.load(Ordering::SeqCst) >= self.wanted
-            && (limit < u64::MAX
-                || self.wanted == 1
-                || self.cut.load(Ordering::SeqCst) >= self.doomed.load(Ordering::SeqCst))
+        let stays = limit == u64::MAX && self.wanted > 1;
+        let is_waited_for =
+            || self.doomed.load(Ordering::SeqCst) > 0 && self.cut.load(Ordering::SeqCst) == 0;
+        self.accepted.load(Ordering::SeqCst) >= self.wanted && !(stays && is_waited_for())
     }
 
     fn forward(&self, mut from: UnixStream, mut to: UnixStream, carried: &AtomicU64, limit: u64) {
