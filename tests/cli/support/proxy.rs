@@ -28,8 +28,6 @@ struct State {
     /// No connection carries data before there are so many.
     wanted: usize,
     accepted: AtomicUsize,
-    /// How many of those will be cut.
-    doomed: AtomicUsize,
     cut: AtomicUsize,
     over: AtomicBool,
     fate: Fate,
@@ -70,7 +68,6 @@ impl Proxy {
             server: server.to_owned(),
             wanted,
             accepted: AtomicUsize::new(0),
-            doomed: AtomicUsize::new(0),
             cut: AtomicUsize::new(0),
             over: AtomicBool::new(false),
             fate,
@@ -81,12 +78,8 @@ impl Proxy {
                 if shared.over.load(Ordering::SeqCst) {
                     return;
                 }
-                let number = shared.accepted.load(Ordering::SeqCst);
+                let number = shared.accepted.fetch_add(1, Ordering::SeqCst);
                 let limit = limit(number).unwrap_or(u64::MAX);
-                if limit < u64::MAX && number < wanted {
-                    shared.doomed.fetch_add(1, Ordering::SeqCst);
-                }
-                shared.accepted.fetch_add(1, Ordering::SeqCst);
                 shared.join(client.expect("a connection"), limit);
             }
         });
@@ -130,15 +123,6 @@ impl State {
         }
     }
 
-    /// Whether a connection that is cut after `limit` bytes may carry data. Those that are not cut wait until another
-    /// one was, if one will be: on a busy machine they would have done everything before.
-    fn may_carry(&self, limit: u64) -> bool {
-        let stays = limit == u64::MAX && self.wanted > 1;
-        let is_waited_for =
-            || self.doomed.load(Ordering::SeqCst) > 0 && self.cut.load(Ordering::SeqCst) == 0;
-        self.accepted.load(Ordering::SeqCst) >= self.wanted && !(stays && is_waited_for())
-    }
-
     fn forward(&self, mut from: UnixStream, mut to: UnixStream, carried: &AtomicU64, limit: u64) {
         let mut buffer = vec![0; 64 << 10];
         while let Ok(count @ 1..) = from.read(&mut buffer) {
@@ -149,7 +133,8 @@ impl State {
             }
             if after > NEGOTIATION {
                 until("the other connections", || {
-                    self.over.load(Ordering::SeqCst) || self.may_carry(limit)
+                    self.over.load(Ordering::SeqCst)
+                        || self.accepted.load(Ordering::SeqCst) >= self.wanted
                 });
             }
             let left = usize::try_from(limit.saturating_sub(before)).unwrap_or(usize::MAX);
