@@ -115,14 +115,9 @@ async fn what_the_source_says_of_itself_is_told_once_and_in_order() {
     let listener = Listener::default();
     let target = Arc::new(MemoryDevice::new(0).growable());
     let (from, to) = (device(&source()), to_device(&target));
-    let copied = copy(
-        from,
-        to,
-        &CopyOptions::default(),
-        &Control::new(),
-        &listener,
-    );
-    copied.await.expect("copied");
+    let (options, control) = (CopyOptions::default(), Control::new());
+    let copied = copy(from, to, &options, &control, &listener).await;
+    copied.expect("copied");
     let extents: Vec<Extent> = listener
         .each(|event| match event {
             Event::Extents(extents) => Some(extents.to_vec()),
@@ -174,8 +169,9 @@ async fn who_does_not_ask_hears_nothing_of_requests() {
     let target: Arc<MemoryDevice> = Arc::new(MemoryDevice::new(0).growable());
     assert!(target.info().size == 0);
     let (from, to) = (device(&source()), to_device(&target));
-    let copied = copy(from, to, &CopyOptions::default(), &Control::new(), &outline);
-    copied.await.expect("copied");
+    let (options, control) = (CopyOptions::default(), Control::new());
+    let copied = copy(from, to, &options, &control, &outline).await;
+    copied.expect("copied");
     for event in outline.events() {
         let detail = matches!(
             event,
