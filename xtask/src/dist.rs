@@ -27,6 +27,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::Value;
 
+use self::binary::Selection;
 use crate::{packages, program, tools};
 
 /// The program's name, that of its package and of its directories.
@@ -52,11 +53,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if options.trial {
         packages::require(packages::PACKAGING, !options.no_install)?;
     }
-    let usual = if options.trial { "dev" } else { "release" };
+    let (usual, selection) = match options.trial {
+        true => ("dev", Selection::Workspace),
+        false => ("release", Selection::Program),
+    };
     let profile = options.profile.as_deref().unwrap_or(usual);
 
     let release = Release::of_this_workspace()?;
-    let built = binary::build(profile)?;
+    let built = binary::build(profile, selection)?;
     files::empty(&release.directory)?;
     tree::lay_out(&release, &built)?;
     let deb = deb::make(&release, options.trial)?;

@@ -11,23 +11,30 @@ use serde_json::Value;
 use super::{NAME, files};
 use crate::program;
 
+/// What is compiled, and so with which features of what is below.
+#[derive(Clone, Copy)]
+pub(super) enum Selection {
+    /// What users get: the features that the program alone asks for.
+    Program,
+    /// All programs of the workspace, as `xtask test` builds them: what it has built is not built again.
+    Workspace,
+}
+
 /// Builds the program, and returns where cargo put it.
-pub(super) fn build(profile: &str) -> Result<PathBuf> {
+pub(super) fn build(profile: &str, selection: Selection) -> Result<PathBuf> {
     eprintln!("building the program (profile {profile})");
-    let messages = program::output(&mut program::cargo([
-        "build",
-        "--profile",
-        profile,
-        "--package",
-        NAME,
-        "--bin",
-        NAME,
-        "--message-format=json-render-diagnostics",
-    ]))?;
-    let messages = String::from_utf8(messages).context("what cargo says is text")?;
+    let mut cargo = program::cargo(["build", "--profile", profile]);
+    cargo.arg("--message-format=json-render-diagnostics");
+    match selection {
+        Selection::Program => cargo.args(["--package", NAME, "--bin", NAME]),
+        Selection::Workspace => cargo.args(["--workspace", "--bins"]),
+    };
+    let messages = String::from_utf8(program::output(&mut cargo)?);
+    let messages = messages.context("what cargo says is text")?;
     messages
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|message| message["target"]["name"] == NAME)
         .find_map(|message| Some(message.get("executable")?.as_str()?.into()))
         .context("cargo built no program")
 }

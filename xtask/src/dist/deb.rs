@@ -3,7 +3,7 @@
 
 use std::{env, ffi::OsStr, path::PathBuf, process::Command};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::{NAME, Release, files};
 use crate::{program, tools};
@@ -20,6 +20,11 @@ const MAINTAINER: &str = "The blockferry developers <blockferry@localhost.invali
 
 /// Makes the package; one that is only to be tried is compressed in less time.
 pub(super) fn make(release: &Release, for_a_trial: bool) -> Result<PathBuf> {
+    // Without it, cargo-deb makes a package that depends on nothing.
+    ensure!(
+        program::succeeds(Command::new("dpkg-shlibdeps").arg("--version")),
+        "dpkg-shlibdeps is missing, which knows what the Debian package depends on: install dpkg-dev"
+    );
     let tool = tools::cargo_tool("cargo-deb", CARGO_DEB)?;
     let maintainer = maintainer();
     let made_for_it = release.directory.join("debian");

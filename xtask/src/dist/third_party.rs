@@ -20,8 +20,8 @@ const LICENCE_FILES: [&str; 5] = ["LICENSE", "LICENCE", "COPYING", "COPYRIGHT", 
 /// One list of the libraries, and each text once.
 pub(super) fn notices(metadata: &Value) -> Result<String> {
     let mut list = String::from(
-        "The program is linked with these libraries. Behind each stand its licence and the numbers of the texts below\n\
-         that came with it.\n\n",
+        "The program is linked with these libraries, and with the standard library of Rust (MIT OR Apache-2.0). Behind each\n\
+         stand its licence and the numbers of the texts below that came with it.\n\n",
     );
     let mut numbers: BTreeMap<String, usize> = BTreeMap::new();
     for package in linked(metadata)? {
@@ -34,7 +34,10 @@ pub(super) fn notices(metadata: &Value) -> Result<String> {
             shown.push(numbers.entry(text).or_insert(next).to_string());
         }
         // Writing to a String cannot fail.
-        let _ = writeln!(list, "{name} {version}: {licence} [{}]", shown.join(", "));
+        let _ = match &shown[..] {
+            [] => writeln!(list, "{name} {version}: {licence}, without a text"),
+            shown => writeln!(list, "{name} {version}: {licence} [{}]", shown.join(", ")),
+        };
     }
     let mut texts: Vec<_> = numbers.into_iter().collect();
     texts.sort_by_key(|(_, number)| *number);
