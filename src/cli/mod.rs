@@ -18,6 +18,7 @@
 //! | `signals` | the requests to end |
 //! | `significant` | numbers as C prints them |
 //! | `style` | colours of a terminal |
+//! | `understood` | a command line that is read and not carried out |
 
 pub(crate) mod args;
 pub(crate) mod checkpoint;
@@ -38,6 +39,8 @@ mod run;
 pub(crate) mod signals;
 pub(crate) mod significant;
 pub(crate) mod style;
+mod understood;
 
 pub use args::command;
 pub use run::main;
+pub use understood::understood;

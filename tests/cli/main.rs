@@ -45,6 +45,7 @@ mod filters_packed;
 mod filters_parts;
 mod filters_watching;
 mod formats;
+mod guide;
 mod hostile_images;
 mod hostile_tables;
 mod images_in_use;
