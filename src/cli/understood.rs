@@ -63,7 +63,8 @@ mod tests {
 
     #[test]
     fn what_the_program_would_refuse_before_it_begins_is_told() {
-        read("blockferry copy --filter rate:1M [ nbdkit --no-such memory 1G ] null:").expect("right");
+        read("blockferry copy --filter rate:1M [ nbdkit --no-such memory 1G ] null:")
+            .expect("right");
         for (wrong, word) in [
             ("blockferry copy --no-such a b", "--no-such"),
             ("blockferry copy --filter rat:1M a b", "rat"),

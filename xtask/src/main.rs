@@ -13,6 +13,7 @@
 mod bench;
 mod deps;
 mod dist;
+mod docs;
 mod fuzz;
 mod house;
 mod lint;
@@ -56,6 +57,8 @@ enum Chore {
     Deps(deps::Options),
     /// Interprets the tests of the lowest floors, and sees what must not be done with memory.
     Miri(miri::Options),
+    /// Builds the guide and the documentation of the crates as a book in target/book.
+    Docs(docs::Options),
     /// Runs every fuzz target for some seconds.
     Fuzz(fuzz::Options),
     /// Copies at random, with faults and kills, for as long as one likes, and watches what it costs.
@@ -75,6 +78,7 @@ fn main() -> ExitCode {
         Chore::House => house::draw(),
         Chore::Deps(options) => deps::run(&options),
         Chore::Miri(options) => miri::run(&options),
+        Chore::Docs(options) => docs::run(&options),
         Chore::Fuzz(options) => fuzz::run(&options),
         Chore::Soak(options) => soak::run(&options),
         Chore::Dist(options) => dist::run(&options),

@@ -154,17 +154,34 @@ impl NamedFilter {
         let rest = end.map_or(&[][..], |end| &bytes[end + 1..]);
         let kind = name.to_str().and_then(FilterKind::named);
         let kind = kind.ok_or_else(|| FilterError::Unknown(printable(name)))?;
-        let shown = printable(text);
-        let values = Values::read(&kind.grammar(), OsStr::from_bytes(rest));
+        Self::build(kind, OsStr::from_bytes(rest), printable(text))
+    }
+
+    /// Reads the parameters of a filter of that kind, also of one that is not in [`FILTERS`]: what stands behind
+    /// `NAME:` in [`parse`](Self::parse).
+    ///
+    /// # Errors
+    /// [`FilterError::Parameters`] says what is wrong with them.
+    pub fn of(kind: &'static FilterKind, parameters: &OsStr) -> Result<Self, FilterError> {
+        let name = match parameters.is_empty() {
+            true => kind.name.to_owned(),
+            false => format!("{}:{}", kind.name, printable(parameters)),
+        };
+        Self::build(kind, parameters, name)
+    }
+
+    fn build(
+        kind: &'static FilterKind,
+        parameters: &OsStr,
+        name: String,
+    ) -> Result<Self, FilterError> {
+        let values = Values::read(&kind.grammar(), parameters);
         match values.and_then(|values| (kind.build)(&values)) {
             Ok(filter) => Ok(Self {
-                name: shown.into(),
+                name: name.into(),
                 filter,
             }),
-            Err(message) => Err(FilterError::Parameters {
-                name: shown,
-                message,
-            }),
+            Err(message) => Err(FilterError::Parameters { name, message }),
         }
     }
 

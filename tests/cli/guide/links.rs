@@ -59,7 +59,10 @@ fn follow(page: &Page, target: &str) -> Result<(), String> {
     if !name.ends_with(".md") {
         return Err("only pages have anchors".to_owned());
     }
-    match anchors(&Page::read(&name)).iter().any(|known| known == anchor) {
+    match anchors(&Page::read(&name))
+        .iter()
+        .any(|known| known == anchor)
+    {
         true => Ok(()),
         false => Err("there is no such heading".to_owned()),
     }
@@ -114,5 +117,8 @@ fn broken_links_are_found() {
     };
     let broken = broken(&page);
     assert_eq!(broken.len(), 2, "{broken:?}");
-    assert!(broken[0].contains("no.md") && broken[1].contains("#no"), "{broken:?}");
+    assert!(
+        broken[0].contains("no.md") && broken[1].contains("#no"),
+        "{broken:?}"
+    );
 }

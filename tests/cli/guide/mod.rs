@@ -25,7 +25,13 @@ fn root() -> &'static Path {
 fn guide() -> Vec<Page> {
     let mut names: Vec<String> = fs::read_dir(root().join("docs"))
         .expect("the guide")
-        .map(|entry| entry.expect("a file").file_name().into_string().expect("UTF-8"))
+        .map(|entry| {
+            entry
+                .expect("a file")
+                .file_name()
+                .into_string()
+                .expect("UTF-8")
+        })
         .filter(|name| name.ends_with(".md"))
         .map(|name| format!("docs/{name}"))
         .collect();
@@ -35,7 +41,12 @@ fn guide() -> Vec<Page> {
 
 /// The guide's pages and those at the root.
 fn pages() -> Vec<Page> {
-    let others = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md"];
+    let others = [
+        "README.md",
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+    ];
     let mut pages = guide();
     pages.extend(others.into_iter().map(Page::read));
     pages
@@ -75,7 +86,10 @@ fn links_in_the_pages_lead_somewhere() {
 fn every_page_of_the_guide_is_in_its_summary() {
     let summary = Page::read("docs/SUMMARY.md");
     for page in guide() {
-        let name = page.name.strip_prefix("docs/").expect("a page of the guide");
+        let name = page
+            .name
+            .strip_prefix("docs/")
+            .expect("a page of the guide");
         if name == "SUMMARY.md" {
             continue;
         }

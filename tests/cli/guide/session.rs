@@ -70,9 +70,8 @@ pub(super) fn carry_out(name: &str) {
 }
 
 fn told(name: &str, step: &Step, output: &[String]) -> String {
-    let indented = |lines: &[String]| -> String {
-        lines.iter().map(|line| format!("    {line}\n")).collect()
-    };
+    let indented =
+        |lines: &[String]| -> String { lines.iter().map(|line| format!("    {line}\n")).collect() };
     format!(
         "{name}:{}: $ {}\nthe page says\n{}it printed\n{}",
         step.line,
@@ -170,7 +169,9 @@ impl Drop for Shell {
     fn drop(&mut self) {
         // The group has the number of its first process.
         let group = format!("-{}", self.child.id());
-        let _ = Command::new("kill").args(["-s", "KILL", "--", &group]).status();
+        let _ = Command::new("kill")
+            .args(["-s", "KILL", "--", &group])
+            .status();
         let _ = self.child.wait();
     }
 }
@@ -206,9 +207,9 @@ fn is_same(said: &[String], output: &[String]) -> bool {
         Some((first, rest)) if first == "..." => {
             (0..=output.len()).any(|skipped| is_same(rest, &output[skipped..]))
         }
-        Some((first, rest)) => output.split_first().is_some_and(|(line, others)| {
-            normal(first) == normal(line) && is_same(rest, others)
-        }),
+        Some((first, rest)) => output
+            .split_first()
+            .is_some_and(|(line, others)| normal(first) == normal(line) && is_same(rest, others)),
     }
 }
 
@@ -217,10 +218,22 @@ fn normal(line: &str) -> String {
     let mut words: Vec<String> = Vec::new();
     let mut parts = line.split(' ').peekable();
     while let Some(word) = parts.next() {
-        let unit = parts.peek().map(|next| next.trim_end_matches(['.', ',', ':', ')', ';']));
+        let unit = parts
+            .peek()
+            .map(|next| next.trim_end_matches(['.', ',', ':', ')', ';']));
         let measured = matches!(
             unit,
-            Some("s" | "ms" | "bytes/s" | "KiB/s" | "MiB/s" | "GiB/s" | "KiB/sec" | "MiB/sec" | "GiB/sec" | "ops/sec")
+            Some(
+                "s" | "ms"
+                    | "bytes/s"
+                    | "KiB/s"
+                    | "MiB/s"
+                    | "GiB/s"
+                    | "KiB/sec"
+                    | "MiB/sec"
+                    | "GiB/sec"
+                    | "ops/sec"
+            )
         );
         let number = word.trim_start_matches('(');
         if measured && number.parse::<f64>().is_ok() {
@@ -259,7 +272,10 @@ fn outputs_are_the_same_but_for_times_rates_and_ports() {
         "copied 1 in 0.9 s (1.1 GiB/s): 3 data",
         "copied 1 in 12 s (80.0 bytes/s): 3 data"
     ));
-    assert!(!same("copied 1 in 0.9 s (1.1 GiB/s)", "copied 2 in 0.9 s (1.1 GiB/s)"));
+    assert!(!same(
+        "copied 1 in 0.9 s (1.1 GiB/s)",
+        "copied 2 in 0.9 s (1.1 GiB/s)"
+    ));
     assert!(same("nbd://localhost:1/ a", "nbd://localhost:23/ a"));
     assert!(!same("a s b", "c s b"));
     assert!(same("a\n...\nd", "a\nb\nc\nd") && same("...", "") && !same("a\n...", "b"));

@@ -51,7 +51,10 @@ fn look_at(words: &[String], found: &mut Vec<Vec<String>>) {
     // Programs that start another one have it among their arguments.
     let place = words.iter().position(|word| word == "blockferry");
     let begins = words.first().is_some_and(|word| {
-        matches!(&**word, "blockferry" | "timeout" | "nice" | "strace" | "env" | "systemd-run")
+        matches!(
+            &**word,
+            "blockferry" | "timeout" | "nice" | "strace" | "env" | "systemd-run"
+        )
     });
     if let (true, Some(place)) = (begins, place) {
         found.push(words[place..].to_vec());
@@ -120,7 +123,10 @@ fn tokens(text: &str, inner: &mut Vec<String>) -> Vec<Token> {
 }
 
 fn skip_redirection(chars: &mut Peekable<Chars<'_>>) {
-    while chars.next_if(|c| matches!(c, '<' | '>' | '&' | ' ')).is_some() {}
+    while chars
+        .next_if(|c| matches!(c, '<' | '>' | '&' | ' '))
+        .is_some()
+    {}
     if let Some(first) = chars.next() {
         word(first, chars, &mut Vec::new());
     }
@@ -185,7 +191,10 @@ fn command_lines_are_found_wherever_a_shell_would_find_them() {
         let commands = blockferry_commands(text).into_iter();
         commands.map(|words| words.join("|")).collect()
     };
-    assert_eq!(found("blockferry copy 'a b' \"c d\" >x 2>&1"), ["blockferry|copy|a b|c d"]);
+    assert_eq!(
+        found("blockferry copy 'a b' \"c d\" >x 2>&1"),
+        ["blockferry|copy|a b|c d"]
+    );
     assert_eq!(
         found("cat x | blockferry copy - out && A=1 blockferry info \\\n  out &"),
         ["blockferry|copy|-|out", "blockferry|info|out"]
