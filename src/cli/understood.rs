@@ -19,11 +19,15 @@ use super::{
 /// touches anything: options, endpoints, filters, and what contradicts itself.
 ///
 /// # Errors
-/// What the program would say, for help and version as well.
+/// What the program would say that is wrong.
 pub fn understood(arguments: impl IntoIterator<Item = OsString>) -> Result<(), String> {
     let arguments = collapse_groups(arguments).map_err(|error| error.to_string())?;
-    let cli = Cli::try_parse_from(arguments).map_err(|error| error.to_string())?;
-    resolve(cli).map_err(|failure| failure.to_string())
+    match Cli::try_parse_from(arguments) {
+        Ok(cli) => resolve(cli).map_err(|failure| failure.to_string()),
+        // Help was asked for, of the program or of an option.
+        Err(error) if !error.use_stderr() => Ok(()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 fn resolve(cli: Cli) -> Result<(), Failure> {
