@@ -48,6 +48,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .arg(&book)
         .arg(program::workspace().join("docs"));
     program::run(&mut build)?;
+    // mdBook takes it for a picture of ours.
+    for settings in ["book.toml", "book.css"] {
+        let _ = fs::remove_file(book.join(settings));
+    }
     if options.no_api {
         eprintln!("the documentation of the crates is left out: links to {API}/ lead nowhere");
     } else {

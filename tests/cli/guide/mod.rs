@@ -76,6 +76,32 @@ fn command_lines_in_the_pages_are_understood() {
     assert!(seen > 100, "only {seen} command lines were found");
 }
 
+/// In running text a command line may lack its operands, but its command and its options are there.
+#[test]
+fn options_in_running_text_are_the_programs() {
+    let mut wrong = Vec::new();
+    for page in pages() {
+        for (line, text) in page.prose() {
+            let codes = text.split('`').skip(1).step_by(2);
+            for code in codes.filter(|code| code.starts_with("blockferry ")) {
+                for words in shell::blockferry_commands(&code.replace("\\|", "|")) {
+                    let Err(error) = understood(words.iter().map(Into::into)) else {
+                        continue;
+                    };
+                    let stands_for_all = words.get(1).is_some_and(|word| word == "COMMAND");
+                    let is_unknown = ["unexpected argument", "unrecognized subcommand", "--filter:"]
+                        .iter()
+                        .any(|what| error.contains(what));
+                    if is_unknown && !stands_for_all {
+                        wrong.push(format!("{}:{line}: {code}\n{error}", page.name));
+                    }
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
 #[test]
 fn links_in_the_pages_lead_somewhere() {
     let wrong: Vec<_> = pages().iter().flat_map(links::broken).collect();
