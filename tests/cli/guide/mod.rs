@@ -89,9 +89,13 @@ fn options_in_running_text_are_the_programs() {
                         continue;
                     };
                     let stands_for_all = words.get(1).is_some_and(|word| word == "COMMAND");
-                    let is_unknown = ["unexpected argument", "unrecognized subcommand", "--filter:"]
-                        .iter()
-                        .any(|what| error.contains(what));
+                    let is_unknown = [
+                        "unexpected argument",
+                        "unrecognized subcommand",
+                        "--filter:",
+                    ]
+                    .iter()
+                    .any(|what| error.contains(what));
                     if is_unknown && !stands_for_all {
                         wrong.push(format!("{}:{line}: {code}\n{error}", page.name));
                     }

@@ -229,8 +229,11 @@ fn normal(line: &str) -> String {
         let is_number = word.trim_start_matches('(').parse::<f64>().is_ok();
         let (next, behind) = (unit(index + 1), unit(index + 2));
         let is_rate = next.ends_with("/s") || next.ends_with("/sec");
-        let is_share = matches!(behind, "data" | "zero" | "had");
-        if is_number && (matches!(next, "s" | "ms" | "us") || is_rate || is_share) {
+        let is_share = matches!(behind, "data" | "zero" | "had" | "of" | "were");
+        let is_progress = next == "bytes" && index > 0 && words[index - 1] == "after";
+        if is_number
+            && (matches!(next, "s" | "ms" | "us" | "sec") || is_rate || is_share || is_progress)
+        {
             normal.push("N".to_owned());
             // The unit depends on the number.
             index += 1;
