@@ -3,7 +3,7 @@
 //!
 //! In a page, `<!-- run -->` above a ```` ```console ```` block has its commands carried out and their output compared
 //! (`session` says how), `<!-- prepare` and lines of commands up to `-->` make what they need without being shown, and
-//! `<!-- refused -->` is for command lines that are wrong on purpose. `BLOCKFERRY_GUIDE=write` puts what the commands
+//! `<!-- refused -->` does the same with command lines that are wrong on purpose. `BLOCKFERRY_GUIDE=write` puts what the commands
 //! printed into the pages instead.
 
 mod links;

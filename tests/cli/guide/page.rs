@@ -20,7 +20,7 @@ pub(super) enum Mark {
     Run,
     /// It is carried out and not shown.
     Prepare,
-    /// Its command lines are wrong on purpose.
+    /// It is carried out, too, and its command lines are wrong on purpose.
     Refused,
 }
 
