@@ -25,7 +25,10 @@ const SUITES: &[(&str, &[&str])] = &[
             "zeroes",
         ],
     ),
-    ("blockferry-proto", &["--lib", "--", "--skip=fragments_are_bounded"]),
+    (
+        "blockferry-proto",
+        &["--lib", "--", "--skip=fragments_are_bounded"],
+    ),
 ];
 
 #[derive(Args)]

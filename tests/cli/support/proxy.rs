@@ -10,12 +10,16 @@ use std::{
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread,
+    time::Duration,
 };
 
 use super::run::until;
 
 /// More than a negotiation takes, in bytes, and less than the data that a connection carries.
 const NEGOTIATION: u64 = 16 << 10;
+
+/// Between 64 KiB of a connection that is ahead.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// A proxy in front of a server's socket; it ends with the value.
 pub(crate) struct Proxy {
@@ -28,6 +32,8 @@ struct State {
     /// No connection carries data before there are so many.
     wanted: usize,
     accepted: AtomicUsize,
+    /// How many of those will be cut.
+    doomed: AtomicUsize,
     cut: AtomicUsize,
     over: AtomicBool,
     fate: Fate,
@@ -68,6 +74,7 @@ impl Proxy {
             server: server.to_owned(),
             wanted,
             accepted: AtomicUsize::new(0),
+            doomed: AtomicUsize::new(0),
             cut: AtomicUsize::new(0),
             over: AtomicBool::new(false),
             fate,
@@ -78,8 +85,12 @@ impl Proxy {
                 if shared.over.load(Ordering::SeqCst) {
                     return;
                 }
-                let number = shared.accepted.fetch_add(1, Ordering::SeqCst);
+                let number = shared.accepted.load(Ordering::SeqCst);
                 let limit = limit(number).unwrap_or(u64::MAX);
+                if limit < u64::MAX && number < wanted {
+                    shared.doomed.fetch_add(1, Ordering::SeqCst);
+                }
+                shared.accepted.fetch_add(1, Ordering::SeqCst);
                 shared.join(client.expect("a connection"), limit);
             }
         });
@@ -123,6 +134,15 @@ impl State {
         }
     }
 
+    /// Whether a connection that is cut after `limit` bytes has to wait for one that will be cut and was not yet.
+    /// On a busy machine the others would have done everything before.
+    fn is_ahead(&self, limit: u64) -> bool {
+        limit == u64::MAX
+            && self.wanted > 1
+            && self.doomed.load(Ordering::SeqCst) > 0
+            && self.cut.load(Ordering::SeqCst) == 0
+    }
+
     fn forward(&self, mut from: UnixStream, mut to: UnixStream, carried: &AtomicU64, limit: u64) {
         let mut buffer = vec![0; 64 << 10];
         while let Ok(count @ 1..) = from.read(&mut buffer) {
@@ -136,6 +156,10 @@ impl State {
                     self.over.load(Ordering::SeqCst)
                         || self.accepted.load(Ordering::SeqCst) >= self.wanted
                 });
+                if self.is_ahead(limit) {
+                    // It goes on: what it carries may be what the others wait for.
+                    thread::sleep(PAUSE);
+                }
             }
             let left = usize::try_from(limit.saturating_sub(before)).unwrap_or(usize::MAX);
             if to.write_all(&buffer[..count.min(left)]).is_err() {
