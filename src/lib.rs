@@ -1,7 +1,7 @@
 //! Moves disk images between NBD servers, files, devices and pipes: in parallel, sparse, durable.
 //!
 //! This crate is the front door. [`endpoint`] turns the strings that users write (a path, an NBD URI,
-//! `sample:4G`, `[ nbdkit ... ]`) into devices; the floors below are re-exported under their short
+//! `sample:4G`, `[ nbdkit ... ]`) into devices; [`inspect`] tells what they are, [`job`] does what the command line does as a whole; the floors below are re-exported under their short
 //! names: the device trait in [`block`], the copy engine in [`copy`], NBD's two sides in [`client`]
 //! and [`server`], and the protocol itself in [`proto`].
 //!
@@ -43,6 +43,8 @@ pub use blockferry_tls as tls;
 pub mod cli;
 mod compat;
 pub mod endpoint;
+pub mod inspect;
+pub mod job;
 
 /// Its examples are tested.
 #[cfg(doctest)]

@@ -35,20 +35,20 @@ pub(crate) struct Failure {
 #[derive(Debug, Serialize)]
 pub(crate) struct Details<'a> {
     /// A word that stays the same: `connection-lost`, `no-space`, ...
-    kind: String,
+    pub(crate) kind: String,
     /// What people are told.
-    message: &'a str,
+    pub(crate) message: &'a str,
     /// What was being done: `read`, `write`, ...
-    operation: Option<String>,
+    pub(crate) operation: Option<String>,
     /// The range in bytes that it was done to.
-    offset: Option<u64>,
-    length: Option<u64>,
+    pub(crate) offset: Option<u64>,
+    pub(crate) length: Option<u64>,
     /// As the user wrote it.
-    endpoint: Option<&'a str>,
+    pub(crate) endpoint: Option<&'a str>,
     /// Whether trying again may help.
-    transient: bool,
-    notes: &'a [String],
-    hint: Option<&'a str>,
+    pub(crate) transient: bool,
+    pub(crate) notes: &'a [String],
+    pub(crate) hint: Option<&'a str>,
 }
 
 /// The exit codes of failures.

@@ -20,14 +20,16 @@ use crate::{
     block::Context,
     endpoint::{Endpoint, EndpointKind, Notices, OpenOptions},
     filter::NamedFilter,
+    inspect::InspectOptions,
 };
 
 use super::{
     args::{Common, FilterArgs, InfoArgs, MapArgs, ProgressStyle, TimeoutArgs},
     failure::Failure,
     fraction::FractionTo,
-    output::{program, tell},
+    output::{is_the_program, program, tell},
     percent::PercentTo,
+    progress::Listener,
 };
 
 pub(crate) use contents::{ChecksumJob, CompareJob, DigestJob, DigestTo};
@@ -53,6 +55,8 @@ pub(crate) enum Show {
     Percent(PercentTo),
     /// Hundredths of a percent, as qemu-img shows them.
     Fraction(FractionTo),
+    /// Whoever does the job through the library is told.
+    To(Listener),
 }
 
 /// What a copy says when it is done.
@@ -76,6 +80,17 @@ pub(crate) struct InfoJob {
     pub(crate) backing_chain: bool,
     pub(crate) timeouts: Timeouts,
     pub(crate) json: bool,
+}
+
+impl InfoJob {
+    /// What is to be found out.
+    pub(crate) fn options(&self) -> InspectOptions {
+        InspectOptions {
+            list: self.list,
+            backing_chain: self.backing_chain,
+            open: self.trust.in_options(open_options(self.timeouts)),
+        }
+    }
 }
 
 /// A resolved `map`.
@@ -224,16 +239,17 @@ pub(crate) fn filters(args: &FilterArgs) -> Result<Vec<NamedFilter>, Failure> {
     Ok(filters.collect::<Result<_, _>>()?)
 }
 
-/// How this program opens endpoints: `[ serve ... ]` is itself.
+/// How this program opens endpoints: `[ serve ... ]` is itself. In another program it is not, and nothing is told.
 pub(crate) fn open_options(timeouts: Timeouts) -> OpenOptions {
     OpenOptions {
-        own_program: std::env::current_exe().ok(),
+        own_program: is_the_program()
+            .then(std::env::current_exe)
+            .and_then(Result::ok),
         connect_timeout: timeouts.connect,
         request_timeout: timeouts.request,
         flush_timeout: timeouts.flush,
-        notices: Some(Notices::new(|notice| {
-            tell(&format!("{}: {notice}", program()));
-        })),
+        notices: is_the_program()
+            .then(|| Notices::new(|notice| tell(&format!("{}: {notice}", program())))),
         ..OpenOptions::default()
     }
 }

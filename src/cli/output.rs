@@ -3,10 +3,26 @@
 use std::{
     io::{self, Write},
     os::unix::net::UnixDatagram,
-    sync::{Mutex, OnceLock, PoisonError},
+    sync::{
+        Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 static PROGRAM: OnceLock<&str> = OnceLock::new();
+
+/// Whether the library does what the command line of this process says.
+static IS_THE_PROGRAM: AtomicBool = AtomicBool::new(false);
+
+/// Says that this process is the program: its command line is read, and people are told.
+pub(super) fn become_the_program() {
+    IS_THE_PROGRAM.store(true, Ordering::Relaxed);
+}
+
+/// Whether this process is the program, and not another one that uses the library.
+pub(crate) fn is_the_program() -> bool {
+    IS_THE_PROGRAM.load(Ordering::Relaxed)
+}
 
 /// The name that messages begin with: this program's own, or that of the tool whose command line it speaks.
 pub(crate) fn program() -> &'static str {

@@ -5,8 +5,8 @@ mod restraint;
 
 use std::{
     convert::Infallible,
-    io,
-    sync::{Mutex, MutexGuard, PoisonError},
+    fmt, io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -55,6 +55,30 @@ pub(crate) struct View {
 /// The most warnings that are kept. A connection can be lost over and over.
 const MOST_WARNINGS: usize = 100;
 
+/// Whoever does a copy through the library, and wants to know how it gets on.
+#[derive(Clone)]
+pub(crate) struct Listener(Arc<dyn Fn(Event) + Send + Sync>);
+
+impl Listener {
+    pub(crate) fn new(tell: Arc<dyn Fn(Event) + Send + Sync>) -> Self {
+        Self(tell)
+    }
+}
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Listener")
+    }
+}
+
+impl PartialEq for Listener {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Listener {}
+
 /// How a copy ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
@@ -69,6 +93,7 @@ enum Shape {
     Json(Mutex<Json>),
     Percent(Mutex<Percent>),
     Fraction(Mutex<Fraction>),
+    To(Listener),
 }
 
 impl View {
@@ -80,6 +105,7 @@ impl View {
             Show::Json => Shape::Json(Mutex::new(Json::new(Instant::now()))),
             Show::Percent(to) => Shape::Percent(Mutex::new(Percent::new(to))),
             Show::Fraction(to) => Shape::Fraction(Mutex::new(Fraction::new(to))),
+            Show::To(listener) => Shape::To(listener),
         };
         Self {
             shape,
@@ -187,7 +213,7 @@ impl View {
 
     fn planned(&self, size: Option<u64>) {
         match &self.shape {
-            Shape::Nothing => {}
+            Shape::Nothing | Shape::To(_) => {}
             Shape::Bar(bar) => {
                 bar.set_style(style(size.map_or(COUNTER, |_| BAR)));
                 if let Some(size) = size {
@@ -205,7 +231,7 @@ impl View {
 
     fn progressed(&self, progress: Progress) {
         match &self.shape {
-            Shape::Nothing => {}
+            Shape::Nothing | Shape::To(_) => {}
             Shape::Bar(bar) => bar.set_position(progress.done),
             Shape::Lines(lines) => {
                 if let Some(line) = locked(lines).next(progress.done, Instant::now()) {
@@ -259,7 +285,7 @@ impl View {
                     tell(&line);
                 }
             }
-            Shape::Nothing | Shape::Percent(_) | Shape::Fraction(_) => {}
+            Shape::Nothing | Shape::Percent(_) | Shape::Fraction(_) | Shape::To(_) => {}
         }
     }
 
@@ -278,6 +304,9 @@ impl View {
 
 impl Observer for View {
     fn event(&self, event: Event) {
+        if let Shape::To(Listener(tell)) = &self.shape {
+            tell(event.clone());
+        }
         match event {
             Event::Planned { size } => self.planned(size),
             Event::Progress(progress) => self.progressed(progress),

@@ -23,6 +23,7 @@ use super::{
 /// Call it on the main thread: a server that is started for an endpoint ends with the thread that
 /// started it.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    output::become_the_program();
     let arguments: Vec<_> = arguments.into_iter().collect();
     if let Some(tool) = arguments.first().and_then(|name| Tool::of_program(name)) {
         return tool.run(arguments);

@@ -1,9 +1,11 @@
-//! The requests to end: SIGINT, SIGTERM, SIGHUP.
+//! The requests to end: SIGINT, SIGTERM, SIGHUP; or of another program that does a job through the library.
 
 use std::{future::pending, io};
 
 use blockferry_sys::FILE_SIZE_SIGNAL;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::job::Stop;
 
 /// Which request came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,13 +16,19 @@ pub(crate) enum Interrupt {
     Term,
     /// The terminal was closed.
     Hangup,
+    /// Whoever began the job.
+    Caller,
 }
 
 impl Interrupt {
     /// The exit code of a program that ended because of it: 128 and the signal's number.
     pub(crate) fn exit_code(self) -> u8 {
-        let number = self.kind().as_raw_value();
-        u8::try_from(128 + number).unwrap_or(u8::MAX)
+        let signal = match self {
+            Self::Int | Self::Caller => SignalKind::interrupt(),
+            Self::Term => SignalKind::terminate(),
+            Self::Hangup => SignalKind::hangup(),
+        };
+        u8::try_from(128 + signal.as_raw_value()).unwrap_or(u8::MAX)
     }
 
     /// What happened, as a word for a message.
@@ -29,20 +37,21 @@ impl Interrupt {
             Self::Int => "interrupted",
             Self::Term => "asked to end",
             Self::Hangup => "the terminal was closed",
-        }
-    }
-
-    fn kind(self) -> SignalKind {
-        match self {
-            Self::Int => SignalKind::interrupt(),
-            Self::Term => SignalKind::terminate(),
-            Self::Hangup => SignalKind::hangup(),
+            Self::Caller => "stopped",
         }
     }
 }
 
 /// Listens for the requests.
-pub(crate) struct Signals {
+pub(crate) enum Signals {
+    /// To the system.
+    System(SystemSignals),
+    /// To whoever began the job.
+    Caller(Stop),
+}
+
+/// The signals of the system.
+pub(crate) struct SystemSignals {
     int: Signal,
     term: Signal,
     /// `None` where it was ignored when we were started: `nohup`.
@@ -54,32 +63,41 @@ pub(crate) struct Signals {
 impl Signals {
     /// Takes the signals over from the system's default. Needs a runtime with I/O.
     pub(crate) fn listen() -> io::Result<Self> {
-        let hangup = Interrupt::Hangup.kind();
+        let hangup = SignalKind::hangup();
         let ignored = blockferry_sys::is_signal_ignored(hangup.as_raw_value());
-        Ok(Self {
-            int: signal(Interrupt::Int.kind())?,
-            term: signal(Interrupt::Term.kind())?,
+        Ok(Self::System(SystemSignals {
+            int: signal(SignalKind::interrupt())?,
+            term: signal(SignalKind::terminate())?,
             hangup: (!ignored).then(|| signal(hangup)).transpose()?,
             _file_size: signal(SignalKind::from_raw(FILE_SIZE_SIGNAL))?,
-        })
+        }))
     }
 
     /// Takes SIGHUP for something else than an end: to look again at a file. Where `wanted` is false it
     /// keeps its meaning, and nothing is ever asked.
     pub(crate) fn reload(&mut self, wanted: bool) -> io::Result<Reload> {
-        if !wanted {
-            return Ok(Reload(None));
+        match self {
+            Self::System(signals) if wanted => {
+                signals.hangup = None;
+                signal(SignalKind::hangup()).map(|signal| Reload(Some(signal)))
+            }
+            _ => Ok(Reload(None)),
         }
-        self.hangup = None;
-        signal(Interrupt::Hangup.kind()).map(|signal| Reload(Some(signal)))
     }
 
     /// Waits for the next request. Nothing is lost when the future is dropped.
     pub(crate) async fn next(&mut self) -> Interrupt {
+        let signals = match self {
+            Self::System(signals) => signals,
+            Self::Caller(stop) => {
+                stop.asked().await;
+                return Interrupt::Caller;
+            }
+        };
         tokio::select! {
-            Some(()) = self.int.recv() => Interrupt::Int,
-            Some(()) = self.term.recv() => Interrupt::Term,
-            () = receive(&mut self.hangup) => Interrupt::Hangup,
+            Some(()) = signals.int.recv() => Interrupt::Int,
+            Some(()) = signals.term.recv() => Interrupt::Term,
+            () = receive(&mut signals.hangup) => Interrupt::Hangup,
         }
     }
 }

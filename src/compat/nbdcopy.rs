@@ -293,6 +293,7 @@ impl Choices {
             verbose: false,
             describe: self.verbose.then_some(describe),
             doubts: Vec::new(),
+            stop: None,
         })
     }
 

@@ -78,6 +78,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "blockferry-relay",
         ],
     ),
+    ("blockferry-python", &["blockferry"]),
     ("blockferry-bench", &["blockferry-block", "blockferry-sys"]),
     ("xtask", &[]),
 ];
@@ -251,7 +252,8 @@ fn compilation_roots(package: &Value) -> Result<Vec<String>> {
     let mut roots = Vec::new();
     for target in array(package, "targets")? {
         let kinds = array(target, "kind")?;
-        if kinds.iter().any(|kind| kind == "lib" || kind == "bin") {
+        let is_root = |kind: &Value| kind == "lib" || kind == "cdylib" || kind == "bin";
+        if kinds.iter().any(is_root) {
             roots.push(text(target, "src_path")?.to_owned());
         }
     }

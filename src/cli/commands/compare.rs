@@ -14,6 +14,7 @@ use crate::{
     block::{Access, SliceDevice},
     copy::{Comparison, Control, compare},
     endpoint::open_device,
+    inspect::{Places, View},
 };
 
 use super::{
@@ -25,7 +26,6 @@ use super::{
         signals::Signals,
     },
     copy::{beside, unless_interrupted},
-    map::places::{Places, View},
 };
 
 /// The exit code for images that differ.

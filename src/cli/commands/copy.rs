@@ -40,20 +40,42 @@ use notices::Collected;
 /// How long after the first request to end a copy may finish what is in flight.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// A copy that was made.
+pub(crate) struct Carried {
+    pub(crate) report: Report,
+    /// How long moving the data took.
+    pub(crate) elapsed: Duration,
+    /// What became of the page about it, if one was wanted.
+    pub(crate) page: Result<(), Failure>,
+}
+
 #[allow(clippy::needless_pass_by_value, reason = "a job is done once")]
 pub(crate) fn run(job: CopyJob) -> Result<(), Failure> {
-    let runtime = super::runtime()?;
     let view = View::new(job.show.clone(), !job.warnings);
-    let page = job.page.as_deref();
-    let page = page.map(|path| Place::check(path, &job)).transpose();
-    let recorder = job.page.as_ref().map(|_| Recorder::new(&view));
-    let (mut result, page) = match page {
-        Ok(page) => {
-            let copied = runtime.block_on(copy_image(&job, &view, recorder.as_ref()));
-            (copied, page)
+    let result = carry_out(&job, &view);
+    view.finish_with(&result);
+    match result {
+        Ok(done) => {
+            tell_success(&job, &done.report, done.elapsed, &view.warnings())?;
+            done.page
         }
-        Err(failure) => (Err(failure), None),
-    };
+        Err(failure) => {
+            if job.report == ReportStyle::Json {
+                // A standard output that cannot be written is not the first thing that failed.
+                let _ = print(&report::json_failure(&failure, &view.warnings()));
+            }
+            Err(failure)
+        }
+    }
+}
+
+/// Copies on this thread, and writes a page about it where one is wanted.
+pub(crate) fn carry_out(job: &CopyJob, view: &View) -> Result<Carried, Failure> {
+    let page = job.page.as_deref();
+    let page = page.map(|path| Place::check(path, job)).transpose()?;
+    let runtime = super::runtime()?;
+    let recorder = job.page.as_ref().map(|_| Recorder::new(view));
+    let mut result = runtime.block_on(copy_image(job, view, recorder.as_ref()));
     // A thread that sits in a read of standard input would never let a usual shutdown end.
     runtime.shutdown_background();
     let mut without_page = Ok(());
@@ -62,7 +84,7 @@ pub(crate) fn run(job: CopyJob) -> Result<(), Failure> {
         if let Ok((_, elapsed)) = &result {
             record.ended = Some(*elapsed);
         }
-        let text = page::page(&job, &record, result.as_ref(), &view.warnings());
+        let text = page::page(job, &record, result.as_ref(), &view.warnings());
         let written = page.write(&text);
         match (written, &result) {
             (Err(failure), Ok(_)) => without_page = Err(failure.note("the copy itself is whole")),
@@ -76,20 +98,11 @@ pub(crate) fn run(job: CopyJob) -> Result<(), Failure> {
             (Ok(()), Ok(_)) => {}
         }
     }
-    view.finish_with(&result);
-    match result {
-        Ok((done, elapsed)) => {
-            tell_success(&job, &done, elapsed, &view.warnings())?;
-            without_page
-        }
-        Err(failure) => {
-            if job.report == ReportStyle::Json {
-                // A standard output that cannot be written is not the first thing that failed.
-                let _ = print(&report::json_failure(&failure, &view.warnings()));
-            }
-            Err(failure)
-        }
-    }
+    result.map(|(report, elapsed)| Carried {
+        report,
+        elapsed,
+        page: without_page,
+    })
 }
 
 /// Copies, and makes a new file appear: then the copy is done. How long moving the data took is told, too.
@@ -98,7 +111,10 @@ async fn copy_image(
     view: &View,
     recorder: Option<&Recorder<'_>>,
 ) -> Result<(Report, Duration), Failure> {
-    let mut signals = Signals::listen().map_err(|error| Failure::system("signals", &error))?;
+    let mut signals = match &job.stop {
+        Some(stop) => Signals::Caller(stop.clone()),
+        None => Signals::listen().map_err(|error| Failure::system("signals", &error))?,
+    };
     let questions = view.listen();
     let questions = questions.map_err(|error| Failure::system("signals", &error))?;
     let options = job.trust.in_options(open_options(job.timeouts));

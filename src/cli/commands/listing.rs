@@ -1,6 +1,11 @@
 //! `blockferry snapshot` and `blockferry bitmap`: lists of what is in an image.
 
-use crate::{block::Error, endpoint::image_details, format::qcow2::Details};
+use crate::{
+    block::Error,
+    endpoint::image_details,
+    format::qcow2::Details,
+    inspect::{Bitmap, State},
+};
 
 use super::{
     super::{
@@ -8,10 +13,7 @@ use super::{
         options::{ListingJob, open_options},
         output::print,
     },
-    info::{
-        image::{Bitmap, State},
-        json, text,
-    },
+    info::{json, text},
 };
 
 /// What is listed.

@@ -6,6 +6,7 @@ use crate::{
     block::{Access, ByteRange, HumanSize},
     endpoint::{Endpoint, NewQcow2, OpenDevice, OpenOptions, open_device},
     format::qcow2::{self, CreateOptions, DataClusters},
+    inspect::{MapEntry, Places, View},
 };
 
 use super::{
@@ -15,7 +16,6 @@ use super::{
         output::print,
     },
     info::json,
-    map::places::{MapEntry, Places, View},
 };
 
 /// What is measured.

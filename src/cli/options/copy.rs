@@ -10,6 +10,7 @@ use crate::{
     },
     filter::{NamedFilter, Salvage},
     format::{Format, packed::Packing},
+    job::Stop,
 };
 
 use super::{
@@ -55,6 +56,8 @@ pub(crate) struct CopyJob {
     pub(crate) describe: Option<Describe>,
     /// What may not be meant as it was said.
     pub(crate) doubts: Vec<String>,
+    /// Who asks it to end, where that is not the system.
+    pub(crate) stop: Option<Stop>,
 }
 
 /// What a copy does with the persistent bitmaps of its source.
@@ -95,6 +98,7 @@ impl CopyJob {
             verbose: false,
             describe: None,
             doubts: Vec::new(),
+            stop: None,
         }
     }
 
@@ -209,6 +213,7 @@ impl CopyJob {
             verbose: common.verbose,
             describe: None,
             doubts,
+            stop: None,
         })
     }
 }

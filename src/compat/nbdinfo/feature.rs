@@ -1,7 +1,7 @@
 //! What `--can`, `--is` and `--has` ask about.
 
 use crate::{
-    cli::commands::info::facts::{Abilities, Server},
+    inspect::{Abilities, Server},
     proto::Negotiated,
 };
 

@@ -17,7 +17,7 @@ use crate::{
     block::{Error, ErrorKind},
     cli::{
         commands::{
-            info::{self, Asked, ask_server, facts::Facts},
+            info::{self, Asked, ask_server},
             map,
         },
         failure::Failure,
@@ -26,6 +26,7 @@ use crate::{
     },
     client::blocking,
     endpoint::Endpoint,
+    inspect::{self, Facts},
 };
 
 use super::refusal::end;
@@ -159,7 +160,7 @@ fn uri(server: &Asked<'_>) -> Result<String, Error> {
     blocking::info(server.uri, &server.options)?;
     server
         .public_uri()
-        .and_then(|uri| info::facts::uri_of(uri, &uri.export))
+        .and_then(|uri| inspect::facts::uri_of(uri, &uri.export))
         .ok_or_else(|| {
             Error::with_message(
                 ErrorKind::Unsupported,

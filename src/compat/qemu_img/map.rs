@@ -8,14 +8,9 @@ use std::{
 
 use crate::{
     block::{Access, ByteRange},
-    cli::{
-        commands::{
-            map::places::{MapEntry, Places, View},
-            runtime,
-        },
-        failure::Failure,
-    },
+    cli::{commands::runtime, failure::Failure},
     endpoint::{Endpoint, open_device, printable},
+    inspect::{MapEntry, Places, View},
 };
 
 use super::{

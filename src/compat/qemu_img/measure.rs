@@ -8,13 +8,13 @@ use std::{
 use crate::{
     cli::{
         commands::{
-            map::places::View,
             measure::{Measurement, Subject, Target, measure},
             runtime,
         },
         failure::Failure,
     },
     endpoint::{FormatKind, ImageFormat, NewQcow2, printable, raw_is_allocated},
+    inspect::View,
 };
 
 use super::{

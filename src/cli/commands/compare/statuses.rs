@@ -2,7 +2,7 @@
 
 use crate::{
     block::{ByteRange, Result},
-    cli::commands::map::places::{MapEntry, Places},
+    inspect::{MapEntry, Places},
 };
 
 /// What is known of the disk of an image from some offset on.

@@ -8,7 +8,7 @@ use std::{
 use serde::Serialize;
 use serde_json::ser::{CharEscape, Formatter, Serializer};
 
-use super::facts::Facts;
+use crate::inspect::Facts;
 
 /// The facts, indented.
 pub(crate) fn pretty(facts: &impl Serialize) -> String {
@@ -171,7 +171,7 @@ impl Formatter for Layout {
 mod tests {
     use super::*;
     use crate::{
-        cli::commands::info::facts::tests::negotiated,
+        inspect::facts::tests::negotiated,
         proto::{HandshakeStyle, ListReport, ReplyMode},
     };
 

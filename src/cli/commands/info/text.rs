@@ -4,13 +4,15 @@ use std::fmt::{self, Display, Write};
 
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::super::super::{
-    args::Size,
-    style::{Colour, Paint},
+use crate::inspect::{
+    Abilities, Bitmap, BlockSizes, Details, Export, Facts, Image, Server, Specific, State,
 };
+
 use super::{
-    facts::{Abilities, BlockSizes, Details, Export, Facts, Server},
-    image::{Bitmap, Image, Specific, State},
+    super::super::{
+        args::Size,
+        style::{Colour, Paint},
+    },
     json::Escaped,
 };
 
@@ -288,15 +290,9 @@ impl Display for Printable<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        super::image::{Behind, Qcow2},
-        *,
-    };
+    use super::*;
     use crate::{
-        cli::commands::info::{
-            facts::tests::negotiated,
-            image::{Bitmap, State},
-        },
+        inspect::{Behind, Bitmap, Qcow2, State, facts::tests::negotiated},
         proto::{BlockSizes as Sizes, NbdUri, ReplyMode},
     };
 

@@ -4,13 +4,11 @@
 //! | file | what it does |
 //! |---|---|
 //! | `shape` | extents and their sums as nbdinfo prints them |
-//! | `places` | where the bytes of an image lie, through its chain |
 //! | `offsets` | that as text and JSON |
 //!
 //! Pictures are drawn in `cli/drawing`.
 
 mod offsets;
-pub(crate) mod places;
 mod shape;
 
 use std::{
@@ -19,8 +17,9 @@ use std::{
 };
 
 use crate::{
-    block::{Access, BlockDevice, ByteRange, Context, Error, ErrorKind, Extent, Operation},
+    block::{Access, BlockDevice, ByteRange, Context, Error, Extent},
     endpoint::{Endpoint, OpenDevice, is_same_image, open_device, printable},
+    inspect::{Places, View, each_extent},
 };
 
 use super::super::{
@@ -34,7 +33,6 @@ use super::super::{
     style::Colour,
 };
 use offsets::Offsets;
-use places::{Places, View};
 use shape::Shape;
 
 /// Maps to standard output, as the extents come.
@@ -128,8 +126,9 @@ async fn print_offsets(
 
 /// The image in that many parts, or fewer.
 async fn cells_of(device: &dyn BlockDevice, count: usize) -> Result<Cells, Error> {
-    let mut cells = Cells::new(device.info().size, count);
-    each_extent(device, &Context::Allocation, |extent| {
+    let whole = ByteRange::between(0, device.info().size);
+    let mut cells = Cells::new(whole.end(), count);
+    each_extent(device, whole, &Context::Allocation, |extent| {
         cells.add_extent(extent);
         ControlFlow::Continue(())
     })
@@ -145,9 +144,10 @@ async fn print_map(
     mut shape: Shape<'_>,
     output: &mut impl Write,
 ) -> Result<io::Result<()>, Error> {
+    let whole = ByteRange::between(0, device.info().size);
     let mut pending: Option<Extent> = None;
     let mut written = Ok(());
-    each_extent(device, context, |extent| {
+    each_extent(device, whole, context, |extent| {
         match &mut pending {
             Some(last) if last.status == extent.status => {
                 last.range = ByteRange::between(last.range.start(), extent.range.end());
@@ -171,38 +171,11 @@ async fn print_map(
     Ok(last.and_then(|()| shape.end(output)))
 }
 
-/// Tells `each` every extent of the device in order, until it has heard enough.
-async fn each_extent(
-    device: &dyn BlockDevice,
-    context: &Context,
-    mut each: impl FnMut(Extent) -> ControlFlow<()>,
-) -> Result<(), Error> {
-    let size = device.info().size;
-    let mut offset = 0;
-    while offset < size {
-        let rest = ByteRange::between(offset, size);
-        for extent in device.extents(rest, context).await? {
-            offset = extent.range.end();
-            if each(extent).is_break() {
-                return Ok(());
-            }
-        }
-        if offset <= rest.start() {
-            let message = "the answer has no extents";
-            return Err(Error::with_message(ErrorKind::Protocol, message)
-                .during(Operation::Extents)
-                .at(rest.start(), rest.len())
-                .on(&device.info().name));
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
-        block::{BoxFuture, Buffer, DeviceInfo, Result, Status},
+        block::{BoxFuture, Buffer, DeviceInfo, ErrorKind, Result, Status},
         cli::options::{Timeouts, Trust},
     };
 

@@ -4,9 +4,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use crate::endpoint::printable;
-
-use super::places::MapEntry;
+use crate::{endpoint::printable, inspect::MapEntry};
 
 /// One entry, as JSON has it.
 #[derive(Serialize)]

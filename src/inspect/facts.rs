@@ -4,98 +4,130 @@ use serde::Serialize;
 
 use crate::{
     block::{Capabilities, DeviceInfo},
+    cli::args::Size,
     proto::{
         HandshakeStyle, ListReport, Listed, NbdUri, Negotiated, ReplyMode,
         TransmissionFlags as Flags, Transport,
     },
 };
 
-use super::{super::super::args::Size, image::Image};
+use super::image::Image;
 
-/// Everything that is shown.
+/// Everything that is known.
 #[derive(Debug, Serialize)]
-pub(crate) struct Facts {
+pub struct Facts {
+    /// What holds for the connection to the server, where there is one.
     #[serde(flatten)]
-    pub(crate) server: Option<Server>,
-    pub(crate) exports: Vec<Export>,
+    pub server: Option<Server>,
+    /// What was looked at: one image, or all exports of a server.
+    pub exports: Vec<Export>,
 }
 
 /// What holds for the whole connection.
 #[derive(Debug, Serialize)]
-pub(crate) struct Server {
-    pub(crate) protocol: &'static str,
+pub struct Server {
+    /// The style of the handshake: `newstyle-fixed`, ...
+    pub protocol: &'static str,
+    /// Whether it is encrypted.
     #[serde(rename = "TLS")]
-    pub(crate) tls: bool,
-    pub(crate) structured: bool,
-    pub(crate) extended: bool,
+    pub tls: bool,
+    /// Whether replies come in chunks.
+    pub structured: bool,
+    /// Whether requests have 64 bit lengths.
+    pub extended: bool,
 }
 
 /// One export, in the order of nbdinfo's keys. What came from the server is as hostile as the server.
 #[derive(Debug, Serialize)]
-pub(crate) struct Export {
+pub struct Export {
+    /// The name; of what needs no server, as it was written.
     #[serde(rename = "export-name")]
-    pub(crate) name: String,
+    pub name: String,
     /// The name to ask for it, which may be another one.
     #[serde(skip)]
     pub(crate) asked: String,
+    /// What the server says of it to people.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) description: Option<String>,
+    pub description: Option<String>,
     /// What kind of data it begins with.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) content: Option<String>,
+    pub content: Option<String>,
+    /// Where others find it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) uri: Option<String>,
+    pub uri: Option<String>,
     /// Why nothing more is known of it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) error: Option<String>,
+    pub error: Option<String>,
+    /// What it is and can do.
     #[serde(flatten)]
-    pub(crate) details: Option<Details>,
+    pub details: Option<Details>,
     /// How much space it takes, in bytes.
     #[serde(rename = "disk-size", skip_serializing_if = "Option::is_none")]
-    pub(crate) disk_size: Option<u64>,
+    pub disk_size: Option<u64>,
     /// What is known of the image that its bytes are.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) format: Option<Image>,
+    pub format: Option<Image>,
 }
 
+/// What is known of an export that could be asked.
 #[derive(Debug, Serialize)]
-pub(crate) struct Details {
+pub struct Details {
+    /// The metadata contexts that it knows.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(crate) contexts: Vec<String>,
+    pub contexts: Vec<String>,
+    /// What it can do.
     #[serde(flatten)]
-    pub(crate) abilities: Abilities,
+    pub abilities: Abilities,
+    /// The block sizes that it told.
     #[serde(flatten)]
-    pub(crate) block_sizes: Option<BlockSizes>,
+    pub block_sizes: Option<BlockSizes>,
+    /// Its size in bytes; of an image in a format, that of its disk.
     #[serde(rename = "export-size")]
-    pub(crate) size: u64,
+    pub size: u64,
+    /// The same for people.
     #[serde(rename = "export-size-str")]
-    pub(crate) size_text: String,
+    pub size_text: String,
 }
 
 /// What an export is and can do.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub(crate) struct Abilities {
-    pub(crate) is_rotational: bool,
-    pub(crate) is_read_only: bool,
-    pub(crate) can_block_status_payload: bool,
-    pub(crate) can_cache: bool,
-    pub(crate) can_df: bool,
-    pub(crate) can_fast_zero: bool,
-    pub(crate) can_flush: bool,
-    pub(crate) can_fua: bool,
-    pub(crate) can_multi_conn: bool,
-    pub(crate) can_trim: bool,
-    pub(crate) can_zero: bool,
+pub struct Abilities {
+    /// It says that it is a spinning disk.
+    pub is_rotational: bool,
+    /// It takes no writes.
+    pub is_read_only: bool,
+    /// It can be asked for some of its contexts.
+    pub can_block_status_payload: bool,
+    /// It can be asked to read ahead.
+    pub can_cache: bool,
+    /// It can be asked for unfragmented replies.
+    pub can_df: bool,
+    /// It says at once where zeroing would be no faster than writing.
+    pub can_fast_zero: bool,
+    /// It can be asked to make writes durable.
+    pub can_flush: bool,
+    /// Single writes can be durable.
+    pub can_fua: bool,
+    /// Several connections see the same.
+    pub can_multi_conn: bool,
+    /// Ranges can be discarded.
+    pub can_trim: bool,
+    /// Ranges can be zeroed without sending zeroes.
+    pub can_zero: bool,
 }
 
+/// The block sizes of an export.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub(crate) struct BlockSizes {
+pub struct BlockSizes {
+    /// What offsets and lengths are multiples of, in bytes.
     #[serde(rename = "block_size_minimum")]
-    pub(crate) minimum: u32,
+    pub minimum: u32,
+    /// The size that works best, in bytes.
     #[serde(rename = "block_size_preferred")]
-    pub(crate) preferred: u32,
+    pub preferred: u32,
+    /// The longest request, in bytes.
     #[serde(rename = "block_size_maximum")]
-    pub(crate) maximum: u32,
+    pub maximum: u32,
 }
 
 impl Facts {
@@ -279,11 +311,11 @@ pub(crate) fn uri_of(server: &NbdUri, export: &str) -> Option<String> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::proto::{ExportInfo, HandshakeFlags, ListedExport, MetaContext};
 
-    pub(in super::super) fn negotiated(name: &str) -> Negotiated {
+    pub(crate) fn negotiated(name: &str) -> Negotiated {
         Negotiated {
             export_name: name.to_owned(),
             export: ExportInfo {

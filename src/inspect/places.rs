@@ -12,27 +12,28 @@ use crate::{
 
 /// A part of an image's disk, and where it lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct MapEntry {
+pub struct MapEntry {
     /// The part of the disk.
-    pub(crate) range: ByteRange,
+    pub range: ByteRange,
     /// Which image of the chain it is in, from 0 on.
-    pub(crate) depth: usize,
+    pub depth: usize,
     /// Whether an image says anything of it.
-    pub(crate) present: bool,
+    pub present: bool,
     /// It reads as zeroes.
-    pub(crate) zero: bool,
+    pub zero: bool,
     /// It has space in a file.
-    pub(crate) data: bool,
-    pub(crate) compressed: bool,
+    pub data: bool,
+    /// It is compressed there.
+    pub compressed: bool,
     /// Where its first byte lies: the offset in the file.
-    pub(crate) offset: Option<u64>,
+    pub offset: Option<u64>,
     /// That file.
-    pub(crate) file: Option<Arc<PathBuf>>,
+    pub file: Option<Arc<PathBuf>>,
 }
 
 /// How much is to be found out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum View {
+pub enum View {
     /// All that is known.
     Whole,
     /// What qemu-img tells: all of a VHDX image is data to it.
@@ -40,7 +41,7 @@ pub(crate) enum View {
 }
 
 /// The chain of an image, while it is mapped.
-pub(crate) struct Places {
+pub struct Places {
     links: Vec<Link>,
     size: u64,
 }
@@ -80,7 +81,7 @@ struct Part {
 
 impl Places {
     /// Of what was opened at `endpoint`.
-    pub(crate) fn of(endpoint: &Endpoint, opened: &OpenDevice, view: View) -> Self {
+    pub fn of(endpoint: &Endpoint, opened: &OpenDevice, view: View) -> Self {
         let layers = opened.connection.layers();
         let mut links: Vec<_> = layers
             .chain()
@@ -94,12 +95,12 @@ impl Places {
     }
 
     /// Where the first image says that it lies; for an image that is no file its name.
-    pub(crate) fn rename_first(&mut self, name: PathBuf) {
+    pub fn rename_first(&mut self, name: PathBuf) {
         self.links[0].files.own = Arc::new(name);
     }
 
     /// The size of the disk in bytes.
-    pub(crate) fn size(&self) -> u64 {
+    pub fn size(&self) -> u64 {
         self.size
     }
 
@@ -107,7 +108,7 @@ impl Places {
     ///
     /// # Errors
     /// What asking failed with.
-    pub(crate) async fn first(&mut self, range: ByteRange) -> Result<MapEntry> {
+    pub async fn first(&mut self, range: ByteRange) -> Result<MapEntry> {
         let mut range = range;
         let count = self.links.len();
         for depth in 0..count {
@@ -137,7 +138,7 @@ impl Places {
     ///
     /// # Errors
     /// What asking failed with.
-    pub(crate) async fn each<E>(
+    pub async fn each<E>(
         &mut self,
         range: ByteRange,
         mut each: impl FnMut(MapEntry) -> Result<(), E>,
@@ -158,7 +159,7 @@ impl Places {
     ///
     /// # Errors
     /// What asking failed with.
-    pub(crate) async fn run(&mut self, range: ByteRange) -> Result<MapEntry> {
+    pub async fn run(&mut self, range: ByteRange) -> Result<MapEntry> {
         let mut run = self.first(range).await?;
         loop {
             let (_, rest) = range.split_at(run.range.len());

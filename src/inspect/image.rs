@@ -11,134 +11,194 @@ use crate::format::{
 /// An image in a format. Texts are as hostile as it is.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) struct Image {
-    pub(crate) name: &'static str,
-    pub(crate) virtual_size: u64,
+pub struct Image {
+    /// How it is called.
+    pub name: &'static str,
+    /// The size of its disk, in bytes.
+    pub virtual_size: u64,
+    /// The size of its clusters or blocks, in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) cluster_size: Option<u64>,
+    pub cluster_size: Option<u64>,
     /// What only its format has to tell.
     #[serde(flatten)]
-    pub(crate) specific: Specific,
+    pub specific: Specific,
+    /// The image behind it, as it names that.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) backing_filename: Option<String>,
+    pub backing_filename: Option<String>,
+    /// The format of that, as it says.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) backing_filename_format: Option<String>,
+    pub backing_filename_format: Option<String>,
     /// The images behind it, where they were asked for.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(crate) chain: Vec<Behind>,
+    pub chain: Vec<Behind>,
+    /// The snapshots inside.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(crate) snapshots: Vec<State>,
+    pub snapshots: Vec<State>,
+    /// The persistent bitmaps inside.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(crate) bitmaps: Vec<Bitmap>,
+    pub bitmaps: Vec<Bitmap>,
 }
 
 /// What only one format has to tell.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
-pub(crate) enum Specific {
+pub enum Specific {
+    /// Of a qcow2 image.
     Qcow2(Qcow2),
+    /// Of a VMDK image.
     Vmdk(Vmdk),
+    /// Of a VHD image.
     Vpc(Vpc),
+    /// Of a VHDX image.
     Vhdx(Vhdx),
+    /// Of a VDI image.
     Vdi(Vdi),
     /// Nothing that is known here.
     Other {},
 }
 
+/// What a qcow2 image has to tell.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) struct Qcow2 {
-    pub(crate) compat: &'static str,
-    pub(crate) refcount_bits: u32,
-    pub(crate) compression_type: &'static str,
-    pub(crate) lazy_refcounts: bool,
-    pub(crate) extended_l2: bool,
-    pub(crate) corrupt: bool,
-    pub(crate) dirty_flag: bool,
+pub struct Qcow2 {
+    /// The version, in qemu-img's words.
+    pub compat: &'static str,
+    /// How wide its reference counts are.
+    pub refcount_bits: u32,
+    /// How clusters are compressed.
+    pub compression_type: &'static str,
+    /// Whether reference counts may be written late.
+    pub lazy_refcounts: bool,
+    /// Whether clusters have subclusters.
+    pub extended_l2: bool,
+    /// Whether it was marked as corrupt.
+    pub corrupt: bool,
+    /// Whether it was not closed.
+    pub dirty_flag: bool,
+    /// The file with its data, as it names that.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) data_file: Option<String>,
+    pub data_file: Option<String>,
+    /// Whether that can be read as a raw image.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) data_file_raw: Option<bool>,
+    pub data_file_raw: Option<bool>,
 }
 
+/// What a VMDK image has to tell.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) struct Vmdk {
-    pub(crate) create_type: String,
-    pub(crate) cid: u32,
-    pub(crate) parent_cid: u32,
-    pub(crate) extents: Vec<Extent>,
+pub struct Vmdk {
+    /// The kind of image.
+    pub create_type: String,
+    /// What tells its contents from those of others.
+    pub cid: u32,
+    /// The same of the one behind it.
+    pub parent_cid: u32,
+    /// Its parts.
+    pub extents: Vec<Extent>,
 }
 
 /// A part of a VMDK image.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) struct Extent {
-    pub(crate) kind: String,
-    pub(crate) virtual_size: u64,
-    pub(crate) compressed: bool,
+pub struct Extent {
+    /// What kind it is of.
+    pub kind: String,
+    /// The size of its disk, in bytes.
+    pub virtual_size: u64,
+    /// Whether its data is compressed.
+    pub compressed: bool,
+    /// The size of its clusters or blocks, in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) cluster_size: Option<u64>,
+    pub cluster_size: Option<u64>,
+    /// Its file, as it is named.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) filename: Option<String>,
+    pub filename: Option<String>,
 }
 
+/// What a VHD image has to tell.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) struct Vpc {
-    pub(crate) kind: &'static str,
-    pub(crate) creator: String,
-    pub(crate) uuid: String,
+pub struct Vpc {
+    /// What kind it is of.
+    pub kind: &'static str,
+    /// The program that made it.
+    pub creator: String,
+    /// Its identity, in hexadecimal digits.
+    pub uuid: String,
 }
 
+/// What a VHDX image has to tell.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) struct Vhdx {
-    pub(crate) kind: &'static str,
-    pub(crate) logical_sector_size: u32,
-    pub(crate) physical_sector_size: u32,
-    pub(crate) dirty_flag: bool,
-    pub(crate) data_uuid: String,
+pub struct Vhdx {
+    /// What kind it is of.
+    pub kind: &'static str,
+    /// The sectors that its disk says it has, in bytes.
+    pub logical_sector_size: u32,
+    /// The sectors beneath those, in bytes.
+    pub physical_sector_size: u32,
+    /// Whether it was not closed.
+    pub dirty_flag: bool,
+    /// The identity of its contents.
+    pub data_uuid: String,
 }
 
+/// What a VDI image has to tell.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) struct Vdi {
-    pub(crate) kind: &'static str,
-    pub(crate) uuid: String,
+pub struct Vdi {
+    /// What kind it is of.
+    pub kind: &'static str,
+    /// Its identity, in hexadecimal digits.
+    pub uuid: String,
 }
 
 /// An image behind another one.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) struct Behind {
-    pub(crate) filename: String,
-    pub(crate) format: &'static str,
-    pub(crate) virtual_size: u64,
+pub struct Behind {
+    /// Its file, as it is named.
+    pub filename: String,
+    /// What it is an image in.
+    pub format: &'static str,
+    /// The size of its disk, in bytes.
+    pub virtual_size: u64,
 }
 
 /// A snapshot inside an image.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) struct State {
-    pub(crate) id: String,
-    pub(crate) name: String,
-    pub(crate) virtual_size: u64,
-    pub(crate) vm_state_size: u64,
-    pub(crate) date_sec: u64,
-    pub(crate) date_nsec: u32,
-    pub(crate) vm_clock_sec: u64,
-    pub(crate) vm_clock_nsec: u32,
+pub struct State {
+    /// Its number, which may be any text.
+    pub id: String,
+    /// How it is called.
+    pub name: String,
+    /// The size of its disk, in bytes.
+    pub virtual_size: u64,
+    /// The size of the virtual machine's state in it, in bytes.
+    pub vm_state_size: u64,
+    /// When it was made, in seconds since 1970.
+    pub date_sec: u64,
+    /// And nanoseconds.
+    pub date_nsec: u32,
+    /// How long the machine had run, in seconds.
+    pub vm_clock_sec: u64,
+    /// And nanoseconds.
+    pub vm_clock_nsec: u32,
+    /// How many instructions it had run.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) icount: Option<u64>,
+    pub icount: Option<u64>,
 }
 
 /// A bitmap inside an image.
 #[derive(Debug, Serialize)]
-pub(crate) struct Bitmap {
-    pub(crate) name: String,
-    pub(crate) granularity: u64,
-    pub(crate) flags: Vec<&'static str>,
+pub struct Bitmap {
+    /// How it is called.
+    pub name: String,
+    /// How many bytes a bit stands for.
+    pub granularity: u64,
+    /// `in-use`: it was not closed; `auto`: it is kept up.
+    pub flags: Vec<&'static str>,
 }
 
 impl From<&Details> for Image {
