@@ -1,6 +1,7 @@
 """Moves disk images between NBD servers, files, devices and image formats.
 
-`Client` reads and writes an image in place.
+`Client` reads and writes an image in place, `copy` moves a whole one, `info` and `map` tell what it is and where it
+has data, `serve` serves one over NBD. Whatever fails raises an `Error`.
 
 >>> import blockferry
 >>> with blockferry.Client("sample:1M", read_only=True) as disk:
@@ -9,6 +10,7 @@
 [Extent(offset=0, length=65536, flags=0)]
 """
 
+from ._copy import copy
 from ._errors import (
     Cancelled,
     ConnectionLost,
@@ -32,8 +34,9 @@ from ._errors import (
     UnexpectedEnd,
     Unsupported,
 )
-from ._native import Client, Extent, __version__
-from ._types import BlockSizes
+from ._inspect import ExportInfo, ImageInfo, Info, Server, info, map, map_offsets
+from ._native import Client, Extent, __version__, serve
+from ._types import BlockSizes, Endpoint, MapEntry, Progress, Report
 
 __all__ = [
     "BlockSizes",
@@ -41,10 +44,15 @@ __all__ = [
     "Client",
     "ConnectionLost",
     "Corrupt",
+    "Endpoint",
     "Error",
+    "ExportInfo",
     "Extent",
+    "ImageInfo",
     "Incompatible",
+    "Info",
     "InvalidInput",
+    "MapEntry",
     "Mismatch",
     "NoSpace",
     "NotFound",
@@ -52,13 +60,21 @@ __all__ = [
     "OutOfBounds",
     "OutOfMemory",
     "Overflow",
+    "Progress",
     "ProtocolError",
     "ReadOnly",
     "ReaderGone",
     "Refused",
+    "Report",
+    "Server",
     "ShuttingDown",
     "TimedOut",
     "UnexpectedEnd",
     "Unsupported",
     "__version__",
+    "copy",
+    "info",
+    "map",
+    "map_offsets",
+    "serve",
 ]

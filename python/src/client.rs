@@ -1,17 +1,12 @@
 //! `Client`: an image that is read and written in place.
 
 use std::{
-    ops::ControlFlow,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use blockferry::{
-    block::{
-        Access, BlockDevice, ByteRange, Capabilities, Context, DeviceInfo, Extent as Part,
-        Operation, WriteFlags, ZeroFlags, push_merged,
-    },
-    inspect::each_extent,
+use blockferry::block::{
+    Access, Capabilities, Context, DeviceInfo, Operation, WriteFlags, ZeroFlags,
 };
 use pyo3::{
     prelude::*,
@@ -20,9 +15,9 @@ use pyo3::{
 
 use crate::{
     errors::{of_device, usage},
-    extents::Extent,
+    extents::{Extent, extents},
     memory::{Data, View},
-    runtime::{self, Result, wait},
+    runtime::{self, wait},
     session::{Session, closed, open, open_options},
     transfer::{STRETCH, store},
     words::endpoint,
@@ -333,8 +328,7 @@ impl Client {
         let length = length.unwrap_or(self.info.size.saturating_sub(offset));
         let range = session.range(py, Operation::Extents, offset, length)?;
         let context = Context::from(context);
-        let extents = session.wait(py, extents(session.device(), range, &context))?;
-        Ok(extents.into_iter().map(Extent::from).collect())
+        session.wait(py, extents(session.device(), range, &context))
     }
 
     /// Closes the image: calls of other threads are finished first. What was written is flushed by `flush` alone.
@@ -388,19 +382,4 @@ impl Client {
             Some(session) => Ok(session),
         }
     }
-}
-
-/// The extents of `range`; neighbours of which the same is known are one.
-async fn extents(
-    device: &dyn BlockDevice,
-    range: ByteRange,
-    context: &Context,
-) -> Result<Vec<Part>> {
-    let mut all = Vec::new();
-    each_extent(device, range, context, |extent| {
-        push_merged(&mut all, extent);
-        ControlFlow::Continue(())
-    })
-    .await?;
-    Ok(all)
 }

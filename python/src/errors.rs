@@ -14,23 +14,31 @@ fn maker(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
 }
 
 /// The exception that a failed job is raised as.
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "it is told here, and nowhere else"
+)]
 pub(crate) fn raised(py: Python<'_>, error: JobError) -> PyErr {
     let made = || {
         let facts = [
-            ("kind", error.kind.into_pyobject(py)?.into_any()),
-            ("operation", error.operation.into_pyobject(py)?.into_any()),
-            ("offset", error.offset.into_pyobject(py)?.into_any()),
-            ("length", error.length.into_pyobject(py)?.into_any()),
-            ("endpoint", error.endpoint.into_pyobject(py)?.into_any()),
+            ("kind", error.kind().into_pyobject(py)?.into_any()),
+            ("operation", error.operation().into_pyobject(py)?.into_any()),
+            ("offset", error.offset().into_pyobject(py)?.into_any()),
+            ("length", error.length().into_pyobject(py)?.into_any()),
+            ("endpoint", error.endpoint().into_pyobject(py)?.into_any()),
             (
                 "transient",
-                error.transient.into_pyobject(py)?.to_owned().into_any(),
+                error
+                    .is_transient()
+                    .into_pyobject(py)?
+                    .to_owned()
+                    .into_any(),
             ),
-            ("errno", error.errno.into_pyobject(py)?.into_any()),
-            ("notes", error.notes.into_pyobject(py)?.into_any()),
-            ("hint", error.hint.into_pyobject(py)?.into_any()),
+            ("errno", error.errno().into_pyobject(py)?.into_any()),
+            ("notes", error.notes().into_pyobject(py)?.into_any()),
+            ("hint", error.hint().into_pyobject(py)?.into_any()),
         ];
-        maker(py)?.call((error.message,), Some(&facts.into_py_dict(py)?))
+        maker(py)?.call((error.message(),), Some(&facts.into_py_dict(py)?))
     };
     match made() {
         Ok(exception) => PyErr::from_value(exception),

@@ -1,7 +1,14 @@
 //! `Extent`: a part of an image, and what is known of it.
 
-use blockferry::block;
+use std::ops::ControlFlow;
+
+use blockferry::{
+    block::{self, BlockDevice, ByteRange, Context, push_merged},
+    inspect::each_extent,
+};
 use pyo3::prelude::*;
+
+use crate::runtime::Result;
 
 /// A part of an image, and what is known of it.
 ///
@@ -77,4 +84,19 @@ impl From<block::Extent> for Extent {
         let (range, status) = (extent.range, extent.status);
         Self::new(range.start(), range.len(), status.0)
     }
+}
+
+/// The extents of `range`; neighbours of which the same is known are one.
+pub(crate) async fn extents(
+    device: &dyn BlockDevice,
+    range: ByteRange,
+    context: &Context,
+) -> Result<Vec<Extent>> {
+    let mut all = Vec::new();
+    each_extent(device, range, context, |extent| {
+        push_merged(&mut all, extent);
+        ControlFlow::Continue(())
+    })
+    .await?;
+    Ok(all.into_iter().map(Extent::from).collect())
 }

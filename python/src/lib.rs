@@ -9,18 +9,28 @@
 //! | `session` | an image while it is open |
 //! | `extents` | `Extent` |
 //! | `words` | arguments that become endpoints and words of the command line |
+//! | `copying` | `copy` |
+//! | `looking` | `info`, `map`, `map_offsets` |
+//! | `serving` | `serve` |
 //! | `errors` | failures become exceptions |
 //!
 //! No unsafe code is needed: pyo3's macros write their own, and the memory of Python objects is only touched where
 //! pyo3 can vouch for it. `blockferry/` beside this folder is the Python half: exceptions, dataclasses, type stubs.
 
 #![forbid(unsafe_code)]
+#![allow(
+    clippy::needless_pass_by_value,
+    reason = "what Python hands over is handed over by value"
+)]
 
 mod client;
+mod copying;
 mod errors;
 mod extents;
+mod looking;
 mod memory;
 mod runtime;
+mod serving;
 mod session;
 mod transfer;
 mod words;
@@ -29,7 +39,13 @@ mod words;
 #[pyo3::pymodule]
 mod _native {
     #[pymodule_export]
-    use super::{client::Client, extents::Extent};
+    use super::{
+        client::Client,
+        copying::copy,
+        extents::Extent,
+        looking::{info, map, map_offsets},
+        serving::Served,
+    };
 
     #[pymodule_export]
     #[allow(non_upper_case_globals, reason = "the name is Python's")]

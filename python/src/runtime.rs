@@ -1,6 +1,14 @@
 //! Waiting without the interpreter: other threads run meanwhile, and a signal ends the wait.
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    sync::{
+        Mutex, PoisonError,
+        mpsc::{RecvTimeoutError, sync_channel},
+    },
+    thread,
+    time::Duration,
+};
 
 use blockferry::{block, job::JobError};
 use pyo3::prelude::*;
@@ -49,13 +57,43 @@ pub(crate) fn wait<T: Send, E: Send + Into<JobError>>(
     })
 }
 
+/// Does what blocks on a thread of its own, and waits for it without the interpreter. Where the handler of a signal raises,
+/// it is left to itself.
+pub(crate) fn apart<T: Send + 'static>(
+    py: Python<'_>,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> PyResult<T> {
+    let (sender, receiver) = sync_channel(1);
+    let thread = thread::Builder::new().name("blockferry".to_owned());
+    let thread = thread.spawn(move || {
+        // Whoever waited may be gone.
+        let _ = sender.send(work());
+    });
+    thread.map_err(|error| errors::of_device(py, error.into()))?;
+    let receiver = Mutex::new(receiver);
+    loop {
+        let output = py.detach(|| {
+            let receiver = receiver.lock().unwrap_or_else(PoisonError::into_inner);
+            receiver.recv_timeout(SIGNAL_PAUSE)
+        });
+        match output {
+            Ok(output) => return output.map_err(|error| errors::of_device(py, error)),
+            Err(RecvTimeoutError::Timeout) => py.check_signals()?,
+            Err(RecvTimeoutError::Disconnected) => {
+                let error = block::Error::new(block::ErrorKind::Io);
+                return Err(errors::of_device(py, error));
+            }
+        }
+    }
+}
+
 /// Looks for signals now and then, and ends with what a handler raises. Handlers run on the main thread only; to any
 /// other one this is a wait for ever.
 async fn raised() -> PyErr {
     let mut ticks = interval_at(Instant::now() + SIGNAL_PAUSE, SIGNAL_PAUSE);
     loop {
         ticks.tick().await;
-        if let Err(error) = Python::attach(|py| py.check_signals()) {
+        if let Err(error) = Python::attach(Python::check_signals) {
             return error;
         }
     }

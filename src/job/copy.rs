@@ -138,7 +138,7 @@ mod tests {
         stop.stop();
         stop.stop();
         let error = job.run(|_| {}, &stop).expect_err("it was stopped");
-        assert_eq!(error.kind, "interrupted");
+        assert_eq!(error.kind(), "interrupted");
         assert!(!target.exists());
     }
 
@@ -150,8 +150,8 @@ mod tests {
             &["a"],
         ] {
             let error = CopyJob::new(words).expect_err("no sense");
-            assert_eq!(error.kind, "usage");
-            assert!(!error.message.contains('\n'), "{error}");
+            assert_eq!(error.kind(), "usage");
+            assert!(!error.message().contains('\n'), "{error}");
         }
     }
 }

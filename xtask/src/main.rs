@@ -21,6 +21,7 @@ mod miri;
 mod packages;
 mod program;
 mod publish;
+mod python;
 mod soak;
 mod suites;
 mod test;
@@ -42,6 +43,8 @@ struct Arguments {
 enum Chore {
     /// Installs what the tests need, builds the workspace and runs every test.
     Test(test::Options),
+    /// Builds the Python package and runs its tests.
+    Python(python::Options),
     /// Checks format, clippy, documentation and the rules of the house.
     Lint,
     /// Runs the benchmarks, ours and the rivals', in interleaved rounds.
@@ -73,6 +76,7 @@ enum Chore {
 fn main() -> ExitCode {
     let done = match Arguments::parse().chore {
         Chore::Test(options) => test::run(&options),
+        Chore::Python(options) => python::run(&options),
         Chore::Lint => lint::run(),
         Chore::Bench { arguments } => bench::run(&arguments),
         Chore::House => house::draw(),

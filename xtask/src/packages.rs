@@ -82,6 +82,11 @@ pub(crate) const PACKAGES: &[Package] = &[
         purpose: "opens the page that a copy writes about itself, without a screen",
     },
     Package {
+        name: "python3-venv",
+        commands: &["python3"],
+        purpose: "an interpreter for the Python package, and environments for its tools",
+    },
+    Package {
         name: "strace",
         commands: &["strace"],
         purpose: "counting system calls, and making them fail",

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 
 use crate::{
-    packages, program,
+    packages, program, python,
     suites::{self, Durations, Suite},
     tools,
 };
@@ -60,6 +60,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     suites.push(Suite {
         name: "examples in the documentation".to_owned(),
         command: program::cargo(["test", "--workspace", "--doc", "--no-fail-fast"]),
+    });
+    suites.push(Suite {
+        name: "the Python package".to_owned(),
+        command: python::tests()?,
     });
     let count = suites.len();
     eprintln!("{count} test programs, {at_a_time} at a time");
