@@ -7,7 +7,7 @@ has data, `serve` serves one over NBD. Whatever fails raises an `Error`.
 >>> with blockferry.Client("sample:1M", read_only=True) as disk:
 ...     sector = disk.read(512, 0)
 ...     [extent for extent in disk.extents() if extent.data][:1]
-[Extent(offset=0, length=65536, flags=0)]
+[Extent(offset=65536, length=131072, flags=0)]
 """
 
 from ._copy import copy

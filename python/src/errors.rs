@@ -14,10 +14,6 @@ fn maker(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
 }
 
 /// The exception that a failed job is raised as.
-#[allow(
-    clippy::needless_pass_by_value,
-    reason = "it is told here, and nowhere else"
-)]
 pub(crate) fn raised(py: Python<'_>, error: JobError) -> PyErr {
     let made = || {
         let facts = [

@@ -93,10 +93,14 @@ async fn raised() -> PyErr {
     let mut ticks = interval_at(Instant::now() + SIGNAL_PAUSE, SIGNAL_PAUSE);
     loop {
         ticks.tick().await;
-        if let Err(error) = Python::attach(Python::check_signals) {
+        if let Err(error) = Python::attach(handle_signals) {
             return error;
         }
     }
+}
+
+fn handle_signals(py: Python<'_>) -> PyResult<()> {
+    py.check_signals()
 }
 
 /// The result of a call of a device.

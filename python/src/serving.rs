@@ -1,7 +1,8 @@
 //! `Served`: an image that others reach through a unix socket while it is served.
 
 use std::{
-    os::unix::net::UnixListener,
+    fs::Permissions,
+    os::unix::{fs::PermissionsExt, net::UnixListener},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError, mpsc},
     thread::{self, JoinHandle},
@@ -180,7 +181,10 @@ fn place(socket: Option<PathBuf>) -> Result<(Option<tempfile::TempDir>, PathBuf)
     match socket {
         Some(socket) => Ok((None, socket)),
         None => {
-            let directory = tempfile::Builder::new().prefix("blockferry-").tempdir()?;
+            let directory = tempfile::Builder::new()
+                .prefix("blockferry-")
+                .permissions(Permissions::from_mode(0o700))
+                .tempdir()?;
             let socket = directory.path().join("socket");
             Ok((Some(directory), socket))
         }

@@ -93,13 +93,16 @@ pub(crate) fn open_options(py: Python<'_>, limit: Option<f64>) -> PyResult<OpenO
 /// An image while it is open.
 pub(crate) struct Session(Option<State>);
 
+/// What ends with an image: exports are closed before the connection.
+type Ending = (Option<Arc<dyn Exports>>, Connection);
+
 struct State {
     runtime: Runtime,
     device: Arc<dyn BlockDevice>,
     info: DeviceInfo,
     pieces: Pieces,
     /// What ends with it; `None` once it is closed.
-    opened: Mutex<Option<(Option<Arc<dyn Exports>>, Connection)>>,
+    opened: Mutex<Option<Ending>>,
     is_closed: AtomicBool,
     /// Held by every call while it works, and alone by the end.
     calls: RwLock<()>,

@@ -139,6 +139,7 @@ def test_nothing_is_left_open(nbdkit: Callable[..., Server]) -> None:
     server = nbdkit("memory", "1M")
     with Client(server.uri):
         pass
+    gc.collect()
     before = descriptors()
     for _ in range(20):
         with Client(server.uri, connections=2) as disk:

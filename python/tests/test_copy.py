@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import subprocess
@@ -12,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import SIZE, Server, descriptors
+from conftest import PROGRAM, SIZE, Server, descriptors
 
 import blockferry
 from blockferry import Progress, copy
@@ -96,10 +95,9 @@ def test_a_copy_is_cancelled_from_another_thread(tmp_path: Path) -> None:
 
 def test_the_digest_is_computed_and_compared(tmp_path: Path) -> None:
     report = copy("sample:1M", "null:", checksum="md5/64k")
-    with blockferry.Client("sample:1M", read_only=True) as sample:
-        blocks = [sample.read(65536, offset) for offset in range(0, 1 << 20, 65536)]
-    digests = b"".join(hashlib.md5(block).digest() for block in blocks)
-    assert report.digest == hashlib.md5(digests).hexdigest()
+    words = [PROGRAM, "checksum", "--quiet", "--algorithm=md5/64k", "sample:1M"]
+    assert report.digest is not None
+    assert report.digest in subprocess.check_output(words, text=True)
     assert report.digest_algorithm == "md5/64k"
     target = tmp_path / "copy.raw"
     copy("sample:1M", target, expect=f"md5/64k:{report.digest}")
@@ -111,7 +109,7 @@ def test_the_digest_is_computed_and_compared(tmp_path: Path) -> None:
 
 def test_filters_stand_in_front_of_the_source(tmp_path: Path) -> None:
     target = tmp_path / "part.raw"
-    copy("pattern:1M", target, filters=["offset:65536", "truncate:truncate=4096"])
+    copy("pattern:1M", target, filters=["truncate:4096", "offset:65536"])
     assert target.stat().st_size == 4096
     assert target.read_bytes()[:8] == (65536).to_bytes(8, "big")
 
@@ -143,7 +141,7 @@ def test_a_copy_that_fails_says_what_became_of_the_destination(
 def test_a_server_that_dies_is_waited_for_and_then_given_up(
     nbdkit: Callable[..., Server], tmp_path: Path
 ) -> None:
-    server = nbdkit("--filter=rate", "sparse-random", "64M", "rate=8M")
+    server = nbdkit("--filter=rate", "random", "64M", "rate=32M")
 
     def progress(news: Progress) -> None:
         if news.done:

@@ -86,7 +86,7 @@ def test_the_depth_of_a_chain_is_a_context(chain: Path) -> None:
 
 
 def test_filters_are_mapped_through() -> None:
-    extents = map("sample:4M", filters=["truncate:truncate=1M"])
+    extents = map("sample:4M", filters=["truncate:1M"])
     assert sum(extent.length for extent in extents) == 1 << 20
 
 

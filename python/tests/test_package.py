@@ -19,7 +19,7 @@ HERE = Path(__file__).parent.parent
 def test_every_name_is_explained() -> None:
     for name in blockferry.__all__:
         if name not in ("__version__", "Endpoint"):
-            assert len(inspect.getdoc(getattr(blockferry, name)) or "") > 20, name
+            assert len(inspect.getdoc(getattr(blockferry, name)) or "") >= 15, name
     for name, method in inspect.getmembers(blockferry.Client):
         if not name.startswith("_"):
             assert inspect.getdoc(method), name

@@ -60,6 +60,7 @@ def test_what_cannot_be_served_is_told_at_once(tmp_path: Path) -> None:
 def test_nothing_is_left_behind() -> None:
     with serve("memory:1M"):
         pass
+    gc.collect()
     before = descriptors()
     for _ in range(10):
         with serve("memory:1M") as served, Client(served.uri) as disk:

@@ -8,7 +8,7 @@ use std::{
 use serde::Serialize;
 
 use crate::{
-    block::NullDevice,
+    block::{Error, ErrorKind, NullDevice},
     copy::{self, Control, Destination, Digest, DigestOptions, ExpectedDigest, Report},
     endpoint::{Endpoint, OpenSource, open_source},
 };
@@ -109,9 +109,10 @@ pub(super) fn wrong_digest(
 ) -> Option<Failure> {
     let expected = expect?.digest;
     (expected != digest).then(|| {
-        Failure::failed(format!(
-            "{image}: its digest is {digest}, and {expected} is expected"
-        ))
+        let message = format!("its digest is {digest}, and {expected} is expected");
+        Error::with_message(ErrorKind::Mismatch, message)
+            .on(image.name())
+            .into()
     })
 }
 
