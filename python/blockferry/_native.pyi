@@ -1,11 +1,15 @@
 """What the package has from Rust."""
 
-from collections.abc import Buffer, Callable, Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 from types import TracebackType
 from typing import Any, Final, final
 
+from typing_extensions import Buffer
+
 from ._types import BlockSizes, MapEntry
+
+__all__ = ["Client", "Extent", "__version__", "copy", "info", "map", "map_offsets", "serve"]
 
 __version__: Final[str]
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -19,13 +20,19 @@ PROGRAM = os.environ.get("BLOCKFERRY", "blockferry")
 SIZE = 4 << 20
 
 
+def answers(path: Path) -> bool:
+    """Whether somebody listens there: a socket has its name before it does."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
 class Server:
     """A program that serves NBD on a unix socket."""
 
-    def __init__(self, words: list[str], socket: Path) -> None:
-        self.socket = socket
+    def __init__(self, words: list[str], path: Path) -> None:
+        self.socket = path
         self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL)
-        while not socket.exists():
+        while not answers(path):
             if self.process.poll() is not None:
                 raise RuntimeError(f"{words}: ended with {self.process.returncode}")
             time.sleep(0.01)
@@ -51,8 +58,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
     servers: list[Server] = []
 
     def start(*words: str) -> Server:
-        socket = tmp_path / f"socket{len(servers)}"
-        server = Server([word.replace("SOCKET", str(socket)) for word in words], socket)
+        path = tmp_path / f"socket{len(servers)}"
+        server = Server([word.replace("SOCKET", str(path)) for word in words], path)
         servers.append(server)
         return server
 

@@ -70,7 +70,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     program::run(types.args(["--package=blockferry"]))?;
     let mut types = in_package("mypy");
     types.arg("--cache-dir").arg(&cache).arg("--strict");
-    program::run(types.args(["tests", "examples"]))?;
+    program::run(types.args(["tests", "examples", "benches"]))?;
     program::run(in_package("mypy.stubtest").arg("blockferry"))
 }
 
