@@ -53,6 +53,7 @@ def copy(
     checksum: bool | str = False,
     expect: str | None = None,
     checkpoint: str | PathLike[str] | None = None,
+    report: str | PathLike[str] | None = None,
     flush: bool = True,
     extents: bool = True,
     sparse: int | None = None,
@@ -96,6 +97,7 @@ def copy(
     verify               read the destination back in the end
     checksum             compute the digest: True, or "ALGORITHM/SIZE"; expect: fail unless it is this one
     checkpoint           a file in which it is noted what is done, so that the same call goes on from there
+    report               an HTML page that is written about the copy, also when it fails
     flush                wait until the destination is durable
     extents              ask the source where its holes are
     sparse               make holes where so many bytes are zero; 0: look for none
@@ -115,8 +117,8 @@ def copy(
     The interpreter is only held while `progress` runs. A signal whose handler raises (Ctrl-C) ends the copy; what is in
     flight is finished, for some seconds at most, and a second one ends it at once.
 
-    >>> report = copy("sample:1M", "null:", checksum=True)
-    >>> report.size, report.data + report.zero, report.digest_algorithm
+    >>> done = copy("sample:1M", "null:", checksum=True)
+    >>> done.size, done.data + done.zero, done.digest_algorithm
     (1048576, 1048576, 'sha256/64k')
     """
     words = _Words()
@@ -134,6 +136,7 @@ def copy(
     words.flag("checksum", checksum is True)
     words.value("checksum", checksum if isinstance(checksum, str) else None)
     words.value("checkpoint", None if checkpoint is None else fspath(checkpoint))
+    words.value("report", None if report is None else fspath(report))
     words.flag("no-flush", not flush).flag("no-extents", not extents)
     words.value("sparse", sparse).flag("allocated", allocated)
     words.flag("destination-is-zero", destination_is_zero)

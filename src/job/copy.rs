@@ -80,11 +80,12 @@ impl CopyJob {
         job.verbose = false;
         job.warnings = false;
         let view = View::new(Show::To(Listener::new(Arc::new(listener))), true);
-        let (report, elapsed) = commands::copy::carry_out(&job, &view)?;
+        let done = commands::copy::carry_out(&job, &view)?;
+        done.page?;
         Ok(CopyDone {
-            report,
+            report: done.report,
             digest: job.engine.digest,
-            elapsed,
+            elapsed: done.elapsed,
             warnings: view.warnings(),
         })
     }
