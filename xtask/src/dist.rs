@@ -1,11 +1,13 @@
 //! `cargo xtask dist`: what users get. A stripped program with its debug information beside it, the tree of an
-//! installation, an archive of that, a Debian package, what an image for containers is built from, and sums of it all.
+//! installation, an archive of that, a Debian package, the wheel of the Python package, what an image for containers is
+//! built from, and sums of it all.
 //!
 //! ```text
 //!  dist/usr                 tree      the installation: program, manual, completions, documents, names
 //!  dist/blockferry.debug    binary    for debuggers; the program names it
 //!  dist/*.tar.gz            archive   the tree
 //!  dist/*.deb               deb       the tree as Debian wants it, by cargo-deb
+//!  dist/*.whl               python    for pip, by maturin: `xtask/src/python.rs`
 //!  dist/Containerfile       image     takes the tree
 //!  dist/SHA256SUMS          archive
 //! ```
@@ -28,7 +30,7 @@ use clap::Args;
 use serde_json::Value;
 
 use self::binary::Selection;
-use crate::{packages, program, tools};
+use crate::{packages, program, python, tools};
 
 /// The program's name, that of its package and of its directories.
 const NAME: &str = "blockferry";
@@ -64,6 +66,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     files::empty(&release.directory)?;
     tree::lay_out(&release, &built)?;
     let deb = deb::make(&release, options.trial)?;
+    let wheel = python::wheel(&release.directory, profile)?;
     image::describe(&release)?;
     archive::pack(&release)?;
     archive::sum(&release)?;
@@ -71,6 +74,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if options.trial {
         trial::deb(&release, &deb)?;
         trial::image(&release)?;
+        python::try_wheel(&wheel)?;
     }
     Ok(())
 }

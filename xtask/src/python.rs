@@ -4,7 +4,7 @@
 //! files in a folder below the target directory, as it would in an installation.
 
 use std::{
-    fs,
+    env, fs,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -74,8 +74,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     program::run(in_package("mypy.stubtest").arg("blockferry"))
 }
 
+/// All of that as a command, to be run beside other tests.
+pub(crate) fn tests() -> Result<Command> {
+    let mut command = Command::new(env::current_exe().context("this program has no name")?);
+    command.arg("python");
+    Ok(command)
+}
+
 /// Builds the wheel into `out`, in a profile of cargo's, and returns where it is.
-#[allow(dead_code, reason = "for dist")]
 pub(crate) fn wheel(out: &Path, profile: &str) -> Result<PathBuf> {
     let python = environment(&directory()?.join("wheel"), &WHEEL_TOOLS)?;
     fs::create_dir_all(out).with_context(|| out.display().to_string())?;
@@ -99,7 +105,6 @@ pub(crate) fn wheel(out: &Path, profile: &str) -> Result<PathBuf> {
 }
 
 /// Installs a wheel where nothing else is, and uses it.
-#[allow(dead_code, reason = "for dist")]
 pub(crate) fn try_wheel(wheel: &Path) -> Result<()> {
     const USE: &str = "import blockferry, tempfile\n\
         with tempfile.TemporaryDirectory() as place:\n\
