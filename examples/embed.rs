@@ -4,6 +4,12 @@
 //! SOURCE and DESTINATION are what the command line takes: files, NBD URIs, `sample:64M`. The guide's chapter on
 //! embedding explains it.
 
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "an example talks to a terminal"
+)]
+
 use std::{
     env,
     error::Error,

@@ -4,6 +4,8 @@
 //! The store is a map in memory; what talks to a real one has the same shape. The guide's chapter on writing a source
 //! explains it.
 
+#![allow(clippy::print_stdout, reason = "an example talks to a terminal")]
+
 use std::{
     collections::BTreeMap,
     env,

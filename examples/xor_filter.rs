@@ -2,6 +2,8 @@
 //!
 //! Each byte is XORed with KEY on its way, both ways. The guide's chapter on writing a filter explains it.
 
+#![allow(clippy::print_stdout, reason = "an example talks to a terminal")]
+
 use std::{
     env,
     error::Error as StdError,
