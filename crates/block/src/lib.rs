@@ -37,6 +37,7 @@ mod range;
 mod range_lock;
 mod range_set;
 mod read_exact;
+pub mod reopening;
 pub mod sample;
 mod size;
 mod slice;

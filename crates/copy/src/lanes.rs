@@ -13,15 +13,13 @@ use std::{
     time::Duration,
 };
 
-use blockferry_block::{BlockDevice, BoxFuture, Capabilities, Error, ErrorKind, Result};
+use blockferry_block::{
+    BlockDevice, BoxFuture, Capabilities, Error, ErrorKind, Result,
+    reopening::{can_heal, pause},
+};
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 
 use crate::unflushed::Unflushed;
-
-/// The pause before the first attempt to connect again; it doubles from one to the next.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// The longest pause between two attempts.
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// Which handle of a side: the place that it has, and how many had that place before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -413,19 +411,4 @@ fn open(
         }
     }
     .boxed()
-}
-
-/// The pause before an attempt, after so many in vain.
-fn pause(attempts: u32) -> Duration {
-    let factor = 1_u32.checked_shl(attempts.min(16)).unwrap_or(u32::MAX);
-    FIRST_PAUSE.saturating_mul(factor).min(LONGEST_PAUSE)
-}
-
-/// Whether another attempt may go better: while a server restarts its socket may refuse or be missing.
-fn can_heal(error: &Error) -> bool {
-    error.is_transient()
-        || matches!(
-            error.kind(),
-            ErrorKind::Refused | ErrorKind::NotFound | ErrorKind::Io
-        )
 }

@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use blockferry_block::{BlockDevice, DeviceInfo, Error, ErrorKind, Operation, Result, check_fit};
+use blockferry_block::{
+    BlockDevice, DeviceInfo, Error, ErrorKind, Operation, Result, check_fit,
+    reopening::{FIRST_PAUSE, LONGEST_PAUSE, can_heal, pause},
+};
 use blockferry_proto::NbdUri;
 use futures_util::future::{Either, select};
 use tokio::sync::Notify;
@@ -17,11 +20,6 @@ use super::{
     options::PoolEvent,
 };
 use crate::{Client, ConnectOptions};
-
-/// The pause before the first attempt to connect again; it doubles from one to the next.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// The longest pause between two attempts.
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// What it takes to open another connection to the same export.
 pub(super) struct Blueprint {
@@ -248,19 +246,4 @@ impl State {
         self.last_replacement = Some(Instant::now());
         pause
     }
-}
-
-/// The pause before an attempt, after so many in vain.
-fn pause(attempts: u32) -> Duration {
-    let factor = 1_u32.checked_shl(attempts.min(16)).unwrap_or(u32::MAX);
-    FIRST_PAUSE.saturating_mul(factor).min(LONGEST_PAUSE)
-}
-
-/// Whether another attempt may go better: while a server restarts its socket may refuse or be missing.
-fn can_heal(error: &Error) -> bool {
-    error.is_transient()
-        || matches!(
-            error.kind(),
-            ErrorKind::Refused | ErrorKind::NotFound | ErrorKind::Io
-        )
 }
