@@ -11,7 +11,7 @@ use crate::{program, toolchains, tools};
 
 const CARGO_DENY: &str = "0.20.2";
 const CARGO_MACHETE: &str = "0.9.2";
-const CARGO_SEMVER_CHECKS: &str = "0.46.0";
+const CARGO_SEMVER_CHECKS: &str = "0.51.0";
 
 /// The packages that nobody else uses: their dependencies bind nobody.
 const PRIVATE: [&str; 2] = ["blockferry-bench", "xtask"];
