@@ -422,10 +422,6 @@ fn wrong_words_are_refused_with_what_to_write() {
     refused(&["tcp:::1:80", "tcp:a:1"], &["tcp:[::1]:80"]);
     refused(&["-", "-"], &["both ends"]);
     refused(&["systemd:", "tcp:a:1"], &["socket activation"]);
-    refused(
-        &["--rate", "1M", "--connection-rate", "1M", "-", "unix:a"],
-        &["--connection-rate"],
-    );
 }
 
 #[test]
