@@ -1,29 +1,15 @@
-//! Whatever is in an image: it is refused, or it becomes a disk whose every read ends in order. No panic, no request
+//! Whatever is in a qcow2 image: it is refused, or it becomes a disk whose every read ends in order. No panic, no request
 //! that is not answered, no more reads than the image is worth.
 #![no_main]
 
 #[allow(dead_code, reason = "the tests take more of it")]
 #[path = "../../crates/format/tests/hostile/images.rs"]
 mod images;
+#[path = "../shared/look.rs"]
+mod look;
 
-use std::sync::Arc;
-
-use blockferry_block::{
-    BlockDevice, Buffer, ByteRange, Context, Error, MemoryDevice, Operation, testing::FaultyDevice,
-};
-use blockferry_format::{
-    NoRelatives,
-    qcow2::{Image, OpenOptions, check},
-};
+use blockferry_format::Format;
 use libfuzzer_sys::fuzz_target;
-use tokio::runtime::Builder;
-
-/// How many bytes are read at a place of the disk.
-const PIECE: u64 = 64 << 10;
-/// The largest disk that is opened.
-const MOST: u64 = 1 << 40;
-/// How often the file may be read.
-const MOST_READS: u64 = 20_000;
 
 fuzz_target!(|data: &[u8]| {
     let Some((&choice, data)) = data.split_first() else {
@@ -31,73 +17,9 @@ fuzz_target!(|data: &[u8]| {
     };
     let bytes = match choice & 1 {
         0 => data.to_vec(),
-        _ => changed(data),
+        _ => look::changed(images::Builder::sound().rich().build(), data),
     };
-    let counted = Arc::new(FaultyDevice::new(Arc::new(MemoryDevice::from_bytes(bytes))));
-    let below: Arc<dyn BlockDevice> = Arc::clone(&counted) as _;
-    let runtime = Builder::new_current_thread().enable_all().build();
-    runtime.expect("a runtime").block_on(async {
-        let mut options = OpenOptions::default();
-        options.max_size = Some(MOST);
-        options.snapshot = (choice & 2 != 0).then(|| "1".to_owned());
-        match Image::open(Arc::clone(&below), &NoRelatives, &options).await {
-            Ok(image) => look(&image).await,
-            Err(error) => tell(&error),
-        }
-        if let Err(error) = check(&*below).await {
-            tell(&error);
-        }
-    });
-    assert!(counted.calls(Operation::Read) < MOST_READS);
+    let mut options = look::usual();
+    options.snapshot = (choice & 2 != 0).then(|| "1".to_owned());
+    look::open_and_look(Format::Qcow2, bytes, &options);
 });
-
-/// A sound image in which something was changed: two bytes say where, one with what.
-fn changed(data: &[u8]) -> Vec<u8> {
-    let mut bytes = images::Builder::sound().rich().build();
-    for change in data.chunks_exact(3) {
-        let place = usize::from(u16::from_be_bytes([change[0], change[1]]));
-        let place = place % bytes.len();
-        bytes[place] = change[2];
-    }
-    bytes
-}
-
-async fn look(image: &Image) {
-    let info = image.info().clone();
-    assert!(info.size <= MOST);
-    let _ = image.details();
-    for context in &info.contexts {
-        walk(image, context).await;
-    }
-    for start in [0, PIECE - 1, info.size / 2, info.size.saturating_sub(PIECE)] {
-        let range = ByteRange::between(start, (start + PIECE).min(info.size));
-        let buffer = Buffer::zeroed(range.len() as usize);
-        match image.read(range.start(), buffer).await {
-            Ok(read) => assert_eq!(read.len() as u64, range.len()),
-            Err(error) => tell(&error),
-        }
-    }
-}
-
-/// A few answers about what the disk begins with.
-async fn walk(image: &Image, context: &Context) {
-    let size = image.info().size;
-    let mut at = 0;
-    for _ in 0..16 {
-        let range = ByteRange::between(at, size);
-        let extents = match image.extents(range, context).await {
-            Ok(extents) => extents,
-            Err(error) => return tell(&error),
-        };
-        assert_eq!(extents.is_empty(), range.is_empty());
-        for extent in extents {
-            assert_eq!(extent.range.start(), at);
-            assert!(!extent.range.is_empty() && range.contains(extent.range));
-            at = extent.range.end();
-        }
-    }
-}
-
-fn tell(error: &Error) {
-    assert!(!error.to_string().contains(char::is_control), "{error}");
-}

@@ -8,4 +8,4 @@ mod look;
 use blockferry_format::Format;
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|data: &[u8]| look::open_and_look(Format::Vdi, data));
+fuzz_target!(|data: &[u8]| look::open_and_look(Format::Vdi, data.to_vec(), &look::usual()));

@@ -17,7 +17,7 @@ fuzz_target!(|data: &[u8]| {
             put_sum(part, at);
         }
     }
-    look::open_and_look(Format::Vpc, &bytes);
+    look::open_and_look(Format::Vpc, bytes, &look::usual());
 });
 
 fn put_sum(part: &mut [u8], at: usize) {

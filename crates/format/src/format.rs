@@ -53,8 +53,8 @@ impl Format {
         options: &OpenOptions,
     ) -> Result<Arc<dyn Image>> {
         Ok(match self {
-            Self::Qcow2 => Arc::new(qcow2::Image::open(below, related, options).await?),
-            Self::Vmdk => Arc::new(vmdk::Image::open(below, related, options).await?),
+            Self::Qcow2 => qcow2::open(below, related, options).await?,
+            Self::Vmdk => vmdk::open(below, related, options).await?,
             Self::Vpc => vpc::open(below, related, options).await?,
             Self::Vhdx => vhdx::open(below, related, options).await?,
             Self::Vdi => vdi::open(below, options).await?,
@@ -114,6 +114,15 @@ pub trait Image: BlockDevice {
     /// What writing failed with: what was written since the last flush may be lost.
     fn close(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(async { Ok(()) })
+    }
+}
+
+impl fmt::Debug for dyn Image + '_ {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Image")
+            .field("info", self.info())
+            .field("details", &self.details())
+            .finish_non_exhaustive()
     }
 }
 

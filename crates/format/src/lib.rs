@@ -11,20 +11,22 @@
 
 #![forbid(unsafe_code)]
 
+mod answer;
 mod be;
 mod behind;
 mod below;
 mod blocks;
 mod chunks;
 mod corrupt;
+mod disk;
 mod doubt;
 mod flights;
 mod format;
 #[doc(hidden)]
 pub mod fuzzing;
+mod gather;
 mod holes;
 mod host;
-mod interpreted;
 mod le;
 mod options;
 pub mod ova;

@@ -5,10 +5,12 @@
 //! the entries of a table look like is the format's own: it implements [`Table`], and gets a device.
 //!
 //! ```text
-//!   read ─ runs ─┬─ zeroes
-//!                ├─ the file below  (the caller's buffer goes down as it is where one run is all)
-//!                └─ the parent
-//!   extents ─ status (and the holes of the file)      mapping ─ the first run, as far as its bitmap is in memory
+//!   runs     a range of the disk as a row of places where its bytes come from
+//!   bitmaps  which sectors of a block are there
+//!   read     a request from its runs
+//!   status   holes, zeroes, and which image of a chain has them; where blocks lie
+//!   disk     all of that, open
+//!   making   an image that is made
 //! ```
 
 mod bitmaps;
@@ -24,7 +26,7 @@ use blockferry_block::{BoxFuture, ByteRange, Result};
 
 pub(crate) use self::{
     bitmaps::BitOrder,
-    disk::{Disk, Parts},
+    disk::{BlocksDisk, Parts},
 };
 use crate::host::HostFile;
 

@@ -2,18 +2,18 @@
 
 use std::sync::Arc;
 
-use blockferry_block::{Buffer, BufferPool, ByteRange, Error, Result};
-use futures_util::{StreamExt, TryStreamExt, future::try_join, stream};
+use blockferry_block::{Buffer, BufferPool, ByteRange, Result};
 
 use super::{
     Shape, Table,
     bitmaps::Bitmaps,
     runs::{Run, Source},
 };
-use crate::{holes::Holes, host::HostFile};
-
-/// How many parts of a request are read at a time.
-const SIDE_BY_SIDE: usize = 16;
+use crate::{
+    gather::{Filled, SIDE_BY_SIDE, gather},
+    holes::Holes,
+    host::HostFile,
+};
 
 /// Parts up to so many bytes use buffers again.
 pub(super) const SCRATCH: usize = 64 << 10;
@@ -43,7 +43,6 @@ impl Reader {
             return self.read_run(run, buffer).await;
         }
         let runs = self.runs(range).await?;
-        let mut buffer = buffer;
         let (zeroes, mut runs): (Vec<_>, Vec<_>) =
             runs.into_iter().partition(|run| self.is_zero(run));
         // The first of a few runs is read where it belongs.
@@ -52,39 +51,16 @@ impl Reader {
             Some(run) if runs.len() <= SIDE_BY_SIDE && is_first(run) => Some(runs.remove(0)),
             _ => None,
         };
-        let parts = stream::iter(runs).map(|run| async move {
+        let first = first.map(|run| (run.range.len(), move |buffer| self.read_run(run, buffer)));
+        let parts = runs.into_iter().map(|run| async move {
             let scratch = self.scratch.take(run.range.len() as usize);
-            Ok::<_, Error>((run.range, self.read_run(run, scratch).await?))
+            Ok(Filled::one(run.range, self.read_run(run, scratch).await?))
         });
-        let mut parts = parts.buffer_unordered(SIDE_BY_SIDE);
-        match first {
-            Some(first) => {
-                let reading = parts.try_collect::<Vec<_>>();
-                let (read, filled) = try_join(self.read_first(first, buffer), reading).await?;
-                buffer = read;
-                for (own, bytes) in filled {
-                    part(&mut buffer, range, own).copy_from_slice(&bytes);
-                }
-            }
-            // Each has a buffer of its own, most of it unused: there can be one for every sector.
-            None => {
-                while let Some((own, bytes)) = parts.try_next().await? {
-                    part(&mut buffer, range, own).copy_from_slice(&bytes);
-                }
-            }
-        }
+        let mut buffer = gather(range, buffer, first, parts).await?;
         for run in zeroes {
-            part(&mut buffer, range, run.range).fill(0);
+            let start = (run.range.start() - range.start()) as usize;
+            buffer[start..][..run.range.len() as usize].fill(0);
         }
-        Ok(buffer)
-    }
-
-    /// Fills the beginning of `buffer` with `run`.
-    async fn read_first(&self, run: Run, mut buffer: Buffer) -> Result<Buffer> {
-        let length = buffer.len();
-        buffer.set_len(run.range.len() as usize);
-        let mut buffer = self.read_run(run, buffer).await?;
-        buffer.set_len(length);
         Ok(buffer)
     }
 
@@ -111,10 +87,4 @@ impl Reader {
             }
         }
     }
-}
-
-/// The bytes of `own` in those of `range`.
-fn part(bytes: &mut [u8], range: ByteRange, own: ByteRange) -> &mut [u8] {
-    let start = (own.start() - range.start()) as usize;
-    &mut bytes[start..][..own.len() as usize]
 }

@@ -1,21 +1,15 @@
 //! What is known of ranges of the disk: holes and zeroes, and which image of a chain has them.
 
-use blockferry_block::{ByteRange, Context, Extent, Result, Status, push_merged};
+use blockferry_block::{ByteRange, Context, Extent, Result, Status};
 
 use super::{
     read::Reader,
     runs::{Budget, Source},
 };
-use crate::{Contents, Place, PlaceFile, Placed, behind::Behind, holes::push_host};
-
-/// The most extents of one answer: 1.5 MiB of memory.
-pub(super) const MOST_EXTENTS: usize = 64 << 10;
+use crate::{Contents, Place, PlaceFile, Placed, answer::Answer, disk::MOST_EXTENTS};
 
 /// What holes of the file are cut to, in bytes.
 const HOLE: u64 = 4096;
-
-/// The depth of what is in this image.
-const OWN: Status = Status(1);
 
 impl Reader {
     /// What is known of `range`, which lies on the disk, in `context`: `base:allocation` or
@@ -34,41 +28,29 @@ impl Reader {
             Context::Allocation => Some(self.holes.of(&self.file, HOLE).await),
             _ => None,
         };
-        let mut behind = Behind::new(self.parent.as_ref(), context, most == 1);
+        let holes = holes.filter(|holes| !holes.is_empty());
+        let mut answer = Answer::new(self.parent.as_ref(), context, range, most);
         let mut budget = Budget::of_an_answer();
-        let mut list = Vec::new();
         let mut at = range.start();
-        // The last extent may still grow before the list is full, so there may be one too many.
-        while at < range.end() && list.len() <= most && !behind.is_spent && !budget.is_spent() {
+        while at < range.end() && !answer.is_full() && !budget.is_spent() {
             let rest = ByteRange::between(at, range.end());
             let run = match self.first_run(rest, &mut budget).await {
                 Ok(run) => run,
-                Err(error) if list.is_empty() => return Err(error),
+                Err(error) if answer.is_empty() => return Err(error),
                 // Damage is met by whoever asks about it.
                 Err(_) => break,
             };
-            at = run.range.end();
-            let mut push = |status| {
-                let range = run.range;
-                push_merged(&mut list, Extent { range, status });
+            at = match (run.source, holes) {
+                (Source::Behind, _) => answer.push_behind(run.range).await?,
+                (Source::Zero, _) => answer.push(run.range, Status::HOLE_ZERO),
+                (Source::Host(host), Some(holes)) => answer.push_host(run.range, host, holes),
+                (Source::Host(_), None) => answer.push(run.range, Status::DATA),
             };
-            match (run.source, context, holes) {
-                (Source::Behind, ..) => {
-                    at = behind.push(run.range, rest, most, &mut list).await?;
-                }
-                (_, Context::AllocationDepth, _) => push(OWN),
-                (Source::Zero, ..) => push(Status::HOLE_ZERO),
-                (Source::Host(host), _, Some(holes)) if !holes.is_empty() => {
-                    push_host(&mut list, run.range, host, holes);
-                }
-                (Source::Host(_), ..) => push(Status::DATA),
-            }
-            if most == 1 {
+            if answer.is_for_one() {
                 break;
             }
         }
-        list.truncate(most);
-        Ok(list)
+        Ok(answer.finish())
     }
 
     /// What the image itself has of the beginning of `range`, which lies on the disk, and where.

@@ -6,8 +6,8 @@ use blockferry_block::{
     testing::{Fault, FaultyDevice, Rule, check_device},
 };
 
-use super::{BitOrder, Block, Disk, Parts, Row, Shape, Table, overlapping};
-use crate::corrupt::corrupt;
+use super::{BitOrder, Block, BlocksDisk, Parts, Row, Shape, Table, overlapping};
+use crate::{Details, corrupt::corrupt, vdi};
 
 const BLOCK: u64 = 64 << 10;
 
@@ -56,7 +56,19 @@ fn parts(file: Arc<dyn BlockDevice>, parent: Option<Arc<dyn BlockDevice>>) -> Pa
         file,
         parent,
         bitmap_memory: 0,
+        is_sparse: false,
+        details: details(),
     }
+}
+
+fn details() -> Details {
+    let (virtual_size, block_size) = (6 * BLOCK + 700, BLOCK);
+    Details::Vdi(vdi::Details {
+        virtual_size,
+        block_size,
+        is_static: false,
+        uuid: [0; 16],
+    })
 }
 
 fn file() -> Vec<u8> {
@@ -92,7 +104,7 @@ async fn every_kind_of_block_is_read_with_and_without_a_parent() {
     for length in [0, 4 * BLOCK as usize + 1234] {
         let behind = pattern(length, 5);
         let parent = (length > 0).then(|| memory(behind.clone()));
-        let disk = Disk::new(parts(memory(file.clone()), parent));
+        let disk = BlocksDisk::of(parts(memory(file.clone()), parent));
         let expected = expected(&file, &behind);
         let read = disk.read(0, Buffer::zeroed(expected.len())).await;
         assert!(read.expect("read")[..] == expected);
@@ -108,7 +120,7 @@ async fn files_with_blocks_of_their_own_are_read_all_the_same() {
     let coarse = FaultyDevice::new(memory(file.clone())).with_info(|info| {
         (info.limits.minimum, info.limits.maximum) = (4096, 8192);
     });
-    let disk = Disk::new(parts(Arc::new(coarse), None));
+    let disk = BlocksDisk::of(parts(Arc::new(coarse), None));
     let read = disk.read(0, Buffer::zeroed(6 * BLOCK as usize + 700)).await;
     assert!(read.expect("read")[..] == expected(&file, &[]));
     check_device(&disk, 9, 200).await;
@@ -117,7 +129,7 @@ async fn files_with_blocks_of_their_own_are_read_all_the_same() {
 #[tokio::test]
 async fn extents_tell_what_is_where() {
     let behind = pattern(4 * BLOCK as usize + 1000, 5);
-    let disk = Disk::new(parts(memory(file()), Some(memory(behind))));
+    let disk = BlocksDisk::of(parts(memory(file()), Some(memory(behind))));
     let all = ByteRange::between(0, disk.info().size);
     let depths = disk.extents(all, &Context::AllocationDepth).await;
     let depths: Vec<_> = depths.expect("an answer");
@@ -169,7 +181,7 @@ async fn what_lies_in_a_row_is_mapped_in_one_piece() {
     std::fs::write(file.path(), self::file()).expect("written");
     let device =
         blockferry_block::FileDevice::open(file.path(), blockferry_block::Access::ReadOnly);
-    let disk = Disk::new(parts(Arc::new(device.expect("open")), None));
+    let disk = BlocksDisk::of(parts(Arc::new(device.expect("open")), None));
     let all = ByteRange::between(100, disk.info().size);
     let Mapping::File { offset, length, .. } = disk.mapping(all) else {
         panic!("it lies in a file");
@@ -192,7 +204,7 @@ async fn what_lies_in_a_row_is_mapped_in_one_piece() {
 #[tokio::test]
 async fn failures_are_told_at_the_place_of_the_request() {
     let faulty = Arc::new(FaultyDevice::new(memory(file())));
-    let disk = Disk::new(parts(Arc::clone(&faulty) as _, None));
+    let disk = BlocksDisk::of(parts(Arc::clone(&faulty) as _, None));
     let bitmap = ByteRange::between(512, 513);
     let fault = Fault::Error(ErrorKind::Io);
     faulty.add(
@@ -225,7 +237,7 @@ async fn failures_are_told_at_the_place_of_the_request() {
 async fn a_damaged_block_hurts_nobody_else() {
     let mut parts = parts(memory(file()), None);
     parts.table = Arc::new(Said(vec![Block::Zero; 3]));
-    let disk = Disk::new(parts);
+    let disk = BlocksDisk::of(parts);
     let read = disk.read(3 * BLOCK - 10, Buffer::zeroed(10)).await;
     read.expect("before the damage");
     let read = disk.read(3 * BLOCK - 10, Buffer::zeroed(11)).await;
@@ -249,7 +261,7 @@ async fn a_request_of_very_many_pieces_is_read() {
         host: BLOCK,
         bitmap: 0,
     }]));
-    let disk = Disk::new(parts);
+    let disk = BlocksDisk::of(parts);
     let read = disk.read(0, Buffer::zeroed(BLOCK as usize)).await;
     let read = read.expect("read");
     for (sector, bytes) in read.chunks(512).enumerate() {
@@ -263,12 +275,12 @@ async fn another_handle_reads_the_same() {
     let connected = FaultyDevice::new(memory(file())).with_info(|info| {
         info.capabilities |= Capabilities::REOPEN;
     });
-    let disk = Disk::new(parts(Arc::new(connected), None));
+    let disk = BlocksDisk::of(parts(Arc::new(connected), None));
     assert!(
         disk.info()
             .can(Capabilities::REOPEN | Capabilities::MULTI_CONN)
     );
-    let alone = Disk::new(parts(memory(file()), None));
+    let alone = BlocksDisk::of(parts(memory(file()), None));
     assert!(!alone.info().can(Capabilities::REOPEN));
     assert!(alone.reopen().await.is_err());
 }

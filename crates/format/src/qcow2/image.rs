@@ -1,22 +1,13 @@
-//! An image as a device.
-//!
-//! ```text
-//!   read ─ Reader ─ runs ─┬─ zeroes
-//!                         ├─ the file below, or the data file  (the caller's buffer goes down as it is)
-//!                         ├─ the backing file
-//!                         └─ Unpacked: compressed clusters
-//!   extents ─ status (and the holes of the file)      mapping ─ the first run, as far as its table is in memory
-//! ```
+//! An image, open: a layer of a chain, whose disk is a [`Disk`].
 
 use std::{
-    fmt,
+    slice,
     sync::{Arc, OnceLock},
 };
 
 use blockferry_block::{
-    BlockDevice, BlockLimits, BoxFuture, Buffer, ByteRange, Capabilities, Context, DeviceInfo,
-    Error, ErrorKind, Extent, Mapping, Operation, Payload, PipeBuffer, Result, WriteFlags,
-    ZeroFlags, range_of, request_range,
+    BlockDevice, Buffer, ByteRange, Context, DeviceInfo, Error, ErrorKind, Extent, Operation,
+    Result, WriteFlags, ZeroFlags,
 };
 
 use super::{
@@ -28,24 +19,22 @@ use super::{
     host::HostFile,
     placed::is_preallocated,
     read::Reader,
-    runs::{Run, Source},
+    runs::Source,
     snapshots::SnapshotTable,
-    status::MOST_EXTENTS,
     tables::Tables,
     unpacked::Unpacked,
     write::Writer,
 };
-use crate::{Placed, Related, RelatedFile};
-
-/// The smallest preferred block, in bytes: that of most devices.
-const PREFERRED: u64 = 4096;
+use crate::{
+    Placed, Related, RelatedFile,
+    disk::{Disk, Layer, Origin, again, describe},
+};
 
 /// The disk in a qcow2 image, or in one of its snapshots.
-///
-/// Requests of any size at any place run side by side, from any runtime. Clusters that are stored as they are have a
-/// [`mapping`](BlockDevice::mapping) when the file below has one and their table is in memory.
-pub struct Image {
-    info: DeviceInfo,
+pub(crate) type Image = Disk<Opened>;
+
+/// An image, or one of its snapshots.
+pub(crate) struct Opened {
     reader: Reader,
     /// The file with the tables.
     file: HostFile,
@@ -67,25 +56,45 @@ struct State {
     writer: Option<Writer>,
 }
 
+/// Opens the image in `below`, as `options` say: its disk, or that of a snapshot. Other files that it names are opened
+/// by `related`. Where it is to be written and who wrote it last did not close it, it is mended first, as [`repair`]
+/// does.
+///
+/// Clusters that are stored as they are have a [`mapping`](BlockDevice::mapping) when the file below has one and their
+/// table is in memory. An image that was written is to be [closed](crate::Image::close): otherwise it has all that was
+/// flushed, and may have lost space.
+///
+/// # Errors
+/// `Corrupt` for what breaks the format's rules; `Unsupported` for an encrypted image; `Incompatible` for
+/// features that are not known here; `NotFound` for a snapshot that is not there; `InvalidInput` for a virtual
+/// size above the bound; `ReadOnly` for an image that cannot be written and is to be; those of `related`; what
+/// reading failed with.
+///
+/// [`repair`]: super::repair
+pub async fn open(
+    below: Arc<dyn BlockDevice>,
+    related: &dyn Related,
+    options: &OpenOptions,
+) -> Result<Arc<dyn crate::Image>> {
+    Ok(Arc::new(Image::open(below, related, options).await?))
+}
+
 impl Image {
-    /// Opens the image in `below`. Other files that it names are opened by `related`. Where it is to be written and who
-    /// wrote it last did not close it, it is mended first, as [`repair`](super::repair) does.
-    ///
-    /// # Errors
-    /// `Corrupt` for what breaks the format's rules; `Unsupported` for an encrypted image; `Incompatible` for
-    /// features that are not known here; `NotFound` for a snapshot that is not there; `InvalidInput` for a virtual
-    /// size above the bound; `ReadOnly` for an image that cannot be written and is to be; those of `related`; what
-    /// reading failed with.
-    pub async fn open(
+    /// As [`open`].
+    pub(crate) async fn open(
         below: Arc<dyn BlockDevice>,
         related: &dyn Related,
         options: &OpenOptions,
     ) -> Result<Self> {
-        let opened = Self::open_inside(below, related, options).await;
-        opened.map_err(|error| error.during(Operation::Open))
+        let opened = Opened::open(below, related, options).await;
+        Ok(Self::new(
+            opened.map_err(|error| error.during(Operation::Open))?,
+        ))
     }
+}
 
-    async fn open_inside(
+impl Opened {
+    async fn open(
         below: Arc<dyn BlockDevice>,
         related: &dyn Related,
         options: &OpenOptions,
@@ -131,93 +140,14 @@ impl Image {
             preallocated: OnceLock::new(),
             writer,
         };
-        let image = Self::with(reader, file, Arc::new(state));
         // Whoever asks first whether anything can be mapped asks about the beginning. An error there is for whoever
         // reads there.
-        let _ = image.reader.tables.table(0).await;
-        Ok(image)
-    }
-
-    fn with(reader: Reader, file: HostFile, state: Arc<State>) -> Self {
-        let info = info(&reader, &file, &state);
-        Self {
-            info,
+        let _ = reader.tables.table(0).await;
+        Ok(Self {
             reader,
             file,
-            state,
-        }
-    }
-
-    /// What the image says of itself.
-    #[must_use]
-    pub fn details(&self) -> Details {
-        self.state.details.clone()
-    }
-
-    /// Puts everything in its place. Nothing is to be done for an image that was only read; one that was written and
-    /// is not closed has all that was flushed, and may have lost space.
-    ///
-    /// # Errors
-    /// None of an image that was only read; what writing the tables failed with.
-    pub async fn close(&self) -> Result<()> {
-        match &self.state.writer {
-            Some(writer) => writer.close().await.map_err(told_of_tables),
-            None => Ok(()),
-        }
-    }
-
-    /// What writes, after a check that a request lies on the disk.
-    fn writer(&self, operation: Operation, range: ByteRange) -> Result<&Writer> {
-        self.check(operation, range)?;
-        self.state.writer.as_ref().ok_or_else(|| {
-            Error::new(ErrorKind::ReadOnly)
-                .during(operation)
-                .at(range.start(), range.len())
+            state: Arc::new(state),
         })
-    }
-
-    /// Checks that a request lies on the disk.
-    fn check(&self, operation: Operation, range: ByteRange) -> Result<()> {
-        self.info.check(operation, range)
-    }
-
-    async fn known(&self, range: ByteRange, context: &Context, most: usize) -> Result<Vec<Extent>> {
-        self.check(Operation::Extents, range)?;
-        let known = match context {
-            Context::Allocation | Context::AllocationDepth => {
-                self.reader.status(range, context, most).await
-            }
-            Context::DirtyBitmap(name) => match self.bitmap(name) {
-                Some(bitmap) => {
-                    let below = &**self.file.device();
-                    let geometry = self.state.geometry;
-                    bitmap.extents(below, geometry, range, most).await
-                }
-                None => Err(no_such_context(context)),
-            },
-            _ => Err(no_such_context(context)),
-        };
-        known.map_err(told(Operation::Extents, range))
-    }
-
-    /// What the image itself has of `range`, and where.
-    async fn places(&self, range: ByteRange) -> Result<Vec<Placed>> {
-        self.check(Operation::Extents, range)?;
-        let placed = async {
-            let sparse = match self.state.preallocated.get() {
-                Some(known) => *known,
-                // As qemu has it: the holes of a data file are not looked for.
-                None if self.reader.geometry.data_file => false,
-                None => {
-                    let (file, geometry) = (self.file.device(), self.state.geometry);
-                    let found = is_preallocated(&**file, geometry, self.state.refcount_table);
-                    let found = found.await.unwrap_or(false);
-                    *self.state.preallocated.get_or_init(|| found)
-                }
-            };
-            self.reader.placed(range, sparse).await
-        };
-        placed.await.map_err(told(Operation::Extents, range))
     }
 
     fn bitmap(&self, name: &str) -> Option<&Bitmap> {
@@ -225,42 +155,140 @@ impl Image {
         bitmaps.iter().find(|bitmap| bitmap.details.name == name)
     }
 
-    /// The first run of `range` as far as that is known, cut at the end of what the data file has.
-    fn plain_run(&self, range: ByteRange) -> Option<Run> {
-        let run = self.reader.known_run(range).ok()??;
-        let Source::Host(host) = run.source else {
-            return Some(run);
-        };
-        let length = self.reader.before_end(host, run.range.len()).len();
-        let (range, _) = run.range.split_at(length);
-        (!range.is_empty()).then_some(Run { range, ..run })
+    /// Whether the file has less space than clusters, so that its holes count, too.
+    async fn is_preallocated(&self) -> bool {
+        // As qemu has it: the holes of a data file are not looked for.
+        if self.reader.geometry.data_file {
+            return false;
+        }
+        if let Some(known) = self.state.preallocated.get() {
+            return *known;
+        }
+        let (file, geometry) = (self.file.device(), self.state.geometry);
+        let found = is_preallocated(&**file, geometry, self.state.refcount_table);
+        let found = found.await.unwrap_or(false);
+        *self.state.preallocated.get_or_init(|| found)
     }
 }
 
-/// What the device says of itself.
-fn info(reader: &Reader, file: &HostFile, state: &State) -> DeviceInfo {
-    let geometry = reader.geometry;
-    let (data, below) = (reader.data.device().info(), file.device().info());
-    let mut info = DeviceInfo::new(Arc::clone(&below.name), geometry.size);
-    info.limits = BlockLimits {
-        preferred: geometry.cluster_size().max(PREFERRED) as u32,
-        ..BlockLimits::default()
-    };
-    info.rotational = data.rotational;
-    info.capabilities = Capabilities::MULTI_CONN | (data.capabilities & Capabilities::SPLICE_READ);
-    let mut files = [Some(&reader.data), Some(file), reader.backing.as_ref()].into_iter();
-    let reopens = |file: &HostFile| file.device().info().can(Capabilities::REOPEN);
-    if files.any(|file| file.is_some_and(reopens)) {
-        info.capabilities |= Capabilities::REOPEN;
+impl Layer for Opened {
+    type Writer = Writer;
+
+    fn info(&self) -> DeviceInfo {
+        let (reader, state) = (&self.reader, &self.state);
+        let geometry = reader.geometry;
+        let data = slice::from_ref(&reader.data);
+        let unit = geometry.cluster_size();
+        let mut info = describe(&self.file, geometry.size, unit, data, self.behind());
+        let bitmaps = state.bitmaps.iter();
+        let bitmaps = bitmaps.map(|bitmap| Context::DirtyBitmap(bitmap.details.name.clone()));
+        info.contexts.extend(bitmaps);
+        if let Some(writer) = &state.writer {
+            writer.describe(&mut info);
+        }
+        info
     }
-    info.contexts = vec![Context::Allocation, Context::AllocationDepth];
-    let bitmaps = state.bitmaps.iter();
-    let bitmaps = bitmaps.map(|bitmap| Context::DirtyBitmap(bitmap.details.name.clone()));
-    info.contexts.extend(bitmaps);
-    if let Some(writer) = &state.writer {
-        writer.describe(&mut info);
+
+    fn details(&self) -> crate::Details {
+        crate::Details::Qcow2(Box::new(self.state.details.clone()))
     }
-    info
+
+    fn behind(&self) -> Option<&HostFile> {
+        self.reader.backing.as_ref()
+    }
+
+    fn known(&self, range: ByteRange) -> Option<(ByteRange, Origin<'_>)> {
+        let run = self.reader.known_run(range).ok()??;
+        let origin = match run.source {
+            Source::Behind => Origin::Behind,
+            Source::Zero => Origin::Zero,
+            Source::Compressed(_) => Origin::Packed,
+            Source::Host(host) => {
+                // The file may end within its last cluster.
+                let there = self.reader.before_end(host, run.range.len());
+                let (range, _) = run.range.split_at(there.len());
+                let origin = Origin::File(&self.reader.data, host);
+                return (!range.is_empty()).then_some((range, origin));
+            }
+        };
+        Some((run.range, origin))
+    }
+
+    async fn read(&self, range: ByteRange, buffer: Buffer) -> Result<Buffer> {
+        self.reader.read(range, buffer).await
+    }
+
+    async fn status(
+        &self,
+        range: ByteRange,
+        context: &Context,
+        most: usize,
+    ) -> Result<Vec<Extent>> {
+        let Context::DirtyBitmap(name) = context else {
+            return self.reader.status(range, context, most).await;
+        };
+        let Some(bitmap) = self.bitmap(name) else {
+            return Err(Error::new(ErrorKind::Unsupported));
+        };
+        let below = &**self.file.device();
+        let geometry = self.state.geometry;
+        bitmap.extents(below, geometry, range, most).await
+    }
+
+    async fn placed(&self, range: ByteRange) -> Result<Vec<Placed>> {
+        let sparse = self.is_preallocated().await;
+        self.reader.placed(range, sparse).await
+    }
+
+    async fn again(&self) -> Result<Self> {
+        let file = self.file.again().await?;
+        let data = match Arc::ptr_eq(self.file.device(), self.reader.data.device()) {
+            true => file.clone(),
+            false => self.reader.data.again().await?,
+        };
+        let reader = Reader {
+            tables: self.reader.tables.through(file.clone()),
+            data,
+            backing: again(self.behind()).await?,
+            ..self.reader.clone()
+        };
+        let state = Arc::clone(&self.state);
+        Ok(Self {
+            reader,
+            file,
+            state,
+        })
+    }
+
+    fn writer(&self) -> Option<&Writer> {
+        self.state.writer.as_ref()
+    }
+
+    fn enter(&self) -> impl Send {
+        self.writer().map(Writer::enter)
+    }
+}
+
+impl crate::disk::Writer for Writer {
+    async fn write(&self, range: ByteRange, data: Buffer, flags: WriteFlags) -> Result<Buffer> {
+        self.write(range, data, flags).await
+    }
+
+    async fn zero(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
+        self.zero(range, flags).await
+    }
+
+    async fn trim(&self, range: ByteRange, flags: WriteFlags) -> Result<()> {
+        self.trim(range, flags).await
+    }
+
+    async fn flush(&self) -> Result<()> {
+        self.flush().await.map_err(told_of_tables)
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.close().await.map_err(told_of_tables)
+    }
 }
 
 /// What reads the disk in `file` as the header says it, which need not be what the file says.
@@ -301,187 +329,12 @@ async fn open_related(
     Ok(related.open(file, writable).await?.device)
 }
 
-fn no_such_context(context: &Context) -> Error {
-    Error::with_message(
-        ErrorKind::Unsupported,
-        format!("there is no {context} here"),
-    )
-}
-
-/// An error of a file below, told as one of the request.
-fn told(operation: Operation, range: ByteRange) -> impl FnOnce(Error) -> Error {
-    move |error| {
-        let error = error.during(operation);
-        error.moved_to(range.start(), range.len())
-    }
-}
-
 /// An error of a file below, told as one of making things durable: where it was there says nothing to anyone else.
 fn told_of_tables(error: Error) -> Error {
     let message = "what was written could not be made durable";
     Error::with_message(error.kind(), message)
         .because(error)
         .during(Operation::Flush)
-}
-
-impl fmt::Debug for Image {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Image")
-            .field("info", &self.info)
-            .field("details", &self.state.details)
-            .finish_non_exhaustive()
-    }
-}
-
-impl crate::Image for Image {
-    fn details(&self) -> crate::Details {
-        crate::Details::Qcow2(Box::new(self.details()))
-    }
-
-    fn placed(&self, range: ByteRange) -> BoxFuture<'_, Result<Vec<Placed>>> {
-        Box::pin(self.places(range))
-    }
-
-    fn close(&self) -> BoxFuture<'_, Result<()>> {
-        Box::pin(self.close())
-    }
-}
-
-impl BlockDevice for Image {
-    fn info(&self) -> &DeviceInfo {
-        &self.info
-    }
-
-    fn read(&self, offset: u64, buffer: Buffer) -> BoxFuture<'_, Result<Buffer>> {
-        Box::pin(async move {
-            let range = request_range(Operation::Read, offset, &buffer)?;
-            self.check(Operation::Read, range)?;
-            let _pass = self.state.writer.as_ref().map(Writer::enter);
-            let read = self.reader.read(range, buffer).await;
-            read.map_err(told(Operation::Read, range))
-        })
-    }
-
-    fn read_piped(
-        &self,
-        offset: u64,
-        length: usize,
-        pipe: PipeBuffer,
-    ) -> BoxFuture<'_, Result<Payload>> {
-        Box::pin(async move {
-            let range = range_of(Operation::Read, offset, length as u64)?;
-            self.check(Operation::Read, range)?;
-            let _pass = self.state.writer.as_ref().map(Writer::enter);
-            let data = &self.reader.data;
-            if let Some(run) = self.plain_run(range)
-                && run.range == range
-                && let Source::Host(host) = run.source
-                && data.takes(ByteRange::between(host, host + range.len()))
-            {
-                let read = data.device().read_piped(host, length, pipe).await;
-                return read.map_err(told(Operation::Read, range));
-            }
-            drop(pipe);
-            let buffer = self.read(offset, Buffer::zeroed(length)).await?;
-            Ok(Payload::Memory(buffer))
-        })
-    }
-
-    fn write(&self, offset: u64, data: Buffer, flags: WriteFlags) -> BoxFuture<'_, Result<Buffer>> {
-        Box::pin(async move {
-            let range = request_range(Operation::Write, offset, &data)?;
-            let writer = self.writer(Operation::Write, range)?;
-            let written = writer.write(range, data, flags).await;
-            written.map_err(told(Operation::Write, range))
-        })
-    }
-
-    fn zero(&self, range: ByteRange, flags: ZeroFlags) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async move {
-            let writer = self.writer(Operation::Zero, range)?;
-            let zeroed = writer.zero(range, flags).await;
-            zeroed.map_err(told(Operation::Zero, range))
-        })
-    }
-
-    fn trim(&self, range: ByteRange, flags: WriteFlags) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async move {
-            let writer = self.writer(Operation::Trim, range)?;
-            let trimmed = writer.trim(range, flags).await;
-            trimmed.map_err(told(Operation::Trim, range))
-        })
-    }
-
-    fn flush(&self) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async move {
-            let Some(writer) = &self.state.writer else {
-                return Ok(());
-            };
-            let flushed = writer.flush().await;
-            flushed.map_err(told_of_tables)
-        })
-    }
-
-    fn extents<'a>(
-        &'a self,
-        range: ByteRange,
-        context: &'a Context,
-    ) -> BoxFuture<'a, Result<Vec<Extent>>> {
-        Box::pin(self.known(range, context, MOST_EXTENTS))
-    }
-
-    fn first_extent<'a>(
-        &'a self,
-        range: ByteRange,
-        context: &'a Context,
-    ) -> BoxFuture<'a, Result<Vec<Extent>>> {
-        Box::pin(self.known(range, context, 1))
-    }
-
-    fn mapping(&self, range: ByteRange) -> Mapping<'_> {
-        let range = range.intersection(ByteRange::between(0, self.info.size));
-        let Some(run) = self.plain_run(range) else {
-            return Mapping::Opaque;
-        };
-        let length = run.range.len();
-        match (run.source, &self.reader.backing) {
-            (Source::Host(host), _) => {
-                let place = ByteRange::between(host, host + length);
-                self.reader.data.device().mapping(place)
-            }
-            (Source::Behind, Some(backing)) if run.range.start() < backing.end() => {
-                let disk = ByteRange::between(0, backing.end());
-                backing.device().mapping(run.range.intersection(disk))
-            }
-            (Source::Zero | Source::Behind, _) => Mapping::Zero { length },
-            (Source::Compressed(_), _) => Mapping::Opaque,
-        }
-    }
-
-    fn reopen(&self) -> BoxFuture<'_, Result<Arc<dyn BlockDevice>>> {
-        Box::pin(async move {
-            if !self.info.can(Capabilities::REOPEN) {
-                return Err(Error::new(ErrorKind::Unsupported).during(Operation::Open));
-            }
-            let file = self.file.again().await?;
-            let data = match Arc::ptr_eq(self.file.device(), self.reader.data.device()) {
-                true => file.clone(),
-                false => self.reader.data.again().await?,
-            };
-            let backing = match &self.reader.backing {
-                Some(backing) => Some(backing.again().await?),
-                None => None,
-            };
-            let reader = Reader {
-                tables: self.reader.tables.through(file.clone()),
-                data,
-                backing,
-                ..self.reader.clone()
-            };
-            let image = Self::with(reader, file, Arc::clone(&self.state));
-            Ok(Arc::new(image) as Arc<dyn BlockDevice>)
-        })
-    }
 }
 
 #[cfg(test)]

@@ -59,7 +59,7 @@ mod testing;
 mod unpacked;
 mod write;
 
-pub use crate::OpenOptions;
+use crate::OpenOptions;
 #[cfg(test)]
 use crate::qemu;
 use crate::{holes, host};
@@ -68,7 +68,9 @@ pub use check::{CheckReport, RepairMode, check, repair};
 pub use details::Details;
 pub use header::Compression;
 pub(crate) use header::Header;
-pub use image::Image;
+#[cfg(test)]
+pub(crate) use image::Image;
+pub use image::open;
 pub use laid_out::LaidOut;
 pub use measure::{DataClusters, Measured, measure, measure_bitmaps};
 pub use new::NewImage;

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use blockferry_block::{Buffer, ByteRange, Result};
-use futures_util::{StreamExt, TryStreamExt, future::try_join, stream};
 
 use super::{
     entry::Compressed,
@@ -14,9 +13,7 @@ use super::{
     tables::{Peek, Tables},
     unpacked::{Batch, TOGETHER, Unpacked, Whole},
 };
-
-/// How many parts of a request are read at a time.
-pub(crate) const SIDE_BY_SIDE: usize = 16;
+use crate::gather::{Filled, SIDE_BY_SIDE, gather};
 
 /// What is needed to read: the files, through one handle, and what is known of them, shared by all handles.
 #[derive(Clone)]
@@ -36,13 +33,6 @@ pub(crate) struct Reader {
 enum Part {
     Run(Run),
     Batch(Batch),
-}
-
-/// What was read, and where it belongs.
-struct Filled {
-    buffer: Buffer,
-    /// Ranges of the disk whose bytes lie one after the other.
-    ranges: Vec<ByteRange>,
 }
 
 impl Reader {
@@ -76,24 +66,11 @@ impl Reader {
                 .unpack(&self.data, batches, start, buffer)
                 .await;
         }
+        let first = first.map(|run| (run.range.len(), move |buffer| self.read_run(run, buffer)));
         let batches = batches.into_iter().map(Part::Batch);
         let parts = parts.into_iter().chain(batches);
-        let parts = stream::iter(parts).map(|part| self.read_part(part));
-        let mut parts = parts.buffer_unordered(SIDE_BY_SIDE);
-        let Some(first) = first else {
-            let mut buffer = buffer;
-            // Each has a buffer of its own, most of it unused: there can be one for every 512 bytes.
-            while let Some(part) = parts.try_next().await? {
-                part.copy_to(range, &mut buffer);
-            }
-            return Ok(buffer);
-        };
-        let filling = parts.try_collect::<Vec<_>>();
-        let (mut buffer, filled) = try_join(self.read_first(first, buffer), filling).await?;
-        for part in filled {
-            part.copy_to(range, &mut buffer);
-        }
-        Ok(buffer)
+        let parts = parts.map(|part| self.read_part(part));
+        gather(range, buffer, first, parts).await
     }
 
     /// The runs of `range`, in order.
@@ -156,15 +133,6 @@ impl Reader {
     pub(crate) fn before_end(&self, host: u64, length: u64) -> ByteRange {
         let all = ByteRange::between(host, host.saturating_add(length));
         all.intersection(ByteRange::between(0, self.data.end()))
-    }
-
-    /// Fills the beginning of `buffer` with `run`.
-    async fn read_first(&self, run: Run, mut buffer: Buffer) -> Result<Buffer> {
-        let length = buffer.len();
-        buffer.set_len(run.range.len() as usize);
-        let mut buffer = self.read_run(run, buffer).await?;
-        buffer.set_len(length);
-        Ok(buffer)
     }
 
     /// Fills `buffer` with `run`, which is as long.
@@ -254,33 +222,19 @@ impl Reader {
         match part {
             Part::Run(run) => {
                 let buffer = self.unpacked.scratch(run.range.len());
-                Ok(Filled {
-                    buffer: self.read_run(run, buffer).await?,
-                    ranges: vec![run.range],
-                })
+                let buffer = self.read_run(run, buffer).await?;
+                Ok(Filled::one(run.range, buffer))
             }
             Part::Batch(batch) => {
                 let size = self.geometry.cluster_size();
                 let guests = batch.clusters.iter().map(|cluster| cluster.guest);
-                let ranges = guests.map(|guest| ByteRange::between(guest, guest + size));
+                let mut ranges = guests.map(|guest| ByteRange::between(guest, guest + size));
                 Ok(Filled {
-                    ranges: ranges.collect(),
+                    first: ranges.next().unwrap_or_default(),
+                    others: ranges.collect(),
                     buffer: self.unpacked.unpack_in_a_row(&self.data, batch).await?,
                 })
             }
-        }
-    }
-}
-
-impl Filled {
-    /// Puts the bytes into `bytes`, which are those of `range`.
-    fn copy_to(&self, range: ByteRange, bytes: &mut [u8]) {
-        let mut rest = &self.buffer[..];
-        for part in &self.ranges {
-            let to = (part.start() - range.start()) as usize;
-            let (own, others) = rest.split_at(part.len() as usize);
-            bytes[to..][..own.len()].copy_from_slice(own);
-            rest = others;
         }
     }
 }

@@ -5,12 +5,19 @@ use std::collections::BTreeMap;
 use blockferry_block::ByteRange;
 
 use super::{
+    Details, Image,
     codec::{CompressionSettings, Compressor},
     entry::{COPIED, Cluster, Compressed, Entry, SECTOR},
     geometry::Geometry,
     header::{Autoclear, Compatible, Compression, Header, Incompatible},
     refcounts::set_refcount,
 };
+
+/// What an image says of itself.
+pub(crate) fn details(image: &Image) -> Details {
+    let details = crate::Image::details(image);
+    details.as_qcow2().expect("a qcow2 image").clone()
+}
 
 /// What a cluster of the disk is to be.
 #[derive(Clone, Debug)]

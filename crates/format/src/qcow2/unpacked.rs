@@ -12,9 +12,8 @@ use super::{
     geometry::{Geometry, corrupt},
     header::Compression,
     host::HostFile,
-    read::SIDE_BY_SIDE,
 };
-use crate::{flights::Flights, pool, recent::Recent};
+use crate::{flights::Flights, gather::SIDE_BY_SIDE, pool, recent::Recent};
 
 /// How many bytes of unpacked clusters are kept, but at least a few clusters.
 const KEPT: u64 = 4 << 20;

@@ -25,8 +25,7 @@ pub use self::new::create;
 use self::{header::Header, map::Map};
 use crate::{
     OpenOptions,
-    blocks::{BitOrder, Disk, Parts, Shape},
-    interpreted::Interpreted,
+    blocks::{BitOrder, BlocksDisk, Parts, Shape},
 };
 
 /// What an image says of itself.
@@ -80,16 +79,15 @@ async fn open_inside(
         order: BitOrder::LowFirst,
     };
     let map = Map::read(&*below, header, shape).await?;
-    let disk = Disk::new(Parts {
+    Ok(Arc::new(BlocksDisk::of(Parts {
         shape,
         table: Arc::new(map),
         file: below,
         parent: None,
         bitmap_memory: 0,
-    });
-    let disk = disk.sparse(details.is_static);
-    let details = crate::Details::Vdi(details);
-    Ok(Arc::new(Interpreted::new(Arc::new(disk), details)))
+        is_sparse: details.is_static,
+        details: crate::Details::Vdi(details),
+    })))
 }
 
 impl Details {

@@ -16,10 +16,9 @@ use super::{
 };
 use crate::{
     OpenOptions, Related, RelatedFile,
-    blocks::{BitOrder, Disk, Parts, Shape},
+    blocks::{BitOrder, BlocksDisk, Parts, Shape},
     corrupt::corrupt,
     host::HostFile,
-    interpreted::Interpreted,
     parent::open_first,
 };
 
@@ -116,7 +115,7 @@ async fn open_inside(
         taken.collect(),
         options.table_memory,
     );
-    let disk = Disk::new(Parts {
+    let disk = BlocksDisk::of(Parts {
         shape: Shape {
             size: geometry.size,
             block: geometry.block_size(),
@@ -127,13 +126,14 @@ async fn open_inside(
         file: Arc::clone(opened.file.device()),
         parent,
         bitmap_memory: options.table_memory,
+        is_sparse: false,
+        details: crate::Details::Vhdx(details),
     });
     // Whoever asks first whether anything can be mapped asks about the beginning. An error there is for whoever reads
     // there.
     let start = ByteRange::between(0, geometry.size.min(1));
     let _ = disk.first_extent(start, &Context::AllocationDepth).await;
-    let details = crate::Details::Vhdx(details);
-    Ok(Arc::new(Interpreted::new(Arc::new(disk), details)))
+    Ok(Arc::new(disk))
 }
 
 /// Checks that what was opened is what the child was made of. Anything else would give a disk that never was.

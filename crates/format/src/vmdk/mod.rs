@@ -34,7 +34,7 @@ use blockferry_block::{BlockDevice, Operation, Result};
 use self::contents::Contents;
 use crate::{RelatedFile, host::HostFile};
 
-pub use self::{image::Image, new::NewImage};
+pub use self::{image::open, new::NewImage};
 
 /// What an image says of itself. Texts are the image's: escape them before printing.
 #[derive(Clone, Debug, PartialEq, Eq)]

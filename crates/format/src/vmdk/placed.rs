@@ -1,34 +1,20 @@
 //! Where the bytes of the disk lie: in the image itself, or in the files of its extents.
 
-use blockferry_block::{ByteRange, Operation, Result};
+use blockferry_block::{ByteRange, Result};
 
-use super::{
-    image::{Image, told},
-    read::{PartKind, Reader, Run, Source},
-};
+use super::read::{PartKind, Reader, Run, Source};
 use crate::{Contents, Place, PlaceFile, Placed, placed::with_holes};
 
 /// How much of the disk is looked at for one answer, in bytes, where anything is allocated.
 const LOOKED_AT: u64 = 1 << 30;
 
-impl Image {
-    pub(crate) async fn find_places(&self, range: ByteRange) -> Result<Vec<Placed>> {
-        self.info.check(Operation::Extents, range)?;
-        let found = self.reader.places(range, self.has_extents()).await;
-        found.map_err(told(Operation::Extents, range))
-    }
-
-    /// Whether its extents are files of their own.
-    fn has_extents(&self) -> bool {
-        self.details
-            .extents
-            .iter()
-            .any(|extent| extent.file.is_some())
-    }
-}
-
 impl Reader {
-    async fn places(&self, range: ByteRange, has_extents: bool) -> Result<Vec<Placed>> {
+    /// What the image itself has of the beginning of `range`, which lies on the disk. Where it `has_extents` they are
+    /// files of their own.
+    ///
+    /// # Errors
+    /// `Corrupt`, what reading tables failed with.
+    pub(crate) async fn placed(&self, range: ByteRange, has_extents: bool) -> Result<Vec<Placed>> {
         let mut list = Vec::new();
         if let Some(run) = self.known_run(range)
             && run.range.len() > LOOKED_AT

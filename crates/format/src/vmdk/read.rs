@@ -3,17 +3,17 @@
 use std::sync::Arc;
 
 use blockferry_block::{Buffer, ByteRange, Result};
-use futures_util::{StreamExt, TryStreamExt, future::try_join, stream};
 
 use super::{
     header::Packed,
     sparse::{Grain, Joined, Peek, Sparse, Table},
     unpacked::{Batch, TOGETHER, Unpacked, Whole},
 };
-use crate::{corrupt::corrupt, host::HostFile};
-
-/// How many parts of a request are read at a time.
-pub(crate) const SIDE_BY_SIDE: usize = 16;
+use crate::{
+    corrupt::corrupt,
+    gather::{Filled, SIDE_BY_SIDE, gather},
+    host::HostFile,
+};
 
 /// What is needed to read: the files, through one handle, and what is known of them, shared by all handles.
 #[derive(Clone)]
@@ -66,13 +66,6 @@ enum Piece {
     Batch(Batch),
 }
 
-/// What was read, and where it belongs.
-struct Filled {
-    buffer: Buffer,
-    /// Ranges of the disk whose bytes lie one after the other.
-    ranges: Vec<ByteRange>,
-}
-
 impl Reader {
     /// The part that the byte at `at` is in, which is on the disk.
     pub(crate) fn part_at(&self, at: u64) -> usize {
@@ -118,24 +111,11 @@ impl Reader {
                 .unpack(&self.files, batches, start, buffer)
                 .await;
         }
-        let pieces = pieces
-            .into_iter()
-            .chain(batches.into_iter().map(Piece::Batch));
-        let pieces = stream::iter(pieces).map(|piece| self.read_piece(piece));
-        let mut pieces = pieces.buffer_unordered(SIDE_BY_SIDE);
-        let Some(first) = first else {
-            let mut buffer = buffer;
-            while let Some(piece) = pieces.try_next().await? {
-                piece.copy_to(range, &mut buffer);
-            }
-            return Ok(buffer);
-        };
-        let filling = pieces.try_collect::<Vec<_>>();
-        let (mut buffer, filled) = try_join(self.read_first(first, buffer), filling).await?;
-        for piece in filled {
-            piece.copy_to(range, &mut buffer);
-        }
-        Ok(buffer)
+        let first = first.map(|run| (run.range.len(), move |buffer| self.read_run(run, buffer)));
+        let batches = batches.into_iter().map(Piece::Batch);
+        let pieces = pieces.into_iter().chain(batches);
+        let pieces = pieces.map(|piece| self.read_piece(piece));
+        gather(range, buffer, first, pieces).await
     }
 
     /// The runs of `range`, in order.
@@ -223,15 +203,6 @@ impl Reader {
                 Some(behind(moved(none, base)))
             }
         }
-    }
-
-    /// Fills the beginning of `buffer` with `run`.
-    async fn read_first(&self, run: Run, mut buffer: Buffer) -> Result<Buffer> {
-        let length = buffer.len();
-        buffer.set_len(run.range.len() as usize);
-        let mut buffer = self.read_run(run, buffer).await?;
-        buffer.set_len(length);
-        Ok(buffer)
     }
 
     /// Fills `buffer` with `run`, which is as long.
@@ -345,15 +316,17 @@ impl Reader {
         match piece {
             Piece::Run(run) => {
                 let buffer = self.unpacked.scratch(run.range.len());
+                let buffer = self.read_run(run, buffer).await?;
+                Ok(Filled::one(run.range, buffer))
+            }
+            Piece::Batch(batch) => {
+                let mut ranges = batch.grains.iter().map(|grain| grain.guest);
                 Ok(Filled {
-                    buffer: self.read_run(run, buffer).await?,
-                    ranges: vec![run.range],
+                    first: ranges.next().unwrap_or_default(),
+                    others: ranges.collect(),
+                    buffer: self.unpacked.unpack_in_a_row(&self.files, batch).await?,
                 })
             }
-            Piece::Batch(batch) => Ok(Filled {
-                ranges: batch.grains.iter().map(|grain| grain.guest).collect(),
-                buffer: self.unpacked.unpack_in_a_row(&self.files, batch).await?,
-            }),
         }
     }
 }
@@ -411,17 +384,4 @@ fn push(list: &mut Vec<Run>, next: Run) {
         }
     }
     list.push(next);
-}
-
-impl Filled {
-    /// Puts the bytes into `bytes`, which are those of `range`.
-    fn copy_to(&self, range: ByteRange, bytes: &mut [u8]) {
-        let mut rest = &self.buffer[..];
-        for part in &self.ranges {
-            let to = (part.start() - range.start()) as usize;
-            let (own, others) = rest.split_at(part.len() as usize);
-            bytes[to..][..own.len()].copy_from_slice(own);
-            rest = others;
-        }
-    }
 }

@@ -2,24 +2,18 @@
 
 use std::sync::Arc;
 
-use blockferry_block::{ByteRange, Context, Extent, Result, Status, push_merged};
+use blockferry_block::{ByteRange, Context, Extent, Result, Status};
 
 use super::{
     read::{Part, PartKind, Reader, moved},
     sparse::{Grain, Joined, Sparse},
 };
-use crate::behind::Behind;
-
-/// The most extents of one answer: 1.5 MiB of memory.
-pub(crate) const MOST_EXTENTS: usize = 64 << 10;
+use crate::{answer::Answer, host::HostFile};
 
 /// How many entries of tables are looked at for one answer, to the end of a table: a few milliseconds.
 const MOST_ENTRIES: u64 = 2 << 20;
 /// A table counts as so many at least: it may have to be read.
 const LEAST_ENTRIES: u64 = 128;
-
-/// The depth of what is in this image.
-const OWN: Status = Status(1);
 
 impl Reader {
     /// What is known of `range`, which lies on the disk, in `context`: `base:allocation` or
@@ -36,11 +30,7 @@ impl Reader {
     ) -> Result<Vec<Extent>> {
         let mut walk = Walk {
             reader: self,
-            context,
-            behind: Behind::new(self.parent.as_ref(), context, most == 1),
-            end: range.end(),
-            most,
-            list: Vec::new(),
+            answer: Answer::new(self.parent.as_ref(), context, range, most),
             entries: 0,
         };
         let mut at = range.start();
@@ -54,59 +44,30 @@ impl Reader {
                 break;
             }
             let next = match &part.kind {
-                PartKind::Zero => walk.push(within, walk.own(Status::HOLE_ZERO)),
+                PartKind::Zero => walk.answer.push(within, Status::HOLE_ZERO),
                 PartKind::Flat(offset) => walk.push_flat(number, part, *offset, within).await?,
                 PartKind::Sparse(sparse) => walk.push_sparse(number, sparse, within).await?,
             };
-            if most == 1 && !walk.list.is_empty() {
+            if most == 1 && !walk.answer.is_empty() {
                 break;
             }
             at = next;
         }
-        let mut list = walk.list;
-        list.truncate(most);
-        Ok(list)
+        Ok(walk.answer.finish())
     }
 }
 
-/// An answer that is being put together.
+/// The way along the extents, and what they say.
 struct Walk<'a> {
     reader: &'a Reader,
-    context: &'a Context,
-    behind: Behind<'a>,
-    /// The end of what was asked for.
-    end: u64,
-    most: usize,
-    list: Vec<Extent>,
+    answer: Answer<'a>,
     /// How many entries of tables were looked at.
     entries: u64,
 }
 
 impl Walk<'_> {
-    /// Whether the answer is as long as it may become. The last extent may still grow before, so there may be one too
-    /// many.
     fn is_full(&self) -> bool {
-        self.list.len() > self.most || self.behind.is_spent || self.entries >= MOST_ENTRIES
-    }
-
-    /// The status of what is in this image, and is `status` in `base:allocation`.
-    fn own(&self, status: Status) -> Status {
-        match self.context {
-            Context::AllocationDepth => OWN,
-            _ => status,
-        }
-    }
-
-    fn push(&mut self, range: ByteRange, status: Status) -> u64 {
-        push_merged(&mut self.list, Extent { range, status });
-        range.end()
-    }
-
-    /// Adds what shows in `range`, which the image has nothing of, and says how far it came.
-    async fn push_behind(&mut self, range: ByteRange) -> Result<u64> {
-        let asked = ByteRange::between(range.start(), self.end);
-        let (most, list) = (self.most, &mut self.list);
-        self.behind.push(range, asked, most, list).await
+        self.answer.is_full() || self.entries >= MOST_ENTRIES
     }
 
     /// Adds what the file says of a flat extent: the holes that it has are zero, as qemu has it.
@@ -122,17 +83,17 @@ impl Walk<'_> {
         let start = offset + (range.start() - part.range.start());
         let host = ByteRange::between(start, start + range.len());
         let is_aligned = start.is_multiple_of(minimum) && host.end().is_multiple_of(minimum);
-        if *self.context != Context::Allocation || !device.info().knows_allocation() || !is_aligned
-        {
-            return Ok(self.push(range, self.own(Status::DATA)));
+        let is_told = self.answer.is_of_allocation() && device.info().knows_allocation();
+        if !is_told || !is_aligned {
+            return Ok(self.answer.push(range, Status::DATA));
         }
         // Nothing is lost without an answer, or by one that is not to be believed, but time.
-        let answer = match self.most {
-            1 => device.first_extent(host, &Context::Allocation).await,
-            _ => device.extents(host, &Context::Allocation).await,
+        let holes = match self.answer.is_for_one() {
+            true => device.first_extent(host, &Context::Allocation).await,
+            false => device.extents(host, &Context::Allocation).await,
         };
         let mut at = host.start();
-        for extent in answer.unwrap_or_default() {
+        for extent in holes.unwrap_or_default() {
             if extent.range.start() != at || extent.range.is_empty() || !host.contains(extent.range)
             {
                 break;
@@ -143,13 +104,11 @@ impl Walk<'_> {
                 false => Status::DATA,
             };
             let guest = extent.range.start() - host.start() + range.start();
-            self.push(
-                ByteRange::between(guest, guest + extent.range.len()),
-                status,
-            );
+            let guest = ByteRange::between(guest, guest + extent.range.len());
+            self.answer.push(guest, status);
         }
         if at == host.start() {
-            return Ok(self.push(range, Status::DATA));
+            return Ok(self.answer.push(range, Status::DATA));
         }
         Ok(range.start() + (at - host.start()))
     }
@@ -173,17 +132,17 @@ impl Walk<'_> {
             let end = if next > index {
                 let end = sparse.span(next).start().min(rest.end());
                 let end = if end > rest.start() { end } else { rest.end() };
-                self.push_behind(moved(ByteRange::between(rest.start(), end), base))
-                    .await?
+                let none = moved(ByteRange::between(rest.start(), end), base);
+                self.answer.push_behind(none).await?
             } else {
-                if self.most > 1 {
+                if !self.answer.is_for_one() {
                     sparse.bring(file, index, tables_end).await;
                 }
                 let within = rest.intersection(sparse.span(index));
                 self.push_table(sparse, file, index, within, base).await?
             };
             rest = ByteRange::between(end - base, rest.end());
-            if self.most == 1 && !self.list.is_empty() {
+            if self.answer.is_for_one() && !self.answer.is_empty() {
                 break;
             }
             // Others on the same thread have their turn between two tables, which may both be in memory.
@@ -195,13 +154,13 @@ impl Walk<'_> {
     async fn push_table(
         &mut self,
         sparse: &Arc<Sparse>,
-        file: &crate::host::HostFile,
+        file: &HostFile,
         index: u64,
         within: ByteRange,
         base: u64,
     ) -> Result<u64> {
         let Some(table) = sparse.table(file, index).await? else {
-            return self.push_behind(moved(within, base)).await;
+            return self.answer.push_behind(moved(within, base)).await;
         };
         self.entries += u64::from(sparse.layout.entries).max(LEAST_ENTRIES);
         let mut rest = within;
@@ -209,12 +168,12 @@ impl Walk<'_> {
             let (grain, end) = sparse.first(&table, rest, Joined::Alike);
             let run = moved(ByteRange::between(rest.start(), end), base);
             let reached = match grain {
-                Grain::Nothing => self.push_behind(run).await?,
-                Grain::Zero => self.push(run, self.own(Status::HOLE_ZERO)),
-                Grain::At(..) => self.push(run, self.own(Status::DATA)),
+                Grain::Nothing => self.answer.push_behind(run).await?,
+                Grain::Zero => self.answer.push(run, Status::HOLE_ZERO),
+                Grain::At(..) => self.answer.push(run, Status::DATA),
             };
             rest = ByteRange::between(reached - base, rest.end());
-            if self.most == 1 && !self.list.is_empty() {
+            if self.answer.is_for_one() && !self.answer.is_empty() {
                 break;
             }
         }

@@ -6,8 +6,11 @@ use std::sync::Arc;
 use blockferry_block::{Buffer, BufferPool, ByteRange, Result};
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use super::{header::Packed, read::SIDE_BY_SIDE, sparse::longest_packed};
-use crate::{corrupt::corrupt, flights::Flights, host::HostFile, le::le32, pool, recent::Recent};
+use super::{header::Packed, sparse::longest_packed};
+use crate::{
+    corrupt::corrupt, flights::Flights, gather::SIDE_BY_SIDE, host::HostFile, le::le32, pool,
+    recent::Recent,
+};
 
 /// How many bytes of unpacked grains are kept, but at least a few grains.
 const KEPT: u64 = 4 << 20;

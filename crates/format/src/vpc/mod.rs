@@ -7,10 +7,12 @@
 //!   geometry  cylinders, heads and sectors
 //!   header    the header of images that are no fixed ones
 //!   table     where each block lies
+//!   fixed     the disk of an image that has no table
 //!   parent    what shows through a differencing image
 //!   new       an image that is made
 //! ```
 
+mod fixed;
 mod footer;
 mod geometry;
 mod header;
@@ -22,7 +24,7 @@ mod tests;
 
 use std::sync::Arc;
 
-use blockferry_block::{BlockDevice, BoxFuture, ByteRange, Operation, Result, SliceDevice};
+use blockferry_block::{BlockDevice, Operation, Result};
 
 pub use self::new::create;
 use self::{
@@ -31,11 +33,9 @@ use self::{
     table::BlockTable,
 };
 use crate::{
-    Contents, OpenOptions, Place, PlaceFile, Placed, Related, RelatedFile,
-    blocks::{BitOrder, Block, Disk, Parts, Row, Shape, Table},
+    OpenOptions, Related, RelatedFile,
+    blocks::{BitOrder, BlocksDisk, Parts, Shape},
     corrupt::corrupt,
-    interpreted::{Interpreted, Placing},
-    placed::by_extents,
 };
 
 /// What an image says of itself. Texts are the image's: escape them before printing.
@@ -116,77 +116,29 @@ async fn open_inside(
         details,
     } = Parsed::read(&*below).await?;
     options.check_size(size)?;
-    let disk: Arc<dyn Placing> = match header {
-        None => fixed(below, size)?,
-        Some(header) => {
-            let shape = Shape {
-                size,
-                block: header.block,
-                sector: footer::SECTOR,
-                order: BitOrder::HighFirst,
-            };
-            let table = BlockTable::read(&*below, &found, &header, shape).await?;
-            let parent = match found.footer.kind {
-                Kind::Differencing => Some(parent::open(related, names, header.parent_uuid).await?),
-                _ => None,
-            };
-            Arc::new(Disk::new(Parts {
-                shape,
-                table: Arc::new(table),
-                file: below,
-                parent,
-                bitmap_memory: options.table_memory,
-            }))
-        }
+    let Some(header) = header else {
+        return fixed::open(below, size, crate::Details::Vpc(details));
     };
-    let details = crate::Details::Vpc(details);
-    Ok(Arc::new(Interpreted::new(disk, details)))
-}
-
-/// The disk of a fixed image: the beginning of the file.
-fn fixed(below: Arc<dyn BlockDevice>, size: u64) -> Result<Arc<dyn Placing>> {
-    if size.is_multiple_of(u64::from(below.info().limits.minimum.max(1))) {
-        return Ok(Arc::new(SliceDevice::new(below, 0, Some(size))?));
-    }
-    // It ends within a block of what is below.
-    Ok(Arc::new(Disk::new(Parts {
-        shape: Shape {
-            size,
-            block: size.next_power_of_two(),
-            sector: footer::SECTOR,
-            order: BitOrder::HighFirst,
-        },
-        table: Arc::new(Whole),
+    let shape = Shape {
+        size,
+        block: header.block,
+        sector: footer::SECTOR,
+        order: BitOrder::HighFirst,
+    };
+    let table = BlockTable::read(&*below, &found, &header, shape).await?;
+    let parent = match found.footer.kind {
+        Kind::Differencing => Some(parent::open(related, names, header.parent_uuid).await?),
+        _ => None,
+    };
+    Ok(Arc::new(BlocksDisk::of(Parts {
+        shape,
+        table: Arc::new(table),
         file: below,
-        parent: None,
-        bitmap_memory: 0,
+        parent,
+        bitmap_memory: options.table_memory,
+        is_sparse: false,
+        details: crate::Details::Vpc(details),
     })))
-}
-
-/// It lies where it lies on the disk, and its holes are those of the file: all of it is allocated.
-impl Placing for SliceDevice {
-    fn placed(&self, range: ByteRange) -> BoxFuture<'_, Result<Vec<Placed>>> {
-        Box::pin(async move {
-            let mut placed = by_extents(self, range).await?;
-            for part in &mut placed {
-                let (file, offset) = (PlaceFile::Image, part.range.start());
-                part.place = Some(Place { file, offset });
-                if part.contents == Contents::Zero {
-                    part.contents = Contents::Sparse;
-                }
-            }
-            Ok(placed)
-        })
-    }
-}
-
-/// The table of a disk that is one block.
-struct Whole;
-
-impl Table for Whole {
-    fn row(&self, _: u64) -> Result<Option<Row>> {
-        Ok(Some(Block::Host(0).into()))
-    }
 }
 
 /// What is known of an image without its table.

@@ -12,9 +12,9 @@ use blockferry_block::{
     WriteFlags, testing::FaultyDevice,
 };
 use blockferry_format::{
-    NoRelatives,
+    Image, NoRelatives, OpenOptions,
     fuzzing::check_qcow2_header,
-    qcow2::{CreateOptions, Details, Image, NewImage, OpenOptions, check},
+    qcow2::{self, CreateOptions, Details, NewImage, check},
 };
 use images::{Builder, DISK, Found, cases};
 
@@ -31,12 +31,12 @@ fn options(snapshot: Option<&str>) -> OpenOptions {
     options
 }
 
-async fn open(below: &Arc<dyn BlockDevice>, snapshot: Option<&str>) -> Result<Image> {
-    Image::open(Arc::clone(below), &NoRelatives, &options(snapshot)).await
+async fn open(below: &Arc<dyn BlockDevice>, snapshot: Option<&str>) -> Result<Arc<dyn Image>> {
+    qcow2::open(Arc::clone(below), &NoRelatives, &options(snapshot)).await
 }
 
 /// Asks for all extents of the disk in one context, as far as it goes.
-async fn walk(image: &Image, context: &Context) -> Result<()> {
+async fn walk(image: &dyn Image, context: &Context) -> Result<()> {
     let size = image.info().size;
     let mut at = 0;
     for _ in 0..10_000 {
@@ -55,7 +55,7 @@ async fn walk(image: &Image, context: &Context) -> Result<()> {
     Ok(())
 }
 
-async fn read(image: &Image) -> Result<()> {
+async fn read(image: &dyn Image) -> Result<()> {
     let size = image.info().size;
     let mut pieces: Vec<_> = match size {
         0..=MOST => ByteRange::between(0, size).pieces(PIECE).collect(),
@@ -85,12 +85,12 @@ async fn look(below: &Arc<dyn BlockDevice>, found: Found) -> (Found, Result<()>)
     };
     if let Found::Bitmap(name) = found {
         let context = Context::DirtyBitmap(name.to_owned());
-        return (found, walk(&image, &context).await);
+        return (found, walk(&*image, &context).await);
     }
-    let read = read(&image).await;
+    let read = read(&*image).await;
     for context in image.info().contexts.clone() {
         // Contexts may know less of the damage than a read finds.
-        let walked = walk(&image, &context).await;
+        let walked = walk(&*image, &context).await;
         if let (Err(error), Context::Allocation, true) = (&walked, &context, read.is_ok()) {
             panic!("{context} fails where reading does not: {error}");
         }
@@ -215,7 +215,7 @@ async fn a_small_file_with_a_huge_disk_is_refused_where_that_is_wished() {
     assert_eq!(size, 1 << 43);
     let mut limited = OpenOptions::default();
     limited.max_size = Some(1 << 40);
-    let refused = Image::open(Arc::clone(&below), &NoRelatives, &limited).await;
+    let refused = qcow2::open(Arc::clone(&below), &NoRelatives, &limited).await;
     let Err(error) = refused else {
         panic!("it is too large");
     };
@@ -225,7 +225,7 @@ async fn a_small_file_with_a_huge_disk_is_refused_where_that_is_wished() {
         "{error}"
     );
     limited.max_size = Some(1 << 43);
-    let image = Image::open(below, &NoRelatives, &limited).await;
+    let image = qcow2::open(below, &NoRelatives, &limited).await;
     image.expect("just so large");
 }
 

@@ -110,7 +110,7 @@ async fn all_kinds_of_images_read_as_qemu_reads_them() {
                 number as u64 * 7 + turn,
             );
             let image = open(directory, &name).await;
-            compare(directory, &name, &image).await;
+            compare(directory, &name, &*image).await;
         }
     }
 }
@@ -150,7 +150,7 @@ async fn chains_show_what_is_behind_as_qemu_shows_it() {
             };
             scribble(directory, &own, size, cluster, at == 0, seed * 4 + layer);
             let image = open(directory, &own).await;
-            compare(directory, &own, &image).await;
+            compare(directory, &own, &*image).await;
         }
     }
 }
@@ -184,9 +184,9 @@ async fn a_raw_backing_file_of_any_length_shows() {
             ],
         );
         let image = open(directory, &name).await;
-        compare(directory, &name, &image).await;
+        compare(directory, &name, &*image).await;
         // What lies behind its end counts as its own, as qemu-nbd says.
-        let depths = status(&image, &Context::AllocationDepth, u64::MAX).await;
+        let depths = status(&*image, &Context::AllocationDepth, u64::MAX).await;
         let depths: Vec<_> = depths.iter().map(|extent| extent.status.0).collect();
         assert_eq!(depths, [2, 1, 2, 1, 2, 1, 2], "{name}");
     }
@@ -218,6 +218,6 @@ async fn what_was_allocated_in_advance_is_zero_where_the_file_has_holes() {
             &["write -P 3 10M 5M", "write -z 12M 64k", "write -P 4 19M 1M"],
         );
         let image = open(directory, &name).await;
-        compare(directory, &name, &image).await;
+        compare(directory, &name, &*image).await;
     }
 }

@@ -6,13 +6,13 @@ use std::{
     path::Path,
 };
 
-use blockferry_block::{BlockDevice, ByteRange, Context, Extent, Status, push_merged};
-use blockferry_format::qcow2::OpenOptions;
+use blockferry_block::{ByteRange, Context, Extent, Status, push_merged};
+use blockferry_format::OpenOptions;
 use tempfile::tempdir;
 
 use crate::{
     qemu::{is_installed, qemu_img, qemu_io},
-    support::{contents, contents_for_qemu, open, open_with, status},
+    support::{contents, contents_for_qemu, details, open, open_with, status},
 };
 
 #[tokio::test]
@@ -53,15 +53,15 @@ async fn a_snapshot_has_its_own_contents_and_size() {
                 chosen.snapshot = Some(wanted.to_owned());
                 let image = open_with(directory, name, &chosen).await;
                 assert_eq!(image.info().size, 2 << 20, "{options} {wanted}");
-                assert!(contents(&image).await == expected, "{options} {wanted}");
+                assert!(contents(&*image).await == expected, "{options} {wanted}");
             }
         }
         let now = open(directory, name).await;
         assert!(
-            contents(&now).await == contents_for_qemu(directory, name, ""),
+            contents(&*now).await == contents_for_qemu(directory, name, ""),
             "{options}"
         );
-        assert_eq!(now.details().snapshots.len(), 2);
+        assert_eq!(details(&*now).snapshots.len(), 2);
     }
 }
 
@@ -100,7 +100,7 @@ async fn bitmaps_say_what_was_written() {
         let context = Context::DirtyBitmap(bitmap.to_owned());
         assert!(image.info().contexts.contains(&context));
         for step in [u64::MAX, 3_000_000] {
-            assert_eq!(status(&image, &context, step).await, expected, "{bitmap}");
+            assert_eq!(status(&*image, &context, step).await, expected, "{bitmap}");
         }
         let first = image.first_extent(expected[1].range, &context).await;
         assert_eq!(first.expect("an answer"), expected[1..2]);
@@ -138,12 +138,12 @@ async fn images_that_were_not_closed_or_are_damaged_are_read_all_the_same() {
     for (bits, is_dirty, is_corrupt) in [(1, true, false), (2, false, true), (3, true, true)] {
         mark(&directory.join(name), bits);
         let image = open(directory, name).await;
-        let details = image.details();
+        let details = details(&*image);
         assert_eq!(
             (details.is_dirty, details.is_corrupt),
             (is_dirty, is_corrupt)
         );
-        assert!(contents(&image).await == expected);
+        assert!(contents(&*image).await == expected);
         let unchanged = std::fs::read(directory.join(name)).expect("there");
         assert_eq!(unchanged[79], bits, "reading changes nothing");
     }

@@ -6,10 +6,7 @@ use blockferry_block::{
     Access, BlockDevice, BoxFuture, Buffer, ByteRange, Context, Error, ErrorKind, Extent,
     FileDevice, Mapping, Result, Status, push_merged,
 };
-use blockferry_format::{
-    Related, RelatedFile, RelatedImage,
-    qcow2::{Image, OpenOptions},
-};
+use blockferry_format::{Image, OpenOptions, Related, RelatedFile, RelatedImage, qcow2};
 
 use crate::qemu::{number, qemu_check, qemu_img};
 
@@ -24,8 +21,8 @@ impl Related for Directory<'_> {
             let below = open_file(&self.0.join(name));
             match file.format.as_deref() {
                 Some("qcow2") => {
-                    let image = Image::open(below, self, &OpenOptions::default()).await?;
-                    Ok((Arc::new(image) as Arc<dyn BlockDevice>).into())
+                    let image = qcow2::open(below, self, &OpenOptions::default()).await?;
+                    Ok((image as Arc<dyn BlockDevice>).into())
                 }
                 _ => Ok(below.into()),
             }
@@ -38,14 +35,24 @@ pub(crate) fn open_file(path: &Path) -> Arc<dyn BlockDevice> {
 }
 
 /// The image of that name in `directory`.
-pub(crate) async fn open(directory: &Path, name: &str) -> Image {
+pub(crate) async fn open(directory: &Path, name: &str) -> Arc<dyn Image> {
     open_with(directory, name, &OpenOptions::default()).await
 }
 
-pub(crate) async fn open_with(directory: &Path, name: &str, options: &OpenOptions) -> Image {
+pub(crate) async fn open_with(
+    directory: &Path,
+    name: &str,
+    options: &OpenOptions,
+) -> Arc<dyn Image> {
     let below = open_file(&directory.join(name));
-    let opened = Image::open(below, &Directory(directory), options).await;
+    let opened = qcow2::open(below, &Directory(directory), options).await;
     opened.expect("qemu made it")
+}
+
+/// What a qcow2 image says of itself.
+pub(crate) fn details(image: &dyn Image) -> qcow2::Details {
+    let details = image.details();
+    details.as_qcow2().expect("a qcow2 image").clone()
 }
 
 /// All that `device` holds.
@@ -141,7 +148,7 @@ fn depths(lines: &[Line], own: &[Extent]) -> Vec<Extent> {
 }
 
 /// Compares everything that can be asked of `image` with what qemu says of the image of that name.
-pub(crate) async fn compare(directory: &Path, name: &str, image: &Image) {
+pub(crate) async fn compare(directory: &Path, name: &str, image: &dyn Image) {
     let report = qemu_check(directory, name);
     assert_eq!(
         number(&report, "corruptions"),

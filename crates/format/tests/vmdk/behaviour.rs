@@ -7,8 +7,8 @@ use blockferry_block::{
     testing::{Fault, FaultyDevice, Rule, check_device},
 };
 use blockferry_format::{
-    NoRelatives, OpenOptions,
-    vmdk::{CreateOptions, Image, NewImage, Subformat},
+    Image, NoRelatives, OpenOptions,
+    vmdk::{self, CreateOptions, NewImage, Subformat},
 };
 
 use crate::support::varied;
@@ -30,8 +30,8 @@ async fn image(bytes: &[u8], subformat: Subformat) -> Vec<u8> {
     below.contents()
 }
 
-async fn open(below: Arc<dyn BlockDevice>) -> Image {
-    let opened = Image::open(below, &NoRelatives, &OpenOptions::default()).await;
+async fn open(below: Arc<dyn BlockDevice>) -> Arc<dyn Image> {
+    let opened = vmdk::open(below, &NoRelatives, &OpenOptions::default()).await;
     opened.expect("sound")
 }
 
@@ -49,7 +49,7 @@ async fn an_image_is_like_a_row_of_bytes_whatever_is_below() {
                 info.limits.maximum = maximum;
             });
             let image = open(Arc::new(below)).await;
-            check_device(&image, seed, 100).await;
+            check_device(&*image, seed, 100).await;
         }
     }
 }

@@ -8,14 +8,14 @@ use blockferry_block::{
     testing::{Fault, FaultyDevice, Rule, check_device},
 };
 use blockferry_format::{
-    NoRelatives, OpenOptions,
-    vmdk::{CreateOptions, Image, NewImage, Subformat},
+    Image, NoRelatives, OpenOptions,
+    vmdk::{self, CreateOptions, NewImage, Subformat},
 };
 use tempfile::tempdir;
 
 use crate::{
     qemu::{is_installed, qemu_img},
-    support::{compare, contents, open, varied},
+    support::{compare, contents, details, open, varied},
 };
 
 const SUBFORMATS: [Subformat; 2] = [Subformat::StreamOptimized, Subformat::MonolithicSparse];
@@ -57,9 +57,9 @@ async fn assert_holds(image: &NewImage, bytes: &[u8], when: &str) {
     }
 }
 
-async fn read_back(file: Vec<u8>) -> Image {
+async fn read_back(file: Vec<u8>) -> Arc<dyn Image> {
     let below = Arc::new(MemoryDevice::from_bytes(file));
-    let opened = Image::open(below, &NoRelatives, &OpenOptions::default()).await;
+    let opened = vmdk::open(below, &NoRelatives, &OpenOptions::default()).await;
     opened.expect("sound")
 }
 
@@ -68,7 +68,7 @@ async fn check(directory: &Path, name: &str, bytes: &[u8]) {
     let image = open(directory, name).await;
     let mut expected = bytes.to_vec();
     expected.resize(bytes.len().next_multiple_of(512), 0);
-    assert!(contents(&image, 1 << 20).await == expected, "{name}");
+    assert!(contents(&*image, 1 << 20).await == expected, "{name}");
     if is_installed() {
         let checked = qemu_img(directory, &format!("check -f vmdk {name}"));
         assert!(checked.contains("No errors were found"), "{checked}");
@@ -77,7 +77,7 @@ async fn check(directory: &Path, name: &str, bytes: &[u8]) {
             directory,
             &format!("compare -f vmdk -F raw {name} expected"),
         );
-        compare(directory, name, &image).await;
+        compare(directory, name, &*image).await;
     }
 }
 
@@ -118,7 +118,7 @@ async fn the_same_contents_in_order_make_the_same_file_whatever_threads_there_ar
     assert!(files[0] == files[1] && files[1] == files[2]);
     let other = varied(3 << 20, 6);
     let other = made(&other, options(Subformat::StreamOptimized, None)).await;
-    let cid = async |file: &[u8]| read_back(file.to_vec()).await.details().cid;
+    let cid = async |file: &[u8]| details(&*read_back(file.to_vec()).await).cid;
     assert_ne!(cid(&files[0]).await, cid(&other).await);
 }
 
@@ -252,8 +252,8 @@ async fn a_new_image_is_like_a_row_of_bytes() {
         let expected = contents(&image, 1 << 20).await;
         image.finish().await.expect("finished");
         let image = read_back(below.contents()).await;
-        assert!(contents(&image, 300_000).await == expected);
-        check_device(&image, seed, 60).await;
+        assert!(contents(&*image, 300_000).await == expected);
+        check_device(&*image, seed, 60).await;
     }
 }
 
@@ -287,7 +287,7 @@ async fn what_fails_below_is_told_and_leaves_no_image() {
                 Ok(()) => assert!(!failed, "{subformat:?} {skip}"),
                 Err(_) => {
                     let below = Arc::new(MemoryDevice::from_bytes(memory.contents()));
-                    let opened = Image::open(below, &NoRelatives, &OpenOptions::default()).await;
+                    let opened = vmdk::open(below, &NoRelatives, &OpenOptions::default()).await;
                     opened.expect_err("no image");
                 }
             }

@@ -8,7 +8,7 @@ use blockferry_block::{
 };
 use blockferry_format::{
     NoRelatives, OpenOptions,
-    vmdk::{Details, Image},
+    vmdk::{self, Details},
 };
 
 use crate::samples::{DISK, Sample};
@@ -23,7 +23,7 @@ fn device(bytes: Vec<u8>) -> Arc<FaultyDevice> {
 /// Opens an image, reads all of a small one, and asks what is known of it.
 async fn look(below: Arc<dyn BlockDevice>) -> Result<Vec<u8>> {
     let options = OpenOptions::default();
-    let image = Image::open(below, &NoRelatives, &options).await?;
+    let image = vmdk::open(below, &NoRelatives, &options).await?;
     let size = image.info().size;
     let mut bytes = Vec::new();
     let mut failure = None;
@@ -273,11 +273,11 @@ async fn a_disk_above_the_bound_is_refused() {
     let mut options = OpenOptions::default();
     options.max_size = Some(DISK - 1);
     for sample in [Sample::sparse(), Sample::descriptor("RW 32 ZERO")] {
-        let refused = Image::open(device(sample.0), &NoRelatives, &options).await;
+        let refused = vmdk::open(device(sample.0), &NoRelatives, &options).await;
         let error = refused.expect_err("too large");
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
     }
     options.max_size = Some(DISK);
-    let opened = Image::open(device(Sample::sparse().0), &NoRelatives, &options).await;
+    let opened = vmdk::open(device(Sample::sparse().0), &NoRelatives, &options).await;
     opened.expect("just so large");
 }

@@ -2,12 +2,12 @@
 
 use std::fs;
 
-use blockferry_block::{BlockDevice, Buffer};
+use blockferry_block::Buffer;
 use tempfile::tempdir;
 
 use crate::{
     qemu::{is_installed, qemu_img},
-    support::{compare, compare_map, open, qemu_io, varied},
+    support::{compare, compare_map, details, open, qemu_io, varied},
 };
 
 const SUBFORMATS: [&str; 5] = [
@@ -33,7 +33,7 @@ async fn every_subformat_is_read_as_qemu_reads_it() {
             let options = format!("convert -f raw -O vmdk -o subformat={subformat} disk {name}");
             qemu_img(directory, &options);
             let image = open(directory, &name).await;
-            compare(directory, &name, &image).await;
+            compare(directory, &name, &*image).await;
         }
     }
 }
@@ -59,8 +59,8 @@ async fn a_disk_of_several_extents_is_one_disk() {
         ];
         qemu_io(directory, &name, &patterns);
         let image = open(directory, &name).await;
-        assert!(image.details().extents.len() >= 3);
-        compare_map(directory, &name, &image).await;
+        assert!(details(&*image).extents.len() >= 3);
+        compare_map(directory, &name, &*image).await;
         for (at, length, byte) in [
             (0, 65536, 1),
             (2_146_435_072, 2 << 20, 2),
@@ -99,8 +99,8 @@ async fn a_chain_is_read_as_one_disk() {
     qemu_io(directory, "top.vmdk", &commands);
     for name in ["middle.vmdk", "top.vmdk"] {
         let image = open(directory, name).await;
-        assert!(image.details().parent.is_some());
-        compare(directory, name, &image).await;
+        assert!(details(&*image).parent.is_some());
+        compare(directory, name, &*image).await;
     }
 }
 
@@ -113,9 +113,9 @@ async fn a_parent_that_was_changed_is_not_taken() {
     let directory = directory.path();
     qemu_img(directory, "create -f vmdk base.vmdk 1M");
     qemu_img(directory, "create -f vmdk -F vmdk -b base.vmdk top.vmdk");
-    let before = open(directory, "base.vmdk").await.details().cid;
+    let before = details(&*open(directory, "base.vmdk").await).cid;
     qemu_io(directory, "base.vmdk", &["write -P 5 0 64k"]);
-    let after = open(directory, "base.vmdk").await.details().cid;
+    let after = details(&*open(directory, "base.vmdk").await).cid;
     let refused = crate::support::try_open(directory, "top.vmdk").await;
     let error = refused.expect_err("another parent").to_string();
     let expected = format!(
@@ -140,7 +140,7 @@ async fn what_an_image_says_of_itself_is_what_qemu_shows() {
         let shown = qemu_img(directory, &format!("info --output=json {name}"));
         let shown: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
         let data = &shown["format-specific"]["data"];
-        let details = open(directory, &name).await.details();
+        let details = details(&*open(directory, &name).await);
         assert_eq!(data["cid"], details.cid);
         assert_eq!(data["parent-cid"], details.parent_cid);
         assert_eq!(data["create-type"], details.create_type);
@@ -213,7 +213,7 @@ async fn an_esx_sparse_extent_is_read_as_qemu_reads_it() {
         assert_eq!(read.expect("read")[..], [byte; 512]);
     }
     if is_installed() {
-        compare(directory, "disk.vmdk", &image).await;
+        compare(directory, "disk.vmdk", &*image).await;
     }
 }
 

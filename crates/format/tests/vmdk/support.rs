@@ -7,7 +7,7 @@ use blockferry_block::{
     FileDevice, Mapping, Result, Status, push_merged,
 };
 use blockferry_format::{
-    Details, OpenOptions, Related, RelatedFile, RelatedImage, Role, vmdk::Image,
+    Details, Image, OpenOptions, Related, RelatedFile, RelatedImage, Role, vmdk,
 };
 
 use crate::qemu::{qemu_img, qemu_io_on};
@@ -33,18 +33,17 @@ impl Related for Directory<'_> {
             if file.role == Role::Extent {
                 return Ok(below.into());
             }
-            let image = Image::open(below, self, &OpenOptions::default()).await?;
-            let details = Some(Details::Vmdk(image.details()));
-            let device: Arc<dyn BlockDevice> = Arc::new(image);
+            let device = vmdk::open(below, self, &OpenOptions::default()).await?;
+            let details = Some(device.details());
             Ok(RelatedImage { device, details })
         })
     }
 }
 
 /// The image of that name in `directory`.
-pub(crate) async fn try_open(directory: &Path, name: &str) -> Result<Image> {
+pub(crate) async fn try_open(directory: &Path, name: &str) -> Result<Arc<dyn Image>> {
     let below = FileDevice::open(&directory.join(name), Access::ReadOnly)?;
-    Image::open(
+    vmdk::open(
         Arc::new(below),
         &Directory(directory),
         &OpenOptions::default(),
@@ -53,9 +52,17 @@ pub(crate) async fn try_open(directory: &Path, name: &str) -> Result<Image> {
 }
 
 /// The same, which is sound.
-pub(crate) async fn open(directory: &Path, name: &str) -> Image {
+pub(crate) async fn open(directory: &Path, name: &str) -> Arc<dyn Image> {
     let opened = try_open(directory, name).await;
     opened.unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// What a VMDK image says of itself.
+pub(crate) fn details(image: &dyn Image) -> vmdk::Details {
+    match image.details() {
+        Details::Vmdk(details) => details,
+        other => panic!("not of a VMDK image: {other:?}"),
+    }
 }
 
 /// All that `device` holds.
@@ -88,7 +95,7 @@ pub(crate) async fn status(device: &dyn BlockDevice, context: &Context, step: u6
 }
 
 /// Compares what is known of `image` with what `qemu-img map` says of the image of that name.
-pub(crate) async fn compare_map(directory: &Path, name: &str, image: &Image) {
+pub(crate) async fn compare_map(directory: &Path, name: &str, image: &dyn Image) {
     let map = qemu_img(directory, &format!("map -f vmdk --output=json {name}"));
     let map: serde_json::Value = serde_json::from_str(&map).expect("JSON");
     let (mut allocation, mut depths) = (Vec::new(), Vec::new());
@@ -144,7 +151,7 @@ fn merged(extents: impl Iterator<Item = Extent>) -> Vec<Extent> {
 }
 
 /// Compares everything that can be asked of `image` with what qemu says of the image of that name.
-pub(crate) async fn compare(directory: &Path, name: &str, image: &Image) {
+pub(crate) async fn compare(directory: &Path, name: &str, image: &dyn Image) {
     qemu_img(
         directory,
         &format!("convert -f vmdk -O raw {name} {name}.raw"),

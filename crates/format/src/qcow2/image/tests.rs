@@ -4,7 +4,7 @@ use std::{
 };
 
 use blockferry_block::{
-    ErrorKind, MemoryDevice, Status,
+    BoxFuture, Capabilities, ErrorKind, Mapping, MemoryDevice, Payload, Status,
     testing::{Fault, FaultyDevice, Rule, answers, check_device},
 };
 use futures_util::future::join_all;
@@ -13,6 +13,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     NoRelatives, Related, RelatedFile, RelatedImage,
+    disk::MOST_EXTENTS,
     qcow2::{
         Compression, check,
         entry::{COPIED, Entry},

@@ -11,11 +11,11 @@ use blockferry_block::{
 
 use super::*;
 use crate::{
-    NoRelatives,
+    Image as _, NoRelatives,
     qcow2::{
         check as check_image,
         qemu::{is_installed, number, qemu_check, qemu_img, qemu_io},
-        testing::ImageBuilder,
+        testing::{ImageBuilder, details},
         write::tests::{
             Relatives, backed, check_clean, contents, copy, everything, kinds, memory, open_with,
             text, with_order,
@@ -120,7 +120,7 @@ async fn what_is_allocated_in_advance_has_its_place_and_reads_as_zeroes() {
             let below = memory(&image);
             let first = open_with(below.clone(), &relatives).await;
             // Space that is free and has something in it.
-            let cluster = first.details().cluster_size;
+            let cluster = details(&first).cluster_size;
             let some = ByteRange::between(cluster, cluster * 9);
             let data = Buffer::from(&vec![0xee; some.len() as usize][..]);
             let written = first.write(some.start(), data, WriteFlags::empty()).await;

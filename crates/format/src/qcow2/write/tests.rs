@@ -13,10 +13,10 @@ use blockferry_block::{
 
 use super::*;
 use crate::{
-    NoRelatives, Related, RelatedFile, RelatedImage,
+    Image as _, NoRelatives, Related, RelatedFile, RelatedImage,
     qcow2::{
         Image, OpenOptions, check,
-        testing::{Content, ImageBuilder},
+        testing::{Content, ImageBuilder, details},
     },
 };
 

@@ -171,7 +171,7 @@ async fn a_parent_that_is_another_image_is_refused() {
         let files = Files::default()
             .with("base.vhd", parent)
             .with("child.vhd", child.build());
-        let error = files.open("child.vhd").await.err().expect("refused");
+        let error = files.open("child.vhd").await.expect_err("refused");
         assert_eq!(error.kind(), ErrorKind::Corrupt);
         assert!(error.to_string().contains(message), "{error}");
     }
@@ -183,12 +183,12 @@ async fn a_parent_that_is_not_there_is_told_by_its_first_name() {
         .utf16_locator(*b"W2ru", r".\base.vhd")
         .parent_name("other.vhd");
     let files = Files::default().with("child.vhd", named.build());
-    let error = files.open("child.vhd").await.err().expect("refused");
+    let error = files.open("child.vhd").await.expect_err("refused");
     assert_eq!(error.kind(), ErrorKind::NotFound);
     assert!(error.to_string().contains("no base.vhd"), "{error}");
     let files = Files::default().with("child.vhd", child().build());
-    let error = files.open("child.vhd").await.err().expect("refused");
+    let error = files.open("child.vhd").await.expect_err("refused");
     assert!(error.to_string().contains("does not name it"), "{error}");
-    let refused = super::open(named.build()).await.err().expect("refused");
+    let refused = super::open(named.build()).await.expect_err("refused");
     assert_eq!(refused.kind(), ErrorKind::NotPermitted);
 }

@@ -39,7 +39,7 @@ async fn a_fixed_image_without_its_footer_is_none() {
     bytes.extend(Builder::fixed(68 * 512).footer());
     let end = bytes.len();
     let refused = |bytes: Vec<u8>| async {
-        let error = open(bytes).await.err().expect("refused");
+        let error = open(bytes).await.expect_err("refused");
         assert_eq!(error.kind(), ErrorKind::Corrupt);
         error.to_string()
     };

@@ -40,7 +40,7 @@ async fn dirty(below: Arc<dyn BlockDevice>) -> Vec<(String, Option<Vec<Extent>>)
     let image = Image::open(below, &NoRelatives, &OpenOptions::default()).await;
     let image = image.expect("opened");
     let mut said = Vec::new();
-    for bitmap in image.details().bitmaps {
+    for bitmap in details(&image).bitmaps {
         let context = Context::DirtyBitmap(bitmap.name.clone());
         let mut found: Vec<Extent> = Vec::new();
         let mut at = 0;

@@ -54,7 +54,7 @@ impl Random {
 async fn work(image: &Image, below: &ForgetfulDevice, seed: u64, count: usize) -> Vec<Step> {
     let mut random = Random(seed);
     let size = image.info().size;
-    let longest = (image.details().cluster_size * 5).min(size / 3);
+    let longest = (details(image).cluster_size * 5).min(size / 3);
     let mut steps = Vec::new();
     for number in 0..count {
         let start = below.events();

@@ -317,7 +317,7 @@ async fn an_image_that_was_not_closed_is_mended_before_it_is_written() {
     let report = check(&*below).await.expect("checked");
     assert!(!report.is_consistent(), "{report:?}");
     let image = open(below.clone()).await;
-    assert!(!image.details().is_dirty);
+    assert!(!details(&image).is_dirty);
     check_clean(&below, "mended").await;
     assert!(contents(&image).await == expected);
     check_device(&image, 3, 100).await;
