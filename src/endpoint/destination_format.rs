@@ -80,7 +80,7 @@ impl DestinationFormat {
 pub struct UnfinishedImage {
     unfinished: Unfinished,
     /// The same, where it is a qcow2 image.
-    qcow2: Option<Arc<qcow2::NewImage>>,
+    qcow2: Option<Arc<dyn NewImage>>,
     data_file: Option<DestinationFile>,
     /// What keeps the backing file open.
     backing: Option<Connection>,
@@ -125,7 +125,7 @@ impl UnfinishedImage {
 
     /// The qcow2 image, where it is one, for who has more to put into it.
     #[must_use]
-    pub fn as_qcow2(&self) -> Option<&Arc<qcow2::NewImage>> {
+    pub fn as_qcow2(&self) -> Option<&Arc<dyn NewImage>> {
         self.qcow2.as_ref()
     }
 }
@@ -186,8 +186,8 @@ impl DestinationFormat {
         };
         let mut create = create.clone();
         create.size = size_of(&source);
-        let image = vmdk::NewImage::create_streamed(sink, create).await;
-        let image = Arc::new(image.map_err(opening(endpoint))?);
+        let image = vmdk::create_streamed(sink, create).await;
+        let image = image.map_err(opening(endpoint))?;
         let opened = OpenDestination {
             destination: Destination::Device(image.clone()),
             connection: opened.connection,
@@ -208,7 +208,7 @@ impl DestinationFormat {
             Self::Vmdk(create) => {
                 let mut create = create.clone();
                 create.size = size;
-                Arc::new(vmdk::NewImage::create(below, create).await?)
+                vmdk::create(below, create).await?
             }
             Self::Vpc(create) => {
                 let mut create = create.clone();
@@ -252,12 +252,9 @@ impl NewQcow2 {
         } = opened;
         match destination {
             Destination::Device(below) => {
-                let image = qcow2::NewImage::create(below, create)
-                    .await
-                    .map_err(named)?;
-                let image = Arc::new(image);
+                let image = qcow2::create(below, create).await.map_err(named)?;
                 let opened = OpenDestination {
-                    destination: Destination::Device(Arc::clone(&image) as _),
+                    destination: Destination::Device(image.clone()),
                     connection,
                     file,
                     image: Some(UnfinishedImage {

@@ -204,7 +204,7 @@ pub(crate) async fn again(file: Option<&HostFile>) -> Result<Option<HostFile>> {
 }
 
 /// An error of a file below, told as one of the request.
-fn told(operation: Operation, range: ByteRange) -> impl FnOnce(Error) -> Error {
+pub(crate) fn told(operation: Operation, range: ByteRange) -> impl FnOnce(Error) -> Error {
     move |error| {
         let error = error.during(operation);
         error.moved_to(range.start(), range.len())

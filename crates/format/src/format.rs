@@ -128,11 +128,31 @@ impl fmt::Debug for dyn Image + '_ {
 
 /// An image that is being made: no valid one before it is [finished](Self::finish).
 pub trait NewImage: BlockDevice {
-    /// Completes the image, durably. Nothing is written to it afterwards.
+    /// Completes the image: writes its tables, makes everything durable, and then its header, durably. What is below
+    /// is as long as the image, if it can have another length, and holds a valid image only now. Nothing can be
+    /// written afterwards, also when it fails.
     ///
     /// # Errors
-    /// What writing failed with: then there is no image.
+    /// What writing failed with, also earlier: `Io` where a write failed or was given up and was not made again. There
+    /// is no image then, and finishing again only gives the same answer.
     fn finish(&self) -> BoxFuture<'_, Result<()>>;
+
+    /// Gives the image a persistent bitmap like that of `source` with this name, as it is when the image is
+    /// [finished](Self::finish).
+    ///
+    /// # Errors
+    /// `InvalidInput` where the image can have none (only those of qcow2 can), or where that name is taken already or
+    /// too long, and for a bitmap that is not consistent (`in_use`).
+    fn add_bitmap(&self, details: qcow2::BitmapDetails, source: Arc<dyn BlockDevice>)
+    -> Result<()>;
+}
+
+impl fmt::Debug for dyn NewImage + '_ {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NewImage")
+            .field("info", self.info())
+            .finish_non_exhaustive()
+    }
 }
 
 /// What an image says of itself. Texts are the image's: escape them before printing.

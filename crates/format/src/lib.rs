@@ -28,6 +28,7 @@ mod gather;
 mod holes;
 mod host;
 mod le;
+mod making;
 mod options;
 pub mod ova;
 mod parent;

@@ -17,7 +17,7 @@ use blockferry_block::{
     check_allocation, range_of, request_range,
 };
 
-use crate::{NewImage, doubt::Doubt, qcow2::BitmapDetails};
+use crate::{NewImage, disk::told, doubt::Doubt, qcow2::BitmapDetails};
 
 /// How far an image is.
 pub(crate) struct Progress {
@@ -325,9 +325,4 @@ impl<M: Make> BlockDevice for NewDisk<M> {
             resized.map_err(|error| error.during(Operation::Resize))
         })
     }
-}
-
-/// An error of what is below, told as one of the request.
-fn told(operation: Operation, range: ByteRange) -> impl FnOnce(Error) -> Error {
-    move |error| error.during(operation).moved_to(range.start(), range.len())
 }

@@ -73,7 +73,7 @@ pub(crate) use image::Image;
 pub use image::open;
 pub use laid_out::LaidOut;
 pub use measure::{DataClusters, Measured, measure, measure_bitmaps};
-pub use new::NewImage;
+pub use new::create;
 pub use options::{Backing, CreateOptions, DataFile, Preallocation};
 pub use resize::{ResizeOptions, resize};
 pub use snapshots::Snapshot;

@@ -34,7 +34,10 @@ use blockferry_block::{BlockDevice, Operation, Result};
 use self::contents::Contents;
 use crate::{RelatedFile, host::HostFile};
 
-pub use self::{image::open, new::NewImage};
+pub use self::{
+    image::open,
+    new::{create, create_streamed},
+};
 
 /// What an image says of itself. Texts are the image's: escape them before printing.
 #[derive(Clone, Debug, PartialEq, Eq)]

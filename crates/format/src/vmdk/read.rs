@@ -292,6 +292,7 @@ impl Reader {
         Some(Whole {
             guest: guest.intersection(part.range),
             part: number,
+            base: part.range.start(),
             grain,
             kind,
             offset,

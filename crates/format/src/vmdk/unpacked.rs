@@ -6,9 +6,17 @@ use std::sync::Arc;
 use blockferry_block::{Buffer, BufferPool, ByteRange, Result};
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use super::{header::Packed, sparse::longest_packed};
+use super::{
+    header::{Packed, SECTOR},
+    sparse::longest_packed,
+};
 use crate::{
-    corrupt::corrupt, flights::Flights, gather::SIDE_BY_SIDE, host::HostFile, le::le32, pool,
+    corrupt::corrupt,
+    flights::Flights,
+    gather::SIDE_BY_SIDE,
+    host::HostFile,
+    le::{le32, le64},
+    pool,
     recent::Recent,
 };
 
@@ -46,8 +54,9 @@ pub(crate) struct Unpacked {
 pub(crate) struct Whole {
     /// Where on the disk it begins, and how much of it there is.
     pub(crate) guest: ByteRange,
-    /// Which extent it is in.
+    /// Which extent it is in, and where on the disk that begins.
     pub(crate) part: usize,
+    pub(crate) base: u64,
     /// How long a grain of it is, in bytes.
     pub(crate) grain: u64,
     pub(crate) kind: Packed,
@@ -247,6 +256,12 @@ impl Whole {
         let length = u64::from(le32(marker, 8));
         if length == 0 {
             return Err(self.wrong("there is no grain"));
+        }
+        // The sector of the extent; who makes extents from a whole disk may mean that of the disk.
+        let (sector, start) = (le64(marker, 0), self.guest.start());
+        if sector != (start - self.base) / SECTOR && sector != start / SECTOR {
+            let message = format!("it is another grain, that of sector {sector}");
+            return Err(self.wrong(&message));
         }
         let length = length + MARKER as u64;
         if length > longest_packed(self.grain) {

@@ -5,7 +5,10 @@ use std::{path::Path, sync::Arc};
 use blockferry_block::{
     BlockDevice, ByteRange, Capabilities, MemoryDevice, ZeroFlags, testing::check_device,
 };
-use blockferry_format::qcow2::{Backing, CreateOptions, DataFile, NewImage, Preallocation};
+use blockferry_format::{
+    NewImage,
+    qcow2::{self, Backing, CreateOptions, DataFile, Preallocation},
+};
 
 use crate::support::{
     Place, assert_image, contents, has_qemu_img, make, memory, options, qemu_img, read_all, text,
@@ -98,7 +101,7 @@ async fn before_a_backing_file_that_is_not_known_zeroes_hide_it() {
             options.size = Some(300_032);
             options.backing = backing("base.raw", None);
         });
-        let image = NewImage::create(place.file("new.qcow2"), shape)
+        let image = qcow2::create(place.file("new.qcow2"), shape)
             .await
             .expect("begun");
         let zero = ByteRange::between(65536, 196_608);
@@ -126,8 +129,8 @@ async fn with_a_backing_file_it_is_a_device_like_any_other() {
             options.version = if seed == 3 { 2 } else { 3 };
             options.backing = backing("base.raw", Some(&base));
         });
-        let image = NewImage::create(memory(), shape).await.expect("begun");
-        check_device(&image, seed, 300).await;
+        let image = qcow2::create(memory(), shape).await.expect("begun");
+        check_device(&*image, seed, 300).await;
         image.finish().await.expect("finished");
     }
 }
@@ -137,7 +140,7 @@ async fn with_data_file(
     bytes: &[u8],
     raw: bool,
     change: impl FnOnce(&mut CreateOptions),
-) -> Arc<NewImage> {
+) -> Arc<dyn NewImage> {
     let data: Arc<dyn BlockDevice> = place.file("disk.data");
     let shape = options(|options| {
         options.data_file = Some(DataFile {
@@ -255,7 +258,7 @@ async fn names_and_flags_are_as_qemu_shows_them() {
         options.compression = blockferry_format::qcow2::Compression::Zstd;
         options.backing = backing("base.raw", None);
     });
-    let image = NewImage::create(place.file("new.qcow2"), shape)
+    let image = qcow2::create(place.file("new.qcow2"), shape)
         .await
         .expect("begun");
     image.finish().await.expect("finished");

@@ -6,7 +6,10 @@ use blockferry_block::{
     BlockDevice, Buffer, ByteRange, ErrorKind, MemoryDevice, Operation, WriteFlags, is_zero,
     testing::{Fault, FaultyDevice, Rule, check_device},
 };
-use blockferry_format::qcow2::{Compression, CreateOptions, NewImage};
+use blockferry_format::{
+    NewImage,
+    qcow2::{self, Compression, CreateOptions},
+};
 
 use crate::support::{Place, Random, assert_image, contents, make, memory, options, read_all};
 
@@ -73,7 +76,7 @@ async fn qemu_reads_what_many_tasks_compressed_out_of_order() {
 }
 
 /// Writes all of `bytes` in order, in pieces of lengths that depend on `seed`.
-async fn write_in_order(image: &NewImage, bytes: &[u8], seed: u64) {
+async fn write_in_order(image: &dyn NewImage, bytes: &[u8], seed: u64) {
     let mut random = Random(seed);
     let cluster = image.info().limits.minimum as usize;
     let mut at = 0;
@@ -101,9 +104,9 @@ async fn the_same_contents_in_order_make_the_same_file_whatever_threads_there_ar
                 options.threads = threads;
             });
             let below = Arc::new(MemoryDevice::new(0).growable());
-            let image = NewImage::create(Arc::clone(&below) as _, shape).await;
+            let image = qcow2::create(Arc::clone(&below) as _, shape).await;
             let image = image.expect("begun");
-            write_in_order(&image, &bytes, threads as u64).await;
+            write_in_order(&*image, &bytes, threads as u64).await;
             image.finish().await.expect("finished");
             files.push(below.contents());
         }
@@ -130,10 +133,10 @@ async fn what_is_compressed_takes_no_more_space_than_it_must() {
     }
     let shape = compressed(|options| options.size = Some(4 << 20));
     let place = Place::new();
-    let image = NewImage::create(place.file("new.qcow2"), shape)
+    let image = qcow2::create(place.file("new.qcow2"), shape)
         .await
         .expect("begun");
-    write_in_order(&image, &bytes, 1).await;
+    write_in_order(&*image, &bytes, 1).await;
     image.finish().await.expect("finished");
     assert_image(&place, "new.qcow2", &bytes, "text and noise");
     let length = std::fs::metadata(place.path("new.qcow2"))
@@ -153,8 +156,8 @@ async fn it_is_a_device_like_any_other() {
                 options.size = Some(300_001);
                 options.in_order = in_order;
             });
-            let image = NewImage::create(memory(), shape).await.expect("begun");
-            check_device(&image, seed, 300).await;
+            let image = qcow2::create(memory(), shape).await.expect("begun");
+            check_device(&*image, seed, 300).await;
             image.finish().await.expect("finished");
         }
     }
@@ -168,18 +171,18 @@ async fn a_cluster_that_is_written_again_is_counted_once() {
             options.size = Some(4 << 20);
             options.in_order = in_order;
         });
-        let image = NewImage::create(place.file("new.qcow2"), shape)
+        let image = qcow2::create(place.file("new.qcow2"), shape)
             .await
             .expect("begun");
-        write_in_order(&image, &contents(4 << 20, 65536, 8), 1).await;
+        write_in_order(&*image, &contents(4 << 20, 65536, 8), 1).await;
         let zeroes = blockferry_block::ZeroFlags::empty();
         image
             .zero(ByteRange::between(0, 4 << 20), zeroes)
             .await
             .expect("zeroed");
         let bytes = contents(4 << 20, 65536, 9);
-        write_in_order(&image, &bytes, 2).await;
-        write_in_order(&image, &bytes, 3).await;
+        write_in_order(&*image, &bytes, 2).await;
+        write_in_order(&*image, &bytes, 3).await;
         image.finish().await.expect("finished");
         assert_image(&place, "new.qcow2", &bytes, "written twice");
     }
@@ -196,7 +199,7 @@ async fn a_late_failure_is_told_by_the_next_and_by_the_end() {
         ),
     );
     let shape = compressed(|options| options.size = Some(8 << 20));
-    let image = NewImage::create(Arc::clone(&faulty) as _, shape)
+    let image = qcow2::create(Arc::clone(&faulty) as _, shape)
         .await
         .expect("begun");
     let noise = contents(8 << 20, 8 << 20, 2);
@@ -231,7 +234,7 @@ async fn a_flush_that_was_given_up_is_not_forgotten() {
         FaultyDevice::new(memory).with(Rule::on(Operation::Write).times(1).fault(Fault::Hang));
     let faulty = Arc::new(faulty);
     let shape = compressed(|options| options.size = Some(1 << 20));
-    let image = NewImage::create(Arc::clone(&faulty) as _, shape)
+    let image = qcow2::create(Arc::clone(&faulty) as _, shape)
         .await
         .expect("begun");
     let data = Buffer::from(&[7; 65536][..]);

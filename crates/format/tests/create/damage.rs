@@ -6,7 +6,7 @@ use blockferry_block::{
     BlockDevice, Buffer, ByteRange, ErrorKind, MemoryDevice, Operation, WriteFlags,
     testing::{Fault, FaultyDevice, Rule, check_device},
 };
-use blockferry_format::qcow2::{CreateOptions, NewImage};
+use blockferry_format::qcow2::{self, CreateOptions};
 
 use crate::support::{contents, make};
 
@@ -38,8 +38,8 @@ async fn it_is_a_device_like_any_other() {
                 options.version = version;
                 options.extended_l2 = version == 3 && cluster_size == 65536;
                 let below = Arc::new(MemoryDevice::new(0).growable());
-                let image = NewImage::create(below, options).await.expect("begun");
-                check_device(&image, seed, 300).await;
+                let image = qcow2::create(below, options).await.expect("begun");
+                check_device(&*image, seed, 300).await;
                 image.finish().await.expect("finished");
             }
         }
@@ -52,9 +52,7 @@ async fn what_is_not_finished_is_no_image_whatever_was_there() {
         [&b"QFI\xfb"[..], &[1; 500_000]].concat(),
     ));
     let below: Arc<dyn BlockDevice> = Arc::clone(&old) as _;
-    let image = NewImage::create(below, options(300_000))
-        .await
-        .expect("begun");
+    let image = qcow2::create(below, options(300_000)).await.expect("begun");
     assert!(!begins_with_magic(old.as_ref()).await);
     image
         .write(0, pattern(65536), WriteFlags::empty())
@@ -81,7 +79,7 @@ async fn a_failure_anywhere_leaves_no_image() {
                 ),
             );
             let below: Arc<dyn BlockDevice> = Arc::clone(&faulty) as _;
-            let image = NewImage::create(below, options(1_000_000))
+            let image = qcow2::create(below, options(1_000_000))
                 .await
                 .expect("begun");
             let mut failed = false;
@@ -126,9 +124,7 @@ async fn what_failed_and_was_written_again_is_whole() {
     );
     let bytes = contents(700_000, 70_000, 2);
     let below: Arc<dyn BlockDevice> = Arc::new(faulty);
-    let image = NewImage::create(below, options(700_000))
-        .await
-        .expect("begun");
+    let image = qcow2::create(below, options(700_000)).await.expect("begun");
     for piece in ByteRange::between(0, 700_000).pieces(128 << 10) {
         let data = || Buffer::from(&bytes[piece.start() as usize..piece.end() as usize]);
         while image
@@ -140,7 +136,7 @@ async fn what_failed_and_was_written_again_is_whole() {
     image.finish().await.expect("all was written");
     let reference: Arc<dyn BlockDevice> = Arc::new(MemoryDevice::new(0).growable());
     let reference = make(&reference, options(700_000), &bytes, 2).await;
-    let read = crate::support::read_all(&image, 700_000).await;
+    let read = crate::support::read_all(&*image, 700_000).await;
     assert!(read == bytes && crate::support::read_all(reference.as_ref(), 700_000).await == read);
 }
 
@@ -149,7 +145,7 @@ async fn a_write_that_was_given_up_is_not_forgotten() {
     let memory: Arc<dyn BlockDevice> = Arc::new(MemoryDevice::new(0).growable());
     let faulty =
         FaultyDevice::new(memory).with(Rule::on(Operation::Write).times(1).fault(Fault::Hang));
-    let image = NewImage::create(Arc::new(faulty), options(1 << 20))
+    let image = qcow2::create(Arc::new(faulty), options(1 << 20))
         .await
         .expect("begun");
     let hanging = image.write(65536, pattern(65536), WriteFlags::empty());

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use blockferry_block::{BlockDevice, Buffer, ByteRange, Context, Status, WriteFlags, ZeroFlags};
-use blockferry_format::qcow2::{CreateOptions, NewImage, Preallocation};
+use blockferry_format::qcow2::{self, CreateOptions, Preallocation};
 
 use crate::support::{
     Place, assert_image, contents, has_qemu_img, make, memory, options, qemu_img, read_all, text,
@@ -116,7 +116,7 @@ async fn odd_sizes_end_where_they_should() {
 async fn what_was_never_written_and_what_is_zero_takes_no_place() {
     let place = Place::new();
     let shape = options(|options| options.size = Some(1 << 30));
-    let image = NewImage::create(place.file("new.qcow2"), shape)
+    let image = qcow2::create(place.file("new.qcow2"), shape)
         .await
         .expect("begun");
     for at in [0, 512 << 20] {
@@ -159,7 +159,7 @@ async fn what_was_never_written_and_what_is_zero_takes_no_place() {
 async fn a_cluster_keeps_its_place_when_it_is_written_again() {
     let place = Place::new();
     let shape = options(|options| options.size = Some(256 << 10));
-    let image = NewImage::create(place.file("new.qcow2"), shape)
+    let image = qcow2::create(place.file("new.qcow2"), shape)
         .await
         .expect("begun");
     let mut bytes = vec![1; 256 << 10];
@@ -188,7 +188,7 @@ async fn zeroes_that_are_to_be_allocated_are() {
     }
     let place = Place::new();
     let shape = options(|options| options.size = Some(1 << 20));
-    let image = NewImage::create(place.file("new.qcow2"), shape)
+    let image = qcow2::create(place.file("new.qcow2"), shape)
         .await
         .expect("begun");
     let half = ByteRange::between(0, 512 << 10);
@@ -234,7 +234,7 @@ async fn qemu_maps_preallocated_images_as_its_own() {
             options.size = Some(3 << 20);
             options.preallocation = preallocation;
         });
-        let image = NewImage::create(place.file("ours.qcow2"), shape)
+        let image = qcow2::create(place.file("ours.qcow2"), shape)
             .await
             .expect("begun");
         image.finish().await.expect("finished");
@@ -268,7 +268,7 @@ async fn an_image_may_be_in_memory_and_in_a_device_of_a_fixed_size() {
         .await
         .expect("finished");
     let small: Arc<dyn BlockDevice> = Arc::new(MemoryDevice::new(1 << 20));
-    let image = NewImage::create(small, shape()).await.expect("begun");
+    let image = qcow2::create(small, shape()).await.expect("begun");
     let mut error = None;
     for at in (0..20).map(|at| at << 16) {
         let data = Buffer::from(&[1; 65536][..]);

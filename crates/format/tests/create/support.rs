@@ -9,7 +9,10 @@ use std::{
 use blockferry_block::{
     BlockDevice, Buffer, ByteRange, Capabilities, FileDevice, MemoryDevice, WriteFlags, ZeroFlags,
 };
-use blockferry_format::qcow2::{CreateOptions, NewImage};
+use blockferry_format::{
+    NewImage,
+    qcow2::{self, CreateOptions},
+};
 
 /// Whether there is a qemu-img to ask. Says so where there is none.
 pub(crate) fn has_qemu_img() -> bool {
@@ -124,7 +127,7 @@ pub(crate) async fn read_all(device: &dyn BlockDevice, size: usize) -> Vec<u8> {
 
 /// Writes `bytes` in pieces of random lengths, out of order, by many tasks; zeroes by requests, by writing them,
 /// or, where that is right, not at all.
-pub(crate) async fn write_all(image: &Arc<NewImage>, bytes: &[u8], seed: u64) {
+pub(crate) async fn write_all(image: &Arc<dyn NewImage>, bytes: &[u8], seed: u64) {
     let cluster = u64::from(image.info().limits.minimum);
     let mut random = Random(seed ^ 0x5555);
     let mut pieces = Vec::new();
@@ -173,10 +176,10 @@ pub(crate) async fn make(
     options: CreateOptions,
     bytes: &[u8],
     seed: u64,
-) -> Arc<NewImage> {
+) -> Arc<dyn NewImage> {
     let is_sized = options.size.is_some();
-    let image = NewImage::create(Arc::clone(below), options).await;
-    let image = Arc::new(image.expect("begun"));
+    let image = qcow2::create(Arc::clone(below), options).await;
+    let image = image.expect("begun");
     if !is_sized && seed.is_multiple_of(2) {
         image.resize(bytes.len() as u64).await.expect("resized");
     }

@@ -14,7 +14,7 @@ use blockferry_block::{
 use blockferry_format::{
     Image, NoRelatives, OpenOptions,
     fuzzing::check_qcow2_header,
-    qcow2::{self, CreateOptions, Details, NewImage, check},
+    qcow2::{self, CreateOptions, Details, check},
 };
 use images::{Builder, DISK, Found, cases};
 
@@ -129,7 +129,7 @@ async fn a_request_of_very_many_pieces_takes_little_memory() {
     let below = Arc::new(MemoryDevice::new(0).growable());
     let mut options = CreateOptions::default();
     (options.size, options.cluster_size) = (Some(SIZE), 512);
-    let new = NewImage::create(below.clone(), options).await;
+    let new = qcow2::create(below.clone(), options).await;
     let new = new.expect("begun");
     for at in (0..SIZE).step_by(1024) {
         let data = Buffer::from(&[0x55; 512][..]);

@@ -8,7 +8,7 @@ use blockferry_block::{
 };
 use blockferry_format::{
     Image, NoRelatives, OpenOptions,
-    vmdk::{self, CreateOptions, NewImage, Subformat},
+    vmdk::{self, CreateOptions, Subformat},
 };
 
 use crate::support::varied;
@@ -18,9 +18,7 @@ async fn image(bytes: &[u8], subformat: Subformat) -> Vec<u8> {
     let below = Arc::new(MemoryDevice::new(0).growable());
     let mut options = CreateOptions::default();
     (options.subformat, options.size) = (subformat, Some(bytes.len() as u64));
-    let image = NewImage::create(below.clone(), options)
-        .await
-        .expect("begun");
+    let image = vmdk::create(below.clone(), options).await.expect("begun");
     for piece in ByteRange::between(0, bytes.len() as u64).pieces(1 << 20) {
         let data = Buffer::from(&bytes[piece.start() as usize..piece.end() as usize]);
         let written = image.write(piece.start(), data, WriteFlags::empty());

@@ -3,13 +3,13 @@
 use std::{fs, path::Path, sync::Arc};
 
 use blockferry_block::{
-    BlockDevice, BoxFuture, Buffer, ByteRange, ByteSink, ErrorKind, FileDevice, MemoryDevice,
-    Operation, Result, WriteFlags, ZeroFlags,
+    BoxFuture, Buffer, ByteRange, ByteSink, ErrorKind, FileDevice, MemoryDevice, Operation, Result,
+    WriteFlags, ZeroFlags,
     testing::{Fault, FaultyDevice, Rule, check_device},
 };
 use blockferry_format::{
-    Image, NoRelatives, OpenOptions,
-    vmdk::{self, CreateOptions, NewImage, Subformat},
+    Image, NewImage, NoRelatives, OpenOptions,
+    vmdk::{self, CreateOptions, Subformat},
 };
 use tempfile::tempdir;
 
@@ -27,7 +27,7 @@ fn options(subformat: Subformat, size: Option<u64>) -> CreateOptions {
 }
 
 /// Writes `bytes` in order, in pieces of a few grains.
-async fn write_all(image: &NewImage, bytes: &[u8]) {
+async fn write_all(image: &dyn NewImage, bytes: &[u8]) {
     for piece in ByteRange::between(0, bytes.len() as u64).pieces(5 << 16) {
         let data = Buffer::from(&bytes[piece.start() as usize..piece.end() as usize]);
         let written = image.write(piece.start(), data, WriteFlags::empty()).await;
@@ -38,16 +38,16 @@ async fn write_all(image: &NewImage, bytes: &[u8]) {
 /// The file that holds an image of `bytes`.
 async fn made(bytes: &[u8], options: CreateOptions) -> Vec<u8> {
     let below = Arc::new(MemoryDevice::new(0).growable());
-    let image = NewImage::create(below.clone(), options).await;
+    let image = vmdk::create(below.clone(), options).await;
     let image = image.expect("begun");
-    write_all(&image, bytes).await;
-    assert_holds(&image, bytes, "before the end").await;
+    write_all(&*image, bytes).await;
+    assert_holds(&*image, bytes, "before the end").await;
     image.finish().await.expect("finished");
-    assert_holds(&image, bytes, "after the end").await;
+    assert_holds(&*image, bytes, "after the end").await;
     below.contents()
 }
 
-async fn assert_holds(image: &NewImage, bytes: &[u8], when: &str) {
+async fn assert_holds(image: &dyn NewImage, bytes: &[u8], when: &str) {
     for piece in ByteRange::between(0, bytes.len() as u64).pieces(300_000) {
         let read = image
             .read(piece.start(), Buffer::zeroed(piece.len() as usize))
@@ -181,7 +181,7 @@ async fn a_stream_is_read_from_front_to_back() {
 async fn tables_come_once_more_at_most_where_grains_come_in_another_order() {
     let below = Arc::new(MemoryDevice::new(0).growable());
     let options = options(Subformat::StreamOptimized, Some(64 << 20));
-    let image = NewImage::create(below.clone(), options).await;
+    let image = vmdk::create(below.clone(), options).await;
     let image = image.expect("begun");
     for grain in 0..40_u64 {
         // From both ends of two tables in turn.
@@ -209,8 +209,8 @@ async fn grains_may_come_out_of_order_from_many_tasks() {
         let name = format!("{subformat:?}.vmdk");
         let below = FileDevice::create(&directory.join(&name)).expect("a new file");
         let size = Some(bytes.len() as u64);
-        let image = NewImage::create(Arc::new(below), options(subformat, size)).await;
-        let image = Arc::new(image.expect("begun"));
+        let image = vmdk::create(Arc::new(below), options(subformat, size)).await;
+        let image = image.expect("begun");
         let mut tasks = tokio::task::JoinSet::new();
         for number in 0..144_u64 {
             // Some of it twice, from other places first.
@@ -246,10 +246,10 @@ async fn a_new_image_is_like_a_row_of_bytes() {
     for (seed, subformat) in (0..6).zip(SUBFORMATS.into_iter().cycle()) {
         let below = Arc::new(MemoryDevice::new(0).growable());
         let size = (1 << 20) + 512 * (seed % 3);
-        let image = NewImage::create(below.clone(), options(subformat, Some(size))).await;
+        let image = vmdk::create(below.clone(), options(subformat, Some(size))).await;
         let image = image.expect("begun");
-        check_device(&image, seed, 60).await;
-        let expected = contents(&image, 1 << 20).await;
+        check_device(&*image, seed, 60).await;
+        let expected = contents(&*image, 1 << 20).await;
         image.finish().await.expect("finished");
         let image = read_back(below.contents()).await;
         assert!(contents(&*image, 300_000).await == expected);
@@ -266,7 +266,7 @@ async fn what_fails_below_is_told_and_leaves_no_image() {
             let rule = Rule::on(Operation::Write).after(skip).times(1);
             let below = FaultyDevice::new(memory.clone())
                 .with(rule.fault(Fault::Error(ErrorKind::NoSpace)));
-            let image = NewImage::create(Arc::new(below), options(subformat, Some(2 << 20))).await;
+            let image = vmdk::create(Arc::new(below), options(subformat, Some(2 << 20))).await;
             let image = image.expect("begun");
             let mut failed = false;
             for piece in ByteRange::between(0, 2 << 20).pieces(4 << 16) {
@@ -308,16 +308,16 @@ async fn a_device_of_large_blocks_and_a_fixed_size_holds_an_image() {
             info.limits.minimum = 4096;
             info.limits.maximum = 128 << 10;
         });
-        let image = NewImage::create(Arc::new(below), options(subformat, Some(3 << 20))).await;
+        let image = vmdk::create(Arc::new(below), options(subformat, Some(3 << 20))).await;
         let image = image.expect("begun");
-        write_all(&image, &bytes).await;
+        write_all(&*image, &bytes).await;
         image.finish().await.expect("finished");
         let file = memory.contents();
         let directory = tempdir().expect("a directory");
         fs::write(directory.path().join("disk.vmdk"), &file).expect("written");
         check(directory.path(), "disk.vmdk", &bytes).await;
         let small = Arc::new(MemoryDevice::from_bytes(vec![0; 128 << 10]));
-        let image = NewImage::create(small, options(subformat, Some(3 << 20))).await;
+        let image = vmdk::create(small, options(subformat, Some(3 << 20))).await;
         let image = image.expect("begun");
         let noise = Buffer::from(&varied(1 << 20, 77)[..]);
         let _ = image.write(0, noise, WriteFlags::empty()).await;
@@ -355,10 +355,8 @@ async fn an_image_goes_to_a_stream() {
     let kept: Arc<std::sync::Mutex<Vec<u8>>> = Arc::default();
     let sink = Box::new(Kept(Arc::from("-"), Arc::clone(&kept)));
     let stream = options(Subformat::StreamOptimized, Some(bytes.len() as u64));
-    let image = NewImage::create_streamed(sink, stream)
-        .await
-        .expect("begun");
-    write_all(&image, &bytes).await;
+    let image = vmdk::create_streamed(sink, stream).await.expect("begun");
+    write_all(&*image, &bytes).await;
     let error = image
         .read(0, Buffer::zeroed(512))
         .await
@@ -373,7 +371,7 @@ async fn an_image_goes_to_a_stream() {
         options(Subformat::StreamOptimized, None),
     ] {
         let sink = Box::new(Kept(Arc::from("-"), Arc::default()));
-        let refused = NewImage::create_streamed(sink, wrong).await;
+        let refused = vmdk::create_streamed(sink, wrong).await;
         assert_eq!(
             refused.expect_err("refused").kind(),
             ErrorKind::InvalidInput

@@ -158,6 +158,10 @@ async fn every_lie_ends_in_one_line() {
             "there is no grain",
         ),
         (
+            Sample::stream().with(5 * 512, &[8]),
+            "it is another grain, that of sector 8",
+        ),
+        (
             Sample::stream().with(5 * 512 + 8, &[0xff; 4]),
             "which is too much",
         ),

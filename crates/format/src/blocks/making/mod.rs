@@ -11,20 +11,18 @@ mod places;
 mod tests;
 mod write;
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicBool, AtomicU64, Ordering},
-};
+use std::sync::{Arc, Mutex, PoisonError, atomic::AtomicU64};
 
 use blockferry_block::{
-    BlockDevice, BoxFuture, Buffer, ByteRange, Capabilities, Context, CopyFlags, DeviceInfo, Error,
-    ErrorKind, Extent, FileRange, Operation, PipeBuffer, RangeSet, Result, Status, WriteFlags,
-    ZeroFlags, check_allocation, push_merged, range_of, request_range,
+    BlockDevice, Buffer, ByteRange, DeviceInfo, Operation, RangeSet, Result, ZeroFlags,
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use self::places::Places;
-use crate::{below::Below, doubt::Doubt};
+use crate::{
+    below::Below,
+    making::{self, NewDisk, Progress},
+};
 
 /// How many bitmaps are written at a time.
 const SIDE_BY_SIDE: usize = 16;
@@ -72,29 +70,17 @@ pub(crate) struct Layout {
 
 /// An image that is being made.
 pub(crate) struct Making {
-    info: DeviceInfo,
+    progress: Progress,
     file: Below,
     layout: Layout,
     ending: Box<dyn Ending>,
     places: Mutex<Places>,
     /// What was written, in a file that is not zero where nothing was.
     written: Option<Mutex<RangeSet>>,
-    size: AtomicU64,
     /// The end of what was written of the file.
     end: AtomicU64,
-    doubt: Doubt,
     /// Whether the file takes bytes over from others.
     takes_over: tokio::sync::OnceCell<bool>,
-    is_closed: AtomicBool,
-    state: tokio::sync::Mutex<State>,
-}
-
-#[derive(Default)]
-enum State {
-    #[default]
-    Open,
-    Finished,
-    Failed(Error),
 }
 
 /// The unit that everything in such images is a multiple of, in bytes.
@@ -111,9 +97,11 @@ impl Making {
         size: Option<u64>,
         layout: Layout,
         ending: Box<dyn Ending>,
-    ) -> Result<Self> {
+    ) -> Result<NewDisk<Self>> {
         let begun = Self::begin_inside(below, size, layout, ending).await;
-        begun.map_err(|error| error.during(Operation::Open))
+        begun
+            .map(NewDisk)
+            .map_err(|error| error.during(Operation::Open))
     }
 
     async fn begin_inside(
@@ -139,23 +127,19 @@ impl Making {
         }
         let written = (!file.is_fresh()).then(Mutex::default);
         Ok(Self {
-            info,
+            progress: Progress::new(info),
             file,
             layout,
             ending,
             places: Mutex::default(),
             written,
-            size: AtomicU64::new(size.unwrap_or(0)),
             end: AtomicU64::new(0),
-            doubt: Doubt::default(),
             takes_over: tokio::sync::OnceCell::new(),
-            is_closed: AtomicBool::new(false),
-            state: tokio::sync::Mutex::default(),
         })
     }
 
     fn size(&self) -> u64 {
-        self.size.load(Ordering::Acquire)
+        self.progress.size()
     }
 
     /// Does something with the places of blocks. Nothing is waited for meanwhile.
@@ -171,52 +155,10 @@ impl Making {
         ))
     }
 
-    /// Checks a request for a change, and makes the image longer where it may be.
-    fn check_change(&self, operation: Operation, range: ByteRange) -> Result<()> {
-        let refuse = |error: Error| {
-            let error = error.during(operation);
-            Err(error.at(range.start(), range.len()))
-        };
-        if self.is_closed.load(Ordering::Acquire) {
-            let message = "the image is finished";
-            return refuse(Error::with_message(ErrorKind::InvalidInput, message));
-        }
-        if range.end() <= self.size() || range.is_empty() {
-            return Ok(());
-        }
-        if !self.info.can(Capabilities::RESIZE) {
-            let message = "the image ends before";
-            return refuse(Error::with_message(ErrorKind::OutOfBounds, message));
-        }
-        if let Err(error) = self.ending.check(range.end()) {
-            return refuse(error);
-        }
-        self.size.fetch_max(range.end(), Ordering::AcqRel);
-        Ok(())
-    }
-
-    async fn finish_once(&self) -> Result<()> {
-        let mut state = self.state.lock().await;
-        match &*state {
-            State::Open => {}
-            State::Finished => return Ok(()),
-            State::Failed(error) => return Err(error.clone()),
-        }
-        self.is_closed.store(true, Ordering::Release);
-        let message = "finishing the image was given up before";
-        *state = State::Failed(Error::with_message(ErrorKind::Cancelled, message));
-        let done = self.complete().await;
-        *state = match &done {
-            Ok(()) => State::Finished,
-            Err(error) => State::Failed(error.clone()),
-        };
-        done
-    }
-
     /// Writes everything but the header, makes it durable, then the header, durably.
-    async fn complete(&self) -> Result<()> {
+    async fn write_end(&self) -> Result<()> {
         let size = self.size();
-        self.doubt.check(size)?;
+        self.progress.doubt.check(size)?;
         let blocks = self.layout.block.map_or(0, |block| size.div_ceil(block));
         let places = self.with_places(|places| places.to_list(blocks));
         let complete = self.ending.complete(size, &places)?;
@@ -299,7 +241,7 @@ fn missing(written: &RangeSet, range: ByteRange) -> Vec<ByteRange> {
 
 /// What the new image says of itself.
 fn describe(file: &DeviceInfo, size: Option<u64>, layout: Layout) -> DeviceInfo {
-    let mut info = DeviceInfo::new(Arc::clone(&file.name), size.unwrap_or(0));
+    let mut info = making::describe(file, size);
     info.limits = file.limits;
     info.limits.minimum = file.limits.minimum.max(1);
     if let Some(block) = layout.block {
@@ -307,127 +249,6 @@ fn describe(file: &DeviceInfo, size: Option<u64>, layout: Layout) -> DeviceInfo 
         let block = u32::try_from(block).unwrap_or(u32::MAX);
         info.limits.maximum = file.limits.maximum.min(block).max(info.limits.minimum);
     }
-    info.rotational = file.rotational;
-    info.contexts = vec![Context::Allocation];
-    info.capabilities = Capabilities::WRITE
-        | Capabilities::ZERO
-        | Capabilities::FLUSH
-        | Capabilities::BORN_ZERO
-        | (file.capabilities & (Capabilities::COPY_FROM | Capabilities::SPLICE_WRITE));
-    if size.is_none() {
-        info.capabilities |= Capabilities::RESIZE;
-    }
+    info.capabilities |= file.capabilities & making::AS_IT_IS;
     info
-}
-
-impl crate::NewImage for Making {
-    fn finish(&self) -> BoxFuture<'_, Result<()>> {
-        Box::pin(self.finish_once())
-    }
-}
-
-impl BlockDevice for Making {
-    fn info(&self) -> &DeviceInfo {
-        &self.info
-    }
-
-    fn read(&self, offset: u64, buffer: Buffer) -> BoxFuture<'_, Result<Buffer>> {
-        Box::pin(async move {
-            let range = request_range(Operation::Read, offset, &buffer)?;
-            let read = self.read_range(range, buffer).await;
-            read.map_err(failed(Operation::Read, range))
-        })
-    }
-
-    fn write(&self, offset: u64, data: Buffer, _: WriteFlags) -> BoxFuture<'_, Result<Buffer>> {
-        Box::pin(async move {
-            let range = request_range(Operation::Write, offset, &data)?;
-            self.check_change(Operation::Write, range)?;
-            let written = self.write_range(range, data).await;
-            written.map_err(failed(Operation::Write, range))
-        })
-    }
-
-    fn write_piped(
-        &self,
-        offset: u64,
-        data: PipeBuffer,
-        _: WriteFlags,
-    ) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async move {
-            let range = range_of(Operation::Write, offset, data.len() as u64)?;
-            self.check_change(Operation::Write, range)?;
-            let written = self.write_pipe(range, data).await;
-            written.map_err(failed(Operation::Write, range))
-        })
-    }
-
-    fn copy_from(
-        &self,
-        offset: u64,
-        source: FileRange,
-        flags: CopyFlags,
-    ) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async move {
-            let range = range_of(Operation::Copy, offset, source.range().len())?;
-            if !self.info.can(Capabilities::COPY_FROM) {
-                let error = Error::new(ErrorKind::Unsupported);
-                return Err(failed(Operation::Copy, range)(error));
-            }
-            self.check_change(Operation::Copy, range)?;
-            let copied = self.copy_range(range, &source, flags).await;
-            copied.map_err(failed(Operation::Copy, range))
-        })
-    }
-
-    fn zero(&self, range: ByteRange, flags: ZeroFlags) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async move {
-            self.check_change(Operation::Zero, range)?;
-            let zeroed = self.zero_range(range, flags).await;
-            zeroed.map_err(failed(Operation::Zero, range))
-        })
-    }
-
-    fn flush(&self) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async move {
-            let flushed = self.file.flush().await;
-            flushed.map_err(|error| error.during(Operation::Flush))
-        })
-    }
-
-    fn extents<'a>(
-        &'a self,
-        range: ByteRange,
-        context: &'a Context,
-    ) -> BoxFuture<'a, Result<Vec<Extent>>> {
-        Box::pin(async move {
-            check_allocation(range, context)?;
-            if range.end() > self.size() {
-                let error = Error::new(ErrorKind::OutOfBounds);
-                return Err(failed(Operation::Extents, range)(error));
-            }
-            let mut list = Vec::new();
-            for part in self.parts(range) {
-                let status = match part.host {
-                    Some(_) => Status::DATA,
-                    None => Status::HOLE_ZERO,
-                };
-                let range = part.range;
-                push_merged(&mut list, Extent { range, status });
-            }
-            Ok(list)
-        })
-    }
-
-    fn resize(&self, size: u64) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async move {
-            let resized = self.set_size(size).await;
-            resized.map_err(|error| error.during(Operation::Resize))
-        })
-    }
-}
-
-/// An error of what is below, told with the range of the request.
-fn failed(operation: Operation, range: ByteRange) -> impl FnOnce(Error) -> Error {
-    move |error| error.during(operation).moved_to(range.start(), range.len())
 }

@@ -7,7 +7,7 @@ use blockferry_block::{
 };
 
 use super::{Complete, Ending, Layout, Making};
-use crate::NewImage;
+use crate::{NewImage, making::NewDisk};
 
 const BLOCK: u64 = 64 << 10;
 const FIRST: u64 = 1024;
@@ -52,7 +52,11 @@ fn layout(block: Option<u64>) -> Layout {
     }
 }
 
-async fn begin(below: &Arc<dyn BlockDevice>, size: Option<u64>, block: Option<u64>) -> Making {
+async fn begin(
+    below: &Arc<dyn BlockDevice>,
+    size: Option<u64>,
+    block: Option<u64>,
+) -> NewDisk<Making> {
     let making = Making::begin(Arc::clone(below), size, layout(block), Box::new(Simple)).await;
     making.expect("begun")
 }
@@ -230,10 +234,10 @@ async fn zeroes_take_no_place_unless_that_is_wished() {
     let making = begin(&below, Some(SIZE), Some(BLOCK)).await;
     let zero = making.zero(ByteRange::between(0, SIZE), ZeroFlags::empty());
     zero.await.expect("zeroed");
-    assert_eq!(making.with_places(|places| places.to_list(6)), [None; 6]);
+    assert_eq!(making.0.with_places(|places| places.to_list(6)), [None; 6]);
     let kept = ByteRange::between(BLOCK + 5, BLOCK + 6);
     making.zero(kept, ZeroFlags::NO_HOLE).await.expect("zeroed");
-    assert_eq!(making.with_places(|places| places.find(1)), Some(0));
+    assert_eq!(making.0.with_places(|places| places.find(1)), Some(0));
 }
 
 #[tokio::test]

@@ -3,11 +3,12 @@
 use std::sync::atomic::Ordering;
 
 use blockferry_block::{
-    Buffer, ByteRange, Capabilities, CopyFlags, Error, ErrorKind, FileRange, PipeBuffer, Result,
-    ZeroFlags,
+    Buffer, ByteRange, Capabilities, CopyFlags, Error, ErrorKind, Extent, FileRange, PipeBuffer,
+    Result, Status, ZeroFlags, push_merged,
 };
 
 use super::Making;
+use crate::making::{Make, Progress};
 
 /// A part of the disk, and where it lies in the file, if it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,12 +17,24 @@ pub(super) struct Part {
     pub(super) host: Option<u64>,
 }
 
-impl Making {
-    pub(super) async fn write_range(&self, range: ByteRange, data: Buffer) -> Result<Buffer> {
+impl Make for Making {
+    fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    fn unit(&self) -> Option<(u64, &'static str)> {
+        None
+    }
+
+    fn check_size(&self, size: u64) -> Result<()> {
+        self.ending.check(size)
+    }
+
+    async fn write_range(&self, range: ByteRange, data: Buffer) -> Result<Buffer> {
         if range.is_empty() {
             return Ok(data);
         }
-        let change = self.doubt.begin(range);
+        let change = self.progress.doubt.begin(range);
         let parts = self.place(range);
         let data = match parts[..] {
             [(_, host)] => self.write_place(host, data).await?,
@@ -39,20 +52,7 @@ impl Making {
         Ok(data)
     }
 
-    /// Writes what ends with a block of the file, or with the disk: nothing is behind that.
-    async fn write_place(&self, host: u64, data: Buffer) -> Result<Buffer> {
-        let length = data.len();
-        let unit = self.file.block() as usize;
-        if length.is_multiple_of(unit) {
-            return self.file.write_blocks(host, data).await;
-        }
-        let mut padded = Buffer::zeroed(length.next_multiple_of(unit));
-        padded[..length].copy_from_slice(&data);
-        self.file.write_blocks(host, padded).await?;
-        Ok(data)
-    }
-
-    pub(super) async fn write_pipe(&self, range: ByteRange, data: PipeBuffer) -> Result<()> {
+    async fn write_pipe(&self, range: ByteRange, data: PipeBuffer) -> Result<()> {
         if range.is_empty() {
             return Ok(());
         }
@@ -61,10 +61,10 @@ impl Making {
             return self.write_range(range, data.into_memory()?).await.map(drop);
         };
         let is_whole = range.len().is_multiple_of(self.file.block());
-        if !is_whole || !self.info.can(Capabilities::SPLICE_WRITE) {
+        if !is_whole || !self.progress.info.can(Capabilities::SPLICE_WRITE) {
             return self.write_range(range, data.into_memory()?).await.map(drop);
         }
-        let change = self.doubt.begin(range);
+        let change = self.progress.doubt.begin(range);
         self.file.write_piped(host, data).await?;
         self.done(range, &parts);
         change.done();
@@ -72,7 +72,7 @@ impl Making {
     }
 
     /// The first attempt shows whether there is any use in others, which wait for it and have no places yet.
-    pub(super) async fn copy_range(
+    async fn copy_range(
         &self,
         range: ByteRange,
         source: &FileRange,
@@ -99,13 +99,120 @@ impl Making {
         }
     }
 
+    async fn zero_range(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let change = self.progress.doubt.begin(range);
+        let keep = flags & ZeroFlags::NO_HOLE;
+        let parts = match keep.is_empty() {
+            true => {
+                let parts = self.parts(range).into_iter();
+                let parts = parts.filter_map(|part| Some((part.range, part.host?)));
+                parts.collect()
+            }
+            false => self.place(range),
+        };
+        let end = self.end.load(Ordering::Acquire);
+        for (part, host) in &parts {
+            // Where nothing was written of a file that was empty there is nothing to be done.
+            if keep.is_empty() && *host >= end && self.written.is_none() {
+                continue;
+            }
+            let place = ByteRange::between(*host, host + part.len());
+            self.zero_place(place, keep).await?;
+            self.done(*part, &[(*part, *host)]);
+        }
+        change.done();
+        Ok(())
+    }
+
+    async fn read_range(&self, range: ByteRange, buffer: Buffer) -> Result<Buffer> {
+        if range.end() > self.size() {
+            return Err(Error::new(ErrorKind::OutOfBounds));
+        }
+        let mut buffer = buffer;
+        buffer.fill(0);
+        let end = self.end.load(Ordering::Acquire);
+        for part in self.parts(range) {
+            let Some(host) = part.host else {
+                continue;
+            };
+            // What was never written need not be there.
+            let there = match self.with_written(|written| written.present_in(part.range)) {
+                Some(there) => there,
+                None => vec![part.range.split_at(end.saturating_sub(host)).0],
+            };
+            for own in there.into_iter().filter(|own| !own.is_empty()) {
+                let length = own.len() as usize;
+                let at = host + (own.start() - part.range.start());
+                let read = self.file.read(at, Buffer::zeroed(length)).await?;
+                let to = (own.start() - range.start()) as usize;
+                buffer[to..to + length].copy_from_slice(&read);
+            }
+        }
+        Ok(buffer)
+    }
+
+    async fn set_size(&self, size: u64) -> Result<()> {
+        self.progress.check_resize()?;
+        self.ending.check(size)?;
+        let before = self.size();
+        if size < before {
+            // It may become longer again.
+            let cut = ByteRange::between(size, before);
+            self.zero_range(cut, ZeroFlags::empty()).await?;
+        }
+        self.progress.set_size(size);
+        Ok(())
+    }
+
+    async fn find_extents(&self, range: ByteRange) -> Result<Vec<Extent>> {
+        if range.end() > self.size() {
+            return Err(Error::new(ErrorKind::OutOfBounds));
+        }
+        let mut list = Vec::new();
+        for part in self.parts(range) {
+            let status = match part.host {
+                Some(_) => Status::DATA,
+                None => Status::HOLE_ZERO,
+            };
+            let range = part.range;
+            push_merged(&mut list, Extent { range, status });
+        }
+        Ok(list)
+    }
+
+    async fn flush(&self) -> Result<()> {
+        self.file.flush().await
+    }
+
+    async fn complete(&self) -> Result<()> {
+        self.write_end().await
+    }
+}
+
+impl Making {
+    /// Writes what ends with a block of the file, or with the disk: nothing is behind that.
+    async fn write_place(&self, host: u64, data: Buffer) -> Result<Buffer> {
+        let length = data.len();
+        let unit = self.file.block() as usize;
+        if length.is_multiple_of(unit) {
+            return self.file.write_blocks(host, data).await;
+        }
+        let mut padded = Buffer::zeroed(length.next_multiple_of(unit));
+        padded[..length].copy_from_slice(&data);
+        self.file.write_blocks(host, padded).await?;
+        Ok(data)
+    }
+
     async fn copy_to_places(
         &self,
         range: ByteRange,
         source: &FileRange,
         flags: CopyFlags,
     ) -> Result<()> {
-        let change = self.doubt.begin(range);
+        let change = self.progress.doubt.begin(range);
         let had = self.parts(range);
         let parts = self.place(range);
         match self.copy_parts(range, &parts, source, flags).await {
@@ -155,34 +262,6 @@ impl Making {
         Ok(())
     }
 
-    pub(super) async fn zero_range(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
-        if range.is_empty() {
-            return Ok(());
-        }
-        let change = self.doubt.begin(range);
-        let keep = flags & ZeroFlags::NO_HOLE;
-        let parts = match keep.is_empty() {
-            true => {
-                let parts = self.parts(range).into_iter();
-                let parts = parts.filter_map(|part| Some((part.range, part.host?)));
-                parts.collect()
-            }
-            false => self.place(range),
-        };
-        let end = self.end.load(Ordering::Acquire);
-        for (part, host) in &parts {
-            // Where nothing was written of a file that was empty there is nothing to be done.
-            if keep.is_empty() && *host >= end && self.written.is_none() {
-                continue;
-            }
-            let place = ByteRange::between(*host, host + part.len());
-            self.zero_place(place, keep).await?;
-            self.done(*part, &[(*part, *host)]);
-        }
-        change.done();
-        Ok(())
-    }
-
     /// Zeroes a range of the file.
     async fn zero_place(&self, place: ByteRange, flags: ZeroFlags) -> Result<()> {
         let unit = self.file.block();
@@ -194,48 +273,6 @@ impl Making {
         self.file
             .zero(ByteRange::between(place.start(), end), flags)
             .await
-    }
-
-    pub(super) async fn read_range(&self, range: ByteRange, buffer: Buffer) -> Result<Buffer> {
-        if range.end() > self.size() {
-            return Err(Error::new(ErrorKind::OutOfBounds));
-        }
-        let mut buffer = buffer;
-        buffer.fill(0);
-        let end = self.end.load(Ordering::Acquire);
-        for part in self.parts(range) {
-            let Some(host) = part.host else {
-                continue;
-            };
-            // What was never written need not be there.
-            let there = match self.with_written(|written| written.present_in(part.range)) {
-                Some(there) => there,
-                None => vec![part.range.split_at(end.saturating_sub(host)).0],
-            };
-            for own in there.into_iter().filter(|own| !own.is_empty()) {
-                let length = own.len() as usize;
-                let at = host + (own.start() - part.range.start());
-                let read = self.file.read(at, Buffer::zeroed(length)).await?;
-                let to = (own.start() - range.start()) as usize;
-                buffer[to..to + length].copy_from_slice(&read);
-            }
-        }
-        Ok(buffer)
-    }
-
-    pub(super) async fn set_size(&self, size: u64) -> Result<()> {
-        if !self.info.can(Capabilities::RESIZE) || self.is_closed.load(Ordering::Acquire) {
-            return Err(Error::new(ErrorKind::Unsupported));
-        }
-        self.ending.check(size)?;
-        let before = self.size();
-        if size < before {
-            // It may become longer again.
-            let cut = ByteRange::between(size, before);
-            self.zero_range(cut, ZeroFlags::empty()).await?;
-        }
-        self.size.store(size, Ordering::Release);
-        Ok(())
     }
 
     /// Where the parts of `range` lie, which are as long as can be.

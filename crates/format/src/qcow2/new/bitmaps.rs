@@ -22,13 +22,12 @@ pub(super) struct NewBitmap {
 }
 
 impl NewImage {
-    /// Gives the image a persistent bitmap like that of `source` with this name, as it is when the image is
-    /// [finished](Self::finish).
-    ///
-    /// # Errors
-    /// `InvalidInput` where the image can have none, or where that name is taken already or too long, and for a bitmap
-    /// that is not consistent (`in_use`).
-    pub fn add_bitmap(&self, details: BitmapDetails, source: Arc<dyn BlockDevice>) -> Result<()> {
+    /// As [`NewImage::add_bitmap`](crate::NewImage::add_bitmap).
+    pub(super) fn note_bitmap(
+        &self,
+        details: BitmapDetails,
+        source: Arc<dyn BlockDevice>,
+    ) -> Result<()> {
         let refuse = |message: &str| Err(Error::with_message(ErrorKind::InvalidInput, message));
         if self.options.version < 3 {
             return refuse("version 2 (compat=0.10) knows no bitmaps");
@@ -241,7 +240,7 @@ mod tests {
             size: Some(1 << 20),
             ..Default::default()
         };
-        let image = NewImage::create(below, options).await.expect("begun");
+        let image = crate::qcow2::create(below, options).await.expect("begun");
         for (length, fits) in [(0, false), (341, true), (342, false)] {
             let name = "\u{fffd}".repeat(length);
             let source = FaultyDevice::new(Arc::new(MemoryDevice::new(1 << 20)));

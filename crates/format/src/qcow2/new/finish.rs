@@ -18,13 +18,13 @@ pub(super) const WRITTEN_AT_ONCE: u64 = 1 << 20;
 
 impl NewImage {
     /// Writes everything but the header, makes it durable, then the header, durably.
-    pub(super) async fn complete(&self) -> Result<()> {
+    pub(super) async fn write_end(&self) -> Result<()> {
         let size = self.size();
         if let Some(pipeline) = &self.pipeline {
             pipeline.drain(&self.file).await?;
             pipeline.with_packer(ClusterPacker::end)?;
         }
-        self.doubt.check(size)?;
+        self.progress.doubt.check(size)?;
         let tables = match self.fixed_place() {
             Some(first) => {
                 self.preallocate_fixed(first).await?;

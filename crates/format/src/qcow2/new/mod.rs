@@ -21,18 +21,10 @@ mod read;
 mod refcounts;
 mod write;
 
-use std::{
-    fmt,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use blockferry_block::{
-    BlockDevice, BoxFuture, Buffer, ByteRange, Capabilities, Context, CopyFlags, DeviceInfo, Error,
-    ErrorKind, Extent, FileRange, Mapping, Operation, PipeBuffer, RangeSet, Result, WriteFlags,
-    ZeroFlags, check_allocation, range_of, request_range,
+    BlockDevice, ByteRange, Capabilities, DeviceInfo, Error, ErrorKind, Operation, RangeSet, Result,
 };
 
 use self::{
@@ -50,14 +42,15 @@ use super::{
 };
 use crate::{
     below::Below,
-    doubt::Doubt,
+    making::{self, NewDisk, Progress},
     pipeline::{Pipeline, PipelineOptions},
 };
 
 /// How much memory the tables may take, in bytes: those of half a TiB in the usual clusters.
 const TABLE_MEMORY: u64 = 64 << 20;
 
-/// An image that is being made. It is none before [`finish`](Self::finish) has succeeded.
+/// Begins an image in `below`, which is a file that can grow, or has room enough. What was there before is no image any
+/// more afterwards. It is none itself before it is [finished](crate::NewImage::finish).
 ///
 /// It is written in whole clusters, each of them once or again: what was written last counts. It can be read, for
 /// those who want to see that it holds what they wrote. Where no size was given it takes that of
@@ -68,8 +61,22 @@ const TABLE_MEMORY: u64 = 64 << 20;
 ///
 /// Clusters of zeroes are not stored, and neither is what equals the backing file where that is known. A write that
 /// failed must be made again before the image can be finished.
-pub struct NewImage {
-    info: DeviceInfo,
+///
+/// # Errors
+/// `InvalidInput` for options that make no sense, alone or together, or for this device; `ReadOnly`; what writing failed
+/// with.
+pub async fn create(
+    below: Arc<dyn BlockDevice>,
+    options: CreateOptions,
+) -> Result<Arc<dyn crate::NewImage>> {
+    Ok(Arc::new(
+        NewImage::create(below, options, TABLE_MEMORY).await?,
+    ))
+}
+
+/// An image that is being made.
+pub(crate) struct NewImage {
+    progress: Progress,
     options: CreateOptions,
     /// The file of the image.
     file: Arc<Below>,
@@ -79,47 +86,21 @@ pub struct NewImage {
     map: Map,
     /// What compresses, if anything is compressed.
     pipeline: Option<Pipeline<ClusterPacker>>,
-    size: AtomicU64,
-    /// Where writes failed or were given up.
-    doubt: Doubt,
     /// Whether the file takes bytes over from other files, as the first attempt has shown.
     takes_over: tokio::sync::OnceCell<bool>,
     /// What was written, where all clusters have their places from the beginning: those that guest offsets tell.
     fixed: Option<Mutex<RangeSet>>,
-    /// Nothing is written any more.
-    is_closed: AtomicBool,
     /// Those that it is to have.
     bitmaps: Mutex<Vec<NewBitmap>>,
-    /// Held by who finishes it.
-    end: tokio::sync::Mutex<End>,
-}
-
-/// Whether the image is finished.
-#[derive(Default)]
-enum End {
-    #[default]
-    Open,
-    Failed(Error),
-    Finished,
 }
 
 impl NewImage {
-    /// Begins an image in `below`, which is a file that can grow, or has room enough. What was there before is no
-    /// image any more afterwards.
-    ///
-    /// # Errors
-    /// `InvalidInput` for options that make no sense, alone or together, or for this device; `ReadOnly`; what
-    /// writing failed with.
-    pub async fn create(below: Arc<dyn BlockDevice>, options: CreateOptions) -> Result<Self> {
-        Self::create_within(below, options, TABLE_MEMORY).await
-    }
-
-    /// As [`create`](Self::create), with so much memory for tables.
-    async fn create_within(
+    /// As [`create`], with so much memory for tables, in bytes.
+    async fn create(
         below: Arc<dyn BlockDevice>,
         options: CreateOptions,
         table_memory: u64,
-    ) -> Result<Self> {
+    ) -> Result<NewDisk<Self>> {
         options
             .check()
             .map_err(|error| error.during(Operation::Open))?;
@@ -180,57 +161,23 @@ impl NewImage {
             };
             Pipeline::new(pipeline, packer)
         });
-        Ok(Self {
-            info: describe(&below, data_file.as_deref(), &options),
+        Ok(NewDisk(Self {
+            progress: Progress::new(describe(&below, data_file.as_deref(), &options)),
             options,
             file,
             data_file,
             places,
             map,
             pipeline,
-            size: AtomicU64::new(size),
-            doubt: Doubt::default(),
             takes_over: tokio::sync::OnceCell::new(),
             fixed,
-            is_closed: AtomicBool::new(false),
             bitmaps: Mutex::default(),
-            end: tokio::sync::Mutex::default(),
-        })
-    }
-
-    /// Completes the image: writes its tables, makes everything durable, and then its header, durably. What is
-    /// below is as long as the image, if it can have another length, and holds a valid image only now. Nothing can
-    /// be written afterwards, also when it fails, and finishing again only gives the same answer.
-    ///
-    /// # Errors
-    /// What writing failed with, also earlier: `Io` where a write failed or was given up and was not made again.
-    pub async fn finish(&self) -> Result<()> {
-        let mut end = self.end.lock().await;
-        match &*end {
-            End::Open => {}
-            End::Failed(error) => return Err(error.clone()),
-            End::Finished => return Ok(()),
-        }
-        self.is_closed.store(true, Ordering::Release);
-        let message = "finishing the image was given up before";
-        *end = End::Failed(Error::with_message(ErrorKind::Cancelled, message));
-        match self.complete().await {
-            Ok(()) => *end = End::Finished,
-            Err(error) => *end = End::Failed(error.clone()),
-        }
-        match &*end {
-            End::Failed(error) => Err(error.clone()),
-            _ => Ok(()),
-        }
-    }
-
-    fn is_closed(&self) -> bool {
-        self.is_closed.load(Ordering::Acquire)
+        }))
     }
 
     /// The virtual size at the moment.
     fn size(&self) -> u64 {
-        self.size.load(Ordering::Acquire)
+        self.progress.size()
     }
 
     fn geometry(&self) -> Geometry {
@@ -262,37 +209,6 @@ impl NewImage {
             &mut fixed.lock().unwrap_or_else(PoisonError::into_inner),
         ))
     }
-
-    /// Checks a request for a change, and makes the image longer where it may be.
-    fn check_change(&self, operation: Operation, range: ByteRange) -> Result<()> {
-        let refuse = |kind, message: &str| {
-            let error = Error::with_message(kind, message);
-            Err(error.during(operation).at(range.start(), range.len()))
-        };
-        if self.is_closed() {
-            return refuse(ErrorKind::InvalidInput, "the image is finished");
-        }
-        if range.is_empty() {
-            return Ok(());
-        }
-        let cluster = self.cluster_size();
-        let size = self.size();
-        let can_grow = self.info.can(Capabilities::RESIZE);
-        if range.end() > size && !can_grow {
-            return refuse(ErrorKind::OutOfBounds, "the image ends before");
-        }
-        let ends_well = range.end().is_multiple_of(cluster) || range.end() >= size;
-        if !range.start().is_multiple_of(cluster) || !ends_well {
-            let message = format!("a new image is written in whole clusters of {cluster} bytes");
-            return refuse(ErrorKind::InvalidInput, &message);
-        }
-        if range.end() > size {
-            check_layout(&self.options, range.end())
-                .map_err(|error| error.during(operation).at(range.start(), range.len()))?;
-            self.size.fetch_max(range.end(), Ordering::AcqRel);
-        }
-        Ok(())
-    }
 }
 
 /// What the new image says of itself.
@@ -303,20 +219,15 @@ fn describe(
 ) -> DeviceInfo {
     let file = below.info();
     let data = data_file.map_or(file, |data| data.device().info());
-    let mut info = DeviceInfo::new(Arc::clone(&file.name), options.size.unwrap_or(0));
+    let mut info = making::describe(file, options.size);
     let cluster = options.cluster_size;
     let longest = data.limits.maximum.min(info.limits.maximum);
     info.limits.minimum = cluster;
     info.limits.maximum = (longest - longest % cluster).max(cluster);
     info.limits.preferred = data.limits.preferred.clamp(cluster, cluster.max(1 << 20));
     info.rotational = data.rotational;
-    info.contexts = vec![Context::Allocation];
-    info.capabilities = Capabilities::WRITE | Capabilities::ZERO | Capabilities::FLUSH;
-    if options.backing.is_none() {
-        info.capabilities |= Capabilities::BORN_ZERO;
-    }
-    if options.size.is_none() {
-        info.capabilities |= Capabilities::RESIZE;
+    if options.backing.is_some() {
+        info.capabilities -= Capabilities::BORN_ZERO;
     }
     let looks_at_data = options.compress
         || options
@@ -324,8 +235,7 @@ fn describe(
             .as_ref()
             .is_some_and(|backing| backing.device.is_some());
     if !looks_at_data {
-        info.capabilities |=
-            data.capabilities & (Capabilities::COPY_FROM | Capabilities::SPLICE_WRITE);
+        info.capabilities |= data.capabilities & making::AS_IT_IS;
     }
     info
 }
@@ -342,124 +252,6 @@ pub(crate) fn check_layout(options: &CreateOptions, size: u64) -> Result<()> {
         geometry.cluster_size()
     );
     Err(Error::with_message(ErrorKind::InvalidInput, message))
-}
-
-impl crate::NewImage for NewImage {
-    fn finish(&self) -> BoxFuture<'_, Result<()>> {
-        Box::pin(self.finish())
-    }
-}
-
-impl BlockDevice for NewImage {
-    fn info(&self) -> &DeviceInfo {
-        &self.info
-    }
-
-    fn read(&self, offset: u64, buffer: Buffer) -> BoxFuture<'_, Result<Buffer>> {
-        Box::pin(async move {
-            let range = request_range(Operation::Read, offset, &buffer)?;
-            let read = self.read_range(range, buffer).await;
-            read.map_err(|error| failed(error, Operation::Read, range))
-        })
-    }
-
-    fn write(&self, offset: u64, data: Buffer, _: WriteFlags) -> BoxFuture<'_, Result<Buffer>> {
-        Box::pin(async move {
-            let range = request_range(Operation::Write, offset, &data)?;
-            self.check_change(Operation::Write, range)?;
-            let written = self.write_range(range, data).await;
-            written.map_err(|error| failed(error, Operation::Write, range))
-        })
-    }
-
-    fn write_piped(
-        &self,
-        offset: u64,
-        data: PipeBuffer,
-        _: WriteFlags,
-    ) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async move {
-            let range = range_of(Operation::Write, offset, data.len() as u64)?;
-            self.check_change(Operation::Write, range)?;
-            let written = self.write_pipe(range, data).await;
-            written.map_err(|error| failed(error, Operation::Write, range))
-        })
-    }
-
-    fn copy_from(
-        &self,
-        offset: u64,
-        source: FileRange,
-        flags: CopyFlags,
-    ) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async move {
-            let range = range_of(Operation::Copy, offset, source.range().len())?;
-            if !self.info.can(Capabilities::COPY_FROM) {
-                let error = Error::new(ErrorKind::Unsupported);
-                return Err(failed(error, Operation::Copy, range));
-            }
-            self.check_change(Operation::Copy, range)?;
-            let copied = self.copy_range(range, &source, flags).await;
-            copied.map_err(|error| failed(error, Operation::Copy, range))
-        })
-    }
-
-    fn zero(&self, range: ByteRange, flags: ZeroFlags) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async move {
-            self.check_change(Operation::Zero, range)?;
-            let zeroed = self.zero_range(range, flags).await;
-            zeroed.map_err(|error| failed(error, Operation::Zero, range))
-        })
-    }
-
-    fn flush(&self) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async move {
-            let flushed = async {
-                self.drain().await?;
-                if let Some(data) = &self.data_file {
-                    data.flush().await?;
-                }
-                self.file.flush().await
-            };
-            flushed
-                .await
-                .map_err(|error| error.during(Operation::Flush))
-        })
-    }
-
-    fn extents<'a>(
-        &'a self,
-        range: ByteRange,
-        context: &'a Context,
-    ) -> BoxFuture<'a, Result<Vec<Extent>>> {
-        Box::pin(async move {
-            check_allocation(range, context)?;
-            let extents = self.find_extents(range).await;
-            extents.map_err(|error| failed(error, Operation::Extents, range))
-        })
-    }
-
-    fn mapping(&self, range: ByteRange) -> Mapping<'_> {
-        self.map_range(range)
-    }
-
-    fn resize(&self, size: u64) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async move {
-            let done = self.set_size(size).await;
-            done.map_err(|error| error.during(Operation::Resize))
-        })
-    }
-}
-
-/// An error of what is below, told with the range of the request.
-fn failed(error: Error, operation: Operation, range: ByteRange) -> Error {
-    error.during(operation).moved_to(range.start(), range.len())
-}
-
-impl fmt::Debug for NewImage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "NewImage({}, {} bytes)", self.info.name, self.size())
-    }
 }
 
 #[cfg(test)]

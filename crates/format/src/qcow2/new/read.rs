@@ -47,7 +47,7 @@ struct Part {
 }
 
 impl NewImage {
-    pub(super) async fn read_range(&self, range: ByteRange, buffer: Buffer) -> Result<Buffer> {
+    pub(super) async fn read_parts(&self, range: ByteRange, buffer: Buffer) -> Result<Buffer> {
         if range.end() > self.size() {
             return Err(Error::new(ErrorKind::OutOfBounds));
         }
@@ -154,7 +154,7 @@ impl NewImage {
         unpacked.await?
     }
 
-    pub(super) async fn find_extents(&self, range: ByteRange) -> Result<Vec<Extent>> {
+    pub(super) async fn list_extents(&self, range: ByteRange) -> Result<Vec<Extent>> {
         if range.end() > self.size() {
             return Err(Error::new(ErrorKind::OutOfBounds));
         }
@@ -182,7 +182,7 @@ impl NewImage {
         Ok(extents)
     }
 
-    pub(super) fn map_range(&self, range: ByteRange) -> Mapping<'_> {
+    pub(super) fn find_place(&self, range: ByteRange) -> Mapping<'_> {
         let range = range.intersection(ByteRange::between(0, self.size()));
         let is_under_way = |pipeline: &Pipeline<ClusterPacker>| !pipeline.is_idle();
         if range.is_empty() || self.pipeline.as_ref().is_some_and(is_under_way) {

@@ -1,13 +1,13 @@
 //! Tables in little memory.
 
 use blockferry_block::{
-    MemoryDevice,
+    Buffer, Context, CopyFlags, FileRange, MemoryDevice, WriteFlags, ZeroFlags,
     testing::{Fault, FaultyDevice, Rule, check_device},
 };
 
 use super::*;
 use crate::{
-    NoRelatives,
+    NewImage as _, NoRelatives,
     qcow2::{Image, OpenOptions, check},
 };
 
@@ -68,18 +68,18 @@ fn fixed(memory: &MemoryDevice) -> Arc<dyn BlockDevice> {
 #[tokio::test]
 async fn tables_without_room_are_written_early_and_read_again() {
     let memory = Arc::new(MemoryDevice::new(0).growable());
-    let image = NewImage::create_within(Arc::clone(&memory) as _, options(), MEMORY).await;
+    let image = NewImage::create(Arc::clone(&memory) as _, options(), MEMORY).await;
     let image = image.expect("begun");
     for piece in pieces() {
         let write = image.write(piece.start(), contents(piece), WriteFlags::empty());
         write.await.expect("written");
         // A piece touches two tables at most.
-        assert!(image.map.held() <= TABLES + 2, "{}", image.map.held());
+        assert!(image.0.map.held() <= TABLES + 2, "{}", image.0.map.held());
     }
     for piece in pieces().into_iter().step_by(3) {
         let read = image.read(piece.start(), Buffer::zeroed(piece.len() as usize));
         assert!(read.await.expect("read")[..] == contents(piece)[..]);
-        assert!(image.map.held() <= TABLES + 2);
+        assert!(image.0.map.held() <= TABLES + 2);
     }
     image.finish().await.expect("finished");
     assert_whole(&fixed(&memory)).await;
@@ -95,7 +95,7 @@ async fn with_little_memory_it_is_a_device_like_any_other() {
                 ..options()
             };
             let below = Arc::new(MemoryDevice::new(0).growable());
-            let image = NewImage::create_within(below, options, 0).await;
+            let image = NewImage::create(below, options, 0).await;
             let image = image.expect("begun");
             check_device(&image, seed, 200).await;
             image.finish().await.expect("finished");
@@ -108,7 +108,7 @@ async fn a_table_that_could_not_be_written_early_is_not_lost() {
     for fault in [Fault::Error(ErrorKind::Io), Fault::Hang] {
         let memory = Arc::new(MemoryDevice::new(0).growable());
         let faulty = Arc::new(FaultyDevice::new(Arc::clone(&memory) as _));
-        let image = NewImage::create_within(Arc::clone(&faulty) as _, options(), MEMORY).await;
+        let image = NewImage::create(Arc::clone(&faulty) as _, options(), MEMORY).await;
         let image = image.expect("begun");
         for (number, piece) in pieces().into_iter().enumerate() {
             if number % 50 == 49 {
@@ -136,7 +136,7 @@ async fn a_table_that_could_not_be_written_early_is_not_lost() {
 async fn a_table_that_waits_for_a_write_that_fails_is_not_lost() {
     let memory = Arc::new(MemoryDevice::new(0).growable());
     let faulty = Arc::new(FaultyDevice::new(Arc::clone(&memory) as _));
-    let image = NewImage::create_within(Arc::clone(&faulty) as _, options(), 8 * 700).await;
+    let image = NewImage::create(Arc::clone(&faulty) as _, options(), 8 * 700).await;
     let image = image.expect("begun");
     // A cluster with data, of those that a table maps.
     let cluster = |table: u64, number: u64| (table * 64).next_multiple_of(7) + number;
@@ -173,7 +173,7 @@ async fn what_goes_wrong_with_compressed_clusters_is_told_to_all_that_follow() {
         compress: true,
         ..options()
     };
-    let image = NewImage::create(Arc::clone(&faulty) as _, options).await;
+    let image = NewImage::create(Arc::clone(&faulty) as _, options, TABLE_MEMORY).await;
     let image = image.expect("begun");
     let range = ByteRange::between(0, 64 << 10);
     let write = image.write(0, contents(range), WriteFlags::empty());
@@ -206,7 +206,7 @@ async fn bytes_that_are_not_taken_over_take_no_places() {
             .with(Rule::on(Operation::Copy).fault(slowly))
             .with_info(|info| info.capabilities |= Capabilities::COPY_FROM);
         let faulty = Arc::new(faulty);
-        let image = NewImage::create(Arc::clone(&faulty) as _, options()).await;
+        let image = NewImage::create(Arc::clone(&faulty) as _, options(), TABLE_MEMORY).await;
         let image = image.expect("begun");
         let pieces: Vec<_> = ByteRange::between(0, SIZE).pieces(PIECE).collect();
         if tries {
@@ -240,7 +240,7 @@ async fn the_order_of_what_is_compressed_decides_alone_where_tables_go() {
             threads,
             ..options()
         };
-        let image = NewImage::create_within(Arc::clone(&memory) as _, options, MEMORY).await;
+        let image = NewImage::create(Arc::clone(&memory) as _, options, MEMORY).await;
         let image = image.expect("begun");
         let disk = ByteRange::between(0, SIZE);
         for piece in disk.pieces((7 + threads as u64) * 512) {
@@ -261,7 +261,7 @@ async fn a_huge_disk_with_little_in_it_takes_little() {
         size: Some(16 << 40),
         ..Default::default()
     };
-    let image = NewImage::create(Arc::clone(&memory) as _, options).await;
+    let image = NewImage::create(Arc::clone(&memory) as _, options, TABLE_MEMORY).await;
     let image = image.expect("begun");
     for at in [0, 8 << 40, (16 << 40) - 65536] {
         let data = Buffer::from(&[7; 65536][..]);
@@ -278,7 +278,7 @@ async fn a_huge_disk_with_little_in_it_takes_little() {
         .expect("zeroed");
     let extents = image.extents(everything, &Context::Allocation).await;
     assert_eq!(extents.expect("an answer").len(), 5);
-    assert_eq!(image.map.held(), 3);
+    assert_eq!(image.0.map.held(), 3);
     image.finish().await.expect("finished");
     // The header, three clusters and their tables, 256 KiB of L1 table, two of refcounts.
     assert_eq!(memory.contents().len(), (1 + 6 + 4 + 2) << 16);

@@ -1,10 +1,10 @@
 //! Clusters get their places and go there.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::Arc;
 
 use blockferry_block::{
-    BlockDevice, Buffer, ByteRange, Capabilities, Context, CopyFlags, Error, ErrorKind, FileRange,
-    PipeBuffer, RangeSet, Result, ZeroFlags,
+    BlockDevice, Buffer, ByteRange, Capabilities, Context, CopyFlags, Error, ErrorKind, Extent,
+    FileRange, Mapping, PipeBuffer, RangeSet, Result, ZeroFlags,
 };
 
 use super::{
@@ -13,9 +13,12 @@ use super::{
     finish::set_disk_size,
     map::{Table, spans},
 };
-use crate::qcow2::{
-    Preallocation,
-    entry::{COMPRESSED, COPIED, Cluster, Entry, OFFSET},
+use crate::{
+    making::{Make, Progress},
+    qcow2::{
+        BitmapDetails, Preallocation,
+        entry::{COMPRESSED, COPIED, Cluster, Entry, OFFSET},
+    },
 };
 
 /// How much of a range is zeroed by writing, at a time, in bytes.
@@ -30,12 +33,24 @@ pub(super) struct Run {
     pub(super) host: u64,
 }
 
-impl NewImage {
-    pub(super) async fn write_range(&self, range: ByteRange, data: Buffer) -> Result<Buffer> {
+impl Make for NewImage {
+    fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    fn unit(&self) -> Option<(u64, &'static str)> {
+        Some((self.cluster_size(), "clusters"))
+    }
+
+    fn check_size(&self, size: u64) -> Result<()> {
+        check_layout(&self.options, size)
+    }
+
+    async fn write_range(&self, range: ByteRange, data: Buffer) -> Result<Buffer> {
         if range.is_empty() {
             return Ok(data);
         }
-        let change = self.doubt.begin(range);
+        let change = self.progress.doubt.begin(range);
         let data = match self.fixed_place() {
             Some(first) => {
                 let data = self.data().write(first + range.start(), data).await?;
@@ -48,6 +63,122 @@ impl NewImage {
         Ok(data)
     }
 
+    async fn write_pipe(&self, range: ByteRange, data: PipeBuffer) -> Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let is_whole = self.data().takes_as_it_is(range);
+        if !is_whole || !self.progress.info.can(Capabilities::SPLICE_WRITE) {
+            return self.write_range(range, data.into_memory()?).await.map(drop);
+        }
+        let change = self.progress.doubt.begin(range);
+        match self.fixed_place() {
+            Some(first) => {
+                let at = first + range.start();
+                self.data().write_piped(at, data).await?;
+                self.with_fixed(|written| written.insert(range));
+            }
+            None => match self.place_all(range).await?[..] {
+                [run] => self.data().write_piped(run.host, data).await?,
+                _ => {
+                    self.write_mapped(range, data.into_memory()?).await?;
+                }
+            },
+        }
+        change.done();
+        Ok(())
+    }
+
+    async fn copy_range(
+        &self,
+        range: ByteRange,
+        source: &FileRange,
+        flags: CopyFlags,
+    ) -> Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let change = self.progress.doubt.begin(range);
+        let copied = self.copy_to_places(range, source, flags).await;
+        match copied {
+            Ok(()) => change.done(),
+            Err(error) if error.kind() == ErrorKind::Unsupported => {
+                // It is written instead, but for zeroes: nothing may be left of it.
+                self.with_fixed(|written| written.remove(range));
+                if self.fixed.is_none() {
+                    self.forget_all(range).await?;
+                }
+                change.nothing();
+                return Err(error);
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    async fn zero_range(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let keep = flags.contains(ZeroFlags::NO_HOLE);
+        self.settle(range).await?;
+        let change = self.progress.doubt.begin(range);
+        if let Some(first) = self.fixed_place() {
+            self.zero_fixed(range, first, keep).await?;
+        } else if keep {
+            self.allocate_zeroes(range).await?;
+        } else {
+            self.make_holes(range).await?;
+        }
+        change.done();
+        Ok(())
+    }
+
+    /// Sets the virtual size. What is cut off is forgotten.
+    async fn set_size(&self, size: u64) -> Result<()> {
+        self.progress.check_resize()?;
+        check_layout(&self.options, size)?;
+        let before = self.size();
+        if size < before {
+            self.cut_off(ByteRange::between(size, before)).await?;
+        }
+        self.progress.set_size(size);
+        if let Some(data) = &self.data_file {
+            set_disk_size(data, size).await?;
+        }
+        Ok(())
+    }
+
+    async fn read_range(&self, range: ByteRange, buffer: Buffer) -> Result<Buffer> {
+        self.read_parts(range, buffer).await
+    }
+
+    async fn find_extents(&self, range: ByteRange) -> Result<Vec<Extent>> {
+        self.list_extents(range).await
+    }
+
+    fn map_range(&self, range: ByteRange) -> Mapping<'_> {
+        self.find_place(range)
+    }
+
+    async fn flush(&self) -> Result<()> {
+        self.drain().await?;
+        if let Some(data) = &self.data_file {
+            data.flush().await?;
+        }
+        self.file.flush().await
+    }
+
+    async fn complete(&self) -> Result<()> {
+        self.write_end().await
+    }
+
+    fn add_bitmap(&self, details: BitmapDetails, source: Arc<dyn BlockDevice>) -> Result<()> {
+        self.note_bitmap(details, source)
+    }
+}
+
+impl NewImage {
     async fn write_mapped(&self, range: ByteRange, data: Buffer) -> Result<Buffer> {
         if let Some(pipeline) = &self.pipeline {
             return self.write_compressed(range, data, pipeline).await;
@@ -82,59 +213,6 @@ impl NewImage {
             self.data().write(run.host, part).await?;
         }
         Ok(data)
-    }
-
-    pub(super) async fn write_pipe(&self, range: ByteRange, data: PipeBuffer) -> Result<()> {
-        if range.is_empty() {
-            return Ok(());
-        }
-        let is_whole = self.data().takes_as_it_is(range);
-        if !is_whole || !self.info.can(Capabilities::SPLICE_WRITE) {
-            return self.write_range(range, data.into_memory()?).await.map(drop);
-        }
-        let change = self.doubt.begin(range);
-        match self.fixed_place() {
-            Some(first) => {
-                let at = first + range.start();
-                self.data().write_piped(at, data).await?;
-                self.with_fixed(|written| written.insert(range));
-            }
-            None => match self.place_all(range).await?[..] {
-                [run] => self.data().write_piped(run.host, data).await?,
-                _ => {
-                    self.write_mapped(range, data.into_memory()?).await?;
-                }
-            },
-        }
-        change.done();
-        Ok(())
-    }
-
-    pub(super) async fn copy_range(
-        &self,
-        range: ByteRange,
-        source: &FileRange,
-        flags: CopyFlags,
-    ) -> Result<()> {
-        if range.is_empty() {
-            return Ok(());
-        }
-        let change = self.doubt.begin(range);
-        let copied = self.copy_to_places(range, source, flags).await;
-        match copied {
-            Ok(()) => change.done(),
-            Err(error) if error.kind() == ErrorKind::Unsupported => {
-                // It is written instead, but for zeroes: nothing may be left of it.
-                self.with_fixed(|written| written.remove(range));
-                if self.fixed.is_none() {
-                    self.forget_all(range).await?;
-                }
-                change.nothing();
-                return Err(error);
-            }
-            Err(error) => return Err(error),
-        }
-        Ok(())
     }
 
     /// The first attempt shows whether there is any use in others, which wait for it and have no places yet: those
@@ -208,24 +286,6 @@ impl NewImage {
             self.data().copy_from(run.host, source, flags).await?;
         }
         self.with_fixed(|written| written.insert(range));
-        Ok(())
-    }
-
-    pub(super) async fn zero_range(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
-        if range.is_empty() {
-            return Ok(());
-        }
-        let keep = flags.contains(ZeroFlags::NO_HOLE);
-        self.settle(range).await?;
-        let change = self.doubt.begin(range);
-        if let Some(first) = self.fixed_place() {
-            self.zero_fixed(range, first, keep).await?;
-        } else if keep {
-            self.allocate_zeroes(range).await?;
-        } else {
-            self.make_holes(range).await?;
-        }
-        change.done();
         Ok(())
     }
 
@@ -434,27 +494,6 @@ impl NewImage {
         Ok(())
     }
 
-    /// Sets the virtual size. What is cut off is forgotten.
-    pub(super) async fn set_size(&self, size: u64) -> Result<()> {
-        if !self.info.can(Capabilities::RESIZE) {
-            return Err(Error::new(ErrorKind::Unsupported));
-        }
-        if self.is_closed() {
-            let message = "the image is finished";
-            return Err(Error::with_message(ErrorKind::InvalidInput, message));
-        }
-        check_layout(&self.options, size)?;
-        let before = self.size();
-        if size < before {
-            self.cut_off(ByteRange::between(size, before)).await?;
-        }
-        self.size.store(size, Ordering::Release);
-        if let Some(data) = &self.data_file {
-            set_disk_size(data, size).await?;
-        }
-        Ok(())
-    }
-
     /// Makes the end of the disk, `range`, read as zeroes, should it grow again.
     async fn cut_off(&self, range: ByteRange) -> Result<()> {
         let cluster = self.cluster_size();
@@ -473,7 +512,7 @@ impl NewImage {
             self.with_fixed(|written| written.remove(rest));
             self.forget_all(rest).await?;
         }
-        self.doubt.begin(range).done();
+        self.progress.doubt.begin(range).done();
         Ok(())
     }
 }

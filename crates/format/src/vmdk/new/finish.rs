@@ -72,9 +72,9 @@ impl Tables {
 
 impl NewImage {
     /// Writes everything but the beginning, makes it durable, then the beginning, durably.
-    pub(super) async fn complete(&self) -> Result<()> {
+    pub(super) async fn write_end(&self) -> Result<()> {
         self.drain().await?;
-        self.doubt.check(self.size())?;
+        self.progress.doubt.check(self.size())?;
         match &self.kind {
             Kind::Stream(pipeline) => self.complete_stream(pipeline).await,
             Kind::Sparse(next) => self.complete_sparse(next.load(Ordering::Acquire)).await,

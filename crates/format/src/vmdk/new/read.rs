@@ -14,7 +14,7 @@ const SIDE_BY_SIDE: usize = 8;
 const LOOKED_AT: u64 = 1 << 40;
 
 impl NewImage {
-    pub(super) async fn read_range(&self, range: ByteRange, mut buffer: Buffer) -> Result<Buffer> {
+    pub(super) async fn read_parts(&self, range: ByteRange, mut buffer: Buffer) -> Result<Buffer> {
         if range.end() > self.size() {
             return Err(Error::new(ErrorKind::OutOfBounds));
         }
@@ -75,7 +75,7 @@ impl NewImage {
         unpacked.await?
     }
 
-    pub(super) fn find_extents(&self, range: ByteRange) -> Result<Vec<Extent>> {
+    pub(super) fn list_extents(&self, range: ByteRange) -> Result<Vec<Extent>> {
         if range.end() > self.size() {
             return Err(Error::new(ErrorKind::OutOfBounds));
         }
@@ -105,7 +105,7 @@ impl NewImage {
         Ok(extents)
     }
 
-    pub(super) fn map_range(&self, range: ByteRange) -> Mapping<'_> {
+    pub(super) fn find_place(&self, range: ByteRange) -> Mapping<'_> {
         let range = range.intersection(ByteRange::between(0, self.size()));
         let Some(first) = range.pieces(GRAIN).next() else {
             return Mapping::Opaque;
@@ -122,9 +122,8 @@ impl NewImage {
             },
             (_, Kind::Stream(_)) => Mapping::Opaque,
             (sector, Kind::Sparse(_)) => {
-                let grains = (GRAIN / SECTOR) as u32;
-                let goes_on = |(piece, number): &(ByteRange, u32)| {
-                    entry(piece.start()) == sector + number * grains
+                let goes_on = |(piece, number): &(ByteRange, u64)| {
+                    u64::from(entry(piece.start())) == u64::from(sector) + number * (GRAIN / SECTOR)
                 };
                 let pieces = range.pieces(GRAIN).zip(0..1024);
                 let length = pieces
@@ -142,4 +141,31 @@ impl NewImage {
 
 fn push(extents: &mut Vec<Extent>, range: ByteRange, status: Status) {
     push_merged(extents, Extent { range, status });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use blockferry_block::MemoryDevice;
+
+    use super::*;
+    use crate::vmdk::{CreateOptions, Subformat};
+
+    #[tokio::test]
+    async fn the_last_grains_of_the_largest_file_are_mapped() {
+        let mut options = CreateOptions::default();
+        (options.subformat, options.size) = (Subformat::MonolithicSparse, Some(4 * GRAIN));
+        let below = Arc::new(MemoryDevice::new(0).growable());
+        let image = NewImage::begin(below, options, false).await.expect("begun");
+        let last = u32::MAX - (2 * GRAIN / SECTOR) as u32 + 1;
+        let table = image.map.table(0);
+        table.set(0, last);
+        table.set(1, last + (GRAIN / SECTOR) as u32);
+        table.set(2, 128);
+        let mapping = image.find_place(ByteRange::between(0, 4 * GRAIN));
+        assert!(matches!(mapping, Mapping::Opaque), "memory has no place");
+        let rest = image.find_place(ByteRange::between(3 * GRAIN, 4 * GRAIN));
+        assert!(matches!(rest, Mapping::Zero { length: GRAIN }));
+    }
 }

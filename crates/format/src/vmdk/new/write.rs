@@ -3,8 +3,8 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use blockferry_block::{
-    Buffer, ByteRange, Capabilities, CopyFlags, Error, ErrorKind, FileRange, PipeBuffer, Result,
-    ZeroFlags, is_zero,
+    Buffer, ByteRange, Capabilities, CopyFlags, Error, ErrorKind, Extent, FileRange, Mapping,
+    PipeBuffer, Result, ZeroFlags, is_zero,
 };
 
 use super::{
@@ -12,7 +12,11 @@ use super::{
     map::{PENDING, Table, place_of},
     packer::{GrainPacker, Place},
 };
-use crate::{pipeline::Pipeline, vmdk::header::SECTOR};
+use crate::{
+    making::{Make, Progress},
+    pipeline::Pipeline,
+    vmdk::header::SECTOR,
+};
 
 /// Grains that lie side by side, on the disk and in the file.
 #[derive(Clone, Copy, Debug)]
@@ -24,12 +28,24 @@ struct Run {
 /// Grains that were given places and may have to give them back.
 type Taken = Vec<(Arc<Table>, usize)>;
 
-impl NewImage {
-    pub(super) async fn write_range(&self, range: ByteRange, data: Buffer) -> Result<Buffer> {
+impl Make for NewImage {
+    fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    fn unit(&self) -> Option<(u64, &'static str)> {
+        Some((GRAIN, "grains"))
+    }
+
+    fn check_size(&self, size: u64) -> Result<()> {
+        check_size(size)
+    }
+
+    async fn write_range(&self, range: ByteRange, data: Buffer) -> Result<Buffer> {
         if range.is_empty() {
             return Ok(data);
         }
-        let change = self.doubt.begin(range);
+        let change = self.progress.doubt.begin(range);
         let data = match &self.kind {
             Kind::Stream(pipeline) => self.hand_in(range, data, pipeline).await?,
             Kind::Sparse(_) => self.write_sparse(range, data).await?,
@@ -38,6 +54,143 @@ impl NewImage {
         Ok(data)
     }
 
+    async fn write_pipe(&self, range: ByteRange, data: PipeBuffer) -> Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let splices = self.progress.info.can(Capabilities::SPLICE_WRITE);
+        if !splices || !self.file.takes_as_it_is(range) {
+            return self.write_range(range, data.into_memory()?).await.map(drop);
+        }
+        let change = self.progress.doubt.begin(range);
+        match self.place(range)?.0[..] {
+            [run] => self.file.write_piped(run.host, data).await?,
+            _ => self
+                .write_sparse(range, data.into_memory()?)
+                .await
+                .map(drop)?,
+        }
+        change.done();
+        Ok(())
+    }
+
+    /// Takes `range` over from a file. Where that cannot be done nothing is said of it: it is written then.
+    async fn copy_range(
+        &self,
+        range: ByteRange,
+        source: &FileRange,
+        flags: CopyFlags,
+    ) -> Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let change = self.progress.doubt.begin(range);
+        let (runs, taken) = self.place(range)?;
+        for run in runs {
+            let place = ByteRange::between(run.host, run.host + run.guest.len());
+            if !self.file.takes_as_it_is(place) {
+                self.file.clear_last(place).await?;
+            }
+            let from = source.range().start() + (run.guest.start() - range.start());
+            let from = ByteRange::between(from, from + run.guest.len());
+            let copied = self
+                .file
+                .copy_from(run.host, source.with_range(from), flags);
+            match copied.await {
+                Ok(()) => {}
+                Err(error)
+                    if error.kind() == ErrorKind::Unsupported && taken_is_all(&taken, range) =>
+                {
+                    // Something may have come there.
+                    self.file.no_longer_fresh();
+                    for (table, at) in taken {
+                        table.set(at, 0);
+                    }
+                    change.nothing();
+                    return Err(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        change.done();
+        Ok(())
+    }
+
+    async fn zero_range(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let change = self.progress.doubt.begin(range);
+        match &self.kind {
+            Kind::Stream(pipeline) => {
+                let _turn = pipeline.turn().await;
+                self.settle(range, pipeline).await?;
+                self.forget(range)?;
+            }
+            Kind::Sparse(_) if flags.contains(ZeroFlags::NO_HOLE) => {
+                for piece in range.pieces(64 * GRAIN) {
+                    for run in self.place(piece)?.0 {
+                        let place = ByteRange::between(run.host, run.host + run.guest.len());
+                        self.file
+                            .zero(self.file.whole(place), ZeroFlags::NO_HOLE)
+                            .await?;
+                    }
+                }
+            }
+            Kind::Sparse(_) => self.forget(range)?,
+        }
+        change.done();
+        Ok(())
+    }
+
+    /// Sets the virtual size. What is cut off is forgotten.
+    async fn set_size(&self, size: u64) -> Result<()> {
+        self.progress.check_resize()?;
+        check_size(size)?;
+        let before = self.size();
+        if size < before {
+            let start = size - size % GRAIN;
+            let first = ByteRange::between(start, before.min(start + GRAIN));
+            if start < size {
+                let mut bytes = Buffer::zeroed(first.len() as usize);
+                bytes = self.read_range(first, bytes).await?;
+                bytes[(size - start) as usize..].fill(0);
+                self.write_range(first, bytes).await?;
+            }
+            let rest = ByteRange::between(size.next_multiple_of(GRAIN), before);
+            self.zero_range(rest, ZeroFlags::empty()).await?;
+            self.progress
+                .doubt
+                .begin(ByteRange::between(size, before))
+                .done();
+        }
+        self.progress.set_size(size);
+        Ok(())
+    }
+
+    async fn read_range(&self, range: ByteRange, buffer: Buffer) -> Result<Buffer> {
+        self.read_parts(range, buffer).await
+    }
+
+    async fn find_extents(&self, range: ByteRange) -> Result<Vec<Extent>> {
+        self.list_extents(range)
+    }
+
+    fn map_range(&self, range: ByteRange) -> Mapping<'_> {
+        self.find_place(range)
+    }
+
+    async fn flush(&self) -> Result<()> {
+        self.drain().await?;
+        self.file.flush().await
+    }
+
+    async fn complete(&self) -> Result<()> {
+        self.write_end().await
+    }
+}
+
+impl NewImage {
     /// Hands `data` in, but for zeroes. It is not compressed when this returns.
     async fn hand_in(
         &self,
@@ -190,123 +343,6 @@ impl NewImage {
             }
         }
         Ok((runs, taken))
-    }
-
-    pub(super) async fn write_pipe(&self, range: ByteRange, data: PipeBuffer) -> Result<()> {
-        if range.is_empty() {
-            return Ok(());
-        }
-        let splices = self.info.can(Capabilities::SPLICE_WRITE);
-        if !splices || !self.file.takes_as_it_is(range) {
-            return self.write_range(range, data.into_memory()?).await.map(drop);
-        }
-        let change = self.doubt.begin(range);
-        match self.place(range)?.0[..] {
-            [run] => self.file.write_piped(run.host, data).await?,
-            _ => self
-                .write_sparse(range, data.into_memory()?)
-                .await
-                .map(drop)?,
-        }
-        change.done();
-        Ok(())
-    }
-
-    /// Takes `range` over from a file. Where that cannot be done nothing is said of it: it is written then.
-    pub(super) async fn copy_range(
-        &self,
-        range: ByteRange,
-        source: &FileRange,
-        flags: CopyFlags,
-    ) -> Result<()> {
-        if range.is_empty() {
-            return Ok(());
-        }
-        let change = self.doubt.begin(range);
-        let (runs, taken) = self.place(range)?;
-        for run in runs {
-            let place = ByteRange::between(run.host, run.host + run.guest.len());
-            if !self.file.takes_as_it_is(place) {
-                self.file.clear_last(place).await?;
-            }
-            let from = source.range().start() + (run.guest.start() - range.start());
-            let from = ByteRange::between(from, from + run.guest.len());
-            let copied = self
-                .file
-                .copy_from(run.host, source.with_range(from), flags);
-            match copied.await {
-                Ok(()) => {}
-                Err(error)
-                    if error.kind() == ErrorKind::Unsupported && taken_is_all(&taken, range) =>
-                {
-                    // Something may have come there.
-                    self.file.no_longer_fresh();
-                    for (table, at) in taken {
-                        table.set(at, 0);
-                    }
-                    change.nothing();
-                    return Err(error);
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        change.done();
-        Ok(())
-    }
-
-    pub(super) async fn zero_range(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
-        if range.is_empty() {
-            return Ok(());
-        }
-        let change = self.doubt.begin(range);
-        match &self.kind {
-            Kind::Stream(pipeline) => {
-                let _turn = pipeline.turn().await;
-                self.settle(range, pipeline).await?;
-                self.forget(range)?;
-            }
-            Kind::Sparse(_) if flags.contains(ZeroFlags::NO_HOLE) => {
-                for piece in range.pieces(64 * GRAIN) {
-                    for run in self.place(piece)?.0 {
-                        let place = ByteRange::between(run.host, run.host + run.guest.len());
-                        self.file
-                            .zero(self.file.whole(place), ZeroFlags::NO_HOLE)
-                            .await?;
-                    }
-                }
-            }
-            Kind::Sparse(_) => self.forget(range)?,
-        }
-        change.done();
-        Ok(())
-    }
-
-    /// Sets the virtual size. What is cut off is forgotten.
-    pub(super) async fn set_size(&self, size: u64) -> Result<()> {
-        if !self.info.can(Capabilities::RESIZE) {
-            return Err(Error::new(ErrorKind::Unsupported));
-        }
-        if self.is_closed.load(Ordering::Acquire) {
-            let message = "the image is finished";
-            return Err(Error::with_message(ErrorKind::InvalidInput, message));
-        }
-        check_size(size)?;
-        let before = self.size();
-        if size < before {
-            let start = size - size % GRAIN;
-            let first = ByteRange::between(start, before.min(start + GRAIN));
-            if start < size {
-                let mut bytes = Buffer::zeroed(first.len() as usize);
-                bytes = self.read_range(first, bytes).await?;
-                bytes[(size - start) as usize..].fill(0);
-                self.write_range(first, bytes).await?;
-            }
-            let rest = ByteRange::between(size.next_multiple_of(GRAIN), before);
-            self.zero_range(rest, ZeroFlags::empty()).await?;
-            self.doubt.begin(ByteRange::between(size, before)).done();
-        }
-        self.size.store(size, Ordering::Release);
-        Ok(())
     }
 }
 
