@@ -114,7 +114,7 @@ fn kind_of(start: &[u8]) -> Result<FormatKind> {
     };
     match name.parse() {
         Ok(format) => Ok(FormatKind::Image(format)),
-        Err(()) => {
+        Err(_) => {
             let message = format!(
                 "it is an image in the format {name}, which is not read yet; -f raw reads its bytes"
             );

@@ -256,12 +256,10 @@ pub static SOURCES: &[SourceKind] = &[
         others_repeat: true,
         build: Some(|values, text| {
             let script = values.one("script").ok_or("script is missing")?;
-            Ok(EndpointKind::Script(ScriptOptions {
-                program: Program::File(PathBuf::from(script)),
-                parameters: with_os_keys(values.into_others()),
-                name: format!("sh:{}", printable(text)),
-                timeout: None,
-            }))
+            let program = Program::File(PathBuf::from(script));
+            let mut options = ScriptOptions::new(program, format!("sh:{}", printable(text)));
+            options.parameters = with_os_keys(values.into_others());
+            Ok(EndpointKind::Script(options))
         }),
         ..NONE
     },
@@ -380,12 +378,10 @@ fn eval(values: Values, text: &OsStr) -> Result<EndpointKind, String> {
     if methods.is_empty() {
         return Err("no method is given: write eval:get_size='echo 1M',pread='...'".to_owned());
     }
-    Ok(EndpointKind::Script(ScriptOptions {
-        program: Program::Methods(methods),
-        parameters: with_os_keys(parameters),
-        name: format!("eval:{}", printable(text)),
-        timeout: None,
-    }))
+    let name = format!("eval:{}", printable(text));
+    let mut options = ScriptOptions::new(Program::Methods(methods), name);
+    options.parameters = with_os_keys(parameters);
+    Ok(EndpointKind::Script(options))
 }
 
 fn with_os_keys(

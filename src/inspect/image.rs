@@ -4,8 +4,8 @@ use serde::Serialize;
 
 use crate::format::{
     Details, RelatedFile,
-    qcow2::{BitmapDetails, Compression, Snapshot},
-    vmdk, vpc,
+    qcow2::{BitmapDetails, Snapshot},
+    vmdk,
 };
 
 /// An image in a format. Texts are as hostile as it is.
@@ -227,10 +227,7 @@ impl From<&Details> for Specific {
             Details::Qcow2(details) => Self::Qcow2(Qcow2 {
                 compat: details.compat(),
                 refcount_bits: details.refcount_bits,
-                compression_type: match details.compression {
-                    Compression::Zlib => "zlib",
-                    Compression::Zstd => "zstd",
-                },
+                compression_type: details.compression.name(),
                 lazy_refcounts: details.lazy_refcounts,
                 extended_l2: details.extended_l2,
                 corrupt: details.is_corrupt,
@@ -245,11 +242,7 @@ impl From<&Details> for Specific {
                 extents: details.extents.iter().map(Extent::from).collect(),
             }),
             Details::Vpc(details) => Self::Vpc(Vpc {
-                kind: match details.kind {
-                    vpc::Kind::Fixed => "fixed",
-                    vpc::Kind::Dynamic => "dynamic",
-                    vpc::Kind::Differencing => "differencing",
-                },
+                kind: details.kind.name(),
                 creator: details.creator.clone(),
                 uuid: hex(details.uuid),
             }),

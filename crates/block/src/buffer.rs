@@ -8,10 +8,7 @@ use std::{
 
 use blockferry_sys::AlignedBytes;
 
-/// The alignment of every buffer in bytes: enough for direct I/O on any disk.
-pub const BUFFER_ALIGNMENT: usize = blockferry_sys::PAGE_ALIGNMENT;
-
-/// An owned run of bytes, aligned to [`BUFFER_ALIGNMENT`], always initialised. Dropping it hands the
+/// An owned run of bytes, aligned to [`ALIGNMENT`](Self::ALIGNMENT), always initialised. Dropping it hands the
 /// memory back to the pool that it came from. A buffer from a pool holds whatever its last user left.
 pub struct Buffer {
     bytes: AlignedBytes,
@@ -20,6 +17,9 @@ pub struct Buffer {
 }
 
 impl Buffer {
+    /// The alignment of every buffer in bytes: enough for direct I/O on any disk.
+    pub const ALIGNMENT: usize = blockferry_sys::PAGE_ALIGNMENT;
+
     /// A buffer of `length` zero bytes that belongs to no pool.
     #[must_use]
     pub fn zeroed(length: usize) -> Self {
@@ -209,7 +209,10 @@ mod tests {
     #[test]
     fn buffers_are_aligned_for_direct_io() {
         for length in [0, 1, 4095, 4097] {
-            assert_eq!(Buffer::zeroed(length).as_ptr().addr() % BUFFER_ALIGNMENT, 0);
+            assert_eq!(
+                Buffer::zeroed(length).as_ptr().addr() % Buffer::ALIGNMENT,
+                0
+            );
         }
     }
 

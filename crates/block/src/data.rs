@@ -43,6 +43,7 @@ pub struct DataOptions {
 
 /// The bytes of a data disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum DataContents {
     /// As a text describes them; see the [module](self).
     Expression(Vec<u8>),

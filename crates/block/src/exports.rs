@@ -93,6 +93,7 @@ pub fn no_such_export() -> Error {
 /// What an export asks of the server that serves it, beside its answers to requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
+#[non_exhaustive]
 pub enum Wish {
     /// Let the connection end: finish what is in flight, answer it, then close.
     Disconnect = 1,

@@ -12,6 +12,44 @@
 //!  slice   split                                   (here: parts of devices, and devices joined)
 //!  nbd     scripts   formats filters               (crates above)
 //! ```
+//!
+//! Buffers go in owned and come back, offsets and lengths are in bytes, and errors name the operation and the range:
+//!
+//! ```
+//! use blockferry_block::{
+//!     BlockDevice, Buffer, ByteRange, Context, ErrorKind, MemoryDevice, Status, WriteFlags,
+//! };
+//!
+//! # let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+//! # runtime.block_on(async {
+//! let disk = MemoryDevice::new(1 << 20);
+//! let data = Buffer::from(&b"hello"[..]);
+//! disk.write(4096, data, WriteFlags::empty()).await?;
+//! let read = disk.read(4096, Buffer::zeroed(5)).await?;
+//! assert_eq!(&read[..], b"hello");
+//!
+//! // An answer may end before the range does; what follows is asked for again.
+//! let all = ByteRange::between(0, disk.info().size);
+//! let extents = disk.extents(all, &Context::Allocation).await?;
+//! assert_eq!(extents[0].status, Status::HOLE_ZERO);
+//!
+//! let error = disk.read(1 << 20, Buffer::zeroed(1)).await.unwrap_err();
+//! assert_eq!((error.kind(), error.offset()), (ErrorKind::OutOfBounds, Some(1 << 20)));
+//! # Ok::<_, blockferry_block::Error>(())
+//! # })?;
+//! # Ok::<_, Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! | looking for | it is |
+//! |---|---|
+//! | what holds bytes | [`FileDevice`], [`MemoryDevice`], [`NullDevice`], [`SampleDevice`], [`PatternDevice`] |
+//! | a part of a device, devices in a row | [`SliceDevice`], [`SplitDevice`] |
+//! | bytes without offsets: pipes, standard output | [`ByteSource`], [`ByteSink`], [`FdSource`], [`FdSink`] |
+//! | devices by name, for a server | [`Exports`], [`SingleExport`], [`DirectoryExports`] |
+//! | sets of ranges, and turns on them | [`RangeSet`], [`RangeLock`] |
+//! | zeroes in what was read | [`is_zero`], [`zero_runs`] |
+//! | `NAME:KEY=VALUE,...` as people write it | [`Grammar`], [`Values`], [`parse_size`] |
+//! | a model and a faulty device for tests | [`testing`] |
 
 #![forbid(unsafe_code)]
 
@@ -49,7 +87,7 @@ mod zeroes;
 
 pub use blockferry_sys::FillStop;
 pub use blocking::run_blocking;
-pub use buffer::{BUFFER_ALIGNMENT, Buffer, BufferPool};
+pub use buffer::{Buffer, BufferPool};
 pub use data::{DataContents, DataError, DataOptions, decode_base64};
 pub use device::{
     BlockDevice, BoxFuture, CopyFlags, FileRange, Mapping, WriteFlags, ZeroFlags, check_allocation,
@@ -67,9 +105,7 @@ pub use fit::check_fit;
 pub use info::{BlockLimits, Capabilities, DeviceInfo};
 pub use memory::MemoryDevice;
 pub use null::NullDevice;
-pub use parameters::{
-    Grammar, Parameter, ParameterPlace, ParameterType, Values, escape_commas, parse_duration,
-};
+pub use parameters::{Grammar, Parameter, ParameterPlace, ParameterType, Values, escape_commas};
 pub use pattern::PatternDevice;
 pub use pipe::{Payload, PipeBuffer, PipePool};
 pub use printable::printable;

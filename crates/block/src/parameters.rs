@@ -407,8 +407,7 @@ fn check(parameter: &Parameter, value: &OsStr) -> Result<(), String> {
 }
 
 /// A time: seconds, unless there is a unit behind the number.
-#[must_use]
-pub fn parse_duration(text: &str) -> Option<Duration> {
+fn parse_duration(text: &str) -> Option<Duration> {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.');
     let (number, unit) = text.split_at(end.unwrap_or(text.len()));
     let unit = match unit {

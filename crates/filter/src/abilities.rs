@@ -93,6 +93,7 @@ pub struct NoTrim;
 
 /// Hides zeroing, or a part of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum NoZero {
     /// All of it.
     #[default]

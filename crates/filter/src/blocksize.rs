@@ -82,6 +82,7 @@ const LONGEST: u32 = 32 << 20;
 
 /// Takes requests of any size in front of a source that does not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct BlockSize {
     /// The smallest block that the source is given, in bytes: a power of two, 64 KiB at most. The source's own
     /// holds where that is larger, and by default.

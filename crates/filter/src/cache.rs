@@ -94,6 +94,7 @@ pub(crate) static CACHE: FilterKind = FilterKind {
 
 /// Keeps blocks of each export.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Cache {
     /// What is read and kept as a whole, in bytes: a power of two from 4 KiB to 16 MiB, and no less than the
     /// source's smallest block. 64 KiB by default.
@@ -111,6 +112,7 @@ pub struct Cache {
 
 /// When the source gets what is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum CacheMode {
     /// Before a write is acknowledged. The default: nothing that was acknowledged can be lost by the cache.
     #[default]

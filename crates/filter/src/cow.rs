@@ -79,6 +79,7 @@ pub(crate) static COW: FilterKind = FilterKind {
 
 /// Takes writes in a temporary overlay.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Cow {
     /// The unit of the overlay in bytes: a power of two from 512 to 16 MiB. A write of a part of a block copies the
     /// rest of it from the source. 4 KiB by default: what file systems and virtual machines write is made of

@@ -57,6 +57,7 @@ const fn time(name: &'static str, help: &'static str) -> Parameter {
 
 /// Delays requests. The default delays nothing.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct Delay {
     /// How long reads wait.
     pub read: Duration,

@@ -110,6 +110,7 @@ const fn names<T, const N: usize>(rows: &[(&'static str, T); N]) -> [&'static st
 
 /// Lets requests fail.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct InjectErrors {
     /// Which requests of each command fail; none of a command that has no rule. Commands are
     /// [`Operation`]s from `Open` to `Cache`; others have no requests.

@@ -15,6 +15,34 @@
 //! - [`DeviceFilter`] is a device around a device, of which only what it changes must be written down;
 //!   [`Filtered`] makes a [`BlockDevice`] of it.
 //!
+//! A filter is put in front of exports by its text, or as a value:
+//!
+//! ```
+//! use std::{ffi::OsStr, sync::Arc};
+//!
+//! use blockferry_block::{Buffer, ClientFacts, Exports, PatternDevice, SingleExport};
+//! use blockferry_filter::{Chain, NamedFilter, ReadOnly};
+//!
+//! # let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+//! # runtime.block_on(async {
+//! let source = Arc::new(SingleExport::new(Arc::new(PatternDevice::new(1 << 20))));
+//! let filters = [
+//!     NamedFilter::new(ReadOnly),
+//!     NamedFilter::parse(OsStr::new("range:4096,length=8192")).expect("a filter"),
+//! ];
+//! let chain = Chain::new(&filters, source)?;
+//! let client = ClientFacts::default();
+//! let device = chain.exports().open("", client).await?.device;
+//! assert_eq!(device.info().size, 8192);
+//! // The pattern says at each place of 8 bytes which it is.
+//! let read = device.read(0, Buffer::zeroed(8)).await?;
+//! assert_eq!(read[..], 4096_u64.to_be_bytes());
+//! chain.exports().close().await;
+//! # Ok::<_, blockferry_block::Error>(())
+//! # })?;
+//! # Ok::<_, Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! The runtime that opens a device ends with the connection that it was opened for. What several handles share
 //! must not wait for a task of one of them without noticing that it is gone: work in the background belongs to
 //! the runtime in which the layer was made ([`Filter::layer`]), or to nobody who would be missed.

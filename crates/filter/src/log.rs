@@ -81,6 +81,7 @@ pub struct LogRequests {
 
 /// How requests are written down.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum LogFormat {
     /// A line of JSON for each request when it has ended.
     ///

@@ -76,6 +76,7 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// Limits the bytes that are read and written a second.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct RateLimit {
     /// What all clients of an export have together.
     pub export: Rates,
@@ -112,6 +113,7 @@ pub struct Rates {
 
 /// What rates are counted in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum RateUnit {
     /// Bytes a second.
     #[default]

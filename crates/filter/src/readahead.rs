@@ -64,6 +64,7 @@ const SHORTEST: u64 = 4096;
 
 /// Asks the source for what will be read next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ReadAhead {
     /// The most that is held of an export, in bytes: what waits to be read, and what was asked for. Default: 32 MiB.
     pub size: u64,

@@ -86,6 +86,7 @@ pub(crate) static RETRY: FilterKind = FilterKind {
 
 /// Opens a source that fails again, and repeats what failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Retry {
     /// How often a request is repeated, and how often opening is tried again. Attempts to open the source for a
     /// request count, too. Default: 5.

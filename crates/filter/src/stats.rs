@@ -73,6 +73,7 @@ pub struct Stats {
 
 /// How statistics are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum StatsFormat {
     /// A table for each export that was opened, and histograms below it.
     #[default]

@@ -18,6 +18,7 @@ use crate::aligned::within;
 
 /// Where a filter keeps blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum StorePlace {
     /// In the process's memory.
     Memory,

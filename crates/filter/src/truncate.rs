@@ -49,6 +49,7 @@ pub(crate) static TRUNCATE: FilterKind = FilterKind {
 /// a write of anything else fails with `NoSpace` and changes nothing, not even the part of it that lies in the
 /// image. An image whose smallest block would be cut does not open (`InvalidInput`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Truncate {
     /// The size in bytes, `i64::MAX` at most; `None`: that of the image.
     pub size: Option<u64>,

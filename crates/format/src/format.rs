@@ -76,13 +76,18 @@ impl Format {
     }
 }
 
+/// A name that no format has which is known here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no image format has that name")]
+pub struct UnknownFormat;
+
 impl FromStr for Format {
-    type Err = ();
+    type Err = UnknownFormat;
 
     /// A format under the name that qemu gives it.
-    fn from_str(name: &str) -> Result<Self, ()> {
+    fn from_str(name: &str) -> Result<Self, UnknownFormat> {
         let named = Self::ALL.into_iter().find(|format| format.name() == name);
-        named.ok_or(())
+        named.ok_or(UnknownFormat)
     }
 }
 

@@ -18,6 +18,7 @@ pub struct Placed {
 
 /// What an image has of a part of its disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Contents {
     /// Nothing: what is behind the image shows, or zeroes.
     Absent,

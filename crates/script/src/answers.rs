@@ -20,6 +20,7 @@ pub const LONGEST_STRING: usize = 4096;
 
 /// An answer that makes no sense, and why. Holds text of the script; `Display` escapes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct AnswerError {
     expected: &'static str,
     found: String,

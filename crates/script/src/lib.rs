@@ -9,6 +9,28 @@
 //!                     │          │
 //!                     └─ answers ┘                      (what scripts print, understood)
 //! ```
+//!
+//! ```
+//! use blockferry_block::{Buffer, ClientFacts, Exports};
+//! use blockferry_script::{Program, Script, ScriptOptions};
+//!
+//! # let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+//! # runtime.block_on(async {
+//! let method = |name: &str, command: &str| (name.to_owned(), command.into());
+//! let program = Program::Methods(vec![
+//!     method("get_size", "echo 1M"),
+//!     method("pread", r#"printf "%${3}s" x"#),
+//! ]);
+//! let script = Script::start(ScriptOptions::new(program, "spaces")).await?;
+//! let device = script.open("", ClientFacts::default()).await?.device;
+//! let read = device.read(0, Buffer::zeroed(4)).await?;
+//! assert_eq!(&read[..], b"   x");
+//! drop(device);
+//! script.close().await;
+//! # Ok::<_, blockferry_block::Error>(())
+//! # })?;
+//! # Ok::<_, Box<dyn std::error::Error>>(())
+//! ```
 
 #![forbid(unsafe_code)]
 

@@ -33,6 +33,7 @@ const KEYLESS: &str = "script";
 
 /// What a script is started with.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct ScriptOptions {
     /// What is run.
     pub program: Program,
@@ -71,6 +72,7 @@ pub struct Script {
 
 /// What a script says of itself.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct PluginDump {
     /// How its calls may run.
     pub thread_model: ThreadModel,

@@ -74,8 +74,8 @@ pub(in crate::compat) fn interpreted(
             None => FormatKind::Raw,
             Some(name) => match name.parse() {
                 Ok(format) => FormatKind::Image(format),
-                Err(()) if name.parse::<Packing>().is_ok() => FormatKind::Raw,
-                Err(()) => {
+                Err(_) if name.parse::<Packing>().is_ok() => FormatKind::Raw,
+                Err(_) => {
                     return Err(format!("{name} is not read yet; -f raw takes its bytes"));
                 }
             },

@@ -12,11 +12,7 @@ use crate::{
         Endpoint, FormatKind, Layer, Layers, OpenDevice, OpenOptions, beside, open_device,
         printable,
     },
-    format::{
-        Details, RelatedFile, Role,
-        qcow2::{self, Compression},
-        vmdk,
-    },
+    format::{Details, RelatedFile, Role, qcow2, vmdk},
 };
 
 use super::{
@@ -310,14 +306,10 @@ impl Image {
 }
 
 fn of_qcow2(details: &qcow2::Details) -> Tree {
-    let compression = match details.compression {
-        Compression::Zlib => "zlib",
-        Compression::Zstd => "zstd",
-    };
     let bits = Tree::number(details.refcount_bits);
     let mut members = vec![
         ("compat", Tree::text(details.compat())),
-        ("compression-type", Tree::text(compression)),
+        ("compression-type", Tree::text(details.compression.name())),
     ];
     if details.version < 3 {
         members.push(("refcount-bits", bits));

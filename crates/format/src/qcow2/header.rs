@@ -65,12 +65,24 @@ bitflags! {
 
 /// How clusters are compressed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Compression {
     /// Raw deflate (RFC 1951).
     #[default]
     Zlib,
     /// One Zstandard frame for each cluster.
     Zstd,
+}
+
+impl Compression {
+    /// What qemu calls it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Zlib => "zlib",
+            Self::Zstd => "zstd",
+        }
+    }
 }
 
 /// Where the bitmaps are (specification, "Bitmaps extension").

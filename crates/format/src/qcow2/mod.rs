@@ -12,7 +12,7 @@
 //!  unpacked   compressed clusters, on the threads of the pool
 //!  status     holes, zeroes, and which image of a chain has them
 //!  placed     where clusters lie
-//!  image      all of that as a device
+//!  image      all of that, open
 //!  codec      one cluster compressed or decompressed
 //!  snapshots  the table of internal snapshots
 //!  bitmaps    the directory of bitmaps, and what is dirty

@@ -49,6 +49,7 @@ pub struct CreateOptions {
 
 /// What a new image allocates in advance.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
 pub enum Preallocation {
     /// Nothing.
     #[default]

@@ -12,7 +12,7 @@
 //!  unpacked    compressed grains, on the threads of the pool
 //!  status      holes, zeroes, and which image of a chain has them
 //!  placed      where the bytes of the disk lie
-//!  image       all of that as a device
+//!  image       all of that, open
 //!  new         an image that is made
 //! ```
 
@@ -95,6 +95,7 @@ pub struct CreateOptions {
 
 /// How a new image is laid out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Subformat {
     /// Compressed, written from front to back: for transport.
     #[default]

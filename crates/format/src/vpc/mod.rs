@@ -64,6 +64,7 @@ pub struct Details {
 
 /// The kinds of images.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Kind {
     /// The disk, and a footer behind it.
     Fixed,
@@ -72,6 +73,18 @@ pub enum Kind {
     Dynamic,
     /// The same, on top of a parent.
     Differencing,
+}
+
+impl Kind {
+    /// The specification's word for it, in small letters.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fixed => "fixed",
+            Self::Dynamic => "dynamic",
+            Self::Differencing => "differencing",
+        }
+    }
 }
 
 /// What a new image is like.

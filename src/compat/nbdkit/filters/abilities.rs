@@ -78,10 +78,9 @@ fastzeromode=none|slow|default Whether zeroing can be asked to be fast: no; yes,
                 ("fastzeromode", Some("default")) => fast = None,
                 ("fastzeromode", Some("none")) => fast = Some(NamedFilter::new(NoZero::Fast)),
                 ("fastzeromode", Some("slow")) => {
-                    fast = Some(NamedFilter::new(Delay {
-                        fast_zero: false,
-                        ..Delay::default()
-                    }));
+                    let mut delay = Delay::default();
+                    delay.fast_zero = false;
+                    fast = Some(NamedFilter::new(delay));
                 }
                 ("fastzeromode", Some("ignore")) => {
                     let why = "clients are not told what is not so";

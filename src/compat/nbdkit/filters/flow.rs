@@ -42,10 +42,8 @@ maxlen=SIZE                    The longest request without data that it is given
             return Ok(vec![NamedFilter::new(sizes)]);
         }
         sizes.minimum = Some(block);
-        let whole = Truncate {
-            round_down: Some(block.into()),
-            ..Truncate::default()
-        };
+        let mut whole = Truncate::default();
+        whole.round_down = Some(block.into());
         Ok(vec![NamedFilter::new(sizes), NamedFilter::new(whole)])
     },
 };
@@ -67,11 +65,8 @@ blocksize-error-policy=allow|error
                                What becomes of requests that do not keep to that (allow)
 (blocksize-maximum and blocksize-write-disconnect are not supported)",
     build: |given| {
-        let mut sizes = BlockSize {
-            advertise_minimum: None,
-            advertise_maximum: None,
-            ..BlockSize::default()
-        };
+        let mut sizes = BlockSize::default();
+        (sizes.advertise_minimum, sizes.advertise_maximum) = (None, None);
         for (key, value) in given {
             match (&*key, value.to_str()) {
                 ("blocksize-error-policy", Some("allow")) => sizes.enforce = false,
@@ -118,11 +113,8 @@ connection-rate=BITS, connection-rate-file=FILE
                                The same for each connection
 burstiness=SECONDS             How long a pause may be made up for (2)",
     build: |given| {
-        let mut limit = RateLimit {
-            unit: RateUnit::Bits,
-            burst: Duration::from_secs(2),
-            ..RateLimit::default()
-        };
+        let mut limit = RateLimit::default();
+        (limit.unit, limit.burst) = (RateUnit::Bits, Duration::from_secs(2));
         for (key, value) in given {
             let rates = match key.starts_with("connection-") {
                 true => &mut limit.connection,
@@ -157,10 +149,8 @@ retry-delay=N                  How many seconds to wait before that (2)
 retry-exponential=BOOL         Whether to wait twice as long each time (true)
 retry-readonly=BOOL            Whether the plugin is only read after a failure (false)",
     build: |given| {
-        let mut retry = Retry {
-            max_delay: Duration::from_secs(24 * 3600),
-            ..Retry::default()
-        };
+        let mut retry = Retry::default();
+        retry.max_delay = Duration::from_secs(24 * 3600);
         for (key, value) in given {
             match &*key {
                 "retries" => retry.retries = values::unsigned(&key, &value)?,

@@ -29,10 +29,8 @@ cow-on-cache=BOOL              Whether blocks that clients ask to be cached are 
 cow-on-read=BOOL               Whether blocks that are read are kept (false); a path is not supported
 The overlay is a file in $TMPDIR, or in /var/tmp.",
     build: |given| {
-        let mut cow = Cow {
-            store: temporary_file(),
-            ..Cow::default()
-        };
+        let mut cow = Cow::default();
+        cow.store = temporary_file();
         for (key, value) in given {
             match &*key {
                 "cow-block-size" => cow.block_size = block_size(&key, &value)?,
@@ -73,13 +71,9 @@ cache-on-read=BOOL             Whether what is read is kept (false); a path is n
 The cache is a file in $TMPDIR, or in /var/tmp.",
     build: |given| {
         let store = temporary_file();
-        let mut cache = Cache {
-            mode: CacheMode::WriteBack,
-            on_read: false,
-            size: Cache::usual_size(&store),
-            store,
-            ..Cache::default()
-        };
+        let mut cache = Cache::default();
+        (cache.mode, cache.on_read) = (CacheMode::WriteBack, false);
+        (cache.size, cache.store) = (Cache::usual_size(&store), store);
         let (mut low, mut high, mut is_bounded) = (80, 95, false);
         for (key, value) in given {
             match (&*key, value.to_str()) {

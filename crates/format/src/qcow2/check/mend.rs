@@ -36,6 +36,7 @@ const PIECE: u64 = 1 << 20;
 
 /// What a repair may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum RepairMode {
     /// Refcounts are lowered to what they should be: lost space comes back.
     Leaks,
