@@ -18,6 +18,7 @@ const MOST: u64 = 1 << 40;
 const MOST_READS: u64 = 20_000;
 
 /// What images are opened with, unless a target has something else to try.
+#[allow(dead_code, reason = "some have")]
 pub fn usual() -> OpenOptions {
     let mut options = OpenOptions::default();
     options.max_size = Some(MOST);
