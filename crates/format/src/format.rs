@@ -1,6 +1,6 @@
 //! The formats there are, under one roof: told by name, opened, and what each says of itself.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{error, fmt, str::FromStr, sync::Arc};
 
 use blockferry_block::{BlockDevice, BoxFuture, ByteRange, Result};
 
@@ -77,9 +77,16 @@ impl Format {
 }
 
 /// A name that no format has which is known here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no image format has that name")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnknownFormat;
+
+impl fmt::Display for UnknownFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no image format has that name")
+    }
+}
+
+impl error::Error for UnknownFormat {}
 
 impl FromStr for Format {
     type Err = UnknownFormat;
