@@ -186,33 +186,6 @@ fn without_descriptors_clients_wait() {
 }
 
 #[test]
-fn a_target_is_not_to_blame_for_a_want_of_descriptors() {
-    let metrics = ["--metrics", "127.0.0.1:0"];
-    let relay = Relay::new(Family::Unix, &metrics, &[&echo()]);
-    let mut first = relay.connect();
-    first.echo(b"hello");
-    // One number is left, for the next client, and none for its target.
-    let listing = format!("/proc/{}/fd", relay.child().id());
-    let is_open = |number: &u64| fs::symlink_metadata(format!("{listing}/{number}")).is_ok();
-    let free = (0..).find(|number| !is_open(number)).expect("a number");
-    limit_descriptors(&relay, free + 1);
-    let mut second = relay.connect();
-    assert!(second.rest().expect("an end").is_empty());
-    relay.until_it_tells("targets cannot be reached from here: Too many open files");
-    limit_descriptors(&relay, 200);
-    assert_eq!(relay.count("own_failures_total{what=\"connect\"}"), 1);
-    let failed = &relay.logged("connect-failed")[0];
-    assert_eq!(failed["fault"], "relay");
-    let page = relay.metrics();
-    let blamed = page
-        .lines()
-        .find(|line| line.contains("connect_failures_total{"));
-    assert!(blamed.is_some_and(|line| line.ends_with(" 0")), "{page}");
-    relay.connect().echo(b"again");
-    first.echo(b"still there");
-}
-
-#[test]
 fn a_log_whose_disk_is_full_has_whole_lines_only() {
     let mut shell = Command::new("/bin/sh");
     // In blocks of 512 bytes.
