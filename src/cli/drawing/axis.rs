@@ -87,9 +87,11 @@ impl Axis {
 
     /// Bytes between two of the powers of two, which are equally far from each other: see [`Axis::place_of_bytes`].
     pub(crate) fn powers(least: f64, most: f64) -> Self {
-        let from = Self::place_of_bytes(least).floor();
-        let to = (Self::place_of_bytes(most).ceil()).max(from + 1.0);
+        // Neither the least nor the most lies on the frame.
+        let from = (Self::place_of_bytes(least).ceil() - 1.0).max(0.0);
+        let to = Self::place_of_bytes(most).floor() + 1.0;
         let step = ((to - from) / MOST).ceil().max(1.0);
+        let to = from + ((to - from) / step).ceil() * step;
         let label = |at: f64| {
             let bytes = at.exp2();
             let (unit, name) = binary(bytes);
@@ -196,7 +198,9 @@ mod tests {
         );
         assert_eq!(
             labels(&Axis::powers(262_144.0, 4_194_304.0)),
-            ["256 KiB", "512 KiB", "1 MiB", "2 MiB", "4 MiB"]
+            [
+                "128 KiB", "256 KiB", "512 KiB", "1 MiB", "2 MiB", "4 MiB", "8 MiB"
+            ]
         );
         assert_eq!(labels(&Axis::latency(1.0, 1.0)), ["1 s", "10 s"]);
     }

@@ -9,6 +9,7 @@ use plotters::{
         IntoFont, LineSeries, PathElement, RGBColor, Rectangle, SVGBackend, ShapeStyle,
         TRANSPARENT, Text, TextStyle,
     },
+    style::text_anchor::{HPos, Pos, VPos},
 };
 
 use super::{
@@ -23,8 +24,8 @@ const LABELS_LEFT: u32 = 78;
 const LABELS_BELOW: u32 = 26;
 /// The size of text.
 const FONT: i32 = 12;
-/// How far apart marks must be to have numbers, as a part of the whole.
-const ROOM_FOR_NUMBER: f64 = 0.035;
+/// How far apart marks must be to have numbers of their own, as a part of the whole.
+const ROOM_FOR_NUMBER: f64 = 0.08;
 
 /// A chart: what is written at its sides, and what is drawn.
 pub(crate) struct Chart<'a> {
@@ -153,7 +154,7 @@ where
     let root = backend.into_drawing_area();
     let (time, value) = (chart.time, &chart.value);
     let mut context = ChartBuilder::on(&root)
-        .margin_top(14)
+        .margin_top(18)
         .margin_right(16)
         .margin_left(2)
         .margin_bottom(2)
@@ -193,19 +194,23 @@ where
         }
     }
     let colour = RGBColor::from(VERMILION);
-    let mut numbered = f64::NEG_INFINITY;
     for mark in chart.marks {
         let at = mark.at.clamp(time.from, time.to);
         let line = vec![(at, value.from), (at, value.to)];
         context.draw_series([PathElement::new(line, colour)])?;
-        let (x, y) = context.backend_coord(&(at, value.to));
-        let triangle = vec![(x - 4, y - 7), (x + 4, y - 7), (x, y), (x - 4, y - 7)];
-        root.draw(&PathElement::new(triangle, colour.stroke_width(2)))?;
-        if at - numbered >= ROOM_FOR_NUMBER * (time.to - time.from) {
-            numbered = at;
-            let style = text.clone().color(&colour);
-            root.draw(&Text::new(mark.number.to_string(), (x + 6, y - 12), style))?;
-        }
+    }
+    let near = ROOM_FOR_NUMBER * (time.to - time.from);
+    let above = Pos::new(HPos::Center, VPos::Bottom);
+    for group in chart.marks.chunk_by(|a, b| b.at - a.at < near) {
+        let (first, last) = (group[0], group[group.len() - 1]);
+        let middle = (first.at + last.at) / 2.0;
+        let place = context.backend_coord(&(middle.clamp(time.from, time.to), value.to));
+        let numbers = match group {
+            [only] => only.number.to_string(),
+            _ => format!("{}\u{2013}{}", first.number, last.number),
+        };
+        let style = text.clone().color(&colour).pos(above);
+        root.draw(&Text::new(numbers, (place.0, place.1 - 2), style))?;
     }
     root.present()?;
     Ok(())
@@ -252,7 +257,7 @@ mod tests {
             texts.contains(&"10 s") && texts.contains(&"2 MiB/s"),
             "{texts:?}"
         );
-        // The second is too near to the first.
-        assert!(texts.contains(&"1") && texts.contains(&"3") && !texts.contains(&"2"));
+        // The second is too near to the first to have a number of its own.
+        assert!(texts.contains(&"1\u{2013}2") && texts.contains(&"3"));
     }
 }

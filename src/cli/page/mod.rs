@@ -180,6 +180,7 @@ impl Html {
             (
                 "done",
                 match size {
+                    Some(size) if progress.done == size => format!("all of {}", HumanSize(size)),
                     Some(size) => format!("{} of {}", HumanSize(progress.done), HumanSize(size)),
                     None => HumanSize(progress.done).to_string(),
                 },
