@@ -16,6 +16,7 @@ const SUITES: &[(&str, &[&str])] = &[
         &[
             "--lib",
             "--",
+            "--skip=file::",
             "buffer",
             "error::",
             "extent",
