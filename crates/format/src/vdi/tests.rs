@@ -208,7 +208,7 @@ async fn what_no_image_can_have_is_refused() {
         ..CreateOptions::default()
     };
     let refused = super::create(below, options).await;
-    let error = refused.err().expect("too large").to_string();
+    let error = refused.expect_err("too large").to_string();
     assert!(error.contains("bytes at most"), "{error}");
 }
 

@@ -300,7 +300,7 @@ async fn a_device_that_is_too_small_is_refused() {
         Box::new(Simple),
     )
     .await;
-    assert_eq!(begun.err().expect("no room").kind(), ErrorKind::NoSpace);
+    assert_eq!(begun.expect_err("no room").kind(), ErrorKind::NoSpace);
     let making = begin(&below, Some(SIZE), Some(BLOCK)).await;
     let written = making
         .write(0, Buffer::zeroed(BLOCK as usize), WriteFlags::empty())

@@ -185,8 +185,7 @@ async fn sizes_are_rounded_as_qemu_img_rounds_them() {
     let refused = create(Arc::new(MemoryDevice::new(0).growable()), options).await;
     assert!(
         refused
-            .err()
-            .expect("too large")
+            .expect_err("too large")
             .to_string()
             .contains("2040 GiB")
     );
@@ -252,7 +251,7 @@ async fn a_fixed_image_needs_its_end_where_the_device_ends() {
     let image = super::open(fitting.contents()).await.expect("sound");
     assert!(contents(&*image).await.iter().all(|byte| *byte == 0));
     let longer = Arc::new(MemoryDevice::from_bytes(vec![7; end + 512]));
-    let error = create(longer, options()).await.err().expect("refused");
+    let error = create(longer, options()).await.expect_err("refused");
     assert!(
         error.to_string().contains("ends with its footer"),
         "{error}"
