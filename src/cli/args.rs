@@ -3,6 +3,7 @@
 //! | file | what it has |
 //! |---|---|
 //! | `copy` | `copy`, alias `convert` |
+//! | `doctor` | `doctor` |
 //! | `formats` | what several commands take about image formats |
 //! | `image` | the commands that look at images |
 //! | `making` | the commands that make images or change them |
@@ -11,6 +12,7 @@
 //! | `sizes` | numbers of bytes and of seconds |
 
 mod copy;
+mod doctor;
 mod formats;
 mod image;
 mod making;
@@ -25,6 +27,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use crate::copy::CopyOptions;
 
 pub(crate) use copy::{CopyArgs, ProgressStyle};
+pub(crate) use doctor::DoctorArgs;
 pub(crate) use formats::{FollowArgs, FormatArg, FormatArgs};
 pub(crate) use image::{
     BitmapArgs, CheckArgs, ChecksumArgs, CompareArgs, InfoArgs, ListingArgs, MapArgs, MeasureArgs,
@@ -136,6 +139,7 @@ pub(crate) enum Command {
     Resize(ResizeArgs),
     Sources(SourcesArgs),
     Filters(FiltersArgs),
+    Doctor(DoctorArgs),
     Completions(CompletionsArgs),
     #[command(hide = true)]
     Man(ManArgs),

@@ -77,6 +77,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Resize(args) => commands::resize::run(&ResizeJob::resolve(&args, common)?),
         Command::Sources(args) => commands::sources::run(args.json),
         Command::Filters(args) => commands::filters::run(args.json),
+        Command::Doctor(args) => commands::doctor::run(&args),
         Command::Completions(args) => {
             let mut script = Vec::new();
             clap_complete::generate(args.shell, &mut Cli::command(), "blockferry", &mut script);
@@ -150,6 +151,7 @@ mod tests {
             Some("resize"),
             Some("sources"),
             Some("filters"),
+            Some("doctor"),
         ] {
             let page = man_page(command).expect("a page");
             let page = String::from_utf8(page).expect("text");

@@ -55,20 +55,23 @@ pub(crate) enum Tool {
 }
 
 impl Tool {
+    /// All of them.
+    pub(crate) const ALL: &'static [Self] = &[
+        Self::Nbdcopy,
+        Self::Nbdinfo,
+        Self::Nbddump,
+        Self::Nbdkit,
+        Self::QemuImg,
+        Self::QemuNbd,
+    ];
+
     /// The tool that a program of this name (argument 0, a path or not) stands in for.
     pub(crate) fn of_program(name: &OsStr) -> Option<Self> {
-        match Path::new(name).file_name()?.to_str()? {
-            "nbdcopy" => Some(Self::Nbdcopy),
-            "nbdinfo" => Some(Self::Nbdinfo),
-            "nbddump" => Some(Self::Nbddump),
-            "nbdkit" => Some(Self::Nbdkit),
-            "qemu-img" => Some(Self::QemuImg),
-            "qemu-nbd" => Some(Self::QemuNbd),
-            _ => None,
-        }
+        let name = Path::new(name).file_name()?;
+        Self::ALL.iter().copied().find(|tool| name == tool.name())
     }
 
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Nbdcopy => "nbdcopy",
             Self::Nbdinfo => "nbdinfo",

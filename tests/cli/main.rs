@@ -19,6 +19,7 @@ mod convert_failures;
 mod convert_places;
 mod copy;
 mod destination_files;
+mod doctor;
 mod dropin_nbdcopy;
 mod dropin_nbdcopy_blkhash;
 mod dropin_nbdcopy_failures;

@@ -1,9 +1,10 @@
 //! Block devices: their size, their sectors, discarding and zeroing (`ioctl`s of `linux/fs.h`).
 
-use std::{io, os::fd::AsFd};
+use std::{io, os::fd::AsFd, path::Path};
 
 use rustix::{
-    io::retry_on_intr,
+    fs::{Mode, OFlags},
+    io::{Errno, retry_on_intr},
     ioctl::{self, Getter, Opcode, Setter, opcode},
 };
 
@@ -47,6 +48,20 @@ pub fn inspect_block_device(fd: impl AsFd) -> io::Result<BlockDeviceFacts> {
     })
 }
 
+/// Whether the block device at `path` belongs to somebody: it is mounted, or a part of another device.
+///
+/// # Errors
+/// What the open failed with.
+pub fn is_block_device_claimed(path: &Path) -> io::Result<bool> {
+    // To a block device O_EXCL without O_CREAT means that nobody else may have claimed it.
+    let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    match retry_on_intr(|| rustix::fs::open(path, flags, Mode::empty())) {
+        Ok(_) => Ok(false),
+        Err(Errno::BUSY) => Ok(true),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Tells the device that `length` bytes from `offset` are needed no more: what they read as
 /// afterwards is undefined.
 ///
@@ -72,4 +87,19 @@ pub fn zero_blocks(fd: impl AsFd, offset: u64, length: u64) -> io::Result<()> {
         // SAFETY: the range lives until the call returns.
         unsafe { ioctl::ioctl(&fd, range) }
     })?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_there_can_be_claimed() {
+        let error = is_block_device_claimed(Path::new("/no/such/device")).expect_err("nothing");
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        let file = std::env::temp_dir().join(format!("sys-claimed-{}", std::process::id()));
+        std::fs::write(&file, "no device").expect("written");
+        assert!(!is_block_device_claimed(&file).expect("a file belongs to nobody"));
+        std::fs::remove_file(file).expect("removed");
+    }
 }

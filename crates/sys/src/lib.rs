@@ -52,6 +52,7 @@ mod file_copy;
 mod fs;
 mod identity;
 mod image_lock;
+mod machine;
 mod names;
 mod page_cache;
 mod path;
@@ -68,7 +69,9 @@ pub use aligned::{AlignedBytes, PAGE_ALIGNMENT};
 pub use async_socket::{AsyncSocket, SocketKind, watched};
 pub use background::{Background, Ready, end_with_parent, to_background};
 pub use beneath::{kind_beneath, list_directory, open_beneath};
-pub use block_device::{BlockDeviceFacts, discard_blocks, inspect_block_device, zero_blocks};
+pub use block_device::{
+    BlockDeviceFacts, discard_blocks, inspect_block_device, is_block_device_claimed, zero_blocks,
+};
 pub use descriptors::{allow_most_descriptors, is_shortage};
 pub use file_copy::{clone_range, copy_range, file_system_block, never_shares_blocks};
 pub use fs::{
@@ -78,12 +81,15 @@ pub use fs::{
 };
 pub use identity::{become_identity, group_number, lock_memory, user_number};
 pub use image_lock::{claim_image, is_image_written};
+pub use machine::{
+    Kernel, descriptor_limits, kernel, try_io_uring, try_open_beneath, try_process_descriptor,
+};
 pub use names::{
     create_nameless, give_name, open_directory, open_or_create, rename_unless_taken,
     sync_directory, try_lock,
 };
 pub use page_cache::{drop_cached, is_cached};
-pub use path::{Place, open_location};
+pub use path::{Place, open_location, permissions};
 pub use pipe::{FillStop, Pipe, set_pipe_capacity, user_pipe_limit};
 pub use process::{
     FILE_SIZE_SIGNAL, duplicate_inherited, is_root, is_signal_ignored, kill_group, spawn_activated,

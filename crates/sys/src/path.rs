@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags};
 
 /// A handle to whatever lies at `path` (`O_PATH`): it cannot be read or written, but
 /// `/proc/self/fd/N` leads to the place even after its name was removed. That is enough to connect to
@@ -18,6 +18,16 @@ use rustix::fs::{Mode, OFlags};
 pub fn open_location(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}
+
+/// Whether this process may read what lies at `path`, and whether it may write it. Nothing is opened.
+///
+/// # Errors
+/// What looking it up failed with.
+pub fn permissions(path: &Path) -> io::Result<(bool, bool)> {
+    let may = |access| rustix::fs::accessat(CWD, path, access, AtFlags::EACCESS).is_ok();
+    rustix::fs::accessat(CWD, path, Access::EXISTS, AtFlags::EACCESS)?;
+    Ok((may(Access::READ_OK), may(Access::WRITE_OK)))
 }
 
 /// Something in the file system that was found and not opened yet (`O_PATH`), so that nothing happens to a pipe or a
@@ -83,6 +93,19 @@ mod tests {
         for _ in 0..2 {
             UnixStream::connect(&link).expect("connected");
         }
+    }
+
+    #[test]
+    fn permissions_are_told_of_what_is_there() {
+        assert_eq!(
+            permissions(Path::new("/dev/null")).expect("there"),
+            (true, true)
+        );
+        let error = permissions(Path::new("/no/such/place")).expect_err("nothing is there");
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        // Root may write what has no permission to be written, but no file system of the kernel's own.
+        let (read, write) = permissions(Path::new("/proc/version")).expect("there");
+        assert!(read && (crate::is_root() || !write));
     }
 
     #[test]

@@ -127,6 +127,16 @@ pub fn set_buffer_sizes(socket: BorrowedFd<'_>, bytes: usize) -> io::Result<()> 
     Ok(())
 }
 
+/// The sizes of the buffers that a socket has, in bytes: for what is received, and for what is sent. The kernel counts
+/// its own bookkeeping in: it says twice what it was asked for.
+///
+/// # Errors
+/// As `getsockopt(2)`.
+pub fn buffer_sizes(socket: BorrowedFd<'_>) -> io::Result<(usize, usize)> {
+    let receive = sockopt::socket_recv_buffer_size(socket)?;
+    Ok((receive, sockopt::socket_send_buffer_size(socket)?))
+}
+
 /// When the kernel asks a silent TCP peer whether it still lives. Times are whole seconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Keepalive {
@@ -228,7 +238,10 @@ pub fn connect_unix(path: &Path, timeout: Duration) -> io::Result<OwnedFd> {
 #[cfg(all(test, not(miri)))]
 #[allow(clippy::print_stderr, reason = "what is skipped is said")]
 mod tests {
-    use std::net::{SocketAddr, TcpStream};
+    use std::{
+        net::{SocketAddr, TcpStream},
+        os::{fd::AsFd, unix::net::UnixStream},
+    };
 
     use super::*;
 
@@ -251,5 +264,13 @@ mod tests {
         }
         let again = listen_everywhere(port).map(drop).expect_err("in use");
         assert_eq!(again.kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn buffers_are_as_large_as_was_asked_for_or_the_limits_allow() {
+        let (socket, _other) = UnixStream::pair().expect("a pair");
+        set_buffer_sizes(socket.as_fd(), 64 << 10).expect("a size");
+        let (receive, send) = buffer_sizes(socket.as_fd()).expect("sizes");
+        assert!(receive >= 64 << 10 && send >= 64 << 10, "{receive} {send}");
     }
 }

@@ -60,6 +60,14 @@ pub(crate) fn system_authorities() -> Result<RootCertStore> {
     }
 }
 
+/// How many authorities the system trusts: those that a client believes which names no others.
+///
+/// # Errors
+/// [`Error::NoAuthorities`] when there is none.
+pub fn trusted_by_system() -> Result<usize> {
+    Ok(system_authorities()?.len())
+}
+
 /// What the authorities of a directory have revoked, where there is a list of it.
 pub(crate) fn revoked(directory: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>> {
     let path = directory.join(REVOKED);

@@ -61,6 +61,7 @@ mod session;
 mod stream;
 mod verifier;
 
+pub use certificates::trusted_by_system;
 pub use client::{Certificates, ClientOptions, ClientTls, Verification};
 pub use drive::{Arrival, Wire};
 pub use error::{Alert, CertificateProblem, Error, ErrorKind, Problem, Result, Role};

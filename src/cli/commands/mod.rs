@@ -9,6 +9,7 @@ pub(crate) mod compare;
 pub(crate) mod copy;
 pub(crate) mod create;
 pub(crate) mod dd;
+pub(crate) mod doctor;
 mod exposition;
 pub(crate) mod filters;
 pub(crate) mod info;
