@@ -5,14 +5,14 @@ use std::{error::Error as StdError, fmt, fmt::Write, io};
 use serde::Serialize;
 
 use crate::{
-    block::{Error, ErrorKind, Operation},
+    block::{Error, ErrorKind},
     copy::{CopyError, Side},
     endpoint::EndpointError,
     filter::FilterError,
-    proto::UriError,
 };
 
 use super::{
+    hints,
     output::{program, tell},
     signals::Interrupt,
 };
@@ -287,7 +287,7 @@ impl From<&Error> for Failure {
             false => Exit::Failed,
         };
         let mut failure = Self::new(exit, message(error));
-        failure.hint = hint_for(error);
+        failure.hint = hints::for_error(error);
         failure.cause = Some(error.clone());
         failure
     }
@@ -311,39 +311,16 @@ impl From<&CopyError> for Failure {
 
 impl From<FilterError> for Failure {
     fn from(error: FilterError) -> Self {
-        let is_unknown = matches!(error, FilterError::Unknown(_));
-        let failure = Self::usage(format!("--filter: {error}"));
-        match is_unknown {
-            true => failure.hint("'blockferry filters' lists them"),
-            false => failure,
-        }
+        let mut failure = Self::usage(format!("--filter: {error}"));
+        failure.hint = hints::for_filter(&error);
+        failure
     }
 }
 
 impl From<EndpointError> for Failure {
     fn from(error: EndpointError) -> Self {
-        let hint = match &error {
-            EndpointError::UnterminatedGroup => {
-                Some("put spaces around the brackets: [ CMD ARGS... ]".to_owned())
-            }
-            EndpointError::UnknownScheme { name, .. } => {
-                Some(format!("for a file of that name, write ./{name}"))
-            }
-            EndpointError::Uri {
-                error: UriError::NoSocket,
-                ..
-            } => Some(
-                "write nbd+unix:///EXPORT?socket=PATH, and put the URI in quotes: the shell takes \
-                 '?' and '&' for itself"
-                    .to_owned(),
-            ),
-            EndpointError::Uri { name, .. } if name.contains(['?', '&']) => {
-                Some("put the URI in quotes: the shell takes '?' and '&' for itself".to_owned())
-            }
-            _ => None,
-        };
         let mut failure = Self::usage(error.to_string());
-        failure.hint = hint;
+        failure.hint = hints::for_endpoint(&error);
         failure
     }
 }
@@ -406,49 +383,6 @@ pub(super) fn without_number(mut text: String) -> String {
     text
 }
 
-/// What a person can do about it, where that is known.
-fn hint_for(error: &Error) -> Option<String> {
-    let endpoint = error.endpoint().unwrap_or_default();
-    let is_nbd = crate::proto::is_nbd_uri(endpoint);
-    let opening = matches!(error.operation(), None | Some(Operation::Open));
-    let hint = match error.kind() {
-        ErrorKind::Refused if is_nbd => {
-            "nothing listens there: is the server running, on this port or socket?"
-        }
-        ErrorKind::NotFound if is_nbd && is_system_error(error) => {
-            if !endpoint.contains("socket=") {
-                return None;
-            }
-            "there is no such socket: is the server running?"
-        }
-        ErrorKind::NotFound if is_nbd => {
-            "'blockferry info --list' shows which exports a server has"
-        }
-        ErrorKind::NotPermitted if !is_nbd && opening && is_system_error(error) => {
-            "check the owner and the mode of the file and of its directory"
-        }
-        ErrorKind::ReadOnly => {
-            "the server or the file allows no writes: was it started or mounted read-only?"
-        }
-        ErrorKind::NoSpace if is_too_large(error) => {
-            "a file of that size is more than its file system, or 'ulimit -f', allows"
-        }
-        ErrorKind::NoSpace => "the destination is full: make room, or use a larger one",
-        ErrorKind::ConnectionLost | ErrorKind::TimedOut | ErrorKind::ShuttingDown => {
-            "this may pass: try again"
-        }
-        _ => return None,
-    };
-    Some(hint.to_owned())
-}
-
-fn is_too_large(error: &Error) -> bool {
-    error
-        .source()
-        .and_then(|source| source.downcast_ref::<io::Error>())
-        .is_some_and(|source| source.kind() == io::ErrorKind::FileTooLarge)
-}
-
 pub(super) fn is_system_error(error: &Error) -> bool {
     error.source().is_some_and(<dyn StdError>::is::<io::Error>)
 }
@@ -458,6 +392,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::block::Operation;
 
     fn name(text: &str) -> Arc<str> {
         Arc::from(text)
@@ -524,16 +459,6 @@ mod tests {
         let error = Error::from(io::Error::from_raw_os_error(2)).during(Operation::Open);
         let error = error.on(&name("disk.raw"));
         assert_eq!(message(&error), "disk.raw: open: No such file or directory");
-    }
-
-    #[test]
-    fn a_missing_socket_and_a_missing_export_get_different_advice() {
-        let uri = name("nbd+unix:///?socket=/s");
-        let hint = |error: Error| hint_for(&error.on(&uri)).expect("a hint");
-        let socket = hint(Error::from(io::Error::from_raw_os_error(2)));
-        let export = hint(Error::with_message(ErrorKind::NotFound, "no such export"));
-        assert!(socket.contains("is the server running"), "{socket}");
-        assert!(export.contains("info --list"), "{export}");
     }
 
     #[test]

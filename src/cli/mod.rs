@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `args` | the one definition of every flag: it feeds parsing, help, man pages and completions |
 //! | `options` | raw flags become typed options; contradictions end here |
-//! | `run` | from an argument list to an exit code |
+//! | `run`, `usage` | from an argument list to an exit code; what is told of one that is wrong |
 //! | `checkpoint` | the file that says what is done of a copy |
 //! | `commands/` | one file per command |
 //! | `drawing/` | disks and numbers over time as pictures |
@@ -14,6 +14,7 @@
 //! | `progress`, `percent`, `fraction`, `report` | what a copy shows while it runs and when it is done |
 //! | `rate` | how fast a copy may be, as a file says it while it runs |
 //! | `failure` | errors become messages, hints and exit codes |
+//! | `hints` | what a person can do about a failure |
 //! | `output` | standard output and error, where a reader may go away |
 //! | `signals` | the requests to end |
 //! | `significant` | numbers as C prints them |
@@ -27,6 +28,7 @@ mod drawing;
 mod endpoint_help;
 pub(crate) mod failure;
 pub(crate) mod fraction;
+mod hints;
 pub(crate) mod options;
 pub(crate) mod output;
 mod page;
@@ -40,6 +42,7 @@ pub(crate) mod signals;
 pub(crate) mod significant;
 pub(crate) mod style;
 mod understood;
+mod usage;
 
 pub use args::command;
 pub use run::main;

@@ -10,11 +10,13 @@ use super::{
     args::{Cli, Command},
     commands::{self, listing::Listed},
     failure::Failure,
+    hints::name_exports,
     options::{
         CheckJob, ChecksumJob, CompareJob, CopyJob, CreateJob, DdJob, InfoJob, ListingJob, MapJob,
         MeasureJob, RelayJob, ResizeJob, ServeJob, Terminals,
     },
     output,
+    usage::explain,
 };
 
 /// Runs the command line. The first argument is the program's name; under that of a tool which this
@@ -24,17 +26,22 @@ use super::{
 /// started it.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     output::become_the_program();
-    let arguments: Vec<_> = arguments.into_iter().collect();
+    let mut arguments: Vec<_> = arguments.into_iter().collect();
     if let Some(tool) = arguments.first().and_then(|name| Tool::of_program(name)) {
         return tool.run(arguments);
     }
+    // Help and messages have one name for this program, wherever it lies.
+    if let Some(name) = arguments.first_mut() {
+        *name = output::program().into();
+    }
     let result = collapse_groups(arguments)
         .map_err(Failure::from)
-        .and_then(|arguments| match Cli::try_parse_from(arguments) {
+        .and_then(|arguments| match Cli::try_parse_from(&arguments) {
             Ok(cli) => dispatch(cli),
-            Err(error) => Ok(explain(&error)),
+            Err(error) => Ok(explain(&error, &arguments)),
         });
     result.unwrap_or_else(|failure| {
+        let failure = name_exports(failure);
         failure.report();
         ExitCode::from(failure.code())
     })
@@ -109,22 +116,6 @@ fn man_page(command: Option<&str>) -> Result<Vec<u8>, Failure> {
 fn print(text: &[u8]) -> Result<(), Failure> {
     output::print(&String::from_utf8_lossy(text))
         .map_err(|error| Failure::system("standard output", &error))
-}
-
-/// Prints what clap has to say: help and version to standard output, usage errors to standard error.
-fn explain(error: &clap::Error) -> ExitCode {
-    // Between the words of a command group stand NUL bytes.
-    let styled = error.render();
-    if error.use_stderr() {
-        output::tell(styled.to_string().replace('\0', " ").trim_end());
-    } else {
-        // A list that an option was asked for is an error to clap, and to nobody else.
-        let text = styled.to_string();
-        let text = text.strip_prefix("error: ").unwrap_or(&text);
-        // A standard output that cannot be written leaves nothing to be said.
-        let _ = output::print(text);
-    }
-    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! room, though, and a guest may write any first bytes to its disk: that a disk is compressed, or in an archive, is
 //! believed where the file's name, which no guest chooses, says the same.
 
-use std::env;
+use std::{env, os::unix::fs::FileTypeExt, time::Duration};
 
 use crate::{
     block::{BlockDevice, Buffer, ByteRange, Error, ErrorKind, Mapping, Result, read_exact_at},
@@ -43,6 +43,32 @@ pub(super) async fn told(
         FormatKind::Probe | FormatKind::ProbeImage => Ok(FormatKind::Raw),
         kind => Ok(kind),
     }
+}
+
+/// How long a server may take to show how an image begins that is not looked into.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The format that a disk seems to be in which is taken for raw because it is no regular file, and nobody said what it
+/// is. It is never opened as that; but whoever owns it may have meant it. `None` where nothing is known.
+pub(crate) async fn seems_to_be(
+    endpoint: &Endpoint,
+    device: &dyn BlockDevice,
+) -> Option<&'static str> {
+    let is_looked_into = match endpoint.kind() {
+        EndpointKind::Nbd(_) | EndpointKind::Command(_) => false,
+        EndpointKind::File(path) => !path
+            .metadata()
+            .is_ok_and(|it| it.file_type().is_block_device()),
+        _ => true,
+    };
+    if is_looked_into
+        || endpoint.format().kind != FormatKind::Probe
+        || !endpoint.filters().is_empty()
+    {
+        return None;
+    }
+    let start = tokio::time::timeout(PATIENCE, beginning(device)).await;
+    probe(&start.ok()?.ok()?)
 }
 
 /// What a disk seems to be wrapped in that begins so.

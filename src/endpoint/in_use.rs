@@ -16,8 +16,7 @@ use super::{Endpoint, EndpointKind};
 pub(super) fn claim(fd: impl AsFd) -> Result<()> {
     match sys::claim_image(fd) {
         Ok(false) => {
-            let message = "another program uses it, a virtual machine or a server: two that do not know of each \
-                           other would destroy what is in it; end the other one first";
+            let message = "another program uses it, a virtual machine or a server";
             Err(Error::with_message(ErrorKind::NotPermitted, message))
         }
         Ok(true) | Err(_) => Ok(()),

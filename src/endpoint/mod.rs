@@ -58,6 +58,7 @@ pub use destination_format::{DestinationFormat, UnfinishedImage};
 pub use exports::{OpenExports, open_exports};
 pub(crate) use filtered::access_below;
 pub use formats::{FormatKind, ImageFormat, image_details};
+pub(crate) use guess::seems_to_be;
 pub use identity::is_same_image;
 pub use image_options::{
     BackingName, DataFileName, NewQcow2, QCOW2_OPTIONS, image_options, image_options_help,

@@ -117,7 +117,7 @@ pub enum EndpointError {
     },
 }
 
-const KNOWN_SCHEMES: &str = "nbd, nbds, nbd+unix and nbds+unix";
+const KNOWN_SCHEMES: &str = "nbd, nbds, nbd+unix, nbds+unix, nbd+vsock and nbds+vsock";
 
 impl Endpoint {
     /// Reads an endpoint as it stands in an argument list; command groups were collapsed by

@@ -47,6 +47,7 @@ mod filters_parts;
 mod filters_watching;
 mod formats;
 mod guide;
+mod hints;
 mod hostile_images;
 mod hostile_tables;
 mod images_in_use;

@@ -432,7 +432,7 @@ fn wrong_options_are_refused_with_what_to_do() {
         "--metrics",
         "nonsense",
     ];
-    run(&mut blockferry(bad_metrics)).failure(1, &["--metrics nonsense", "ADDR:PORT"]);
+    run(&mut blockferry(bad_metrics)).failure(2, &["--metrics nonsense", "ADDR:PORT"]);
     let bad_pidfile = [
         "serve",
         "memory:1M",

@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum, ValueHint, builder::TypedValueParser, error::ErrorKi
 use crate::{
     copy::{CopyOptions, DigestOptions, ExpectedDigest},
     endpoint::image_options_help,
+    proto::is_nbd_uri,
 };
 
 use super::{
@@ -202,9 +203,12 @@ impl CopyArgs {
     pub(crate) fn sides(&self) -> Result<(&[OsString], &OsString), Failure> {
         match self.images.split_last() {
             Some((destination, sources)) if !sources.is_empty() => Ok((sources, destination)),
-            _ => Err(Failure::usage(
-                "a copy needs a source and a destination: blockferry copy [OPTIONS] <SOURCE>... <DESTINATION>",
-            )),
+            Some((only, _)) if only.to_str().is_some_and(is_nbd_uri) => Err(Failure::usage(
+                "a copy needs a source and a destination, and this is one endpoint only",
+            )
+            .hint("put URIs in quotes: at an '&' the shell ends the command, and takes what follows for another one")),
+            _ => Err(Failure::usage("a copy needs a source and a destination")
+                .hint("blockferry copy [OPTIONS] <SOURCE>... <DESTINATION>")),
         }
     }
 }

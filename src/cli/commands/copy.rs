@@ -18,7 +18,7 @@ use crate::{
     endpoint::{
         Connection, DestinationFile, Endpoint, EndpointKind, OpenDestination, OpenOptions,
         OpenSource, UnfinishedImage, is_same_image, is_written_by_others, open_destination,
-        open_source, printable,
+        open_source, printable, seems_to_be,
     },
 };
 
@@ -142,7 +142,7 @@ async fn copy_image(
     let OpenSource {
         source,
         connection: mut source_connection,
-    } = opened?;
+    } = opened.map_err(|error| unless_swapped(error, job))?;
     let tolerated = job.onto_itself && matches!(job.source.kind(), EndpointKind::Nbd(_));
     if !tolerated && is_same_image(&job.source, &job.destination) {
         let (source, destination) = (&job.source, &job.destination);
@@ -172,6 +172,10 @@ async fn copy_image(
     let destination = open_destination(&job.destination, &destination_options);
     let opened = unless_interrupted(destination, &mut signals).await??;
     job.doubts.iter().for_each(|doubt| view.warn(doubt));
+    let seen = unless_interrupted(raw_by_mistake(job, &source), &mut signals).await?;
+    if let Some(doubt) = seen {
+        view.warn(&doubt);
+    }
     if !job.shared && is_written_by_others(&job.source) {
         view.warn(&format!(
             "{}: another program has it open and may write it: what is copied may be neither its old state nor its new one; -U says that this is known",
@@ -332,6 +336,37 @@ async fn copy_image(
         }),
         (result, None) => result,
     }
+}
+
+/// The failure to open the source, with the advice of those who have named both sides the wrong way round.
+fn unless_swapped(error: Error, job: &CopyJob) -> Failure {
+    let is_missing = error.kind() == ErrorKind::NotFound;
+    let failure = Failure::from(error);
+    match (job.source.kind(), job.destination.kind()) {
+        (EndpointKind::File(_), EndpointKind::File(path)) if is_missing && path.is_file() => {
+            let there = &job.destination;
+            failure.hint(format!(
+                "the source comes first, and {there} is there: is it the other way round?"
+            ))
+        }
+        _ => failure,
+    }
+}
+
+/// What is said of a source whose bytes are copied because nobody said what they are, and that begins as an image.
+async fn raw_by_mistake(job: &CopyJob, source: &Source) -> Option<String> {
+    let Source::Device(device) = source else {
+        return None;
+    };
+    if !job.warnings || matches!(job.destination.kind(), EndpointKind::Null(_)) {
+        return None;
+    }
+    let format = seems_to_be(&job.source, &**device).await?;
+    Some(format!(
+        "{}: it begins as an image in the format {format}, and its bytes are copied as they are; \
+         -f {format} copies the disk in it, -f raw says that the bytes are meant",
+        job.source
+    ))
 }
 
 /// How a copy ended.

@@ -14,7 +14,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::super::failure::Failure;
+use super::{super::failure::Failure, listen::not_listening};
 
 /// How long a reader may take to ask and to listen.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -28,10 +28,12 @@ const LONGEST_REQUEST: usize = 8 << 10;
 /// Listens at `ADDR:PORT`.
 pub(crate) async fn bind(address: &str) -> Result<TcpListener, Failure> {
     TcpListener::bind(address).await.map_err(|error| {
-        let failure = Failure::system(&format!("--metrics {address}"), &error);
+        let name = format!("--metrics {address}");
         match error.kind() {
-            io::ErrorKind::InvalidInput => failure.hint("write ADDR:PORT"),
-            _ => failure,
+            io::ErrorKind::InvalidInput => {
+                Failure::usage(format!("{name}: {error}")).hint("write ADDR:PORT")
+            }
+            _ => not_listening(&name, &error),
         }
     })
 }

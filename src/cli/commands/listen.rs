@@ -17,7 +17,13 @@ use blockferry_sys::{self as sys, socket};
 
 use crate::{endpoint::printable, server::Listener};
 
-use super::super::failure::Failure;
+use super::super::{
+    failure::Failure,
+    hints::{LONG_SOCKET, for_listening},
+};
+
+/// The longest path of a socket, in bytes: an address has 108 with the NUL at its end (unix(7)).
+const LONGEST_SOCKET: usize = 107;
 
 /// The file of a Unix socket that was made here; removed when this is dropped.
 #[derive(Debug)]
@@ -51,7 +57,12 @@ impl Drop for SocketFile {
 
 /// Listens at `path`. A socket file that nobody listens on is replaced; anything else there is kept.
 pub(crate) async fn bind_unix(path: &Path) -> Result<(UnixListener, SocketFile), Failure> {
-    let failed = |error: io::Error| Failure::system(&printable(path.as_os_str()), &error);
+    let name = printable(path.as_os_str());
+    if path.as_os_str().len() > LONGEST_SOCKET {
+        let failure = Failure::failed(format!("{name}: the path is too long for a socket"));
+        return Err(failure.hint(LONG_SOCKET));
+    }
+    let failed = |error: io::Error| Failure::system(&name, &error);
     let listener = match UnixListener::bind(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             remove_stale(path).await?;
@@ -69,9 +80,8 @@ async fn remove_stale(path: &Path) -> Result<(), Failure> {
     let failed = |error: io::Error| Failure::system(&name, &error);
     let metadata = fs::symlink_metadata(path).map_err(failed)?;
     if !metadata.file_type().is_socket() {
-        return Err(Failure::failed(format!(
-            "{name}: it exists and is not a socket"
-        )));
+        let failure = Failure::failed(format!("{name}: it exists and is not a socket"));
+        return Err(failure.hint("sockets replace no other files: take another path"));
     }
     match tokio::net::UnixStream::connect(path).await {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
@@ -85,7 +95,8 @@ async fn remove_stale(path: &Path) -> Result<(), Failure> {
 }
 
 fn in_use(name: &str) -> Failure {
-    Failure::failed(format!("{name}: another server listens there"))
+    let failure = Failure::failed(format!("{name}: another server listens there"));
+    failure.hint("end that one, or take another path; 'ss -lxp' shows who it is")
 }
 
 /// Listens at `ADDR:PORT`; without an address at every one of this machine, IPv6 and IPv4.
@@ -104,11 +115,26 @@ pub(crate) fn bind_tcp(address: &str) -> Result<TcpListener, Failure> {
         io::ErrorKind::InvalidInput => {
             Failure::usage(format!("--listen {address}: {error}")).hint("write ADDR:PORT")
         }
+        _ => not_listening(address, &error),
+    })
+}
+
+/// Why nobody can listen at `address`, whose last part is the port, and what to do about it.
+pub(super) fn not_listening(address: &str, error: &io::Error) -> Failure {
+    let failure = match error.kind() {
         io::ErrorKind::AddrInUse => {
             Failure::failed(format!("{address}: another server listens there"))
         }
-        _ => Failure::system(address, &error),
-    })
+        _ => Failure::system(address, error),
+    };
+    let port = address
+        .rsplit(':')
+        .next()
+        .and_then(|port| port.parse().ok());
+    match for_listening(error, port) {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
 }
 
 /// Binds to `HOST:PORT`. The host may name its interface, as in `[fe80::1%eth0]:80`, which only the system's resolver

@@ -244,6 +244,9 @@ impl Blocks {
     }
 }
 
+/// How the two sides of `dd` are written.
+const SIDES: &str = "blockferry dd if=SOURCE of=DESTINATION";
+
 impl DdJob {
     pub(crate) fn resolve(
         args: &DdArgs,
@@ -251,11 +254,11 @@ impl DdJob {
         terminals: Terminals,
     ) -> Result<Self, Failure> {
         let operands = DdOperands::read(&args.operands).map_err(|key| {
-            Failure::usage(format!("{key}: dd knows if=, of=, bs=, count= and skip="))
+            Failure::usage(format!("{key}: dd knows if=, of=, bs=, count= and skip=")).hint(SIDES)
         })?;
         let blocks = operands.blocks()?;
         let (Some(input), Some(output)) = (&operands.input, &operands.output) else {
-            return Err(Failure::usage("if=SOURCE and of=DESTINATION are needed"));
+            return Err(Failure::usage("dd needs a source and a destination").hint(SIDES));
         };
         let source = Endpoint::parse(input)?.interpreted(kind(args.formats.format));
         if let EndpointKind::Standard = source.kind() {
