@@ -5,6 +5,7 @@
 //! | `copy` | `copy`, alias `convert` |
 //! | `doctor` | `doctor` |
 //! | `formats` | what several commands take about image formats |
+//! | `guidance` | examples, exit codes, and the commands by what they are for |
 //! | `image` | the commands that look at images |
 //! | `making` | the commands that make images or change them |
 //! | `relay` | `relay` |
@@ -14,6 +15,7 @@
 mod copy;
 mod doctor;
 mod formats;
+mod guidance;
 mod image;
 mod making;
 mod relay;
@@ -25,6 +27,8 @@ use std::ffi::OsString;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::copy::CopyOptions;
+
+use guidance::{brief, whole};
 
 pub(crate) use copy::{CopyArgs, ProgressStyle};
 pub(crate) use doctor::DoctorArgs;
@@ -44,17 +48,21 @@ pub fn command() -> clap::Command {
     Cli::command()
 }
 
-const EXIT_CODES: &str = "\
-Exit codes:
-  0    Done, and durable where asked
-  1    Failed
-  2    Wrong usage
-  75   Failed, but trying again may help: a lost connection, a time-out
-  130  Interrupted (SIGINT); 143: asked to end (SIGTERM)";
+/// The help of the program: its commands by what they are for.
+const TEMPLATE: &str = "\
+{about-with-newline}
+{usage-heading} {usage}
 
-/// Moves disk images between NBD servers, files, devices and pipes.
+{before-help}Options:
+{options}
+
+{after-help}";
+
+/// Move disk images between NBD servers, files, devices and pipes.
 #[derive(Debug, Parser)]
-#[command(name = "blockferry", version, max_term_width = 100, after_help = EXIT_CODES)]
+#[command(name = "blockferry", version, max_term_width = 100, help_template = TEMPLATE,
+          before_help = guidance::tasks(&Command::augment_subcommands(clap::Command::new("blockferry"))),
+          after_help = guidance::EXIT_CODES)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) common: Common,
@@ -65,7 +73,7 @@ pub(crate) struct Cli {
 /// What every command takes.
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct Common {
-    /// Print errors only.
+    /// Print errors only, no warnings and no report.
     #[arg(
         short,
         long,
@@ -74,7 +82,7 @@ pub(crate) struct Common {
         display_order = 900
     )]
     pub(crate) quiet: bool,
-    /// Say on standard error what is done with what.
+    /// Tell on standard error what is done, and how.
     #[arg(short, long, global = true, display_order = 901)]
     pub(crate) verbose: bool,
 }
@@ -82,8 +90,8 @@ pub(crate) struct Common {
 /// How long servers are waited for: of every command that opens endpoints.
 #[derive(Args, Clone, Copy, Debug, Default)]
 pub(crate) struct TimeoutArgs {
-    /// Give up on an NBD server that owes an answer and has not moved a byte for so long, and on a script's
-    /// call; 0: never. Without it 300 ('serve': never), and a flush or a script may take as long as it takes.
+    /// Give up on an NBD server that owes an answer and moves no byte for so many seconds, and on a call of a script
+    /// that takes longer; 0: never. 300 unless given ('serve': never), and no limit for a flush or a script.
     #[arg(long, value_name = "SECONDS")]
     pub(crate) timeout: Option<u32>,
 }
@@ -91,8 +99,8 @@ pub(crate) struct TimeoutArgs {
 /// What stands in front of an image.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct FilterArgs {
-    /// Put a filter in front of the image, see 'blockferry filters'; several are possible, the first one nearest
-    /// to the reader.
+    /// Put a filter in front of the image, see 'blockferry filters'. Several are possible, the first one nearest to
+    /// the reader.
     #[arg(long, value_name = "NAME[:KEY=VALUE,...]", display_order = 800)]
     pub(crate) filter: Vec<OsString>,
 }
@@ -104,15 +112,15 @@ pub(crate) struct ReadingArgs {
     #[arg(short = 'C', long, value_name = "N", default_value_t = default_connections(),
           value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) connections: u16,
-    /// How many attempts in a row to open a lost connection again may fail; pauses between them grow from
-    /// 0.1 to 10 seconds. 0: do not try.
+    /// Attempts in a row to open a lost connection again that may fail; pauses between them grow from 0.1 to
+    /// 10 seconds. 0: do not try.
     #[arg(long, value_name = "N", default_value_t = CopyOptions::default().retries,
           value_parser = clap::value_parser!(u32).range(..=1_000_000))]
     pub(crate) retries: u32,
     /// Do not ask where an image has holes; read all of it.
     #[arg(long)]
     pub(crate) no_extents: bool,
-    /// Show percent, rate and time left, also where standard error is no terminal; see 'copy'.
+    /// Show percent, rate and time left, also where standard error is no terminal; see 'blockferry copy --help'.
     #[arg(short, long, value_name = "STYLE", num_args = 0..=1, require_equals = true,
           default_missing_value = "auto")]
     pub(crate) progress: Option<ProgressStyle>,
@@ -145,16 +153,18 @@ pub(crate) enum Command {
     Man(ManArgs),
 }
 
-/// Explain everything that can stand for an image, with its parameters.
+/// List everything that can stand for an image, with its parameters.
 #[derive(Args, Clone, Copy, Debug)]
+#[command(after_help = brief("sources"), after_long_help = whole("sources", None, &[]))]
 pub(crate) struct SourcesArgs {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
 }
 
-/// Explain the filters that '--filter' puts in front of an image, with their parameters.
+/// List the filters that --filter puts in front of an image, with their parameters.
 #[derive(Args, Clone, Copy, Debug)]
+#[command(after_help = brief("filters"), after_long_help = whole("filters", None, &[]))]
 pub(crate) struct FiltersArgs {
     /// Print JSON.
     #[arg(long)]
@@ -163,6 +173,7 @@ pub(crate) struct FiltersArgs {
 
 /// Print a completion script for a shell.
 #[derive(Args, Debug)]
+#[command(after_help = brief("completions"), after_long_help = whole("completions", None, &[]))]
 pub(crate) struct CompletionsArgs {
     /// The shell that will read the script.
     pub(crate) shell: clap_complete::Shell,

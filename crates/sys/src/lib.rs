@@ -17,6 +17,7 @@
 //! | sockets | [`socket`], [`vsock`]; `AsyncSocket` in a tokio runtime (feature `tokio`) |
 //! | processes | [`spawn_activated`], [`await_exit`], [`to_background`], [`become_identity`], signals, limits |
 //! | memory | [`AlignedBytes`] for direct I/O |
+//! | the machine | [`kernel`], [`descriptor_limits`], [`try_io_uring`]: what it is and what it lets us do |
 //!
 //! Errors are [`std::io::Error`]s with the number that the kernel gave. An interrupted call is repeated.
 //!

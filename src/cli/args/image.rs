@@ -11,8 +11,8 @@ use crate::{
 };
 
 use super::{
-    super::endpoint_help::{Reader, endpoints},
-    FilterArgs, FollowArgs, FormatArg, FormatArgs, ReadingArgs, Size, TimeoutArgs,
+    super::endpoint_help::Reader, FilterArgs, FollowArgs, FormatArg, FormatArgs, ReadingArgs, Size,
+    TimeoutArgs, brief, whole,
 };
 
 const COMPARE_EXIT_CODES: &str = "\
@@ -33,9 +33,12 @@ Exit codes:
   75   It could not be checked, but trying again may help
   130  Interrupted (SIGINT); 143: asked to end (SIGTERM)";
 
-/// Show what a server or a file offers: size, block sizes, abilities.
+/// Show what an image or a server is, and what it can do.
+///
+/// Sizes, block sizes, abilities; of an image in a format also what it says of itself.
 #[derive(Args, Debug)]
-#[command(after_help = endpoints(Reader::Copies))]
+#[command(after_help = brief("info"),
+          after_long_help = whole("info", Some(Reader::Copies), &[]))]
 pub(crate) struct InfoArgs {
     /// What to look at: an endpoint, see below.
     #[arg(value_hint = ValueHint::AnyPath)]
@@ -43,7 +46,7 @@ pub(crate) struct InfoArgs {
     /// Show every export of the server.
     #[arg(short, long)]
     pub(crate) list: bool,
-    /// Tell of the images behind an image in a format, too, as far as '--allow-backing' allows them to be opened.
+    /// Tell of the images behind an image in a format, too, as far as --allow-backing allows them to be opened.
     #[arg(short, long)]
     pub(crate) backing_chain: bool,
     #[command(flatten)]
@@ -55,9 +58,12 @@ pub(crate) struct InfoArgs {
     pub(crate) json: bool,
 }
 
-/// Show where an image has data, holes and zeroes: offset, length, type and its meaning.
+/// Show where an image has data, holes and zeroes.
+///
+/// A line for each extent: offset, length, type, and what the type means.
 #[derive(Args, Debug)]
-#[command(after_help = endpoints(Reader::Copies))]
+#[command(after_help = brief("map"),
+          after_long_help = whole("map", Some(Reader::Copies), &[]))]
 pub(crate) struct MapArgs {
     /// What to map: an endpoint, see below.
     #[arg(value_hint = ValueHint::AnyPath)]
@@ -74,8 +80,8 @@ pub(crate) struct MapArgs {
     /// Draw the image: rows of cells, in colours where standard output is a terminal, and the share of each type.
     #[arg(long, conflicts_with_all = ["context", "json", "totals", "offsets"])]
     pub(crate) picture: bool,
-    /// Write a picture of the image to FILE, as SVG. The extents are printed as well where '--totals', '--offsets'
-    /// or '--json' is given.
+    /// Write a picture of the image to FILE, as SVG. The extents are printed as well where --totals, --offsets
+    /// or --json is given.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "context")]
     pub(crate) svg: Option<PathBuf>,
     #[command(flatten)]
@@ -89,9 +95,12 @@ pub(crate) struct MapArgs {
     pub(crate) json: bool,
 }
 
-/// Look whether an image in a format contradicts itself. Nothing is changed unless it is to be mended.
+/// Check whether an image contradicts itself, and mend it.
+///
+/// Nothing is changed without --repair.
 #[derive(Args, Debug)]
-#[command(after_help = endpoints(Reader::Reads) + "\n\n" + CHECK_EXIT_CODES)]
+#[command(after_help = brief("check"),
+          after_long_help = whole("check", Some(Reader::Reads), &[CHECK_EXIT_CODES]))]
 pub(crate) struct CheckArgs {
     /// The image: an endpoint, see below.
     #[arg(value_hint = ValueHint::AnyPath)]
@@ -118,9 +127,12 @@ pub(crate) enum RepairArg {
     All,
 }
 
-/// Say how long the file of an image would become: that of a copy of IMAGE, or of a disk of a size.
+/// Tell how long the file of a copy would be.
+///
+/// That of a copy of IMAGE, or of an empty disk of a size.
 #[derive(Args, Debug)]
-#[command(after_help = endpoints(Reader::Reads))]
+#[command(after_help = brief("measure"),
+          after_long_help = whole("measure", Some(Reader::Reads), &[]))]
 pub(crate) struct MeasureArgs {
     /// The image that would be copied: an endpoint, see below.
     #[arg(value_hint = ValueHint::AnyPath, required_unless_present = "size", conflicts_with = "size")]
@@ -154,7 +166,8 @@ pub(crate) struct MeasureArgs {
 
 /// List the snapshots in an image.
 #[derive(Args, Debug)]
-#[command(after_help = endpoints(Reader::Reads))]
+#[command(after_help = brief("snapshot"),
+          after_long_help = whole("snapshot", Some(Reader::Reads), &[]))]
 pub(crate) struct SnapshotArgs {
     #[command(flatten)]
     pub(crate) listing: ListingArgs,
@@ -162,7 +175,8 @@ pub(crate) struct SnapshotArgs {
 
 /// List the bitmaps in an image.
 #[derive(Args, Debug)]
-#[command(after_help = endpoints(Reader::Reads))]
+#[command(after_help = brief("bitmap"),
+          after_long_help = whole("bitmap", Some(Reader::Reads), &[]))]
 pub(crate) struct BitmapArgs {
     #[command(flatten)]
     pub(crate) listing: ListingArgs,
@@ -187,12 +201,13 @@ pub(crate) struct ListingArgs {
     pub(crate) json: bool,
 }
 
-/// Compare two images byte by byte, and say where they begin to differ.
+/// Compare two images, and tell where they begin to differ.
 ///
 /// What both sides know to be zero is not read. Images of different sizes are identical when the longer
 /// one goes on with zeroes.
 #[derive(Args, Debug)]
-#[command(after_help = endpoints(Reader::Reads) + "\n\n" + COMPARE_EXIT_CODES)]
+#[command(after_help = brief("compare"),
+          after_long_help = whole("compare", Some(Reader::Reads), &[COMPARE_EXIT_CODES]))]
 pub(crate) struct CompareArgs {
     /// The one image: an endpoint, see below.
     #[arg(value_name = "A", value_hint = ValueHint::AnyPath)]
@@ -219,11 +234,12 @@ pub(crate) struct CompareArgs {
     pub(crate) json: bool,
 }
 
-/// Print the digest of an image: the hash of its blocks' hashes and its size, as nbdcopy's --blkhash.
+/// Print the digest of an image.
 ///
-/// It depends on the contents alone, not on holes, formats or servers; what is known to be zero is not read.
+/// It is the hash of its blocks' hashes and of its size, as nbdcopy's --blkhash. It depends on the contents alone, not on holes, formats or servers; what is known to be zero is not read.
 #[derive(Args, Debug)]
-#[command(after_help = endpoints(Reader::Copies))]
+#[command(after_help = brief("checksum"),
+          after_long_help = whole("checksum", Some(Reader::Copies), &[]))]
 pub(crate) struct ChecksumArgs {
     /// What to read: an endpoint, see below.
     #[arg(value_hint = ValueHint::AnyPath)]

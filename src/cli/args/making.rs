@@ -5,16 +5,18 @@ use std::{ffi::OsString, path::PathBuf};
 use clap::{Args, ValueEnum, ValueHint};
 
 use super::{
-    super::endpoint_help::{Reader, endpoints},
-    FormatArg, FormatArgs, Size, TimeoutArgs,
+    super::endpoint_help::Reader,
+    FormatArg, FormatArgs, Size, TimeoutArgs, brief,
     copy::{OptionsParser, ProgressStyle},
+    whole,
 };
 
-/// Make a new image with nothing in it.
+/// Make a new, empty image.
 ///
 /// A file appears when it is whole; one that is there is written over. A raw image on a block device or a server is
 /// what is there already, if that is large enough.
 #[derive(Args, Debug)]
+#[command(after_help = brief("create"), after_long_help = whole("create", None, &[]))]
 pub(crate) struct CreateArgs {
     /// Where: a file, or another endpoint.
     #[arg(value_name = "FILE", value_hint = ValueHint::AnyPath)]
@@ -44,12 +46,12 @@ pub(crate) struct CreateArgs {
     pub(crate) timeouts: TimeoutArgs,
 }
 
-/// Copy blocks of an image: if=SOURCE of=DESTINATION [bs=SIZE] [count=N] [skip=N].
+/// Copy blocks of an image, in the words of dd.
 ///
-/// The destination becomes an image of what was copied, as with 'copy'. Blocks have 512 bytes unless bs is given;
+/// if=SOURCE of=DESTINATION [bs=SIZE] [count=N] [skip=N]. The destination becomes an image of what was copied, as with 'copy'. Blocks have 512 bytes unless bs is given;
 /// skip and count are numbers of them.
 #[derive(Args, Debug)]
-#[command(after_help = endpoints(Reader::Reads))]
+#[command(after_help = brief("dd"), after_long_help = whole("dd", Some(Reader::Reads), &[]))]
 pub(crate) struct DdArgs {
     /// if=SOURCE, of=DESTINATION, bs=SIZE, count=N, skip=N.
     #[arg(value_name = "KEY=VALUE", required = true)]
@@ -62,7 +64,7 @@ pub(crate) struct DdArgs {
     /// It is known that another program may write the source meanwhile: do not warn of it.
     #[arg(short = 'U', long)]
     pub(crate) force_share: bool,
-    /// Show percent, rate and time left, also where standard error is no terminal; see 'copy'.
+    /// Show percent, rate and time left, also where standard error is no terminal; see 'blockferry copy --help'.
     #[arg(short, long, value_name = "STYLE", num_args = 0..=1, require_equals = true,
           default_missing_value = "auto")]
     pub(crate) progress: Option<ProgressStyle>,
@@ -70,10 +72,11 @@ pub(crate) struct DdArgs {
     pub(crate) timeouts: TimeoutArgs,
 }
 
-/// Give an image in a file another size: raw or qcow2.
+/// Make a raw or qcow2 image longer or shorter.
 ///
 /// What is new reads as zeroes.
 #[derive(Args, Debug)]
+#[command(after_help = brief("resize"), after_long_help = whole("resize", None, &[]))]
 pub(crate) struct ResizeArgs {
     /// The image.
     #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
