@@ -1,4 +1,13 @@
 //! How a failure is told: the message, a hint where one helps, and the exit code.
+//!
+//! All messages are in one voice, so that people and scripts know where to look:
+//!
+//! - `SUBJECT: what happened: why`, on one line, in the present tense, without a full stop. The subject is an endpoint as
+//!   it was written, a file, or an option with its dashes; the operation follows it where there was one.
+//! - What to do is not part of it: that stands on a line of its own, after `hint: ` ([`hints`](super::hints)).
+//! - Commands, options in sentences about others, and words to be typed stand in 'single quotes'; words that somebody
+//!   else wrote stand in "double quotes" where they are quoted at all, and are always escaped.
+//! - An image is a disk in a format or raw; a file, an export and a device hold it; an endpoint is what a user writes.
 
 use std::{error::Error as StdError, fmt, fmt::Write, io};
 

@@ -64,7 +64,7 @@ pub(super) fn for_error(error: &Error) -> Option<String> {
         ErrorKind::OutOfBounds if says(error, "the destination is too small") => {
             "use a larger one; 'blockferry resize' makes a raw or qcow2 file larger"
         }
-        ErrorKind::InvalidInput if says(error, "it is a directory,") => {
+        ErrorKind::InvalidInput if says(error, "it is a directory") => {
             "name a file in it; 'blockferry serve dir:PATH' serves all of them"
         }
         ErrorKind::Incompatible if says(error, "the server refused it") => {
@@ -232,16 +232,14 @@ pub(super) fn name_exports(failure: Failure) -> Failure {
 
 /// The exports of the server in `uri`, in a sentence.
 fn exports(uri: &NbdUri) -> Option<String> {
-    let options = ConnectOptions {
-        connect_timeout: PATIENCE,
-        ..ConnectOptions::default()
-    };
+    let mut options = ConnectOptions::default();
+    options.connect_timeout = PATIENCE;
     let report = blocking::list(uri, &options).ok()?;
     let names = report.exports.iter().map(|export| &*export.export.name);
-    Some(named(names.collect()))
+    Some(named(&names.collect::<Vec<_>>()))
 }
 
-fn named(names: Vec<&str>) -> String {
+fn named(names: &[&str]) -> String {
     let quoted = names.iter().take(MOST_EXPORTS).map(|name| match *name {
         "" => "the default one, without a name".to_owned(),
         name => format!("'{}'", printable(name.as_ref())),
@@ -348,14 +346,14 @@ mod tests {
 
     #[test]
     fn exports_are_named_escaped_and_not_all_of_many() {
-        assert_eq!(named(vec![]), "the server lists no exports");
-        let text = named(vec!["", "a b", "\u{1b}[31m"]);
+        assert_eq!(named(&[]), "the server lists no exports");
+        let text = named(&["", "a b", "\u{1b}[31m"]);
         assert_eq!(
             text,
             "the server has these exports: the default one, without a name, 'a b', '\\u{1b}[31m'"
         );
         let many: Vec<_> = (0..20).map(|_| "x").collect();
-        assert!(named(many).ends_with("and 12 more"));
+        assert!(named(&many).ends_with("and 12 more"));
     }
 
     #[test]

@@ -190,7 +190,7 @@ impl InfoJob {
         );
         if args.list && !is_server {
             return Err(Failure::usage(format!(
-                "--list needs an NBD server, which {endpoint} is not"
+                "{endpoint}: --list needs an NBD server"
             )));
         }
         Ok(Self {
@@ -227,7 +227,7 @@ fn seekable(text: &OsStr) -> Result<Endpoint, Failure> {
     let endpoint = Endpoint::parse(text)?;
     match endpoint.kind() {
         EndpointKind::Standard | EndpointKind::Null(None) => Err(Failure::usage(format!(
-            "{endpoint} is a stream and works with copy and checksum only"
+            "{endpoint}: a stream is for copy and checksum only"
         ))),
         _ => Ok(endpoint),
     }

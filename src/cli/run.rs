@@ -103,7 +103,10 @@ fn man_page(command: Option<&str>) -> Result<Vec<u8>, Failure> {
         None => whole,
         Some(name) => whole
             .find_subcommand(name)
-            .ok_or_else(|| Failure::usage(format!("there is no command {name}")))?
+            .ok_or_else(|| {
+                Failure::usage(format!("there is no command \"{name}\""))
+                    .hint("'blockferry --help' lists them")
+            })?
             .clone(),
     };
     let mut page = Vec::new();

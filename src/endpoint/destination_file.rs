@@ -349,7 +349,7 @@ fn refuse_partial_beside(path: &Path) -> Result<()> {
 fn open_existing(path: &Path, name: &Arc<str>, keep_contents: bool) -> Result<FileDevice> {
     let metadata = fs::metadata(path)?;
     if metadata.is_dir() {
-        let message = "it is a directory: name a file in it";
+        let message = "it is a directory";
         return Err(Error::with_message(ErrorKind::InvalidInput, message));
     }
     if !metadata.is_file() {

@@ -147,13 +147,13 @@ async fn copy_image(
     if !tolerated && is_same_image(&job.source, &job.destination) {
         let (source, destination) = (&job.source, &job.destination);
         return Err(Failure::failed(format!(
-            "{source} and {destination} are the same image"
+            "{destination}: it is the same image as {source}"
         )));
     }
     if source_connection.follows(&job.destination) {
         let (source, destination) = (&job.source, &job.destination);
         return Err(Failure::failed(format!(
-            "{source} needs {destination}: it is one of the files behind it"
+            "{destination}: {source} needs it, as one of the files behind it"
         )));
     }
     if let Some(data_file) = job.format.data_file(&job.destination)
@@ -161,7 +161,7 @@ async fn copy_image(
     {
         let source = &job.source;
         return Err(Failure::failed(format!(
-            "{source} needs {data_file}: it is one of the files behind it, and cannot become a data file"
+            "{data_file}: {source} needs it, as one of the files behind it: it cannot become a data file"
         )));
     }
     let destination_options = OpenOptions {

@@ -28,7 +28,10 @@ pub(crate) fn run(job: &ListingJob, what: Listed) -> Result<(), Failure> {
     let details = super::runtime()?.block_on(image_details(&job.endpoint, &options));
     let details = details.map_err(|error: Error| Failure::from(error))?;
     let Some(details) = details.as_ref().and_then(|details| details.as_qcow2()) else {
-        let message = format!("{}: only a qcow2 image has any", job.endpoint);
+        let message = format!(
+            "{}: it is no qcow2 image, and no other format has any",
+            job.endpoint
+        );
         return Err(Failure::failed(message));
     };
     let text = list(details, what, job.json);

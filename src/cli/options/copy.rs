@@ -233,7 +233,7 @@ fn source(sources: &[OsString], args: &CopyArgs) -> Result<Endpoint, Failure> {
             let is_stream = |part: &&Endpoint| matches!(part.kind(), EndpointKind::Standard);
             if let Some(stream) = parts.iter().find(is_stream) {
                 return Err(Failure::usage(format!(
-                    "{stream} is a stream, which cannot be joined with others"
+                    "{stream}: a stream cannot be joined with others"
                 )));
             }
             for part in &parts {
@@ -282,7 +282,7 @@ fn destination_format(
             (args.backing.is_some(), "--backing"),
         ];
         if let Some((_, option)) = needing.iter().find(|(is, _)| *is) {
-            let failure = Failure::usage(format!("{option} is nothing for a raw destination"));
+            let failure = Failure::usage(format!("{option}: a raw destination has nothing of it"));
             return Err(failure.hint("-O qcow2 makes an image that can have it"));
         }
         let threads = args.parallel.map_or(0, usize::from);
@@ -304,7 +304,8 @@ fn destination_format(
                 DestinationFormat::Packed(options)
             }
             Some(other @ (FormatKind::Image(_) | FormatKind::Packed(_) | FormatKind::Ova)) => {
-                let failure = Failure::usage(format!("images in the format {other} are not made"));
+                let failure =
+                    Failure::usage(format!("-O {other}: images in this format are not made"));
                 return Err(failure.hint("raw, qcow2, vmdk, vpc, vdi, gzip and zstd are"));
             }
             _ => DestinationFormat::Raw,

@@ -132,7 +132,7 @@ impl CreateJob {
             destination.kind()
         {
             return Err(Failure::usage(format!(
-                "{destination} keeps no image: name a file"
+                "{destination}: it keeps no image: name a file"
             )));
         }
         let backing = args.backing.as_ref().map(|name| BackingName {
@@ -306,7 +306,7 @@ impl ResizeJob {
     pub(crate) fn resolve(args: &ResizeArgs, common: Common) -> Result<Self, Failure> {
         let size = new_size(&args.size).ok_or_else(|| {
             let size = printable(args.size.as_ref());
-            Failure::usage(format!("{size} is no size: write 10G, +512M or -1G"))
+            Failure::usage(format!("{size}: it is no size")).hint("write 10G, +512M or -1G")
         })?;
         let mut options = ResizeOptions::default();
         options.shrink = args.shrink;

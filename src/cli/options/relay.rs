@@ -59,13 +59,13 @@ impl RelayJob {
             ));
         }
         if standard && targets.len() > 1 {
-            return Err(Failure::usage("- is no target among others")
+            return Err(Failure::usage("-: it is no target among others")
                 .hint("standard input and output are always there: write it alone"));
         }
         if let Some(path) = listen.path()
             && targets.iter().any(|target| target.path() == Some(path))
         {
-            return Err(Failure::usage(format!("{listen} cannot be both ends")));
+            return Err(Failure::usage(format!("{listen}: it cannot be both ends")));
         }
         // Through TLS a peer that went away is not seen while nothing is written to it.
         let has_tls = args.tls_listen.is_some() || args.tls_target;

@@ -276,7 +276,7 @@ fn named(text: &OsStr) -> Result<ServedSource, Failure> {
     let bytes = text.as_bytes();
     let wrong = || {
         let shown = printable(text);
-        Failure::usage(format!("--export {shown}: write NAME=SOURCE"))
+        Failure::usage(format!("--export {shown}: it has no name")).hint("write NAME=SOURCE")
     };
     let end = bytes
         .iter()
@@ -309,7 +309,7 @@ fn check_names(exports: &[ServedSource]) -> Result<(), Failure> {
         {
             let source = &one.source;
             return Err(Failure::usage(format!(
-                "{source} has exports of its own, with names of their own: serve it alone"
+                "{source}: it has exports with names of their own: serve it alone"
             )));
         }
     }
@@ -321,7 +321,7 @@ fn served(text: &OsStr) -> Result<Endpoint, Failure> {
     let endpoint = Endpoint::parse(text)?;
     match endpoint.kind() {
         EndpointKind::Standard | EndpointKind::Null(None) => Err(Failure::usage(format!(
-            "{endpoint} is a stream, and cannot be served"
+            "{endpoint}: a stream cannot be served"
         ))
         .hint("a size makes it an image: null:1G")),
         _ => Ok(endpoint),

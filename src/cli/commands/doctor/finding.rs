@@ -1,6 +1,6 @@
 //! What was found out: one ability or one limit each, in groups.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Serialize, Serializer};
 use serde_json::Value;
@@ -127,7 +127,7 @@ impl Serialize for Group {
     }
 }
 
-fn printable_path<S: Serializer>(path: &PathBuf, serializer: S) -> Result<S::Ok, S::Error> {
+fn printable_path<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&crate::block::printable(path.as_os_str()))
 }
 
