@@ -13,7 +13,8 @@ use crate::{
 use super::{
     Connection, Endpoint, EndpointKind, OpenDevice, OpenOptions,
     formats::interpret,
-    open::{open_device, open_pool, opening, start_script},
+    open::{open_device, opening},
+    servers::{open_pool, start_script},
 };
 
 /// The opened exports of an endpoint.

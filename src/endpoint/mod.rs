@@ -44,8 +44,10 @@ mod parse;
 mod related;
 mod repair;
 mod resize;
+mod servers;
 mod sources;
 mod space;
+mod streams;
 
 pub(crate) use crate::block::printable;
 pub use crate::block::{Parameter, ParameterPlace, ParameterType, escape_commas};

@@ -1,35 +1,25 @@
 //! Parsed endpoints become devices and streams.
 
-use std::{
-    fmt,
-    fs::{self, File},
-    io::{self, Seek},
-    os::{fd::AsFd, unix::fs::FileTypeExt},
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{fmt, fs, io, os::fd::AsFd, path::PathBuf, sync::Arc, time::Duration};
 
 use crate::{
     block::{
-        Access, BlockDevice, ByteSink, ByteSource, ClientFacts, Context, Error, ErrorKind, Exports,
-        FdSink, FdSource, FileDevice, MemoryDevice, NullDevice, Operation, PatternDevice, Result,
-        SampleDevice, SliceDevice, SplitDevice,
+        Access, BlockDevice, ByteSink, Context, Error, ErrorKind, FdSink, FileDevice, MemoryDevice,
+        NullDevice, Operation, PatternDevice, Result, SampleDevice, SliceDevice, SplitDevice,
     },
-    client::{Client, ConnectOptions, Gone, Pool, PoolObserver, PoolOptions},
+    client::PoolObserver,
     copy::{Destination, Source},
     format::packed::Packed,
-    proto::{NbdUri, Transport},
-    script::{Script, ScriptOptions},
 };
 
 use blockferry_sys as sys;
 
 use super::{
-    Connection, DestinationFile, Endpoint, EndpointKind, FormatKind, ServerChild, ServerCommand,
-    UnfinishedImage,
+    Connection, DestinationFile, Endpoint, EndpointKind, FormatKind, UnfinishedImage,
     filtered::Filters,
     formats::{interpret, interpret_source, unpack},
+    servers::{connect, script, start},
+    streams::{is_pipe, is_stream, open_waiting, source_stream, standard_input, standard_output},
 };
 
 /// How endpoints are opened.
@@ -252,7 +242,7 @@ async fn open_bytes(
             return Ok(OpenDevice { device, connection });
         }
         EndpointKind::Descriptor(number) => {
-            let file = File::from(
+            let file = fs::File::from(
                 sys::duplicate_inherited(*number)
                     .map_err(|error| opening(endpoint)(error.into()))?,
             );
@@ -408,64 +398,8 @@ pub async fn open_destination(
     }
 }
 
-/// Standard input as a device, where it is a file or a disk of which nothing has been read: `< disk.raw`.
-/// Its size is known then, and its holes need not be read.
-fn standard_input() -> Option<OpenDevice> {
-    standard_file(io::stdin(), "standard input", FileDevice::from_file)
-}
-
-/// Standard output as a device, where it is a file that is still empty, as `> disk.raw` makes it: holes
-/// stay holes then. What is appended to, or has something in it, is written behind that, as a stream.
-fn standard_output() -> Option<OpenDevice> {
-    let metadata = File::from(io::stdout().as_fd().try_clone_to_owned().ok()?)
-        .metadata()
-        .ok()?;
-    if !metadata.is_file() || metadata.len() > 0 {
-        return None;
-    }
-    standard_file(io::stdout(), "standard output", |file, name| {
-        FileDevice::from_file(file, name).map(FileDevice::growable)
-    })
-}
-
-fn standard_file(
-    standard: impl AsFd,
-    name: &'static str,
-    open: impl FnOnce(File, &'static str) -> Result<FileDevice>,
-) -> Option<OpenDevice> {
-    let mut file = File::from(standard.as_fd().try_clone_to_owned().ok()?);
-    if file.stream_position().ok()? > 0 {
-        return None;
-    }
-    let device = open(file.try_clone().ok()?, name).ok()?;
-    let mut opened = local(Arc::new(device));
-    opened.connection.standard = Some(file);
-    Some(opened)
-}
-
-async fn source_stream(endpoint: &Endpoint) -> Result<Option<Box<dyn ByteSource>>> {
-    let source = match endpoint.kind() {
-        EndpointKind::Standard => {
-            FdSource::new(io::stdin().as_fd().try_clone_to_owned()?, "standard input")
-        }
-        EndpointKind::File(path) if is_stream(path) => {
-            let reading = fs::OpenOptions::new().read(true).clone();
-            let file = open_waiting(reading, path, endpoint).await?;
-            FdSource::new(file, Arc::clone(endpoint.name()))
-        }
-        _ => return Ok(None),
-    };
-    Ok(Some(Box::new(source)))
-}
-
-/// Opens a named pipe, which can take until somebody opens its other end, away from this thread.
-async fn open_waiting(options: fs::OpenOptions, path: &Path, endpoint: &Endpoint) -> Result<File> {
-    let path = path.to_owned();
-    away(endpoint, move || Ok(options.open(path)?)).await
-}
-
 /// Runs what may take long away from this thread.
-async fn away<T: Send + 'static>(
+pub(super) async fn away<T: Send + 'static>(
     endpoint: &Endpoint,
     call: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
@@ -476,141 +410,7 @@ async fn away<T: Send + 'static>(
         .map_err(opening(endpoint))
 }
 
-async fn connect(
-    uri: &NbdUri,
-    name: &Arc<str>,
-    gone: Option<Gone>,
-    options: &OpenOptions,
-) -> Result<OpenDevice> {
-    let client = Client::connect(uri, &connecting(name, gone, options)).await?;
-    Ok(OpenDevice {
-        device: Arc::new(client.clone()),
-        connection: Connection {
-            client: Some(client),
-            ..Connection::default()
-        },
-    })
-}
-
-fn connecting(name: &Arc<str>, gone: Option<Gone>, options: &OpenOptions) -> ConnectOptions {
-    let mut connecting = ConnectOptions::default();
-    connecting.name = Some(Arc::clone(name));
-    connecting.gone = gone;
-    connecting.contexts = options.contexts.clone();
-    connecting.all_contexts = options.all_contexts;
-    connecting.connect_timeout = options.connect_timeout;
-    connecting.request_timeout = options.request_timeout;
-    connecting.flush_timeout = options.flush_timeout;
-    connecting
-}
-
-/// Opens a pool of connections to what `endpoint` is: an NBD server, which may be lost and found again, or a
-/// command, which is gone when it is gone. `None` for everything else.
-pub(super) async fn open_pool(
-    endpoint: &Endpoint,
-    options: &OpenOptions,
-) -> Result<Option<(Pool, Connection)>> {
-    let pooling = |retries| {
-        let mut pooling = PoolOptions::default();
-        pooling.connections = options.connections;
-        pooling.retries = retries;
-        pooling.observer = options.pool_observer.clone();
-        pooling
-    };
-    let (pool, child) = match endpoint.kind() {
-        EndpointKind::Nbd(uri) => {
-            let connecting = connecting(endpoint.name(), None, options);
-            let pool = Pool::connect(uri, &connecting, pooling(options.retries)).await?;
-            (pool, None)
-        }
-        EndpointKind::Command(command) => {
-            let mut child = ServerChild::start(command, options)?;
-            let connecting = connecting(child.name(), Some(child.gone()), options);
-            let pool = Pool::connect(&child.uri(), &connecting, pooling(0)).await;
-            let pool = pool.map_err(|error| child.explain(error))?;
-            (pool, Some(child))
-        }
-        _ => return Ok(None),
-    };
-    let connection = Connection {
-        pool: Some(pool.clone()),
-        child,
-        ..Connection::default()
-    };
-    Ok(Some((pool, connection)))
-}
-
-async fn start(command: &ServerCommand, options: &OpenOptions) -> Result<OpenDevice> {
-    let mut child = ServerChild::start(command, options)?;
-    let uri = child.uri();
-    let name = Arc::clone(child.name());
-    match connect(&uri, &name, Some(child.gone()), options).await {
-        Ok(mut open) => {
-            open.connection.child = Some(child);
-            Ok(open)
-        }
-        Err(error) => Err(child.explain(error)),
-    }
-}
-
-impl ServerChild {
-    /// The URI of its default export, for this process.
-    #[must_use]
-    pub fn uri(&self) -> NbdUri {
-        NbdUri {
-            transport: Transport::Unix {
-                path: self.socket(),
-            },
-            tls: false,
-            user: None,
-            export: String::new(),
-            parameters: Vec::new(),
-        }
-    }
-
-    /// The failure to connect, or what lies behind it: that the server has ended.
-    #[must_use]
-    pub fn explain(&mut self, error: Error) -> Error {
-        match self.early_end() {
-            Some(end) => {
-                let message = format!("the command {} {end} before it answered", self.name());
-                Error::with_message(ErrorKind::Refused, message)
-            }
-            None => error.on(self.name()),
-        }
-    }
-}
-
-/// Loads a script, each call of which may take as long as a flush: it may be one.
-pub(super) async fn start_script(
-    endpoint: &Endpoint,
-    script: &ScriptOptions,
-    options: &OpenOptions,
-) -> Result<Script> {
-    let mut script = script.clone();
-    script.timeout = script.timeout.or(options.flush_timeout);
-    Script::start(script).await.map_err(opening(endpoint))
-}
-
-/// The default export of a script.
-async fn script(
-    endpoint: &Endpoint,
-    script: &ScriptOptions,
-    access: Access,
-    options: &OpenOptions,
-) -> Result<OpenDevice> {
-    let script = start_script(endpoint, script, options).await?;
-    let client = ClientFacts {
-        read_only: access == Access::ReadOnly,
-        tls: false,
-    };
-    let export = script.open("", client).await.map_err(opening(endpoint))?;
-    let mut opened = local(export.device);
-    opened.connection.script = Some(script);
-    Ok(opened)
-}
-
-fn local(device: Arc<dyn BlockDevice>) -> OpenDevice {
+pub(super) fn local(device: Arc<dyn BlockDevice>) -> OpenDevice {
     OpenDevice {
         device,
         connection: Connection::default(),
@@ -627,31 +427,9 @@ pub(super) fn refused(endpoint: &Endpoint, message: &str) -> Error {
         .on(endpoint.name())
 }
 
-/// Whether it is read and written from front to back only.
-fn is_pipe(kind: &EndpointKind) -> bool {
-    match kind {
-        EndpointKind::Standard => true,
-        EndpointKind::File(path) => is_stream(path),
-        _ => false,
-    }
-}
-
-/// Whether something without offsets lies there: a pipe, a character device, a socket.
-fn is_stream(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|metadata| {
-        let kind = metadata.file_type();
-        kind.is_fifo() || kind.is_char_device()
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_character_device_is_a_stream() {
-        assert!(is_stream(Path::new("/dev/null")));
-    }
 
     #[tokio::test]
     async fn a_destination_in_a_missing_directory_is_refused_by_the_directorys_name() {
