@@ -1,15 +1,12 @@
 //! What `copy` is told, resolved: both sides, what becomes of the destination, how the engine goes about it.
 
-use std::{ffi::OsString, path::PathBuf, sync::Arc};
+use std::{ffi::OsString, path::PathBuf};
 
 use crate::{
     copy::{CopyOptions, Destination, Order, Source},
-    endpoint::{
-        BackingName, DestinationFormat, Endpoint, EndpointKind, FormatKind, ImageFormat, NewQcow2,
-        new_packed, new_vdi, new_vmdk, new_vpc, raw_is_allocated,
-    },
+    endpoint::{BackingName, DestinationFormat, Endpoint, EndpointKind, FormatKind, ImageFormat},
     filter::{NamedFilter, Salvage},
-    format::{Format, packed::Packing},
+    format::Format,
     job::Stop,
 };
 
@@ -19,7 +16,7 @@ use super::{
         failure::Failure,
         rate::Rate,
     },
-    DigestJob, DigestTo, ReportStyle, Show, Terminals, Timeouts, Trust,
+    DigestJob, DigestTo, NewFormat, ReportStyle, Show, Terminals, Timeouts, Trust,
     contents::digest_options,
     filters,
     formats::kind,
@@ -111,14 +108,14 @@ impl CopyJob {
         let source = source(sources, args)?;
         let destination = Endpoint::parse(destination)?;
         check_sides(&source, &destination, args.json, terminals)?;
-        let format = destination_format(args, &destination)?;
+        let (format, is_allocated) = destination_format(args, &destination)?;
         let destination = match format {
             DestinationFormat::Qcow2InPlace => {
                 destination.interpreted(FormatKind::Image(Format::Qcow2))
             }
             _ => destination,
         };
-        let allocated = args.allocated || preallocated(args)?;
+        let allocated = args.allocated || is_allocated;
         check_conversion(args, &source, &format)?;
         let is_stream = |endpoint: &Endpoint| {
             matches!(
@@ -249,106 +246,77 @@ fn source(sources: &[OsString], args: &CopyArgs) -> Result<Endpoint, Failure> {
     Ok(whole.behind(filters))
 }
 
-/// What becomes of the destination.
+/// What becomes of the destination, and whether all of a raw one is allocated.
 fn destination_format(
     args: &CopyArgs,
     destination: &Endpoint,
-) -> Result<DestinationFormat, Failure> {
-    let refuse = |message: &str| Err(Failure::usage(message));
+) -> Result<(DestinationFormat, bool), Failure> {
     if args.no_create {
-        if args.compress {
-            return refuse("--compress is for images that are made, and --no-create makes none");
-        }
-        if !args.option.is_empty() {
-            return refuse("-o says how an image is made, and --no-create makes none");
-        }
-        if args.backing.is_some() {
-            return refuse("--backing is of an image that is made, and --no-create makes none");
-        }
-        return Ok(match args.output_format {
-            Some(FormatArg::Qcow2) => DestinationFormat::Qcow2InPlace,
-            None | Some(FormatArg::Raw) => DestinationFormat::RawInPlace,
-            Some(_) => {
-                return refuse(
-                    "only raw and qcow2 images are written in place; without --no-create one is made",
-                );
-            }
-        });
+        return Ok((in_place(args)?, false));
     }
-    let wrong = |message: String| Failure::usage(format!("-o {message}"));
-    if args.output_format != Some(FormatArg::Qcow2) {
+    let said = kind(Some(args.output_format.unwrap_or(FormatArg::Raw)));
+    if said != FormatKind::Image(Format::Qcow2) {
         let needing = [
             (args.compress, "--compress"),
             (args.backing.is_some(), "--backing"),
         ];
         if let Some((_, option)) = needing.iter().find(|(is, _)| *is) {
-            let failure = Failure::usage(format!("{option}: a raw destination has nothing of it"));
+            let failure = Failure::usage(format!("{option}: no destination but qcow2 has that"));
             return Err(failure.hint("-O qcow2 makes an image that can have it"));
         }
-        let threads = args.parallel.map_or(0, usize::from);
-        return Ok(match args.output_format.map(|format| kind(Some(format))) {
-            Some(FormatKind::Image(Format::Vmdk)) => {
-                let mut create = new_vmdk(&args.option).map_err(wrong)?;
-                create.threads = threads;
-                DestinationFormat::Vmdk(create)
-            }
-            Some(FormatKind::Image(Format::Vpc)) => {
-                DestinationFormat::Vpc(new_vpc(&args.option).map_err(wrong)?)
-            }
-            Some(FormatKind::Image(Format::Vdi)) => {
-                DestinationFormat::Vdi(new_vdi(&args.option).map_err(wrong)?)
-            }
-            Some(FormatKind::Packed(packing @ (Packing::Gzip | Packing::Zstd))) => {
-                let mut options = new_packed(packing, &args.option).map_err(wrong)?;
-                options.threads = threads;
-                DestinationFormat::Packed(options)
-            }
-            Some(other @ (FormatKind::Image(_) | FormatKind::Packed(_) | FormatKind::Ova)) => {
-                let failure =
-                    Failure::usage(format!("-O {other}: images in this format are not made"));
-                return Err(failure.hint("raw, qcow2, vmdk, vpc, vdi, gzip and zstd are"));
-            }
-            _ => DestinationFormat::Raw,
-        });
     }
-    let mut new = NewQcow2::parse(&args.option).map_err(wrong)?;
-    if let Some(name) = &args.backing {
-        if new.backing.is_some() {
-            return refuse("--backing and -o backing_file are the same, and given both");
-        }
-        new.backing = Some(BackingName {
+    let new = NewFormat {
+        kind: said,
+        options: &args.option,
+        backing: args.backing.as_ref().map(|name| BackingName {
             name: name.clone(),
             format: kind(args.backing_format),
-        });
+        }),
+        compress: args.compress,
+        out_of_order: args.out_of_order,
+        threads: args.parallel.map_or(0, usize::from),
+    };
+    let (format, is_allocated) = new.resolve().map_err(|message| {
+        let failure = Failure::usage(format!("-O {said}: {message}"));
+        match said {
+            FormatKind::Raw => failure.hint("-O qcow2 makes an image that has more options"),
+            _ => failure,
+        }
+    })?;
+    if is_allocated && args.destination_is_zero {
+        let message = "--destination-is-zero writes no zeroes, and -o preallocation all of them";
+        return Err(Failure::usage(message));
     }
-    new.create.compress = args.compress;
-    new.create.in_order = !args.out_of_order;
-    new.create.threads = args.parallel.map_or(0, usize::from);
-    new.check()
-        .map_err(|error| Failure::usage(format!("-O qcow2: {error}")))?;
-    let is_file = matches!(destination.kind(), EndpointKind::File(_));
-    if let Some(name) = new.relative_names().first().filter(|_| !is_file) {
+    if let DestinationFormat::Qcow2(new) = &format
+        && !matches!(destination.kind(), EndpointKind::File(_))
+        && let Some(name) = new.relative_names().first()
+    {
         return Err(Failure::usage(format!(
             "{name} is relative to the directory of the image, and {destination} is in none: write the whole path"
         )));
     }
-    Ok(DestinationFormat::Qcow2(Arc::new(new)))
+    Ok((format, is_allocated))
 }
 
-/// Whether the options of a raw destination allocate all of it.
-fn preallocated(args: &CopyArgs) -> Result<bool, Failure> {
-    if !matches!(args.output_format, None | Some(FormatArg::Raw)) {
-        return Ok(false);
+/// What becomes of a destination that is there already, and written as it is.
+fn in_place(args: &CopyArgs) -> Result<DestinationFormat, Failure> {
+    let refuse = |message: &str| Err(Failure::usage(message));
+    if args.compress {
+        return refuse("--compress is for images that are made, and --no-create makes none");
     }
-    let allocated = raw_is_allocated(&args.option).map_err(|message| {
-        let failure = Failure::usage(format!("-o {message}"));
-        failure.hint("-O qcow2 makes an image that has more of them")
-    })?;
-    if allocated && args.destination_is_zero {
-        let message = "--destination-is-zero writes no zeroes, and -o preallocation all of them";
-        return Err(Failure::usage(message));
+    if !args.option.is_empty() {
+        return refuse("-o says how an image is made, and --no-create makes none");
     }
-    Ok(allocated)
+    if args.backing.is_some() {
+        return refuse("--backing is of an image that is made, and --no-create makes none");
+    }
+    match args.output_format {
+        Some(FormatArg::Qcow2) => Ok(DestinationFormat::Qcow2InPlace),
+        None | Some(FormatArg::Raw) => Ok(DestinationFormat::RawInPlace),
+        Some(_) => refuse(
+            "only raw and qcow2 images are written in place; without --no-create one is made",
+        ),
+    }
 }
 
 /// Refuses what does not go together.
@@ -508,6 +476,7 @@ mod tests {
     use super::*;
     use crate::{
         cli::args::{Cli, Command},
+        endpoint::NewQcow2,
         format::qcow2::Compression,
     };
 

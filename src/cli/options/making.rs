@@ -104,7 +104,11 @@ impl NewFormat<'_> {
             FormatKind::Raw | FormatKind::Probe => {
                 return Ok((DestinationFormat::Raw, raw_is_allocated(self.options)?));
             }
-            other => return Err(format!("images in the format {other} are not made")),
+            other => {
+                return Err(format!(
+                    "images in the format {other} are not made; raw, qcow2, vmdk, vpc, vdi, gzip and zstd are"
+                ));
+            }
         };
         Ok((format, false))
     }
