@@ -5,7 +5,7 @@
 //! | `copy` | `copy`, alias `convert` |
 //! | `doctor` | `doctor` |
 //! | `formats` | what several commands take about image formats |
-//! | `guidance` | examples, exit codes, and the commands by what they are for |
+//! | `examples`, `guidance` | what stands below the options in the help: examples, exit codes, and the commands by what they are for |
 //! | `image` | the commands that look at images |
 //! | `making` | the commands that make images or change them |
 //! | `relay` | `relay` |
@@ -14,6 +14,7 @@
 
 mod copy;
 mod doctor;
+mod examples;
 mod formats;
 mod guidance;
 mod image;
