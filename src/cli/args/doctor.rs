@@ -6,7 +6,7 @@ use clap::{Args, ValueHint};
 
 use super::{brief, whole};
 
-/// Show what this machine can do for copies and servers, and what follows from it.
+/// Show what this machine can do, and what follows from it.
 ///
 /// What can be tried is tried, with small files that leave nothing behind; nothing that is there is written to. The
 /// exit code is 0 unless something that is needed is missing.

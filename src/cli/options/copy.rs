@@ -641,7 +641,7 @@ mod tests {
             ("-c a b", "-O qcow2"),
             ("-o cluster_size=4k a b", "raw"),
             ("-o preallocation=falloc --target-is-zero a b", "zeroes"),
-            ("-b base a b", "raw destination"),
+            ("-b base a b", "no destination but qcow2"),
             ("-n -c -O qcow2 a b", "--no-create"),
             ("-n -O qcow2 -o compat=v3 a b", "--no-create"),
             ("-n -O qcow2 -b base a b", "--no-create"),
