@@ -89,7 +89,9 @@ pub(super) fn goes_on(text: &str) -> bool {
     while let Some(c) = chars.next() {
         match (quote, c) {
             (None | Some('"'), '\\') => {
-                if matches!(chars.next(), None | Some('\n')) && chars.as_str().is_empty() {
+                let escaped = chars.next();
+                let is_line_end = matches!(escaped, None | Some('\n'));
+                if is_line_end && chars.as_str().is_empty() {
                     return true;
                 }
             }
