@@ -80,7 +80,10 @@ impl DeviceFilter for XorDevice {
     ) -> BoxFuture<'_, Result<Buffer>> {
         Box::pin(async move {
             self.change(&mut data);
-            self.below.write(offset, data, flags).await
+            let mut written = self.below.write(offset, data, flags).await?;
+            // Who lent it gets it back as it was.
+            written.iter_mut().for_each(|byte| *byte ^= self.key);
+            Ok(written)
         })
     }
 

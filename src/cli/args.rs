@@ -163,7 +163,7 @@ pub(crate) struct SourcesArgs {
     pub(crate) json: bool,
 }
 
-/// List the filters that --filter puts in front of an image, with their parameters.
+/// List the filters that --filter takes, with their parameters.
 #[derive(Args, Clone, Copy, Debug)]
 #[command(after_help = brief("filters"), after_long_help = whole("filters", None, &[]))]
 pub(crate) struct FiltersArgs {

@@ -645,7 +645,7 @@ mod tests {
             ("-n -c -O qcow2 a b", "--no-create"),
             ("-n -O qcow2 -o compat=v3 a b", "--no-create"),
             ("-n -O qcow2 -b base a b", "--no-create"),
-            ("-O qcow2 -b x -o backing_file=y a b", "given both"),
+            ("-O qcow2 -b x -o backing_file=y a b", "named twice"),
             ("-O qcow2 -b x.gz -F gzip a b", "format gzip"),
             ("-O qcow2 -b x.ova -F ova a b", "format ova"),
             ("-O qcow2 -o nonsense=1 a b", "cluster_size"),
