@@ -63,7 +63,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     });
     suites.push(Suite {
         name: "the Python package".to_owned(),
-        command: python::tests()?,
+        command: python::tests(),
     });
     let count = suites.len();
     eprintln!("{count} test programs, {at_a_time} at a time");

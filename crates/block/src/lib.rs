@@ -24,8 +24,8 @@
 //! # runtime.block_on(async {
 //! let disk = MemoryDevice::new(1 << 20);
 //! let data = Buffer::from(&b"hello"[..]);
-//! disk.write(4096, data, WriteFlags::empty()).await?;
-//! let read = disk.read(4096, Buffer::zeroed(5)).await?;
+//! disk.write(1 << 19, data, WriteFlags::empty()).await?;
+//! let read = disk.read(1 << 19, Buffer::zeroed(5)).await?;
 //! assert_eq!(&read[..], b"hello");
 //!
 //! // An answer may end before the range does; what follows is asked for again.
