@@ -222,15 +222,11 @@ fn a_script_is_loaded_first_and_unloaded_last() {
         sparse_image(&room.path("disk"), 1 << 20);
         room.run(server, client).success();
         let mut calls = room.calls();
-        let opens = calls
-            .iter()
-            .filter(|call| call.starts_with("open "))
-            .count();
-        let closes = calls
-            .iter()
-            .filter(|call| call.starts_with("close "))
-            .count();
-        assert_eq!(opens, closes);
+        // nbdkit's may end before it has closed all.
+        if matches!(server, Server::Ours) {
+            let count = |call: &str| calls.iter().filter(|one| one.starts_with(call)).count();
+            assert_eq!(count("open "), count("close "));
+        }
         let begin: Vec<_> = calls.drain(..10).collect();
         (begin, calls.pop())
     };
