@@ -1,6 +1,7 @@
 //! The relay with TLS towards its clients, its targets, and both, with other people's TLS at the other ends.
 
 use std::{
+    cell::RefCell,
     fs,
     io::{self, Read, Write},
     net::{Shutdown, TcpListener, TcpStream},
@@ -546,8 +547,13 @@ fn a_client_of_tls_reaches_standard_input_and_output() {
     let mut stdin = child.stdin.take().expect("a pipe");
     stdin.write_all(b"from standard input").expect("a pipe");
     drop(stdin);
-    until("the relay's socket", || socket.exists());
-    let stream = UnixStream::connect(&socket).expect("it listens");
+    // The socket has a name a moment before somebody listens at it; one connection is all there is.
+    let stream = RefCell::new(None);
+    until("the relay to listen", || {
+        *stream.borrow_mut() = UnixStream::connect(&socket).ok();
+        stream.borrow().is_some()
+    });
+    let stream = stream.into_inner().expect("it listens");
     stream.set_read_timeout(Some(PATIENCE)).expect("an option");
     let mut client = secured::client(stream, &trust(&realm)).expect("a handshake");
     client.write_all(b"to standard output").expect("room");

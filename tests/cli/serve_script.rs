@@ -9,7 +9,7 @@ use std::{
 
 use tempfile::{TempDir, tempdir};
 
-use crate::support::{Outcome, assert_same, blockferry, run, sparse_image};
+use crate::support::{Outcome, assert_same, blockferry, run, run::until, sparse_image};
 
 /// Writes each call down, then answers.
 const LOGGED: &str = "#!/bin/sh\necho \"$*\" >> \"$LOG\"\ncase \"$1\" in\n";
@@ -286,13 +286,15 @@ fn exit_codes_end_the_connection_or_the_server() {
         let cases = format!("flush) exit {code} ;;\n");
         let room = Room::new(&format!("{LOGGED}{cases}{DISK}"));
         sparse_image(&room.path("disk"), 1 << 20);
-        let client = r#"qemu-io -f raw "$uri" -c flush && echo flushed; sleep 0.5
-            nbdinfo --size "$uri" && echo served; exit 0"#;
+        // A server that ends takes the shell along, but not what the shell has started.
+        let client = r#"(qemu-io -f raw "$uri" -c flush && touch "$LOG.flushed"; touch "$LOG.over") & wait
+            sleep 0.5; nbdinfo --size "$uri" && echo served; exit 0"#;
         let outcome = room.run(Server::Ours, client);
         let printed = outcome.text();
         assert_eq!(printed.contains("served"), another, "{code}: {printed}");
         let said = format!("{code}: {printed} {}", outcome.stderr);
-        assert_eq!(printed.contains("flushed"), answered, "{said}");
+        until("the answer", || room.path("log.over").exists());
+        assert_eq!(room.path("log.flushed").exists(), answered, "{said}");
         assert_eq!(
             room.calls().last().map(String::as_str),
             Some("unload"),

@@ -175,6 +175,20 @@ pub(crate) fn signal(child: &Child, signal: &str) {
         .args(["-s", signal, &child.id().to_string()])
         .status();
     assert!(status.expect("kill runs").success());
+    if signal == "STOP" {
+        until("every thread to stop", || all_are_stopped(child.id()));
+    }
+}
+
+/// Whether none of a process's threads runs any more: they stop one after the other.
+fn all_are_stopped(process: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{process}/task")).expect("its threads");
+    threads.flatten().all(|thread| {
+        let state = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        // After the name, which is in brackets and may have any in it (proc_pid_stat(5)).
+        let state = state.rsplit_once(") ").map_or("", |(_, rest)| rest);
+        state.is_empty() || state.starts_with('T')
+    })
 }
 
 fn collect(mut pipe: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> {
