@@ -47,6 +47,12 @@ class Server:
 
     def pause(self) -> None:
         os.kill(self.process.pid, 19)
+        # Its threads stop one after the other. What follows the name, in brackets, is the state.
+        while any(
+            not (thread / "stat").read_text().rpartition(") ")[2].startswith("T")
+            for thread in Path(f"/proc/{self.process.pid}/task").iterdir()
+        ):
+            time.sleep(0.01)
 
 
 Start = Callable[..., Server]

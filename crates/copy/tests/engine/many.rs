@@ -212,7 +212,7 @@ async fn what_no_other_connection_can_heal_fails_at_once() {
 
 #[tokio::test]
 async fn a_stream_comes_in_order_from_four_connections_of_which_one_dies() {
-    let from = Handle::new(image(10), Opening::Granted, death(1, Operation::Read, 5));
+    let from = Handle::new(image(10), Opening::Granted, death(1, Operation::Read, 0));
     let output = Output::new(usize::MAX);
     let events = Recorder::default();
     let source = Source::Device(Arc::clone(&from) as _);
