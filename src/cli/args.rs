@@ -55,9 +55,7 @@ const TEMPLATE: &str = "\
 {usage-heading} {usage}
 
 {before-help}Options:
-{options}
-
-{after-help}";
+{options}{after-help}";
 
 /// Move disk images between NBD servers, files, devices and pipes.
 #[derive(Debug, Parser)]

@@ -15,6 +15,7 @@
 //! | `rate` | how fast a copy may be, as a file says it while it runs |
 //! | `failure` | errors become messages, hints and exit codes |
 //! | `hints` | what a person can do about a failure |
+//! | `manual` | the manual pages |
 //! | `output` | standard output and error, where a reader may go away |
 //! | `signals` | the requests to end |
 //! | `significant` | numbers as C prints them |
@@ -29,6 +30,7 @@ mod endpoint_help;
 pub(crate) mod failure;
 pub(crate) mod fraction;
 mod hints;
+mod manual;
 pub(crate) mod options;
 pub(crate) mod output;
 mod page;

@@ -195,7 +195,7 @@ const EXAMPLES: &[(&str, &[Example])] = &[
                 does: "Another hash, over blocks of another size",
             },
             Example {
-                line: "blockferry checksum --expect sha256/64k:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad disk.img",
+                line: "blockferry checksum --expect md5/64k:0cc175b9c0f1b6a831c399e269772661 disk.img",
                 does: "Fail unless it is this one",
             },
         ],

@@ -98,14 +98,13 @@ fn documents(release: &Release, directory: &Path) -> Result<()> {
     files::write(&directory.join("THIRD-PARTY.txt"), notices.as_bytes())
 }
 
-/// The commands whose pages a page names, as in `blockferry-copy(1)`. `help` has no page of its own.
+/// The commands whose pages a page names, as in `blockferry-copy(1)`.
 fn commands_referred_to(page: &str) -> BTreeSet<String> {
     // In roff, a hyphen that is to stay one is escaped.
     let prefix = format!("{NAME}\\-");
     page.lines()
         .filter_map(|line| line.trim().strip_prefix(&prefix)?.strip_suffix("(1)"))
         .map(|command| command.replace('\\', ""))
-        .filter(|command| command != "help")
         .collect()
 }
 
@@ -127,7 +126,7 @@ mod tests {
     #[test]
     fn the_commands_are_those_that_the_page_refers_to() {
         let page = ".SH SUBCOMMANDS\n.TP\nblockferry\\-copy(1)\nCopies.\n.TP\n\
-                    blockferry\\-dry\\-run(1)\n.TP\nblockferry\\-help(1)\nblockferry moves\n";
+                    blockferry\\-dry\\-run(1)\nblockferry moves\n";
         let commands: Vec<_> = commands_referred_to(page).into_iter().collect();
         assert_eq!(commands, ["copy", "dry-run"]);
     }
