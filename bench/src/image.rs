@@ -62,17 +62,29 @@ pub(crate) fn prepare(
                 process::run(convert.arg(&made[of]).arg(&path), scratch, interrupt)?;
             }
             Image::Packed { of, command, .. } => {
-                let mut pack = Command::new(&command[0]);
-                pack.args(&command[1..])
-                    .stdin(File::open(&made[of])?)
-                    .stdout(File::create(&path)?);
-                process::run_as_it_is(&mut pack, scratch, interrupt)
+                packed(&path, &made[of], command, scratch, interrupt)
                     .with_context(|| command.join(" "))?;
             }
         }
         made.insert(image.name().to_owned(), path);
     }
     Ok(made)
+}
+
+/// What `command` makes of the bytes of `source`, by its standard input and output.
+fn packed(
+    path: &Path,
+    source: &Path,
+    command: &[String],
+    scratch: &Path,
+    interrupt: &Interrupt,
+) -> Result<()> {
+    let (program, arguments) = command.split_first().context("a packer has a name")?;
+    let mut pack = Command::new(program);
+    pack.args(arguments)
+        .stdin(File::open(source)?)
+        .stdout(File::create(path)?);
+    process::run_as_it_is(&mut pack, scratch, interrupt)
 }
 
 /// Makes an image with nothing in it, in place of what is at `path`.
@@ -254,6 +266,17 @@ mod tests {
         let zeroes: Vec<bool> = bytes.chunks(10).map(|piece| piece == [0; 10]).collect();
         assert_eq!(zeroes, [false, true, false, false]);
         assert_eq!(&bytes[30..], [0; 5]);
+    }
+
+    #[test]
+    fn a_packed_image_is_made_of_the_bytes_of_another() {
+        let directory = tempfile::tempdir().unwrap();
+        let (interrupt, _writer) = Interrupt::detached();
+        let [plain, made] = ["plain", "packed"].map(|name| directory.path().join(name));
+        fs::write(&plain, "bytes").unwrap();
+        let command = ["tr", "a-z", "A-Z"].map(str::to_owned);
+        packed(&made, &plain, &command, directory.path(), &interrupt).unwrap();
+        assert_eq!(fs::read(made).unwrap(), b"BYTES");
     }
 
     #[test]

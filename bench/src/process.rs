@@ -45,9 +45,14 @@ pub(crate) struct Ended {
 impl Running {
     /// Starts `command`, which has no input; what it writes to stderr is kept in the file `stderr`.
     pub(crate) fn start(command: &mut Command, stderr: &Path) -> Result<Self> {
+        Self::start_with_input(command.stdin(Stdio::null()), stderr)
+    }
+
+    /// The same for a command that has its standard input already.
+    fn start_with_input(command: &mut Command, stderr: &Path) -> Result<Self> {
         let name = command.get_program().to_string_lossy().into_owned();
         let errors = File::create(stderr).with_context(|| stderr.display().to_string())?;
-        command.stdin(Stdio::null()).stderr(errors).process_group(0);
+        command.stderr(errors).process_group(0);
         forget_peak_memory();
         let started = Instant::now();
         let child = command
@@ -151,10 +156,11 @@ fn complaint(stderr: &Path) -> String {
 
 /// Runs `command` to its end, and fails unless it succeeds. For preparations, not for measurements.
 pub(crate) fn run(command: &mut Command, scratch: &Path, interrupt: &Interrupt) -> Result<()> {
-    run_as_it_is(command.stdout(Stdio::null()), scratch, interrupt)
+    let command = command.stdin(Stdio::null()).stdout(Stdio::null());
+    run_as_it_is(command, scratch, interrupt)
 }
 
-/// The same for a command whose standard output goes where it was told to go.
+/// The same for a command whose standard input and output go where they were told to go.
 pub(crate) fn run_as_it_is(
     command: &mut Command,
     scratch: &Path,
@@ -162,7 +168,7 @@ pub(crate) fn run_as_it_is(
 ) -> Result<()> {
     /// Preparing an image takes minutes at most.
     const TIMEOUT: Duration = Duration::from_secs(1800);
-    let running = Running::start(command, &scratch.join("stderr"))?;
+    let running = Running::start_with_input(command, &scratch.join("stderr"))?;
     running.wait(interrupt, TIMEOUT)?.success()
 }
 

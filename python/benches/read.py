@@ -2,8 +2,9 @@
 
     python3 read.py [--size MIB] [--request KIB] [--rounds N] [--server qemu-nbd|nbdkit]
 
-Install the wheel of a release build first. What is compared is the time for the whole image, as GB/s; the rival's
-rounds are left out where its module is not installed.
+Install the wheel of a release build first. What is compared is the time for the whole image, as GB/s, and the
+processor time of this process for it, without the server's; the rival's rounds are left out where its module is not
+installed.
 """
 
 from __future__ import annotations
@@ -86,15 +87,18 @@ def main() -> None:
         contenders["libnbd pread"] = theirs
     size, request = given.size << 20, given.request << 10
     rates: dict[str, list[float]] = {name: [] for name in contenders}
+    processor: dict[str, list[float]] = {name: [] for name in contenders}
     with served(given.server, size) as uri:
         for _ in range(given.rounds):
             for name, contender in contenders.items():
-                begun = time.perf_counter()
+                begun, used = time.perf_counter(), time.process_time()
                 contender(uri, size, request)
                 rates[name].append(size / (time.perf_counter() - begun) / 1e9)
+                processor[name].append(time.process_time() - used)
     for name, all_rates in rates.items():
         spread = f"{min(all_rates):.2f} to {max(all_rates):.2f}"
-        print(f"{name:22} {statistics.median(all_rates):.2f} GB/s ({spread})")
+        cpu = statistics.median(processor[name])
+        print(f"{name:22} {statistics.median(all_rates):.2f} GB/s ({spread}), {cpu:.2f} s CPU")
 
 
 if __name__ == "__main__":
