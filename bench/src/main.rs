@@ -75,7 +75,7 @@ struct Arguments {
     #[arg(long, value_name = "DIRECTORY")]
     results: Option<PathBuf>,
 
-    /// Runs nothing: writes the README's chart and table and the table of all results anew.
+    /// Runs nothing: writes the chart and the tables of the README, of the guide and of all results anew.
     #[arg(long, conflicts_with_all = ["names", "list", "runs", "quick"])]
     readme: bool,
 }
@@ -117,7 +117,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
     };
     if arguments.readme {
         let directory = results.unwrap_or_else(|| home.join("results"));
-        return write_readme(scenarios, &directory, &home.join("../README.md"));
+        return write_readme(scenarios, &directory, &home.join(".."));
     }
     let settings = Settings {
         runs: arguments.runs,
@@ -199,8 +199,9 @@ fn write(report: &Report, directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Puts the results of the scenarios into the pages that show them. Whether each of them has one.
-fn write_readme(scenarios: Vec<Scenario>, results: &Path, readme: &Path) -> Result<bool> {
+/// Puts the results of the scenarios into the pages of the project at `root` that show them. Whether each scenario
+/// has one.
+fn write_readme(scenarios: Vec<Scenario>, results: &Path, root: &Path) -> Result<bool> {
     let mut measured = Vec::new();
     let mut complete = true;
     for scenario in scenarios {
@@ -220,11 +221,12 @@ fn write_readme(scenarios: Vec<Scenario>, results: &Path, readme: &Path) -> Resu
     let reports = measured.iter().map(|(_, report)| report);
     let everything = report::markdown(&reports.collect::<Vec<_>>());
     for (page, table) in [
-        (readme, overview.markdown()),
-        (&*results.join("README.md"), everything),
+        (root.join("README.md"), overview.markdown()),
+        (root.join("docs/tuning.md"), overview.brief()),
+        (results.join("README.md"), everything),
     ] {
-        let old = fs::read_to_string(page).with_context(|| page.display().to_string())?;
-        fs::write(page, report::into_readme(&old, &table)?)?;
+        let old = fs::read_to_string(&page).with_context(|| page.display().to_string())?;
+        fs::write(&page, report::into_readme(&old, &table)?)?;
         eprintln!("wrote {}", page.display());
     }
     Ok(complete)

@@ -3,7 +3,7 @@
 //! cargo packs every crate that may be published, and builds each from its package and those of the others, as if
 //! they were in the registry already.
 
-use std::process::Command;
+use std::{fs, process::Command};
 
 use anyhow::{Result, bail, ensure};
 use clap::Args;
@@ -45,6 +45,13 @@ pub(crate) fn run(_: &Options) -> Result<()> {
     if !wrong.is_empty() {
         bail!(wrong.join("\nxtask: "));
     }
+    // cargo unpacks what it packs in a place named after the target directory, and takes it for known there when it
+    // comes again: what a crate was the last time.
+    let target = tools::target_directory()?;
+    fs::create_dir_all(&target)?;
+    let built = tempfile::Builder::new()
+        .prefix("publish-")
+        .tempdir_in(target)?;
     // What is not committed yet is checked, too.
     let arguments = [
         "publish",
@@ -53,7 +60,8 @@ pub(crate) fn run(_: &Options) -> Result<()> {
         "--allow-dirty",
         "--locked",
     ];
-    program::run(&mut program::cargo(arguments))?;
+    let mut publish = program::cargo(arguments);
+    program::run(publish.arg("--target-dir").arg(built.path()))?;
     eprintln!("{public} packages can be published");
     Ok(())
 }

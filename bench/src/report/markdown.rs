@@ -87,6 +87,15 @@ pub(super) fn state(entry: &Entry, measure: Measure) -> String {
     }
 }
 
+/// What is compared, and nothing else: the rate, or the time. Of what was not measured, nothing.
+pub(super) fn pace(entry: &Entry, measure: Measure) -> String {
+    let figures = entry.figures();
+    figures.map_or_else(String::new, |figures| match &figures.rate {
+        Some(rate) => format!("{} {}", figure(rate.median), measure.unit()),
+        None => time(figures.wall_seconds.median),
+    })
+}
+
 fn measured(figures: &Figures, measure: Measure) -> String {
     if let Some(rate) = &figures.rate {
         return format!("{} {}", figure(rate.median), measure.unit());

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 
 use super::{
     Entry, Figures, Report,
-    markdown::{cell, ratio, state},
+    markdown::{cell, pace, ratio, state},
     svg::{FAINT, OURS, RIVAL, TEXT, escaped, text},
     table::figure,
 };
@@ -74,6 +74,27 @@ impl<'a> Overview<'a> {
                 state(row.rival, measure),
                 rival.map(ratio).unwrap_or_default(),
                 row.cpu().map(figure).unwrap_or_default(),
+            );
+        }
+        table
+    }
+
+    /// The same in brief: with the scenario's name, and one figure for each side.
+    pub(crate) fn brief(&self) -> String {
+        let mut table = String::from(
+            "| what | ours | the best rival | x (spread) | scenario |\n|---|---|---|---|---|\n",
+        );
+        for row in &self.0 {
+            let measure = row.report.measure;
+            let _ = writeln!(
+                table,
+                "| {} | {} | {} {} | {} | `{}` |",
+                cell(row.name),
+                pace(row.ours, measure),
+                cell(&row.rival.name),
+                pace(row.rival, measure),
+                row.rival.figures().map(ratio).unwrap_or_default(),
+                row.report.scenario,
             );
         }
         table
@@ -237,6 +258,16 @@ mod tests {
             row,
             "| an example | 2.00 s, 1.00 s, 1 MiB | they | 4.00 s, 1.00 s, 1 MiB | 2.50 (2.00..3.00) | 1.00 |"
         );
+    }
+
+    #[test]
+    fn in_brief_only_what_is_compared_is_shown() {
+        let results = results(2.5);
+        let table = Overview::new(&results).brief();
+        let row = table.lines().nth(2).expect("a row").to_owned();
+        let expected = "| an example | 2.00 s | they 4.00 s | 2.50 (2.00..3.00) | ";
+        assert!(row.starts_with(expected), "{row}");
+        assert!(row.contains(&results[0].1.scenario), "{row}");
     }
 
     #[test]
