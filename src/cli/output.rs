@@ -9,6 +9,8 @@ use std::{
     },
 };
 
+use super::failure::Failure;
+
 static PROGRAM: OnceLock<&str> = OnceLock::new();
 
 /// Whether the library does what the command line of this process says.
@@ -37,15 +39,20 @@ pub(crate) fn speak_as(name: &'static str) {
 
 /// Writes `text` to standard output. A reader that went away, as `head` does, is no error: there is
 /// nobody left to disappoint.
-pub(crate) fn print(text: &str) -> io::Result<()> {
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
     let mut output = io::stdout().lock();
     let written = output
         .write_all(text.as_bytes())
         .and_then(|()| output.flush());
     match written {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => other,
+        other => other.map_err(|error| unprinted(&error)),
     }
+}
+
+/// The failure to write standard output.
+pub(crate) fn unprinted(error: &io::Error) -> Failure {
+    Failure::system("standard output", error)
 }
 
 /// Where messages go.

@@ -16,7 +16,7 @@ use super::{
         CheckJob, ChecksumJob, CompareJob, CopyJob, CreateJob, DdJob, InfoJob, ListingJob, MapJob,
         MeasureJob, RelayJob, ResizeJob, ServeJob, Terminals,
     },
-    output,
+    output::{become_the_program, print, program},
     usage::explain,
 };
 
@@ -26,14 +26,14 @@ use super::{
 /// Call it on the main thread: a server that is started for an endpoint ends with the thread that
 /// started it.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    output::become_the_program();
+    become_the_program();
     let mut arguments: Vec<_> = arguments.into_iter().collect();
     if let Some(tool) = arguments.first().and_then(|name| Tool::of_program(name)) {
         return tool.run(arguments);
     }
     // Help and messages have one name for this program, wherever it lies.
     if let Some(name) = arguments.first_mut() {
-        *name = output::program().into();
+        *name = program().into();
     }
     let result = collapse_groups(arguments)
         .map_err(Failure::from)
@@ -89,9 +89,9 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Completions(args) => {
             let mut script = Vec::new();
             clap_complete::generate(args.shell, &mut Cli::command(), "blockferry", &mut script);
-            print(&script)
+            print(&String::from_utf8_lossy(&script))
         }
-        Command::Man(args) => print(man_page(args.command.as_deref())?.as_bytes()),
+        Command::Man(args) => print(&man_page(args.command.as_deref())?),
     };
     done.map(|()| ExitCode::SUCCESS)
 }
@@ -103,11 +103,6 @@ fn man_page(command: Option<&str>) -> Result<String, Failure> {
             .hint("'blockferry --help' lists them"));
     };
     page.map_err(|error| Failure::system("the manual page", &error))
-}
-
-fn print(text: &[u8]) -> Result<(), Failure> {
-    output::print(&String::from_utf8_lossy(text))
-        .map_err(|error| Failure::system("standard output", &error))
 }
 
 #[cfg(test)]

@@ -134,9 +134,7 @@ const FLAGS: &[Flag<Opt>] = {
 /// Runs `nbdcopy`. It says nothing when it succeeds, and its only other exit code is 1, but for signals.
 pub(super) fn main(arguments: Vec<OsString>) -> ExitCode {
     let done = match Request::parse(arguments, Terminals::of_this_process()) {
-        Ok(Request::Print(text)) => {
-            print(&text).map_err(|error| Failure::system("standard output", &error))
-        }
+        Ok(Request::Print(text)) => print(&text),
         Ok(Request::Copy(job)) => commands::copy::run(*job),
         Err(refusal) => return refusal.end(USAGE),
     };

@@ -89,7 +89,7 @@ pub(crate) fn run(job: &CheckJob) -> Result<ExitCode, Failure> {
         false if job.quiet => String::new(),
         false => text(job.endpoint.name(), &checked),
     };
-    print(&text).map_err(|error| super::standard_output(&error))?;
+    print(&text)?;
     Ok(ExitCode::from(checked.code()))
 }
 

@@ -89,7 +89,7 @@ fn tell_digest(job: &ChecksumJob, report: &Report, elapsed: Duration) -> Result<
         true => json(job, report, digest, elapsed),
         false => line(digest, &job.image),
     };
-    print(&text).map_err(|error| super::standard_output(&error))?;
+    print(&text)?;
     match wrong_digest(job.expect, digest, &job.image) {
         Some(failure) => Err(failure),
         None => Ok(()),

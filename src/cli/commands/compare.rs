@@ -123,7 +123,7 @@ fn tell(
         (false, true) => String::new(),
         (false, false) => sentences(found, sizes),
     };
-    print(&text).map_err(|error| super::standard_output(&error))?;
+    print(&text)?;
     Ok(match found {
         Comparison::Identical => ExitCode::SUCCESS,
         _ => ExitCode::from(DIFFERENT),
@@ -134,7 +134,7 @@ fn tell(
 fn tell_mismatch(job: &CompareJob, offset: u64) -> Result<ExitCode, Failure> {
     if !job.quiet {
         let text = format!("Strict mode: Offset {offset} block status mismatch!\n");
-        print(&text).map_err(|error| super::standard_output(&error))?;
+        print(&text)?;
     }
     Ok(ExitCode::from(DIFFERENT))
 }

@@ -513,7 +513,7 @@ fn tell_success(
         }
         ReportStyle::Json => {
             let text = report::json(done, job.engine.digest, elapsed, warnings);
-            print(&text).map_err(|error| super::standard_output(&error))
+            print(&text)
         }
     }
 }
@@ -523,14 +523,12 @@ fn tell_digest(job: &CopyJob, digest: Digest) -> Result<(), Failure> {
     let line = line(digest, &job.source);
     match &job.digest.to {
         DigestTo::Nowhere => Ok(()),
-        DigestTo::Output => print(&line).map_err(|error| super::standard_output(&error)),
+        DigestTo::Output => print(&line),
         DigestTo::Error => {
             tell(line.trim_end());
             Ok(())
         }
-        DigestTo::Plain => {
-            print(&format!("{digest}\n")).map_err(|error| super::standard_output(&error))
-        }
+        DigestTo::Plain => print(&format!("{digest}\n")),
         DigestTo::PlainError => {
             tell(&digest.to_string());
             Ok(())

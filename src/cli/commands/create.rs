@@ -24,7 +24,7 @@ async fn create(job: CreateJob) -> Result<(), Failure> {
     let settled = image.settle_size(&destination, &options);
     let size = unless_interrupted(settled, &mut signals).await??;
     if let Some(announce) = job.announce {
-        print(&announce(size)).map_err(|error| super::standard_output(&error))?;
+        print(&announce(size))?;
     }
     unless_interrupted(image.create(&destination, &options), &mut signals).await??;
     if !job.quiet {

@@ -35,7 +35,7 @@ pub(crate) fn run(job: &ListingJob, what: Listed) -> Result<(), Failure> {
         return Err(Failure::failed(message));
     };
     let text = list(details, what, job.json);
-    print(&text).map_err(|error| super::standard_output(&error))
+    print(&text)
 }
 
 fn list(details: &Details, what: Listed, json: bool) -> String {

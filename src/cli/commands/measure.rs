@@ -61,7 +61,7 @@ pub(crate) fn run(job: &MeasureJob) -> Result<(), Failure> {
                 + &bitmaps.unwrap_or_default()
         }
     };
-    print(&text).map_err(|error| super::standard_output(&error))
+    print(&text)
 }
 
 /// Measures. Sizes are rounded up to multiples of `unit`.

@@ -24,8 +24,6 @@ pub(crate) mod resize;
 pub(crate) mod serve;
 pub(crate) mod sources;
 
-use std::io;
-
 use tokio::runtime::{Builder, Runtime};
 
 use super::failure::Failure;
@@ -37,8 +35,4 @@ pub(crate) fn runtime() -> Result<Runtime, Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::system("cannot start", &error))
-}
-
-fn standard_output(error: &io::Error) -> Failure {
-    Failure::system("standard output", error)
 }

@@ -14,7 +14,7 @@ pub(crate) fn run(json: bool) -> Result<(), Failure> {
         true => as_json().map_err(|error| Failure::failed(error.to_string()))?,
         false => as_text(),
     };
-    print(&text).map_err(|error| super::standard_output(&error))
+    print(&text)
 }
 
 fn as_text() -> String {

@@ -15,7 +15,7 @@ use crate::{
         commands::info::{Asked, ask_server},
         failure::Failure,
         options::Timeouts,
-        output::print,
+        output::{print, unprinted},
         style::Colour,
     },
     client::blocking::Client,
@@ -96,9 +96,7 @@ const SHORT_OPTIONS: &str = "-n\n-o\n-V\n";
 /// Runs `nbddump`.
 pub(super) fn main(arguments: Vec<OsString>) -> ExitCode {
     let done = match Request::parse(arguments) {
-        Ok(Request::Print(text)) => {
-            print(&text).map_err(|error| Failure::system("standard output", &error))
-        }
+        Ok(Request::Print(text)) => print(&text),
         Ok(Request::Dump(job)) => dump(&job),
         Err(refusal) => return refusal.end(USAGE),
     };
@@ -177,7 +175,7 @@ fn dump(job: &Job) -> Result<(), Failure> {
         dump_from(server, job, output)
     })? {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(Failure::reader_gone()),
-        Err(error) => Err(Failure::system("standard output", &error)),
+        Err(error) => Err(unprinted(&error)),
         Ok(()) => Ok(()),
     }
 }

@@ -44,7 +44,7 @@ pub(super) fn main(arguments: Vec<OsString>) -> ExitCode {
         Err(refusal) => return refusal.end(request::USAGE),
     };
     let printed = answer.and_then(|answer| {
-        print(&answer.text).map_err(|error| Failure::system("standard output", &error))?;
+        print(&answer.text)?;
         Ok(answer.code)
     });
     match printed {

@@ -104,10 +104,7 @@ usage: nbdkit [OPTIONS] PLUGIN [[KEY=]VALUE...]
 /// Runs `nbdkit`.
 pub(super) fn main(arguments: Vec<OsString>) -> ExitCode {
     let done = match Request::parse(arguments, service::is_activated()) {
-        Ok(Request::Print(text)) => {
-            let printed = print(&text).map(|()| ExitCode::SUCCESS);
-            printed.map_err(|error| Failure::system("standard output", &error))
-        }
+        Ok(Request::Print(text)) => print(&text).map(|()| ExitCode::SUCCESS),
         Ok(Request::Serve(job)) => commands::serve::run(*job),
         Err(refusal) => {
             let code = end(refusal.failure);

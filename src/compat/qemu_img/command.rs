@@ -222,7 +222,7 @@ impl Naming {
 
 /// Prints `text` as all that there is to do.
 pub(super) fn shown(text: &str) -> Done {
-    print(text).map_err(|error| Failure::system("standard output", &error))?;
+    print(text)?;
     Ok(ExitCode::SUCCESS)
 }
 

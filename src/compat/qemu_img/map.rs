@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     block::{Access, ByteRange},
-    cli::{commands::runtime, failure::Failure},
+    cli::{commands::runtime, failure::Failure, output::unprinted},
     endpoint::{Endpoint, open_device, printable},
     inspect::{MapEntry, Places, View},
 };
@@ -97,7 +97,7 @@ pub(super) fn run(_: &Command, words: Vec<OsString>) -> Done {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
             Err(Failure::reader_gone().into())
         }
-        Err(error) => Err(Failure::system("standard output", &error).into()),
+        Err(error) => Err(unprinted(&error).into()),
     }
 }
 

@@ -20,7 +20,7 @@ use request::Request;
 /// Runs `qemu-nbd`. Its only exit code for failures is 1.
 pub(super) fn main(arguments: Vec<OsString>) -> ExitCode {
     let show = |text: String| {
-        print(&text).map_err(|error| Failure::system("standard output", &error))?;
+        print(&text)?;
         Ok(ExitCode::SUCCESS)
     };
     let done = match Request::parse(arguments) {

@@ -127,7 +127,7 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<(), Failure> {
             text::text(&report, Colour::chosen(None, terminal))
         }
     };
-    print(&text).map_err(|error| super::standard_output(&error))?;
+    print(&text)?;
     match report.missing.as_slice() {
         [] => Ok(()),
         missing => Err(Failure::failed(format!(

@@ -29,7 +29,7 @@ pub(crate) fn run(job: &InfoJob) -> Result<(), Failure> {
         true => json::pretty(&facts),
         false => text::text(&facts, Colour::Never),
     };
-    print(&text).map_err(|error| super::standard_output(&error))
+    print(&text)
 }
 
 /// Asks the server that `endpoint` names, or one that is started for it and ends afterwards.

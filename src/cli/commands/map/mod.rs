@@ -30,6 +30,7 @@ use super::super::{
     },
     failure::Failure,
     options::{MapJob, open_options},
+    output::unprinted,
     style::Colour,
 };
 use offsets::Offsets;
@@ -45,7 +46,7 @@ pub(crate) fn run(job: &MapJob) -> Result<(), Failure> {
     match write(job, colour, &mut output)? {
         // Nobody reads on, as behind `head`: that is no error.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        Err(error) => Err(super::standard_output(&error)),
+        Err(error) => Err(unprinted(&error)),
         Ok(()) => Ok(()),
     }
 }

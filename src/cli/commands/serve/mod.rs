@@ -250,7 +250,7 @@ impl Served<'_> {
         let is_news = job.greets && took_free_port && job.run.is_none();
         let is_asked = job.print_uri || is_news;
         if is_asked && !uris.is_empty() {
-            print(&(uris.join("\n") + "\n")).map_err(|error| super::standard_output(&error))?;
+            print(&(uris.join("\n") + "\n"))?;
         }
         let details = json!({ "uris": uris, "pid": std::process::id() });
         self.observer.log("listening", details);
