@@ -5,22 +5,12 @@ use serde::Serialize;
 use crate::filter::{Effects, FILTERS, FilterKind};
 
 use super::{
-    super::{failure::Failure, output::print},
-    parameters::{JsonParameter, push_lines, push_parameters},
+    super::failure::Failure,
+    tables::{JsonParameter, print_table, push_lines, push_parameters},
 };
 
 pub(crate) fn run(json: bool) -> Result<(), Failure> {
-    let text = match json {
-        true => as_json().map_err(|error| Failure::failed(error.to_string()))?,
-        false => as_text(),
-    };
-    print(&text)
-}
-
-fn as_text() -> String {
-    let rows: Vec<_> = FILTERS.iter().map(|row| row_text(row)).collect();
-    let note = "A comma inside a parameter is written ',,'.\n";
-    rows.join("\n") + "\n" + note
+    print_table(FILTERS, json, |row| row_text(row), |row| Row::from(*row))
 }
 
 fn row_text(row: &FilterKind) -> String {
@@ -64,19 +54,19 @@ struct RowEffects {
     concurrency: &'static str,
 }
 
-fn as_json() -> serde_json::Result<String> {
-    let rows = FILTERS.iter().map(|row| Row {
-        name: row.name,
-        syntax: row.syntax,
-        help: row.help,
-        parameters: row.parameters.iter().map(JsonParameter::from).collect(),
-        effects: RowEffects {
-            extents: row.effects.extents,
-            mapping: row.effects.mapping,
-            flush: row.effects.flush,
-            concurrency: row.effects.concurrency,
-        },
-    });
-    let rows: Vec<_> = rows.collect();
-    Ok(serde_json::to_string_pretty(&rows)? + "\n")
+impl From<&FilterKind> for Row {
+    fn from(row: &FilterKind) -> Self {
+        Self {
+            name: row.name,
+            syntax: row.syntax,
+            help: row.help,
+            parameters: row.parameters.iter().map(JsonParameter::from).collect(),
+            effects: RowEffects {
+                extents: row.effects.extents,
+                mapping: row.effects.mapping,
+                flush: row.effects.flush,
+                concurrency: row.effects.concurrency,
+            },
+        }
+    }
 }

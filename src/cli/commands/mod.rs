@@ -18,11 +18,11 @@ mod listen;
 pub(crate) mod listing;
 pub(crate) mod map;
 pub(crate) mod measure;
-mod parameters;
 pub(crate) mod relay;
 pub(crate) mod resize;
 pub(crate) mod serve;
 pub(crate) mod sources;
+mod tables;
 
 use tokio::runtime::{Builder, Runtime};
 

@@ -5,22 +5,12 @@ use serde::Serialize;
 use crate::endpoint::{SOURCES, SourceKind};
 
 use super::{
-    super::{failure::Failure, output::print},
-    parameters::{JsonParameter, push_lines, push_parameters},
+    super::failure::Failure,
+    tables::{JsonParameter, print_table, push_lines, push_parameters},
 };
 
 pub(crate) fn run(json: bool) -> Result<(), Failure> {
-    let text = match json {
-        true => as_json().map_err(|error| Failure::failed(error.to_string()))?,
-        false => as_text(),
-    };
-    print(&text)
-}
-
-fn as_text() -> String {
-    let rows: Vec<_> = SOURCES.iter().map(row_text).collect();
-    let note = "A comma inside a parameter is written ',,'.\n";
-    rows.join("\n") + "\n" + note
+    print_table(SOURCES, json, row_text, Row::from)
 }
 
 fn row_text(row: &SourceKind) -> String {
@@ -58,17 +48,17 @@ struct Row {
     others: Option<&'static str>,
 }
 
-fn as_json() -> serde_json::Result<String> {
-    let rows = SOURCES.iter().map(|row| Row {
-        name: row.name,
-        syntax: row.syntax,
-        help: row.help,
-        source: row.roles.source,
-        destination: row.roles.destination,
-        served: row.roles.served,
-        parameters: row.parameters.iter().map(JsonParameter::from).collect(),
-        others: row.others,
-    });
-    let rows: Vec<_> = rows.collect();
-    Ok(serde_json::to_string_pretty(&rows)? + "\n")
+impl From<&SourceKind> for Row {
+    fn from(row: &SourceKind) -> Self {
+        Self {
+            name: row.name,
+            syntax: row.syntax,
+            help: row.help,
+            source: row.roles.source,
+            destination: row.roles.destination,
+            served: row.roles.served,
+            parameters: row.parameters.iter().map(JsonParameter::from).collect(),
+            others: row.others,
+        }
+    }
 }

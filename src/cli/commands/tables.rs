@@ -1,13 +1,31 @@
-//! How the parameters of sources and of filters are shown: for people, and for programs.
+//! How the tables of sources and of filters are shown, with their parameters: for people, and for programs.
 
 use serde::Serialize;
 
 use crate::block::{Parameter, ParameterPlace};
 
-use super::super::endpoint_help::wrapped;
+use super::super::{endpoint_help::wrapped, failure::Failure, output::print};
 
 /// How long a line may be, in characters.
 const WIDTH: usize = 96;
+
+/// Prints `rows`, each as a `text` for people, or all as JSON for programs.
+pub(super) fn print_table<T, R: Serialize>(
+    rows: &'static [T],
+    json: bool,
+    text: impl Fn(&'static T) -> String,
+    row: impl Fn(&'static T) -> R,
+) -> Result<(), Failure> {
+    let shown = if json {
+        let rows: Vec<_> = rows.iter().map(row).collect();
+        let json = serde_json::to_string_pretty(&rows);
+        json.map_err(|error| Failure::failed(error.to_string()))? + "\n"
+    } else {
+        let rows: Vec<_> = rows.iter().map(text).collect();
+        rows.join("\n") + "\nA comma inside a parameter is written ',,'.\n"
+    };
+    print(&shown)
+}
 
 /// Adds `words` to `text`, in lines that begin with `indent` spaces.
 pub(super) fn push_lines(text: &mut String, indent: usize, words: &str) {
