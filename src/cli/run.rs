@@ -29,7 +29,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     become_the_program();
     let mut arguments: Vec<_> = arguments.into_iter().collect();
     if let Some(tool) = arguments.first().and_then(|name| Tool::of_program(name)) {
-        return tool.run(arguments);
+        return tool.run(arguments.split_off(1));
     }
     // Help and messages have one name for this program, wherever it lies.
     if let Some(name) = arguments.first_mut() {

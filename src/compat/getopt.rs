@@ -65,19 +65,33 @@ pub(super) enum Mistake {
     Argument(&'static str),
 }
 
+/// Reads `words`, without the program's name: `choose` is told each option with its argument, and what is no option is
+/// returned, in order.
+pub(super) fn read<T: Copy + PartialEq, E: From<Mistake>>(
+    flags: &[Flag<T>],
+    words: Vec<OsString>,
+    mut choose: impl FnMut(T, Option<&OsStr>) -> Result<(), E>,
+) -> Result<Vec<OsString>, E> {
+    let mut arguments = Arguments::new(flags, words);
+    while let Some((option, argument)) = arguments.next_option()? {
+        choose(option, argument.as_deref())?;
+    }
+    Ok(arguments.operands)
+}
+
 /// An argument list while it is read.
 #[derive(Debug)]
-pub(super) struct Arguments<'a, T> {
+struct Arguments<'a, T> {
     flags: &'a [Flag<T>],
     words: vec::IntoIter<OsString>,
     /// What is left of a bundle of short options.
     bundle: Vec<u8>,
+    /// What is no option, in order.
     operands: Vec<OsString>,
 }
 
 impl<'a, T: Copy + PartialEq> Arguments<'a, T> {
-    /// Begins to read `words`, without the program's name.
-    pub(super) fn new(flags: &'a [Flag<T>], words: Vec<OsString>) -> Self {
+    fn new(flags: &'a [Flag<T>], words: Vec<OsString>) -> Self {
         Self {
             flags,
             words: words.into_iter(),
@@ -87,7 +101,7 @@ impl<'a, T: Copy + PartialEq> Arguments<'a, T> {
     }
 
     /// The next option and its argument; `None` at the end.
-    pub(super) fn next_option(&mut self) -> Result<Option<(T, Option<OsString>)>, Mistake> {
+    fn next_option(&mut self) -> Result<Option<(T, Option<OsString>)>, Mistake> {
         loop {
             if !self.bundle.is_empty() {
                 return self.short().map(Some);
@@ -102,11 +116,6 @@ impl<'a, T: Copy + PartialEq> Arguments<'a, T> {
                 _ => self.operands.push(word),
             }
         }
-    }
-
-    /// What is no option, in order. To be asked for when the options are over.
-    pub(super) fn into_operands(self) -> Vec<OsString> {
-        self.operands
     }
 
     fn short(&mut self) -> Result<(T, Option<OsString>), Mistake> {
@@ -232,15 +241,13 @@ mod tests {
 
     fn parse(words: &[&str]) -> Result<Parsed, Mistake> {
         let text = |word: OsString| word.into_string().expect("UTF-8");
-        let mut arguments = Arguments::new(FLAGS, words.iter().map(OsString::from).collect());
+        let words = words.iter().map(OsString::from).collect();
         let mut options = Vec::new();
-        while let Some((means, argument)) = arguments.next_option()? {
-            options.push((means, argument.map(text)));
-        }
-        Ok((
-            options,
-            arguments.into_operands().into_iter().map(text).collect(),
-        ))
+        let operands = read(FLAGS, words, |means, argument| {
+            options.push((means, argument.map(ToOwned::to_owned).map(text)));
+            Ok::<_, Mistake>(())
+        })?;
+        Ok((options, operands.into_iter().map(text).collect()))
     }
 
     fn options(words: &[&str]) -> Vec<(&'static str, Option<String>)> {

@@ -2,6 +2,18 @@
 //!
 //! One module for each tool: it parses the tool's options and turns them into the same jobs that the native
 //! commands run. What differs on purpose is listed in `docs/drop-in.md`.
+//!
+//! All of them go the same way. `main` is given the words behind the program's name; `getopt` reads them by the tool's
+//! table of options, `FLAGS`, and tells each option to the tool's `Choices`, which note what was said; when all are
+//! read, the choices become a job, and a native command does it. What ends that way earlier, a `--help` as well as a
+//! mistake, is an `EarlyEnd`; `ending` has also the exit codes.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `getopt` | words to options and operands, as `getopt_long(3)` reads them |
+//! | `ending` | answers, failures, and exit codes |
+//! | `libnbd` | what nbdcopy, nbddump and nbdinfo have in common |
+//! | `qemu` | what qemu-img and qemu-nbd have in common |
 
 use std::{
     ffi::{OsStr, OsString},
@@ -9,12 +21,11 @@ use std::{
     process::ExitCode,
 };
 
-use crate::{
-    cli::{failure::Failure, output::speak_as},
-    endpoint::{Endpoint, EndpointKind},
-};
+use crate::cli::output::speak_as;
 
+mod ending;
 mod getopt;
+mod libnbd;
 mod nbdcopy;
 mod nbddump;
 mod nbdinfo;
@@ -22,26 +33,6 @@ mod nbdkit;
 mod qemu;
 mod qemu_img;
 mod qemu_nbd;
-mod refusal;
-
-/// The version of libnbd whose tools are spoken for: what `--version` says.
-const VERSION: &str = "1.24.0";
-
-/// What `--version` prints, as scripts take it apart: the tool's version and that of the library.
-fn version(tool: &str) -> String {
-    format!("{tool} {VERSION}\nlibnbd {VERSION}\n")
-}
-
-/// An endpoint that is a server.
-fn server(text: &OsStr) -> Result<Endpoint, Failure> {
-    let endpoint = Endpoint::parse(text)?;
-    match endpoint.kind() {
-        EndpointKind::Nbd(_) | EndpointKind::Command(_) => Ok(endpoint),
-        _ => Err(Failure::usage(format!(
-            "{endpoint} is no NBD URI: those begin with nbd:// or nbd+unix://, for example"
-        ))),
-    }
-}
 
 /// A tool whose command line is spoken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,16 +73,16 @@ impl Tool {
         }
     }
 
-    /// Runs the tool's command line; the first argument is the program's name.
-    pub(crate) fn run(self, arguments: Vec<OsString>) -> ExitCode {
+    /// Runs the tool's command line, whose `words` come behind the program's name.
+    pub(crate) fn run(self, words: Vec<OsString>) -> ExitCode {
         speak_as(self.name());
         match self {
-            Self::Nbdcopy => nbdcopy::main(arguments),
-            Self::Nbdinfo => nbdinfo::main(arguments),
-            Self::Nbddump => nbddump::main(arguments),
-            Self::Nbdkit => nbdkit::main(arguments),
-            Self::QemuImg => qemu_img::main(arguments),
-            Self::QemuNbd => qemu_nbd::main(arguments),
+            Self::Nbdcopy => nbdcopy::main(words),
+            Self::Nbdinfo => nbdinfo::main(words),
+            Self::Nbddump => nbddump::main(words),
+            Self::Nbdkit => nbdkit::main(words),
+            Self::QemuImg => qemu_img::main(words),
+            Self::QemuNbd => qemu_nbd::main(words),
         }
     }
 }

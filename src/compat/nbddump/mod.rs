@@ -1,10 +1,16 @@
 //! The command line of `nbddump`: the bytes of an export as people read them.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `options` | the options, and what they ask for |
+//! | `hexdump` | bytes as text |
 
 mod hexdump;
+mod options;
 
 use std::{
-    ffi::{OsStr, OsString},
-    io::{self, BufWriter, IsTerminal, Write},
+    ffi::OsString,
+    io::{self, BufWriter, Write},
     ops::Range,
     process::ExitCode,
 };
@@ -15,19 +21,14 @@ use crate::{
         commands::info::{Asked, ask_server},
         failure::Failure,
         options::Timeouts,
-        output::{print, unprinted},
-        style::Colour,
+        output::unprinted,
     },
     client::blocking::Client,
-    endpoint::{Endpoint, collapse_groups, printable},
 };
 
-use super::{
-    getopt::{Argument, Arguments, Flag, flag, long_options},
-    refusal::{Refusal, end, misused},
-    server, version,
-};
+use super::ending::end;
 use hexdump::Hexdump;
+use options::{Job, USAGE};
 
 /// Bytes that are read at once: more than the largest block of any server, and a multiple of it.
 const PIECE: u64 = 1 << 20;
@@ -35,138 +36,12 @@ const PIECE: u64 = 1 << 20;
 /// The longest range whose extents are asked for at once, in bytes.
 const ASKED: u64 = 1 << 30;
 
-const HELP: &str = "\
-Prints the bytes of an export, in hexadecimal and as characters. A mark stands for rows that only repeat the
-one before.
-
-Usage: nbddump [OPTIONS] NBD-URI | [ CMD ARGS... ]
-
-Options:
-  -n, --length=N, --limit=N   Print N bytes at most
-  -o, --offset=N, --skip=N    Begin at byte N
-      --color, --no-color     With colours or without; the default is with colours on a terminal
-      --help                  Show this text
-  -V, --version               Show the version
-
-This is blockferry under the name of nbddump.
-";
-
-const USAGE: &str = "\
-usage: nbddump [-n LENGTH] [-o OFFSET] NBD-URI | [ CMD ARGS... ]
-'nbddump --help' explains the options";
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Opt {
-    Colour,
-    Help,
-    Length,
-    LongOptions,
-    NoColour,
-    Offset,
-    ShortOptions,
-    Version,
-}
-
-/// In the order in which `--long-options` lists them.
-const FLAGS: &[Flag<Opt>] = {
-    use Argument::{No, Required};
-    &[
-        flag("help", None, No, Opt::Help),
-        flag("long-options", None, No, Opt::LongOptions),
-        flag("short-options", None, No, Opt::ShortOptions),
-        flag("version", Some(b'V'), No, Opt::Version),
-        flag("color", None, No, Opt::Colour),
-        flag("colors", None, No, Opt::Colour),
-        flag("colour", None, No, Opt::Colour),
-        flag("colours", None, No, Opt::Colour),
-        flag("no-color", None, No, Opt::NoColour),
-        flag("no-colors", None, No, Opt::NoColour),
-        flag("no-colour", None, No, Opt::NoColour),
-        flag("no-colours", None, No, Opt::NoColour),
-        flag("length", Some(b'n'), Required, Opt::Length),
-        flag("limit", None, Required, Opt::Length),
-        flag("offset", Some(b'o'), Required, Opt::Offset),
-        flag("skip", None, Required, Opt::Offset),
-    ]
-};
-
-/// What `--short-options` lists, in the tool's order.
-const SHORT_OPTIONS: &str = "-n\n-o\n-V\n";
-
 /// Runs `nbddump`.
-pub(super) fn main(arguments: Vec<OsString>) -> ExitCode {
-    let done = match Request::parse(arguments) {
-        Ok(Request::Print(text)) => print(&text),
-        Ok(Request::Dump(job)) => dump(&job),
-        Err(refusal) => return refusal.end(USAGE),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => end(failure),
+pub(super) fn main(words: Vec<OsString>) -> ExitCode {
+    match Job::parse(words) {
+        Ok(job) => dump(&job).map_or_else(end, |()| ExitCode::SUCCESS),
+        Err(early) => early.end(USAGE),
     }
-}
-
-/// What a command line asks for.
-#[derive(Debug)]
-enum Request {
-    Dump(Box<Job>),
-    Print(String),
-}
-
-/// What to dump, and how.
-#[derive(Debug)]
-struct Job {
-    endpoint: Endpoint,
-    offset: u64,
-    length: Option<u64>,
-    colour: Colour,
-}
-
-impl Request {
-    /// Reads the command line; the first argument is the program's name.
-    fn parse(arguments: Vec<OsString>) -> Result<Self, Refusal> {
-        let mut words = collapse_groups(arguments).map_err(misused)?;
-        words.drain(..1);
-        let (mut offset, mut length, mut colour) = (0, None, None);
-        let mut arguments = Arguments::new(FLAGS, words);
-        while let Some((option, argument)) = arguments.next_option().map_err(misused)? {
-            let value = argument.as_deref().unwrap_or_default();
-            match option {
-                Opt::Help => return Ok(Self::Print(HELP.to_owned())),
-                Opt::Version => return Ok(Self::Print(version("nbddump"))),
-                Opt::LongOptions => return Ok(Self::Print(long_options(FLAGS))),
-                Opt::ShortOptions => return Ok(Self::Print(SHORT_OPTIONS.to_owned())),
-                Opt::Colour => colour = Some(true),
-                Opt::NoColour => colour = Some(false),
-                Opt::Length => length = Some(number("length", value)?),
-                Opt::Offset => offset = number("offset", value)?,
-            }
-        }
-        let operands = arguments.into_operands();
-        let [endpoint] = &operands[..] else {
-            return Err(misused(match operands.len() {
-                0 => "an NBD-URI or [ CMD ARGS... ] is needed".to_owned(),
-                _ => format!("one operand too many: {}", printable(&operands[1])),
-            }));
-        };
-        Ok(Self::Dump(Box::new(Job {
-            endpoint: server(endpoint)?,
-            offset,
-            length,
-            colour: Colour::chosen(colour, io::stdout().is_terminal()),
-        })))
-    }
-}
-
-/// A number of bytes. No unit is taken: the tool reads the digits and forgets the rest, so `1K` is 1 to it and
-/// 1024 to everybody else.
-fn number(option: &str, value: &OsStr) -> Result<u64, Failure> {
-    let text = value.to_str().unwrap_or_default();
-    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
-    text.parse().ok().filter(|_| digits).ok_or_else(|| {
-        let value = printable(value);
-        Failure::usage(format!("--{option}: {value:?} is no number of bytes"))
-    })
 }
 
 fn dump(job: &Job) -> Result<(), Failure> {
@@ -290,70 +165,5 @@ impl Disk {
         let start = range.start - range.start % minimum;
         let end = range.end.next_multiple_of(minimum);
         ByteRange::between(start, end.min(self.client.size()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(words: &[&str]) -> Result<Request, Refusal> {
-        let arguments = ["nbddump"].iter().chain(words).map(OsString::from);
-        Request::parse(arguments.collect())
-    }
-
-    fn job(words: &[&str]) -> Job {
-        match parse(&[words, &["nbd://host"]].concat()) {
-            Ok(Request::Dump(job)) => *job,
-            other => panic!("{words:?}: {other:?}"),
-        }
-    }
-
-    #[test]
-    fn every_spelling_of_offset_and_length_is_understood() {
-        for words in [
-            &["-n", "20", "-o", "7"][..],
-            &["-n20", "-o7"],
-            &["--length=20", "--offset=7"],
-            &["--limit", "20", "--skip", "7"],
-        ] {
-            let job = job(words);
-            assert_eq!((job.length, job.offset), (Some(20), 7), "{words:?}");
-        }
-        let job = job(&[]);
-        assert_eq!((job.length, job.offset), (None, 0));
-    }
-
-    #[test]
-    fn what_is_no_number_is_no_length() {
-        for value in [
-            "",
-            "1K",
-            "-1",
-            "+1",
-            "0x10",
-            "abc",
-            "1.5",
-            "18446744073709551616",
-        ] {
-            let refusal = parse(&["-n", value, "nbd://host"]).expect_err("refused");
-            assert!(!refusal.usage, "{value}");
-        }
-        assert_eq!(job(&["-n", "010"]).length, Some(10));
-    }
-
-    #[test]
-    fn the_tools_own_options_are_listed_in_the_tools_order() {
-        assert_eq!(
-            long_options(FLAGS),
-            "--help\n--version\n--color\n--colors\n--colour\n--colours\n--no-color\n--no-colors\n\
-             --no-colour\n--no-colours\n--length\n--limit\n--offset\n--skip\n"
-        );
-        let mut letters: Vec<_> = FLAGS.iter().filter_map(|flag| flag.short).collect();
-        letters.sort_unstable_by_key(u8::to_ascii_lowercase);
-        let letters = letters
-            .iter()
-            .map(|letter| format!("-{}\n", char::from(*letter)));
-        assert_eq!(letters.collect::<String>(), SHORT_OPTIONS);
     }
 }

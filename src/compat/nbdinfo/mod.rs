@@ -3,13 +3,13 @@
 //!
 //! | file | what it does |
 //! |---|---|
-//! | `request` | the options, and what they ask for |
+//! | `options` | the options, and what they ask for |
 //! | `feature` | what `--can`, `--is` and `--has` ask about |
 //! | `content` | what `file` says of an export's first bytes |
 
 mod content;
 mod feature;
-mod request;
+mod options;
 
 use std::{ffi::OsString, process::ExitCode};
 
@@ -29,28 +29,24 @@ use crate::{
     inspect::{self, Facts},
 };
 
-use super::refusal::end;
+use super::ending::end;
 use feature::Feature;
-use request::{Content, Job, Layout, Request, Task, Which};
+use options::{Content, Job, Layout, Task, USAGE, Which};
 
 /// The exit code of a question whose answer is no.
 const NO: u8 = 2;
 
 /// Runs `nbdinfo`.
-pub(super) fn main(arguments: Vec<OsString>) -> ExitCode {
-    let answer = match Request::parse(arguments) {
-        Ok(Request::Print(text)) => Ok(Answer::yes(text)),
-        Ok(Request::Job(job)) => run(&job),
-        Err(refusal) => return refusal.end(request::USAGE),
+pub(super) fn main(words: Vec<OsString>) -> ExitCode {
+    let answer = match Job::parse(words) {
+        Ok(job) => run(&job),
+        Err(early) => return early.end(USAGE),
     };
     let printed = answer.and_then(|answer| {
         print(&answer.text)?;
-        Ok(answer.code)
+        Ok(ExitCode::from(answer.code))
     });
-    match printed {
-        Ok(code) => ExitCode::from(code),
-        Err(failure) => end(failure),
-    }
+    printed.unwrap_or_else(end)
 }
 
 /// What is printed, and the exit code.

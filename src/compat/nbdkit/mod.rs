@@ -8,15 +8,12 @@ use crate::{
         commands,
         failure::Failure,
         options::{ServeJob, Stay},
-        output::{Voice, print, speak_to, tell},
+        output::{Voice, speak_to, tell},
     },
     endpoint::printable,
 };
 
-use super::{
-    getopt::{Arguments, long_options, short_options},
-    refusal::{Refusal, exit_code, misused},
-};
+use super::ending::{EarlyEnd, exit_code, misused};
 
 mod filters;
 mod options;
@@ -27,7 +24,7 @@ mod service;
 mod values;
 
 use filters::Filter;
-use options::{Choices, FLAGS, Log, Opt};
+use options::{Choices, Log};
 use parameters::Parameters;
 use plugins::Plugin;
 
@@ -102,19 +99,11 @@ usage: nbdkit [OPTIONS] PLUGIN [[KEY=]VALUE...]
 'nbdkit --help' explains the options";
 
 /// Runs `nbdkit`.
-pub(super) fn main(arguments: Vec<OsString>) -> ExitCode {
-    let done = match Request::parse(arguments, service::is_activated()) {
-        Ok(Request::Print(text)) => print(&text).map(|()| ExitCode::SUCCESS),
-        Ok(Request::Serve(job)) => commands::serve::run(*job),
-        Err(refusal) => {
-            let code = end(refusal.failure);
-            if refusal.usage {
-                tell(USAGE);
-            }
-            return code;
-        }
-    };
-    done.unwrap_or_else(end)
+pub(super) fn main(words: Vec<OsString>) -> ExitCode {
+    match parse(words, service::is_activated()) {
+        Ok(job) => commands::serve::run(job).unwrap_or_else(end),
+        Err(early) => early.end_with(USAGE, end),
+    }
 }
 
 /// Tells the failure as nbdkit does.
@@ -129,65 +118,45 @@ fn end(failure: Failure) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// What a command line asks for.
-#[derive(Debug)]
-enum Request {
-    Serve(Box<ServeJob>),
-    Print(String),
-}
-
-impl Request {
-    /// Reads the command line; the first argument is the program's name.
-    fn parse(mut words: Vec<OsString>, activated: bool) -> Result<Self, Refusal> {
-        words.drain(..1);
-        let mut choices = Choices::default();
-        let mut arguments = Arguments::new(FLAGS, words);
-        while let Some((option, argument)) = arguments.next_option().map_err(misused)? {
-            match option {
-                Opt::DumpConfig => return Ok(Self::Print(probe::dump_config())),
-                Opt::LongOptions => return Ok(Self::Print(long_options(FLAGS))),
-                Opt::ShortOptions => return Ok(Self::Print(short_options(FLAGS))),
-                _ => choices.choose(option, argument.as_deref())?,
-            }
-        }
-        let mut operands = arguments.into_operands();
-        if operands.is_empty() {
-            return without_plugin(&choices);
-        }
-        let words = operands.split_off(1);
-        let plugin = Plugin::named(&printable(&operands[0]))?;
-        let filters = choices.filters.iter();
-        let filters: Vec<_> = filters
-            .map(|name| Filter::named(name))
-            .collect::<Result<_, _>>()?;
-        if choices.help {
-            return Ok(Self::Print(help(&filters, plugin)));
-        }
-        if choices.version {
-            let names = filters.iter().map(|filter| filter.name);
-            let names = names.chain([plugin.name]);
-            let lines: String = names.map(|name| format!("{name} {VERSION}\n")).collect();
-            return Ok(Self::Print(version() + &lines));
-        }
-        let listen = service::places(&choices, activated)?;
-        if choices.dump_plugin {
-            return Ok(Self::Print(probe::dump_plugin(plugin, &words)?));
-        }
-        let tls = service::tls(&choices)?;
-        let mut parameters = Parameters::read(&words, plugin.magic)?;
-        let filters = filters::build(&filters, &mut parameters)?;
-        let served = (plugin.build)(parameters)?;
-
-        let mut job = ServeJob::new(vec![served.source]);
-        job.filters = filters;
-        job.any_name = served.any_name;
-        job.retries = job.retries.max(served.retries);
-        job.server.read_only = choices.read_only || served.read_only;
-        job.tls = tls;
-        job.listen = listen;
-        choices.tell(&mut job, activated);
-        Ok(Self::Serve(Box::new(job)))
+/// The server that a command line asks for.
+fn parse(words: Vec<OsString>, activated: bool) -> Result<ServeJob, EarlyEnd> {
+    let (choices, mut operands) = Choices::read(words)?;
+    if operands.is_empty() {
+        return Err(without_plugin(&choices));
     }
+    let words = operands.split_off(1);
+    let plugin = Plugin::named(&printable(&operands[0]))?;
+    let filters = choices.filters.iter();
+    let filters: Vec<_> = filters
+        .map(|name| Filter::named(name))
+        .collect::<Result<_, _>>()?;
+    if choices.help {
+        return Err(EarlyEnd::Answer(help(&filters, plugin)));
+    }
+    if choices.version {
+        let names = filters.iter().map(|filter| filter.name);
+        let names = names.chain([plugin.name]);
+        let lines: String = names.map(|name| format!("{name} {VERSION}\n")).collect();
+        return Err(EarlyEnd::Answer(version() + &lines));
+    }
+    let listen = service::places(&choices, activated)?;
+    if choices.dump_plugin {
+        return Err(EarlyEnd::Answer(probe::dump_plugin(plugin, &words)?));
+    }
+    let tls = service::tls(&choices)?;
+    let mut parameters = Parameters::read(&words, plugin.magic)?;
+    let filters = filters::build(&filters, &mut parameters)?;
+    let served = (plugin.build)(parameters)?;
+
+    let mut job = ServeJob::new(vec![served.source]);
+    job.filters = filters;
+    job.any_name = served.any_name;
+    job.retries = job.retries.max(served.retries);
+    job.server.read_only = choices.read_only || served.read_only;
+    job.tls = tls;
+    job.listen = listen;
+    choices.tell(&mut job, activated);
+    Ok(job)
 }
 
 /// What there is to say of filters and a plugin.
@@ -200,17 +169,17 @@ fn help(filters: &[&Filter], plugin: &Plugin) -> String {
 }
 
 /// What is asked for where no plugin is named.
-fn without_plugin(choices: &Choices) -> Result<Request, Refusal> {
+fn without_plugin(choices: &Choices) -> EarlyEnd {
     if choices.help {
-        return Ok(Request::Print(HELP.to_owned()));
+        return EarlyEnd::Answer(HELP.to_owned());
     }
     if choices.version {
-        return Ok(Request::Print(version()));
+        return EarlyEnd::Answer(version());
     }
-    Err(misused(match choices.dump_plugin {
+    misused(match choices.dump_plugin {
         true => "use 'nbdkit plugin --dump-plugin', or --dump-config to find out about the server",
         false => "no plugins given on the command line",
-    }))
+    })
 }
 
 /// The name of a plugin or filter, also of one that is given as `/DIR/nbdkit-NAME-plugin.so`.

@@ -18,12 +18,16 @@ use crate::{
 };
 
 use super::{
-    super::getopt::{Argument, Flag, flag},
+    super::{
+        ending::EarlyEnd,
+        getopt::{self, Argument, Flag, flag, long_options, short_options},
+    },
+    probe::dump_config,
     values,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Opt {
+enum Opt {
     Debug,
     DumpConfig,
     DumpPlugin,
@@ -67,7 +71,7 @@ pub(super) enum Opt {
 }
 
 /// In the order in which `--long-options` lists them. One spelling of each has the letter.
-pub(super) const FLAGS: &[Flag<Opt>] = {
+const FLAGS: &[Flag<Opt>] = {
     use Argument::{No, Required};
     &[
         flag("ipv4-only", Some(b'4'), No, Opt::Ipv4Only),
@@ -185,8 +189,16 @@ pub(super) enum Log {
 }
 
 impl Choices {
-    pub(super) fn choose(&mut self, option: Opt, argument: Option<&OsStr>) -> Result<(), Failure> {
-        let value = argument.unwrap_or_default();
+    /// Reads `words`. What is no option comes back beside it.
+    pub(super) fn read(words: Vec<OsString>) -> Result<(Self, Vec<OsString>), EarlyEnd> {
+        let mut choices = Self::default();
+        let operands = getopt::read(FLAGS, words, |option, argument| {
+            choices.choose(option, argument.unwrap_or_default())
+        })?;
+        Ok((choices, operands))
+    }
+
+    fn choose(&mut self, option: Opt, value: &OsStr) -> Result<(), EarlyEnd> {
         match option {
             Opt::Debug => check_debug_flag(value)?,
             Opt::DumpPlugin => self.dump_plugin = true,
@@ -235,17 +247,19 @@ impl Choices {
             Opt::Verbose => self.verbose = true,
             Opt::Version => self.version = true,
             Opt::Vsock => self.vsock = true,
-            // These are how it always is, or were answered when they were met.
+            // These are how it always is.
             Opt::Keepalive | Opt::NewStyle => {}
-            Opt::DumpConfig | Opt::LongOptions | Opt::ShortOptions => {}
+            Opt::DumpConfig => return Err(EarlyEnd::Answer(dump_config())),
+            Opt::LongOptions => return Err(EarlyEnd::Answer(long_options(FLAGS))),
+            Opt::ShortOptions => return Err(EarlyEnd::Answer(short_options(FLAGS))),
         }
         Ok(())
     }
 }
 
 /// An option of theirs that is not there.
-fn missing(option: &str, why: &str) -> Failure {
-    Failure::usage(format!("{option}: {why}"))
+fn missing(option: &str, why: &str) -> EarlyEnd {
+    Failure::usage(format!("{option}: {why}")).into()
 }
 
 /// `NAME.FLAG=N`. There is nothing here that it would make say more.

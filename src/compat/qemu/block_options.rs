@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use crate::{
     cli::failure::Failure,
     endpoint::{Endpoint, EndpointKind, FormatKind, printable},
-    proto::{NbdUri, Transport},
+    proto::{DEFAULT_PORT, NbdUri, Transport},
 };
 
 use super::{
     credentials::{Objects, Side},
     format,
     keywords::Keywords,
-    names::{DEFAULT_PORT, could_not_open, device, file, protocol},
+    names::{could_not_open, device, file, protocol},
 };
 
 /// How many drivers may stand on each other.

@@ -10,6 +10,10 @@
 //! | `names` | the image that a file name, `nbd:...` or `json:{...}` names |
 //! | `format` | what format an image has, or seems to have |
 
+use std::ffi::OsStr;
+
+use crate::{cli::failure::Failure, endpoint::printable};
+
 pub(super) mod block_options;
 pub(super) mod credentials;
 pub(super) mod format;
@@ -20,3 +24,9 @@ pub(super) mod tree;
 
 /// The version of QEMU whose tools are spoken for.
 pub(super) const VERSION: &str = "10.0.2";
+
+/// The argument of an option, which must be text.
+pub(super) fn text(option: &str, value: &OsStr) -> Result<String, Failure> {
+    let text = value.to_str().map(str::to_owned);
+    text.ok_or_else(|| Failure::usage(format!("--{option}: '{}' is no text", printable(value))))
+}

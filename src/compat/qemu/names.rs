@@ -20,9 +20,6 @@ use super::{
     keywords::Keywords,
 };
 
-/// The port of a server that no name tells.
-pub(super) const DEFAULT_PORT: u16 = 10809;
-
 /// The image `name`, in `format` where one is given.
 pub(in crate::compat) fn named(
     name: &OsStr,

@@ -17,11 +17,11 @@ use crate::{
 
 use super::{
     super::{
-        getopt::{Argument, Flag, flag},
-        qemu::tree::Tree,
+        getopt::{Argument, Flag},
+        qemu::{text, tree::Tree},
     },
-    command::{Command, Done, Stop, check_cache, shown, text},
-    looking::{Looking, Opt, common, opening},
+    command::{Command, Done, Stop, check_cache, shown},
+    looking::{Looking, Opt, opening, output, own},
 };
 
 const HELP: &str = "\
@@ -52,30 +52,24 @@ enum Own {
     Repair,
 }
 
-const FLAGS: &[Flag<Opt<Own>>] = &{
+const FLAGS: &[Flag<Opt<Own>>] = {
     use Argument::{No, Required};
-    let [a, b, c, d, e, f] = common();
-    [
-        a,
-        b,
-        c,
-        d,
-        e,
-        f,
-        flag("quiet", Some(b'q'), No, Opt::Own(Own::Quiet)),
-        flag("cache", Some(b'T'), Required, Opt::Own(Own::Cache)),
-        flag("repair", Some(b'r'), Required, Opt::Own(Own::Repair)),
+    &[
+        output(),
+        own("quiet", Some(b'q'), No, Own::Quiet),
+        own("cache", Some(b'T'), Required, Own::Cache),
+        own("repair", Some(b'r'), Required, Own::Repair),
     ]
 };
 
 pub(super) fn run(_: &Command, words: Vec<OsString>) -> Done {
     let mut looking = Looking::default();
     let (mut quiet, mut repair) = (false, None);
-    let operands = Command::read(FLAGS, words, |option, value: &OsStr| {
-        match looking.choose(option, value, HELP)? {
-            Some(Own::Quiet) => quiet = true,
-            Some(Own::Cache) => check_cache(value, "source cache option")?,
-            Some(Own::Repair) => match text("repair", value)?.as_str() {
+    let operands = looking.read(FLAGS, words, HELP, |option, value| {
+        match option {
+            Own::Quiet => quiet = true,
+            Own::Cache => check_cache(value, "source cache option")?,
+            Own::Repair => match text("repair", value)?.as_str() {
                 "leaks" => repair = Some(RepairMode::Leaks),
                 "all" => repair = Some(RepairMode::All),
                 other => {
@@ -84,7 +78,6 @@ pub(super) fn run(_: &Command, words: Vec<OsString>) -> Done {
                     return Err(Stop::Misused(message));
                 }
             },
-            None => {}
         }
         Ok(())
     })?;

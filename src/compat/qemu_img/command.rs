@@ -16,13 +16,14 @@ use crate::{
 
 use super::{
     super::{
-        getopt::{Arguments, Flag},
+        ending::exit_code,
+        getopt::{self, Flag, Mistake},
         qemu::{
             block_options::{Image, described},
             credentials::Objects,
             names::{could_not_open, named},
+            text,
         },
-        refusal::exit_code,
     },
     words::retold,
 };
@@ -77,29 +78,13 @@ impl Command {
             _ => Err(Failure::failed(why).into()),
         }
     }
-
-    /// Reads `words`: `choose` is told each option with its argument, and what is no option is returned.
-    pub(super) fn read<T: Copy + PartialEq>(
-        flags: &[Flag<T>],
-        words: Vec<OsString>,
-        mut choose: impl FnMut(T, &OsStr) -> Result<(), Stop>,
-    ) -> Result<Vec<OsString>, Stop> {
-        let mut arguments = Arguments::new(flags, words);
-        loop {
-            match arguments.next_option() {
-                Ok(Some((option, argument))) => choose(option, &argument.unwrap_or_default())?,
-                Ok(None) => return Ok(arguments.into_operands()),
-                Err(mistake) => return Err(Stop::Misread(mistake.to_string())),
-            }
-        }
-    }
 }
 
 /// Why a command ends before it is done.
 #[derive(Debug)]
 pub(super) enum Stop {
-    /// It was asked how it is called, which this text says.
-    Help(&'static str),
+    /// It was asked for something about itself, which this text says.
+    Answer(String),
     /// An option is unknown or lacks its argument.
     Misread(String),
     /// The arguments make no sense, and it helps to be told how the command is called.
@@ -119,7 +104,7 @@ impl Stop {
         };
         let advise = || tell(&format!("Try '{program} --help' for more info"));
         match self {
-            Self::Help(text) => match shown(text) {
+            Self::Answer(text) => match shown(&text) {
                 Ok(code) => code,
                 Err(stop) => stop.end(command),
             },
@@ -151,10 +136,27 @@ fn end(failure: Failure, code: Option<u8>) -> ExitCode {
     })
 }
 
+impl From<Mistake> for Stop {
+    fn from(mistake: Mistake) -> Self {
+        Self::Misread(mistake.to_string())
+    }
+}
+
 impl From<Failure> for Stop {
     fn from(failure: Failure) -> Self {
         Self::Failed(failure)
     }
+}
+
+/// Reads the `words` of a command: `choose` is told each option with its argument, and what is no option is returned.
+pub(super) fn read<T: Copy + PartialEq>(
+    flags: &[Flag<T>],
+    words: Vec<OsString>,
+    mut choose: impl FnMut(T, &OsStr) -> Result<(), Stop>,
+) -> Result<Vec<OsString>, Stop> {
+    getopt::read(flags, words, |option, argument| {
+        choose(option, argument.unwrap_or_default())
+    })
 }
 
 /// How the operands of a command name images.
@@ -198,9 +200,7 @@ impl Naming {
     ) -> Result<Endpoint, Failure> {
         Ok(self.image(operand, format)?.source)
     }
-}
 
-impl Naming {
     /// The same, to be written.
     pub(super) fn writable(
         &self,
@@ -224,12 +224,6 @@ impl Naming {
 pub(super) fn shown(text: &str) -> Done {
     print(text)?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// The argument of an option, which must be text.
-pub(super) fn text(option: &str, value: &OsStr) -> Result<String, Failure> {
-    let text = value.to_str().map(str::to_owned);
-    text.ok_or_else(|| Failure::usage(format!("--{option}: '{}' is no text", printable(value))))
 }
 
 /// A size in bytes, for which there is no word but `what`.

@@ -14,8 +14,11 @@ use crate::{
 };
 
 use super::{
-    super::getopt::{Argument, Flag, flag},
-    command::{Command, Done, Naming, Stop, check_cache, text},
+    super::{
+        getopt::{Argument, Flag, flag},
+        qemu::text,
+    },
+    command::{Command, Done, Naming, Stop, check_cache, read},
     node::SECTOR,
 };
 
@@ -80,9 +83,9 @@ struct Choices {
 
 pub(super) fn run(_: &Command, words: Vec<OsString>) -> Done {
     let mut choices = Choices::default();
-    let operands = Command::read(FLAGS, words, |option, value| {
+    let operands = read(FLAGS, words, |option, value| {
         if option == Opt::Help {
-            return Err(Stop::Help(HELP));
+            return Err(Stop::Answer(HELP.to_owned()));
         }
         let chosen = choices.choose(option, value);
         chosen.map_err(|failure| Stop::Code(2, failure))

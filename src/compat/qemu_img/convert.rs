@@ -22,9 +22,9 @@ use crate::{
 use super::{
     super::{
         getopt::{Argument, Flag, flag},
-        qemu::format,
+        qemu::{format, text},
     },
-    command::{Command, Done, Naming, Stop, check_cache, shown, size, text},
+    command::{Command, Done, Naming, Stop, check_cache, read, shown, size},
     options::{NewOptions, made},
     words::uncreated,
 };
@@ -164,7 +164,7 @@ struct Choices {
 
 pub(super) fn run(_: &Command, words: Vec<OsString>) -> Done {
     let mut choices = Choices::default();
-    let operands = Command::read(FLAGS, words, |option, value| choices.choose(option, value))?;
+    let operands = read(FLAGS, words, |option, value| choices.choose(option, value))?;
     let kind = choices.output_format.as_deref().unwrap_or("raw").to_owned();
     if let Some(help) = choices.options.help_for(&kind)? {
         return shown(&help);
@@ -194,7 +194,7 @@ fn too_small(failure: Failure) -> Failure {
 impl Choices {
     fn choose(&mut self, option: Opt, value: &OsStr) -> Result<(), Stop> {
         match option {
-            Opt::Help => return Err(Stop::Help(HELP)),
+            Opt::Help => return Err(Stop::Answer(HELP.to_owned())),
             Opt::Backing => self.backing = Some(value.to_owned()),
             Opt::BackingFormat => self.backing_format = Some(text("backing-format", value)?),
             Opt::Bitmaps => self.bitmaps = true,

@@ -19,9 +19,9 @@ use crate::{
 use super::{
     super::{
         getopt::{Argument, Flag, flag},
-        qemu::format,
+        qemu::{format, text},
     },
-    command::{Command, Done, Naming, Stop, shown, size, text},
+    command::{Command, Done, Naming, Stop, read, shown, size},
     node::SECTOR,
     options::{NewOptions, made},
     words::why,
@@ -129,7 +129,7 @@ struct Choices {
 
 pub(super) fn run(_: &Command, words: Vec<OsString>) -> Done {
     let mut choices = Choices::default();
-    let operands = Command::read(FLAGS, words, |option, value| choices.choose(option, value))?;
+    let operands = read(FLAGS, words, |option, value| choices.choose(option, value))?;
     let format = choices.format.as_deref().unwrap_or("raw");
     if let Some(help) = choices.options.help_for(format)? {
         return shown(&help);
@@ -171,7 +171,7 @@ fn uncreated(failure: Failure, name: &str) -> Failure {
 impl Choices {
     fn choose(&mut self, option: Opt, value: &OsStr) -> Result<(), Stop> {
         match option {
-            Opt::Help => return Err(Stop::Help(HELP)),
+            Opt::Help => return Err(Stop::Answer(HELP.to_owned())),
             Opt::Backing => self.backing = Some(value.to_owned()),
             Opt::BackingFormat => self.backing_format = Some(text("backing-format", value)?),
             Opt::Format => self.format = Some(text("format", value)?),

@@ -12,8 +12,11 @@ use crate::cli::{
 };
 
 use super::{
-    super::getopt::{Argument, Flag, flag},
-    command::{Command, Done, Naming, Stop, text},
+    super::{
+        getopt::{Argument, Flag, flag},
+        qemu::text,
+    },
+    command::{Command, Done, Naming, Stop, read},
     options::{NewOptions, made},
     words::uncreated,
 };
@@ -66,7 +69,7 @@ struct Choices {
 
 pub(super) fn run(_: &Command, words: Vec<OsString>) -> Done {
     let mut choices = Choices::default();
-    let operands = Command::read(FLAGS, words, |option, value| choices.choose(option, value))?;
+    let operands = read(FLAGS, words, |option, value| choices.choose(option, value))?;
     let operands = DdOperands::read(&operands)
         .map_err(|key| Failure::usage(format!("unrecognized operand {key}")))?;
     let kind = made(choices.output_format.as_deref().unwrap_or("raw"))?;
@@ -99,7 +102,7 @@ pub(super) fn run(_: &Command, words: Vec<OsString>) -> Done {
 impl Choices {
     fn choose(&mut self, option: Opt, value: &OsStr) -> Result<(), Stop> {
         match option {
-            Opt::Help => return Err(Stop::Help(HELP)),
+            Opt::Help => return Err(Stop::Answer(HELP.to_owned())),
             Opt::Format => self.format = Some(text("format", value)?),
             Opt::ImageOpts => self.naming.image_opts = true,
             Opt::Object => self.naming.define(value)?,

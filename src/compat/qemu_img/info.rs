@@ -17,11 +17,11 @@ use crate::{
 
 use super::{
     super::{
-        getopt::{Argument, Flag, flag},
+        getopt::{Argument, Flag},
         qemu::tree::{Tree, size_text},
     },
     command::{Command, Done, shown},
-    looking::{Looking, Opt, common, opening},
+    looking::{Looking, Opt, opening, output, own},
     node::{Node, SECTOR, name_of, text},
     snapshot::table,
 };
@@ -45,22 +45,9 @@ enum Own {
     Chain,
 }
 
-const FLAGS: &[Flag<Opt<Own>>] = &{
-    let [a, b, c, d, e, f] = common();
-    [
-        a,
-        b,
-        c,
-        d,
-        e,
-        f,
-        flag(
-            "backing-chain",
-            Some(b'b'),
-            Argument::No,
-            Opt::Own(Own::Chain),
-        ),
-    ]
+const FLAGS: &[Flag<Opt<Own>>] = {
+    use Argument::No;
+    &[output(), own("backing-chain", Some(b'b'), No, Own::Chain)]
 };
 
 /// What is known of an image.
@@ -78,8 +65,8 @@ struct Image {
 pub(super) fn run(_: &Command, words: Vec<OsString>) -> Done {
     let mut looking = Looking::default();
     let mut chain = false;
-    let operands = Command::read(FLAGS, words, |option, value: &OsStr| {
-        chain |= looking.choose(option, value, HELP)? == Some(Own::Chain);
+    let operands = looking.read(FLAGS, words, HELP, |Own::Chain, _| {
+        chain = true;
         Ok(())
     })?;
     let source = looking.source(&operands)?;

@@ -13,9 +13,9 @@ use crate::{
 use super::{
     super::{
         getopt::{Argument, Flag, flag},
-        qemu::block_options::Image,
+        qemu::{block_options::Image, text},
     },
-    command::{Naming, Stop, text},
+    command::{Naming, Stop, read},
 };
 
 /// An option of any of these commands.
@@ -32,16 +32,30 @@ pub(super) enum Opt<T> {
 }
 
 /// The options that all of them have.
-pub(super) const fn common<T: Copy>() -> [Flag<Opt<T>>; 6] {
+const fn common<T: Copy>() -> [Flag<Opt<T>>; 5] {
     use Argument::{No, Required};
     [
         flag("help", Some(b'h'), No, Opt::Help),
         flag("format", Some(b'f'), Required, Opt::Format),
         flag("image-opts", None, No, Opt::ImageOpts),
         flag("object", None, Required, Opt::Object),
-        flag("output", None, Required, Opt::Output),
         flag("force-share", Some(b'U'), No, Opt::Share),
     ]
+}
+
+/// The option of those that tell what they find as JSON, too.
+pub(super) const fn output<T: Copy>() -> Flag<Opt<T>> {
+    flag("output", None, Argument::Required, Opt::Output)
+}
+
+/// An option that one of them has for itself.
+pub(super) const fn own<T: Copy>(
+    long: &'static str,
+    short: Option<u8>,
+    argument: Argument,
+    means: T,
+) -> Flag<Opt<T>> {
+    flag(long, short, argument, Opt::Own(means))
 }
 
 /// What those say.
@@ -54,32 +68,38 @@ pub(super) struct Looking {
 }
 
 impl Looking {
-    /// Takes one of the common options, and gives back one that the command has for itself.
-    pub(super) fn choose<T>(
+    /// Reads the `words` of a command whose options besides the common ones are `flags`: `choose` is told each that it
+    /// has for itself, and what is no option is returned.
+    pub(super) fn read<T: Copy + PartialEq>(
         &mut self,
-        option: Opt<T>,
-        value: &OsStr,
-        help: &'static str,
-    ) -> Result<Option<T>, Stop> {
-        match option {
-            Opt::Own(own) => return Ok(Some(own)),
-            Opt::Help => return Err(Stop::Help(help)),
-            Opt::Format => self.format = Some(text("format", value)?),
-            Opt::ImageOpts => self.naming.image_opts = true,
-            Opt::Object => self.naming.define(value)?,
-            Opt::Output => {
-                self.json = match text("output", value)?.as_str() {
-                    "human" => false,
-                    "json" => true,
-                    other => {
-                        let message = format!("--output expects 'human' or 'json' not '{other}'");
-                        return Err(Stop::Misused(message));
-                    }
-                };
+        flags: &[Flag<Opt<T>>],
+        words: Vec<OsString>,
+        help: &str,
+        mut choose: impl FnMut(T, &OsStr) -> Result<(), Stop>,
+    ) -> Result<Vec<OsString>, Stop> {
+        let flags = [&common()[..], flags].concat();
+        read(&flags, words, |option, value| {
+            match option {
+                Opt::Own(own) => choose(own, value)?,
+                Opt::Help => return Err(Stop::Answer(help.to_owned())),
+                Opt::Format => self.format = Some(text("format", value)?),
+                Opt::ImageOpts => self.naming.image_opts = true,
+                Opt::Object => self.naming.define(value)?,
+                Opt::Output => {
+                    self.json = match text("output", value)?.as_str() {
+                        "human" => false,
+                        "json" => true,
+                        other => {
+                            let message =
+                                format!("--output expects 'human' or 'json' not '{other}'");
+                            return Err(Stop::Misused(message));
+                        }
+                    };
+                }
+                Opt::Share => self.share = true,
             }
-            Opt::Share => self.share = true,
-        }
-        Ok(None)
+            Ok(())
+        })
     }
 
     /// The one image that is named.

@@ -1,7 +1,7 @@
 //! `qemu-img map`.
 
 use std::{
-    ffi::{OsStr, OsString},
+    ffi::OsString,
     io::{self, BufWriter, Write},
     process::ExitCode,
 };
@@ -14,9 +14,9 @@ use crate::{
 };
 
 use super::{
-    super::getopt::{Argument, Flag, flag},
+    super::getopt::{Argument, Flag},
     command::{Command, Done},
-    looking::{Looking, Opt, bytes, common, opening},
+    looking::{Looking, Opt, bytes, opening, output, own},
     node::{SECTOR, name_of},
 };
 
@@ -41,27 +41,12 @@ enum Own {
     Start,
 }
 
-const FLAGS: &[Flag<Opt<Own>>] = &{
-    let [a, b, c, d, e, f] = common();
-    [
-        a,
-        b,
-        c,
-        d,
-        e,
-        f,
-        flag(
-            "start-offset",
-            Some(b's'),
-            Argument::Required,
-            Opt::Own(Own::Start),
-        ),
-        flag(
-            "max-length",
-            Some(b'l'),
-            Argument::Required,
-            Opt::Own(Own::Length),
-        ),
+const FLAGS: &[Flag<Opt<Own>>] = {
+    use Argument::Required;
+    &[
+        output(),
+        own("start-offset", Some(b's'), Required, Own::Start),
+        own("max-length", Some(b'l'), Required, Own::Length),
     ]
 };
 
@@ -75,11 +60,10 @@ struct Wanted {
 pub(super) fn run(_: &Command, words: Vec<OsString>) -> Done {
     let mut looking = Looking::default();
     let mut wanted = Wanted::default();
-    let operands = Command::read(FLAGS, words, |option, value: &OsStr| {
-        match looking.choose(option, value, HELP)? {
-            Some(Own::Start) => wanted.start = bytes("start offset", value)?,
-            Some(Own::Length) => wanted.length = Some(bytes("max length", value)?),
-            None => {}
+    let operands = looking.read(FLAGS, words, HELP, |option, value| {
+        match option {
+            Own::Start => wanted.start = bytes("start offset", value)?,
+            Own::Length => wanted.length = Some(bytes("max length", value)?),
         }
         Ok(())
     })?;

@@ -19,11 +19,11 @@ use crate::{
 
 use super::{
     super::{
-        getopt::{Argument, Flag, flag},
-        qemu::tree::Tree,
+        getopt::{Argument, Flag},
+        qemu::{text, tree::Tree},
     },
-    command::{Command, Done, Stop, shown, text},
-    looking::{Looking, Opt, bytes, common, opening},
+    command::{Command, Done, Stop, shown},
+    looking::{Looking, Opt, bytes, opening, output, own},
     node::SECTOR,
 };
 
@@ -52,21 +52,15 @@ enum Own {
     Target,
 }
 
-const FLAGS: &[Flag<Opt<Own>>] = &{
+const FLAGS: &[Flag<Opt<Own>>] = {
     use Argument::Required;
-    let [a, b, c, d, e, f] = common();
-    [
-        a,
-        b,
-        c,
-        d,
-        e,
-        f,
-        flag("target-format", Some(b'O'), Required, Opt::Own(Own::Target)),
-        flag("size", Some(b's'), Required, Opt::Own(Own::Size)),
-        flag("snapshot", Some(b'l'), Required, Opt::Own(Own::Snapshot)),
+    &[
+        output(),
+        own("target-format", Some(b'O'), Required, Own::Target),
+        own("size", Some(b's'), Required, Own::Size),
+        own("snapshot", Some(b'l'), Required, Own::Snapshot),
         // It has no long name; nobody types this one.
-        flag("options", Some(b'o'), Required, Opt::Own(Own::Options)),
+        own("options", Some(b'o'), Required, Own::Options),
     ]
 };
 
@@ -81,13 +75,13 @@ struct Choices {
 
 pub(super) fn run(_: &Command, words: Vec<OsString>) -> Done {
     let mut choices = Choices::default();
-    let operands = Command::read(FLAGS, words, |option, value: &OsStr| {
-        match choices.looking.choose(option, value, HELP)? {
-            Some(Own::Target) => choices.target = Some(text("target-format", value)?),
-            Some(Own::Options) => choices.options.extend(without_size(value)),
-            Some(Own::Size) => choices.size = Some(bytes("image size", value)?),
-            Some(Own::Snapshot) => choices.snapshot = Some(text("snapshot", value)?),
-            None => {}
+    let looking = &mut choices.looking;
+    let operands = looking.read(FLAGS, words, HELP, |option, value| {
+        match option {
+            Own::Target => choices.target = Some(text("target-format", value)?),
+            Own::Options => choices.options.extend(without_size(value)),
+            Own::Size => choices.size = Some(bytes("image size", value)?),
+            Own::Snapshot => choices.snapshot = Some(text("snapshot", value)?),
         }
         Ok(())
     })?;

@@ -26,15 +26,18 @@ mod resize;
 mod snapshot;
 mod words;
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{
+    ffi::{OsStr, OsString},
+    process::ExitCode,
+};
 
 use crate::{cli::failure::Failure, endpoint::printable};
 
 use super::{
-    getopt::{Argument, Arguments, Flag, flag},
+    getopt::{Argument, Flag, flag},
     qemu::VERSION,
 };
-use command::{Command, Done, Stop, shown};
+use command::{Command, Done, Stop, read};
 
 /// What each command is called, what it does, and what does it.
 const COMMANDS: &[Command] = &[
@@ -89,8 +92,7 @@ const FLAGS: &[Flag<Opt>] = &[
 ];
 
 /// Runs `qemu-img`.
-pub(super) fn main(arguments: Vec<OsString>) -> ExitCode {
-    let mut words = arguments.into_iter().skip(1).collect::<Vec<_>>();
+pub(super) fn main(mut words: Vec<OsString>) -> ExitCode {
     // The options of all commands end where the command begins.
     let is_option = |word: &OsString| word.to_string_lossy().starts_with('-') && word != "-";
     let mut first = 0;
@@ -111,19 +113,15 @@ fn start(
     rest: Vec<OsString>,
 ) -> Result<ExitCode, (Stop, Option<&'static str>)> {
     let wrong = |stop: Stop| (stop, None);
-    let mut options = Arguments::new(FLAGS, options);
     // Whichever stands first ends it.
-    let option = options.next_option();
-    let option = option.map_err(|mistake| wrong(Stop::Misused(mistake.to_string())))?;
-    match option.map(|(option, _)| option) {
-        None => {}
-        Some(Opt::Help) => return shown(&(version() + &help())).map_err(wrong),
-        Some(Opt::Version) => return shown(&version()).map_err(wrong),
-        Some(Opt::Trace) => {
-            let message = "--trace: there are no trace points in blockferry";
-            return Err(wrong(Failure::usage(message).into()));
-        }
-    }
+    let answer = |option, _: &OsStr| {
+        Err(match option {
+            Opt::Help => Stop::Answer(version() + &help()),
+            Opt::Version => Stop::Answer(version()),
+            Opt::Trace => Failure::usage("--trace: there are no trace points in blockferry").into(),
+        })
+    };
+    read(FLAGS, options, answer).map_err(wrong)?;
     let mut words = rest.into_iter();
     let Some(name) = words.next() else {
         return Err(wrong(Stop::Misused("Not enough arguments".to_owned())));

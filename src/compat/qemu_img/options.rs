@@ -16,8 +16,8 @@ use crate::{
 };
 
 use super::{
-    super::qemu::{format, keywords::words},
-    command::{Stop, text},
+    super::qemu::{format, keywords::words, text},
+    command::Stop,
 };
 
 /// What QEMU knows and we have not: the format (`None` for all of them), the option, the values that ask for nothing.

@@ -14,8 +14,11 @@ use crate::{
 };
 
 use super::{
-    super::getopt::{Argument, Flag, flag},
-    command::{Command, Done, Naming, Stop, shown, text},
+    super::{
+        getopt::{Argument, Flag, flag},
+        qemu::text,
+    },
+    command::{Command, Done, Naming, Stop, read, shown},
 };
 
 const HELP: &str = "\
@@ -75,7 +78,7 @@ pub(super) fn run(_: &Command, mut words: Vec<OsString>) -> Done {
     };
     let less = words.pop_if(is_less);
     let mut choices = Choices::default();
-    let mut operands = Command::read(FLAGS, words, |option, value| choices.choose(option, value))?;
+    let mut operands = read(FLAGS, words, |option, value| choices.choose(option, value))?;
     operands.extend(less);
     let (file, size) = match &operands[..] {
         [] | [_] => {
@@ -100,7 +103,7 @@ pub(super) fn run(_: &Command, mut words: Vec<OsString>) -> Done {
 impl Choices {
     fn choose(&mut self, option: Opt, value: &OsStr) -> Result<(), Stop> {
         match option {
-            Opt::Help => return Err(Stop::Help(HELP)),
+            Opt::Help => return Err(Stop::Answer(HELP.to_owned())),
             Opt::Format => self.format = Some(text("format", value)?),
             Opt::ImageOpts => self.naming.image_opts = true,
             Opt::Object => self.naming.define(value)?,

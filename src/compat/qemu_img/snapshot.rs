@@ -15,11 +15,11 @@ use crate::{
 
 use super::{
     super::{
-        getopt::{Argument, Flag, flag},
+        getopt::{Argument, Flag},
         qemu::tree::size_text,
     },
     command::{Command, Done, Stop, shown},
-    looking::{Looking, Opt, common, opening},
+    looking::{Looking, Opt, opening, own},
 };
 
 const HELP: &str = "\
@@ -43,43 +43,22 @@ enum Own {
     Quiet,
 }
 
-const FLAGS: &[Flag<Opt<Own>>] = &{
+const FLAGS: &[Flag<Opt<Own>>] = {
     use Argument::{No, Required};
-    let [a, b, c, d, _, f] = common();
-    [
-        a,
-        b,
-        c,
-        d,
-        f,
-        flag("quiet", Some(b'q'), No, Opt::Own(Own::Quiet)),
-        flag("list", Some(b'l'), No, Opt::Own(Own::Action("list"))),
-        flag(
-            "apply",
-            Some(b'a'),
-            Required,
-            Opt::Own(Own::Action("apply")),
-        ),
-        flag(
-            "create",
-            Some(b'c'),
-            Required,
-            Opt::Own(Own::Action("create")),
-        ),
-        flag(
-            "delete",
-            Some(b'd'),
-            Required,
-            Opt::Own(Own::Action("delete")),
-        ),
+    &[
+        own("quiet", Some(b'q'), No, Own::Quiet),
+        own("list", Some(b'l'), No, Own::Action("list")),
+        own("apply", Some(b'a'), Required, Own::Action("apply")),
+        own("create", Some(b'c'), Required, Own::Action("create")),
+        own("delete", Some(b'd'), Required, Own::Action("delete")),
     ]
 };
 
 pub(super) fn run(_: &Command, words: Vec<OsString>) -> Done {
     let mut looking = Looking::default();
     let mut action = None;
-    let operands = Command::read(FLAGS, words, |option, value: &OsStr| {
-        if let Some(Own::Action(asked)) = looking.choose(option, value, HELP)?
+    let operands = looking.read(FLAGS, words, HELP, |option, _| {
+        if let Own::Action(asked) = option
             && action.replace(asked).is_some()
         {
             let message = "Cannot mix '-l', '-a', '-c', '-d'";

@@ -2,32 +2,34 @@
 //!
 //! | file | what it does |
 //! |---|---|
-//! | `request` | the options, and what they ask for |
+//! | `options` | the options, and what they say |
+//! | `values` | their values |
+//! | `request` | what they ask for |
 //! | `image` | the image by its name |
 //! | `list` | what `--list` prints |
 
 mod image;
 mod list;
+mod options;
 mod request;
+mod values;
 
 use std::{ffi::OsString, process::ExitCode};
 
-use crate::cli::{commands, failure::Failure, output::print};
+use crate::cli::{commands, output::print};
 
-use super::refusal::end;
+use super::ending::end;
+use options::USAGE;
 use request::Request;
 
 /// Runs `qemu-nbd`. Its only exit code for failures is 1.
-pub(super) fn main(arguments: Vec<OsString>) -> ExitCode {
-    let show = |text: String| {
-        print(&text)?;
-        Ok(ExitCode::SUCCESS)
-    };
-    let done = match Request::parse(arguments) {
-        Ok(Request::Print(text)) => show(text),
-        Ok(Request::List(endpoint)) => list::list(&endpoint).and_then(show),
+pub(super) fn main(words: Vec<OsString>) -> ExitCode {
+    let done = match Request::parse(words) {
+        Ok(Request::List(endpoint)) => list::list(&endpoint)
+            .and_then(|text| print(&text))
+            .map(|()| ExitCode::SUCCESS),
         Ok(Request::Serve(job)) => commands::serve::run(*job),
-        Err(refusal) => return refusal.end(request::USAGE),
+        Err(early) => return early.end(USAGE),
     };
     done.unwrap_or_else(end)
 }

@@ -1,7 +1,7 @@
 //! nbdinfo's options, and what they ask for.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     io::{self, IsTerminal},
 };
 
@@ -13,9 +13,9 @@ use crate::{
 
 use super::{
     super::{
-        getopt::{Argument, Arguments, Flag, flag, long_options, short_options},
-        refusal::{Refusal, misused},
-        server, version,
+        ending::{EarlyEnd, misused},
+        getopt::{self, Argument, Flag, flag, long_options, short_options},
+        libnbd::{server, version},
     },
     feature::Feature,
 };
@@ -111,13 +111,6 @@ const FLAGS: &[Flag<Opt>] = {
     ]
 };
 
-/// What a command line asks for.
-#[derive(Debug)]
-pub(super) enum Request {
-    Job(Box<Job>),
-    Print(String),
-}
-
 /// A question about a server.
 #[derive(Debug)]
 pub(super) struct Job {
@@ -156,39 +149,21 @@ pub(super) enum Layout {
 }
 
 impl Job {
+    /// Reads the command line.
+    pub(super) fn parse(words: Vec<OsString>) -> Result<Self, EarlyEnd> {
+        let words = collapse_groups(words).map_err(misused)?;
+        let mut choices = Choices::default();
+        let operands = getopt::read(FLAGS, words, |option, argument| {
+            choices.choose(option, argument)
+        })?;
+        Ok(choices.job(server(&operands)?)?)
+    }
+
     pub(super) fn colour(&self) -> Colour {
         match self.layout {
             Layout::Text(colour) => colour,
             Layout::Json => Colour::Never,
         }
-    }
-}
-
-impl Request {
-    /// Reads the command line; the first argument is the program's name.
-    pub(super) fn parse(arguments: Vec<OsString>) -> Result<Self, Refusal> {
-        let mut words = collapse_groups(arguments).map_err(misused)?;
-        words.drain(..1);
-        let mut choices = Choices::default();
-        let mut arguments = Arguments::new(FLAGS, words);
-        while let Some((option, argument)) = arguments.next_option().map_err(misused)? {
-            match option {
-                Opt::Help => return Ok(Self::Print(HELP.to_owned())),
-                Opt::Version => return Ok(Self::Print(version("nbdinfo"))),
-                Opt::LongOptions => return Ok(Self::Print(long_options(FLAGS))),
-                Opt::ShortOptions => return Ok(Self::Print(short_options(FLAGS))),
-                _ => choices.choose(option, argument)?,
-            }
-        }
-        let operands = arguments.into_operands();
-        let [endpoint] = &operands[..] else {
-            return Err(misused(match operands.len() {
-                0 => "an NBD-URI or [ CMD ARGS... ] is needed".to_owned(),
-                _ => format!("one operand too many: {}", printable(&operands[1])),
-            }));
-        };
-        let endpoint = server(endpoint)?;
-        Ok(Self::Job(Box::new(choices.job(endpoint)?)))
     }
 }
 
@@ -201,19 +176,19 @@ struct Choices {
     no_content: bool,
     json: bool,
     list: bool,
-    map: Option<OsString>,
+    map: Option<Context>,
     size: bool,
     totals: bool,
     uri: bool,
 }
 
 impl Choices {
-    fn choose(&mut self, option: Opt, argument: Option<OsString>) -> Result<(), Failure> {
+    fn choose(&mut self, option: Opt, argument: Option<&OsStr>) -> Result<(), EarlyEnd> {
         match option {
             Opt::Can | Opt::Cannot => {
                 let name = argument.unwrap_or_default();
                 let feature = name.to_str().and_then(Feature::named).ok_or_else(|| {
-                    Failure::usage(format!("unknown feature: {}", printable(&name)))
+                    Failure::usage(format!("unknown feature: {}", printable(name)))
                 })?;
                 self.ask = Some((feature, option == Opt::Can));
             }
@@ -223,11 +198,17 @@ impl Choices {
             Opt::NoContent => self.no_content = true,
             Opt::Json => self.json = true,
             Opt::List => self.list = true,
-            Opt::Map => self.map = Some(argument.unwrap_or_else(|| "base:allocation".into())),
+            Opt::Map => {
+                let context = argument.map(OsStr::to_string_lossy);
+                self.map = Some(context.map_or(Context::Allocation, |name| Context::from(&*name)));
+            }
             Opt::Size => self.size = true,
             Opt::Totals => self.totals = true,
             Opt::Uri => self.uri = true,
-            Opt::Help | Opt::Version | Opt::LongOptions | Opt::ShortOptions => {}
+            Opt::Help => return Err(EarlyEnd::Answer(HELP.to_owned())),
+            Opt::LongOptions => return Err(EarlyEnd::Answer(long_options(FLAGS))),
+            Opt::ShortOptions => return Err(EarlyEnd::Answer(short_options(FLAGS))),
+            Opt::Version => return Err(EarlyEnd::Answer(version("nbdinfo"))),
         }
         Ok(())
     }
@@ -260,7 +241,7 @@ impl Choices {
         let task = match (self.ask, self.map) {
             (Some((feature, expected)), _) => Task::Ask { feature, expected },
             (None, Some(context)) => Task::Map {
-                context: Context::from(&*context.to_string_lossy()),
+                context,
                 totals: self.totals,
             },
             _ if self.size => Task::Size,
@@ -285,16 +266,12 @@ impl Choices {
 mod tests {
     use super::*;
 
-    fn parse(words: &[&str]) -> Result<Request, Refusal> {
-        let arguments = ["nbdinfo"].iter().chain(words).map(OsString::from);
-        Request::parse(arguments.collect())
+    fn parse(words: &[&str]) -> Result<Job, EarlyEnd> {
+        Job::parse(words.iter().map(OsString::from).collect())
     }
 
     fn job(words: &[&str]) -> Job {
-        match parse(&[words, &["nbd://host"]].concat()) {
-            Ok(Request::Job(job)) => *job,
-            other => panic!("{words:?}: {other:?}"),
-        }
+        parse(&[words, &["nbd://host"]].concat()).expect("a job")
     }
 
     #[test]
@@ -364,8 +341,8 @@ mod tests {
             &["-"],
             &[""],
         ] {
-            let refusal = parse(words).expect_err("refused");
-            assert!(!refusal.usage, "{words:?}");
+            let end = parse(words).expect_err("refused");
+            assert!(matches!(end, EarlyEnd::Refused(_)), "{words:?}: {end:?}");
         }
         for words in [
             &[][..],
@@ -375,7 +352,8 @@ mod tests {
             &["--can"],
             &["[", "nbdkit"],
         ] {
-            assert!(parse(words).expect_err("refused").usage, "{words:?}");
+            let end = parse(words).expect_err("refused");
+            assert!(matches!(end, EarlyEnd::Misused(_)), "{words:?}: {end:?}");
         }
     }
 

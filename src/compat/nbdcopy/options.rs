@@ -1,47 +1,36 @@
-//! The command line of `nbdcopy`: options before, between and after SOURCE and DESTINATION, in its spellings and
-//! with its defaults. What it pins is pinned; where it leaves its defaults, the engine adapts.
+//! nbdcopy's options, and the copy that they ask for.
 
 use std::{
     ffi::{OsStr, OsString},
-    fs::File,
     path::PathBuf,
-    process::ExitCode,
-    sync::Arc,
 };
 
-use blockferry_sys::duplicate_inherited;
-
 use crate::{
-    block::{Capabilities, parse_size},
     cli::{
-        args::Size,
-        commands,
         failure::Failure,
-        options::{
-            Bitmaps, CopyJob, DigestJob, DigestTo, ReportStyle, Show, Terminals, Timeouts, Trust,
-            check_sides,
-        },
-        output::{print, tell},
+        options::{CopyJob, DigestJob, DigestTo, Show, Terminals, check_sides},
         percent::PercentTo,
-        rate::Rate,
     },
-    copy::{CopyOptions, Destination, DigestOptions, Order, Source},
+    copy::{CopyOptions, DigestOptions, Order},
     endpoint::{DestinationFormat, Endpoint, EndpointKind, collapse_groups, printable},
 };
 
 use super::{
-    getopt::{Argument, Arguments, Flag, flag, long_options, short_options},
-    refusal::{Refusal, end, misused},
-    version,
+    super::{
+        ending::{EarlyEnd, misused},
+        getopt::{self, Argument, Flag, flag, long_options, short_options},
+        libnbd::version,
+    },
+    REQUESTS, describe,
+    values::{
+        LONGEST_REQUEST, at_least_one, blkhash, number, progress_to, request_size, size, sparse,
+    },
 };
 
-/// nbdcopy's own defaults. Who asks for them asks for nothing in particular.
-const REQUESTS: u32 = 64;
+/// How much is in flight, in its own defaults, in bytes. Who asks for that asks for nothing in particular.
 const QUEUE_SIZE: u64 = 16 << 20;
 
-/// The limits of a request, in bytes.
-const SHORTEST_REQUEST: u32 = 4 << 10;
-const LONGEST_REQUEST: u32 = 32 << 20;
+/// How long a request is unless something else is asked for, in bytes.
 const USUAL_REQUEST: u32 = 256 << 10;
 
 const HELP: &str = "\
@@ -77,7 +66,8 @@ Options:
 This is blockferry under the name of nbdcopy; 'blockferry copy --help' shows what else it can do.
 ";
 
-const USAGE: &str = "\
+/// What is said after a mistake.
+pub(super) const USAGE: &str = "\
 usage: nbdcopy [OPTIONS] SOURCE DESTINATION
 'nbdcopy --help' explains the options";
 
@@ -131,54 +121,23 @@ const FLAGS: &[Flag<Opt>] = {
     ]
 };
 
-/// Runs `nbdcopy`. It says nothing when it succeeds, and its only other exit code is 1, but for signals.
-pub(super) fn main(arguments: Vec<OsString>) -> ExitCode {
-    let done = match Request::parse(arguments, Terminals::of_this_process()) {
-        Ok(Request::Print(text)) => print(&text),
-        Ok(Request::Copy(job)) => commands::copy::run(*job),
-        Err(refusal) => return refusal.end(USAGE),
+/// The copy that a command line asks for.
+pub(super) fn parse(words: Vec<OsString>, terminals: Terminals) -> Result<CopyJob, EarlyEnd> {
+    let words = collapse_groups(words).map_err(misused)?;
+    let mut choices = Choices::default();
+    let operands = getopt::read(FLAGS, words, |option, argument| {
+        choices.choose(option, argument)
+    })?;
+    let [source, destination] = &operands[..] else {
+        return Err(misused(match operands.len() {
+            0 | 1 => "a SOURCE and a DESTINATION are needed".to_owned(),
+            _ => format!("one operand too many: {}", printable(&operands[2])),
+        }));
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => end(failure),
-    }
-}
-
-/// What a command line asks for.
-#[derive(Debug)]
-enum Request {
-    Copy(Box<CopyJob>),
-    Print(String),
-}
-
-impl Request {
-    /// Reads the command line; the first argument is the program's name.
-    fn parse(arguments: Vec<OsString>, terminals: Terminals) -> Result<Self, Refusal> {
-        let mut words = collapse_groups(arguments).map_err(misused)?;
-        words.drain(..1);
-        let mut choices = Choices::default();
-        let mut arguments = Arguments::new(FLAGS, words);
-        while let Some((option, argument)) = arguments.next_option().map_err(misused)? {
-            match option {
-                Opt::Help => return Ok(Self::Print(HELP.to_owned())),
-                Opt::Version => return Ok(Self::Print(version("nbdcopy"))),
-                Opt::LongOptions => return Ok(Self::Print(long_options(FLAGS))),
-                Opt::ShortOptions => return Ok(Self::Print(short_options(FLAGS))),
-                _ => choices.choose(option, argument.as_deref())?,
-            }
-        }
-        let operands = arguments.into_operands();
-        let [source, destination] = &operands[..] else {
-            return Err(misused(match operands.len() {
-                0 | 1 => "a SOURCE and a DESTINATION are needed".to_owned(),
-                _ => format!("one operand too many: {}", printable(&operands[2])),
-            }));
-        };
-        let source = Endpoint::parse(source).map_err(Failure::from)?;
-        let destination = Endpoint::parse(destination).map_err(Failure::from)?;
-        check_sides(&source, &destination, false, terminals)?;
-        Ok(Self::Copy(Box::new(choices.job(source, destination)?)))
-    }
+    let source = Endpoint::parse(source).map_err(Failure::from)?;
+    let destination = Endpoint::parse(destination).map_err(Failure::from)?;
+    check_sides(&source, &destination, false, terminals)?;
+    Ok(choices.job(source, destination))
 }
 
 /// What the options say.
@@ -226,7 +185,7 @@ impl Default for Choices {
 }
 
 impl Choices {
-    fn choose(&mut self, option: Opt, argument: Option<&OsStr>) -> Result<(), Failure> {
+    fn choose(&mut self, option: Opt, argument: Option<&OsStr>) -> Result<(), EarlyEnd> {
         let value = argument.unwrap_or_default();
         match option {
             Opt::Allocated => self.allocated = true,
@@ -254,12 +213,15 @@ impl Choices {
             Opt::Synchronous => self.synchronous = true,
             Opt::Threads => self.threads = number("threads", value)?,
             Opt::Verbose => self.verbose = true,
-            Opt::Help | Opt::Version | Opt::LongOptions | Opt::ShortOptions => {}
+            Opt::Help => return Err(EarlyEnd::Answer(HELP.to_owned())),
+            Opt::LongOptions => return Err(EarlyEnd::Answer(long_options(FLAGS))),
+            Opt::ShortOptions => return Err(EarlyEnd::Answer(short_options(FLAGS))),
+            Opt::Version => return Err(EarlyEnd::Answer(version("nbdcopy"))),
         }
         Ok(())
     }
 
-    fn job(self, source: Endpoint, destination: Endpoint) -> Result<CopyJob, Failure> {
+    fn job(self, source: Endpoint, destination: Endpoint) -> CopyJob {
         let engine = self.engine();
         let digest_to = match (&self.blkhash_file, destination.kind()) {
             _ if engine.digest.is_none() => DigestTo::Nowhere,
@@ -267,32 +229,18 @@ impl Choices {
             (None, EndpointKind::Standard) => DigestTo::PlainError,
             (None, _) => DigestTo::Plain,
         };
-        Ok(CopyJob {
-            source,
-            destination,
-            format: DestinationFormat::Raw,
-            bitmaps: Bitmaps::Ignored,
-            trust: Trust::default(),
+        CopyJob {
             engine,
-            checkpoint: None,
             digest: DigestJob {
                 expect: None,
                 to: digest_to,
             },
-            // It waits for its servers as long as they take.
-            timeouts: Timeouts::PATIENT,
             shared: true,
             onto_itself: true,
-            rate: Rate::default(),
             show: self.progress.map_or(Show::Nothing, Show::Percent),
-            report: ReportStyle::Nothing,
-            page: None,
-            warnings: true,
-            verbose: false,
             describe: self.verbose.then_some(describe),
-            doubts: Vec::new(),
-            stop: None,
-        })
+            ..CopyJob::new(source, destination, DestinationFormat::Raw)
+        }
     }
 
     fn engine(&self) -> CopyOptions {
@@ -333,125 +281,10 @@ impl Choices {
     }
 }
 
-fn unreadable(option: &str, value: &OsStr) -> Failure {
-    let value = printable(value);
-    Failure::usage(format!("--{option}: could not parse: {value}"))
-}
-
-fn number(option: &str, value: &OsStr) -> Result<u32, Failure> {
-    let text = value.to_str().map(str::trim_start);
-    text.and_then(|text| text.parse().ok())
-        .ok_or_else(|| unreadable(option, value))
-}
-
-fn at_least_one(option: &str, value: &OsStr) -> Result<u32, Failure> {
-    match number(option, value)? {
-        0 => Err(unreadable(option, value)),
-        number => Ok(number),
-    }
-}
-
-fn size(option: &str, value: &OsStr) -> Result<u64, Failure> {
-    let size = value.to_str().and_then(|text| parse_size(text).ok());
-    size.ok_or_else(|| unreadable(option, value))
-}
-
-fn request_size(value: &OsStr) -> Result<u32, Failure> {
-    let possible = SHORTEST_REQUEST..=LONGEST_REQUEST;
-    u32::try_from(size("request-size", value)?)
-        .ok()
-        .filter(|size| possible.contains(size) && size.is_power_of_two())
-        .ok_or_else(|| {
-            Failure::usage(format!(
-                "--request-size: must be a power of 2 within {SHORTEST_REQUEST}-{LONGEST_REQUEST}"
-            ))
-        })
-}
-
-fn sparse(value: &OsStr) -> Result<u64, Failure> {
-    match size("sparse", value)? {
-        size if size == 0 || (size >= 512 && size.is_power_of_two()) => Ok(size),
-        _ => Err(Failure::usage("--sparse: must be a power of 2 and >= 512")),
-    }
-}
-
-fn blkhash(value: &OsStr) -> Result<DigestOptions, Failure> {
-    let options = printable(value).parse::<DigestOptions>();
-    options.map_err(|error| Failure::usage(format!("--blkhash: {error}")))
-}
-
-/// The descriptor that the caller opened for us, before anything of ours can get its number. Where it
-/// did not, there is nobody who waits for it.
-fn progress_to(value: &OsStr) -> Result<Option<PercentTo>, Failure> {
-    let number = number("progress", value)?;
-    let number = i32::try_from(number).map_err(|_| unreadable("progress", value))?;
-    Ok(match duplicate_inherited(number) {
-        Ok(descriptor) => Some(PercentTo::Lines(Arc::new(File::from(descriptor)))),
-        Err(_) => {
-            let what = format!("warning: --progress: descriptor {number} is not open");
-            Failure::failed(what).report();
-            None
-        }
-    })
-}
-
-/// Says what is copied, as `nbdcopy -v` does.
-fn describe(job: &CopyJob, source: &Source, destination: &Destination) {
-    let source_size = match source {
-        Source::Device(device) => Some(device.info().size),
-        _ => None,
-    };
-    let of_source = match source {
-        Source::Device(device) => Some((device.info().size, device.info().limits.preferred)),
-        _ => None,
-    };
-    let of_destination = match destination {
-        Destination::Device(device) => {
-            let info = device.info();
-            let grows = info.can(Capabilities::RESIZE);
-            let size = match job.destination.kind() {
-                EndpointKind::Null(_) => i64::MAX.unsigned_abs(),
-                _ if grows => source_size.unwrap_or(info.size),
-                _ => info.size,
-            };
-            Some((size, info.limits.preferred))
-        }
-        _ => None,
-    };
-    describe_side("src", &job.source, of_source);
-    describe_side("dst", &job.destination, of_destination);
-    let engine = &job.engine;
-    tell(&format!(
-        "nbdcopy: connections={} requests={} threads=1 synchronous={}",
-        engine.connections,
-        engine.requests.unwrap_or(REQUESTS as usize),
-        engine.order == Order::Ascending,
-    ));
-}
-
-/// Tells of one side, which has a size and a preferred block size unless it is a stream.
-fn describe_side(side: &str, endpoint: &Endpoint, device: Option<(u64, u32)>) {
-    let (kind, name) = match endpoint.kind() {
-        EndpointKind::Command(command) => ("nbd_ops", printable(command.program())),
-        EndpointKind::Nbd(_) => ("nbd_ops", endpoint.to_string()),
-        EndpointKind::Null(_) => ("null_ops", endpoint.to_string()),
-        _ if device.is_none() => ("pipe_ops", endpoint.to_string()),
-        EndpointKind::Sample(_) => ("sample_ops", endpoint.to_string()),
-        _ => ("file_ops", endpoint.to_string()),
-    };
-    let (size, human, preferred) = match device {
-        Some((size, preferred)) => (size.to_string(), Size(size).to_string(), preferred),
-        None => ("-1".to_owned(), "-1".to_owned(), 4096),
-    };
-    tell(&format!("nbdcopy: {side}: {kind} \"{name}\""));
-    tell(&format!(
-        "nbdcopy: {side}: size={size} ({human}), preferred block size={preferred}"
-    ));
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{super::refusal::exit_code, *};
+    use super::{super::super::ending::exit_code, *};
+    use crate::cli::options::ReportStyle;
 
     const NO_TERMINAL: Terminals = Terminals {
         input: false,
@@ -460,13 +293,8 @@ mod tests {
     };
 
     fn job(text: &str) -> CopyJob {
-        let words = ["nbdcopy", "a", "b"]
-            .into_iter()
-            .chain(text.split_whitespace());
-        match Request::parse(words.map(OsString::from).collect(), NO_TERMINAL) {
-            Ok(Request::Copy(job)) => *job,
-            other => panic!("not a copy: {other:?}"),
-        }
+        let words = ["a", "b"].into_iter().chain(text.split_whitespace());
+        parse(words.map(OsString::from).collect(), NO_TERMINAL).expect("a copy")
     }
 
     fn engine(text: &str) -> CopyOptions {
@@ -533,9 +361,11 @@ mod tests {
             output: true,
             ..NO_TERMINAL
         };
-        let words = ["nbdcopy", "a", "-"].map(OsString::from);
-        let refusal = Request::parse(words.into(), terminal).expect_err("refused");
-        assert!(refusal.failure.to_string().contains("terminal"));
-        assert_eq!(exit_code(&refusal.failure), 1);
+        let words = ["a", "-"].map(OsString::from);
+        let Err(EarlyEnd::Refused(failure)) = parse(words.into(), terminal) else {
+            panic!("not refused")
+        };
+        assert!(failure.to_string().contains("terminal"));
+        assert_eq!(exit_code(&failure), 1);
     }
 }
