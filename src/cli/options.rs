@@ -8,23 +8,20 @@ mod look;
 mod making;
 mod relay;
 mod serve;
+mod sides;
 
 use std::{
-    ffi::OsStr,
     io::{self, IsTerminal},
-    path::PathBuf,
     time::Duration,
 };
 
 use crate::{
-    block::Context,
-    endpoint::{Endpoint, EndpointKind, Notices, OpenOptions},
+    endpoint::{Notices, OpenOptions},
     filter::NamedFilter,
-    inspect::InspectOptions,
 };
 
 use super::{
-    args::{Common, FilterArgs, InfoArgs, MapArgs, ProgressStyle, TimeoutArgs},
+    args::{Common, FilterArgs, ProgressStyle, TimeoutArgs},
     failure::Failure,
     fraction::FractionTo,
     output::{is_the_program, program, tell},
@@ -33,12 +30,13 @@ use super::{
 };
 
 pub(crate) use contents::{ChecksumJob, CompareJob, DigestJob, DigestTo};
-pub(crate) use copy::{Bitmaps, CopyJob, check_sides};
+pub(crate) use copy::{Bitmaps, CopyJob};
 pub(crate) use formats::Trust;
-pub(crate) use look::{CheckJob, ListingJob, MeasureJob};
+pub(crate) use look::{CheckJob, InfoJob, ListingJob, MapJob, MeasureJob};
 pub(crate) use making::{CreateJob, DdJob, DdOperands, NewFormat, ResizeJob, new_size};
 pub(crate) use relay::{Address, RelayJob, TcpAddress, TlsListenJob, TlsTargetJob};
 pub(crate) use serve::{Identity, Opening, Place, ServeJob, ServedSource, Stay, TlsJob, TlsMode};
+pub(crate) use sides::check_sides;
 
 /// How a copy shows its progress.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,47 +66,6 @@ pub(crate) enum ReportStyle {
     Sentence,
     /// JSON on standard output.
     Json,
-}
-
-/// A resolved `info`.
-#[derive(Debug)]
-pub(crate) struct InfoJob {
-    pub(crate) endpoint: Endpoint,
-    pub(crate) trust: Trust,
-    pub(crate) list: bool,
-    /// The images behind it are looked at, too.
-    pub(crate) backing_chain: bool,
-    pub(crate) timeouts: Timeouts,
-    pub(crate) json: bool,
-}
-
-impl InfoJob {
-    /// What is to be found out.
-    pub(crate) fn options(&self) -> InspectOptions {
-        InspectOptions {
-            list: self.list,
-            backing_chain: self.backing_chain,
-            open: self.trust.in_options(open_options(self.timeouts)),
-        }
-    }
-}
-
-/// A resolved `map`.
-#[derive(Debug)]
-pub(crate) struct MapJob {
-    pub(crate) endpoint: Endpoint,
-    pub(crate) trust: Trust,
-    pub(crate) context: Context,
-    pub(crate) totals: bool,
-    /// Where everything lies is wanted.
-    pub(crate) offsets: bool,
-    /// Whether the extents are printed.
-    pub(crate) list: bool,
-    pub(crate) picture: bool,
-    /// The file that a picture is written to.
-    pub(crate) svg: Option<PathBuf>,
-    pub(crate) timeouts: Timeouts,
-    pub(crate) json: bool,
 }
 
 /// How long servers are waited for.
@@ -178,58 +135,6 @@ impl Show {
             (Some(ProgressStyle::Auto | ProgressStyle::Bar), false) => Self::Lines,
             (None, false) => Self::Nothing,
         }
-    }
-}
-
-impl InfoJob {
-    pub(crate) fn resolve(args: &InfoArgs) -> Result<Self, Failure> {
-        let endpoint = seekable(&args.endpoint)?.interpreted(formats::kind(args.formats.format));
-        let is_server = matches!(
-            endpoint.kind(),
-            EndpointKind::Nbd(_) | EndpointKind::Command(_)
-        );
-        if args.list && !is_server {
-            return Err(Failure::usage(format!(
-                "{endpoint}: --list needs an NBD server"
-            )));
-        }
-        Ok(Self {
-            endpoint,
-            trust: Trust::resolve(&args.formats.follow),
-            list: args.list,
-            backing_chain: args.backing_chain,
-            timeouts: Timeouts::resolve(args.timeouts),
-            json: args.json,
-        })
-    }
-}
-
-impl MapJob {
-    pub(crate) fn resolve(args: &MapArgs) -> Result<Self, Failure> {
-        let endpoint = seekable(&args.endpoint)?.interpreted(formats::kind(args.formats.format));
-        Ok(Self {
-            endpoint: endpoint.behind(filters(&args.filters)?),
-            trust: Trust::resolve(&args.formats.follow),
-            context: Context::from(&*args.context),
-            totals: args.totals,
-            offsets: args.offsets,
-            list: args.totals || args.offsets || args.json || !(args.picture || args.svg.is_some()),
-            picture: args.picture,
-            svg: args.svg.clone(),
-            timeouts: Timeouts::resolve(args.timeouts),
-            json: args.json,
-        })
-    }
-}
-
-/// An endpoint that holds an image with offsets.
-fn seekable(text: &OsStr) -> Result<Endpoint, Failure> {
-    let endpoint = Endpoint::parse(text)?;
-    match endpoint.kind() {
-        EndpointKind::Standard | EndpointKind::Null(None) => Err(Failure::usage(format!(
-            "{endpoint}: a stream is for copy and checksum only"
-        ))),
-        _ => Ok(endpoint),
     }
 }
 

@@ -8,11 +8,13 @@ use crate::{
         failure::Failure,
     },
     copy::{CompareOptions, CopyOptions, DigestOptions, ExpectedDigest},
-    endpoint::{Endpoint, EndpointKind},
+    endpoint::Endpoint,
 };
 
 use super::{
-    Show, Terminals, Timeouts, Trust, copy::check_readable, filters, formats::kind, seekable,
+    Show, Terminals, Timeouts, Trust, filters,
+    formats::kind,
+    sides::{check_source, seekable},
 };
 
 /// A resolved `compare`.
@@ -108,14 +110,7 @@ impl ChecksumJob {
     ) -> Result<Self, Failure> {
         let image = Endpoint::parse(&args.image)?.interpreted(kind(args.formats.format));
         let image = image.behind(filters(&args.filters)?);
-        match image.kind() {
-            EndpointKind::Standard if terminals.input => {
-                return Err(Failure::usage(
-                    "an image is not read from a terminal; redirect standard input",
-                ));
-            }
-            _ => check_readable(&image)?,
-        }
+        check_source(&image, terminals)?;
         let options = digest_options(args.algorithm, args.expect)?.unwrap_or_default();
         let mut engine = CopyOptions::default();
         engine.connections = usize::from(args.reading.connections);

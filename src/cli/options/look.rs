@@ -1,17 +1,53 @@
-//! The options of the commands that look at one image: `check`, `measure`, `snapshot`, `bitmap`.
+//! The options of the commands that look at one image: `info`, `map`, `check`, `measure`,
+//! `snapshot`, `bitmap`.
+
+use std::path::PathBuf;
 
 use crate::{
-    block::Error,
+    block::{Context, Error},
     cli::{
-        args::{CheckArgs, Common, FormatArg, ListingArgs, MeasureArgs, RepairArg},
+        args::{
+            CheckArgs, Common, FormatArg, InfoArgs, ListingArgs, MapArgs, MeasureArgs, RepairArg,
+        },
         commands::measure::{Subject, Target},
         failure::Failure,
     },
-    endpoint::{Endpoint, ImageFormat, NewQcow2, raw_is_allocated},
+    endpoint::{Endpoint, EndpointKind, ImageFormat, NewQcow2, raw_is_allocated},
     format::qcow2::RepairMode,
+    inspect::InspectOptions,
 };
 
-use super::{Timeouts, Trust, formats::kind, seekable};
+use super::{Timeouts, Trust, filters, formats::kind, open_options, sides::seekable};
+
+/// A resolved `info`.
+#[derive(Debug)]
+pub(crate) struct InfoJob {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) trust: Trust,
+    pub(crate) list: bool,
+    /// The images behind it are looked at, too.
+    pub(crate) backing_chain: bool,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) json: bool,
+}
+
+/// A resolved `map`.
+#[derive(Debug)]
+pub(crate) struct MapJob {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) trust: Trust,
+    pub(crate) context: Context,
+    pub(crate) totals: bool,
+    /// Where everything lies is wanted.
+    pub(crate) offsets: bool,
+    /// Whether the extents are printed.
+    pub(crate) list: bool,
+    pub(crate) picture: bool,
+    /// The file that a picture is written to.
+    pub(crate) svg: Option<PathBuf>,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) json: bool,
+}
 
 /// A resolved `check`.
 #[derive(Debug)]
@@ -40,6 +76,56 @@ pub(crate) struct ListingJob {
     pub(crate) endpoint: Endpoint,
     pub(crate) timeouts: Timeouts,
     pub(crate) json: bool,
+}
+
+impl InfoJob {
+    pub(crate) fn resolve(args: &InfoArgs) -> Result<Self, Failure> {
+        let endpoint = seekable(&args.endpoint)?.interpreted(kind(args.formats.format));
+        let is_server = matches!(
+            endpoint.kind(),
+            EndpointKind::Nbd(_) | EndpointKind::Command(_)
+        );
+        if args.list && !is_server {
+            return Err(Failure::usage(format!(
+                "{endpoint}: --list needs an NBD server"
+            )));
+        }
+        Ok(Self {
+            endpoint,
+            trust: Trust::resolve(&args.formats.follow),
+            list: args.list,
+            backing_chain: args.backing_chain,
+            timeouts: Timeouts::resolve(args.timeouts),
+            json: args.json,
+        })
+    }
+
+    /// What is to be found out.
+    pub(crate) fn options(&self) -> InspectOptions {
+        InspectOptions {
+            list: self.list,
+            backing_chain: self.backing_chain,
+            open: self.trust.in_options(open_options(self.timeouts)),
+        }
+    }
+}
+
+impl MapJob {
+    pub(crate) fn resolve(args: &MapArgs) -> Result<Self, Failure> {
+        let endpoint = seekable(&args.endpoint)?.interpreted(kind(args.formats.format));
+        Ok(Self {
+            endpoint: endpoint.behind(filters(&args.filters)?),
+            trust: Trust::resolve(&args.formats.follow),
+            context: Context::from(&*args.context),
+            totals: args.totals,
+            offsets: args.offsets,
+            list: args.totals || args.offsets || args.json || !(args.picture || args.svg.is_some()),
+            picture: args.picture,
+            svg: args.svg.clone(),
+            timeouts: Timeouts::resolve(args.timeouts),
+            json: args.json,
+        })
+    }
 }
 
 impl CheckJob {

@@ -24,7 +24,7 @@ use crate::{
 };
 
 use super::{
-    CopyJob, ReportStyle, Show, Terminals, Timeouts, Trust, copy::check_sides, formats::kind,
+    CopyJob, ReportStyle, Show, Terminals, Timeouts, Trust, formats::kind, sides::check_sides,
 };
 
 /// A resolved `create`.
