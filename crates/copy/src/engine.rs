@@ -34,7 +34,7 @@ use crate::{
     extents::Told,
     input::{Arrival, Input, Loaded},
     lanes::Joining,
-    output::{Content, Output, Ready, Stored},
+    output::{Content, Flight, Output, Ready, Stored},
     pacer::Pacer,
     pieces::{Cut, Piece, Task},
     plan::Plan,
@@ -424,13 +424,13 @@ impl<'a> Engine<'a> {
             self.rate.moved(piece.range.len());
         }
         if let Some(content) = content {
-            self.ready(Ready {
+            let flight = Flight {
                 piece,
-                content,
                 digests: None,
                 reserved,
                 begun: Instant::now(),
-            });
+            };
+            self.ready(Ready { flight, content });
         } else {
             let load = self.input.load(piece, &self.buffers);
             self.loading.push(load);
@@ -463,13 +463,13 @@ impl<'a> Engine<'a> {
             Ok(Arrival::Piece(arrived, bytes)) => {
                 self.achieved(Side::Source, lane);
                 self.tell_request(RequestKind::Read, arrived.range.len(), begun);
-                self.look_at(Ready {
+                let flight = Flight {
                     piece: arrived,
-                    content: Content::Bytes(bytes),
                     digests: None,
                     reserved,
                     begun,
-                });
+                };
+                self.look_at(flight, bytes);
             }
             Ok(Arrival::Nothing) => self.release(&piece, reserved),
             Err(error) => {
@@ -480,29 +480,22 @@ impl<'a> Engine<'a> {
     }
 
     /// Has computed what is to be known of a piece that was read, unless that was done before.
-    fn look_at(&mut self, ready: Ready) {
-        let Ready { piece, content, .. } = ready;
-        let (reserved, begun) = (ready.reserved, ready.begun);
-        let ready = move |content, digests| Ready {
-            piece,
-            content,
-            digests,
-            reserved,
-            begun,
-        };
-        match (&self.collector, content) {
+    fn look_at(&mut self, mut flight: Flight, bytes: Payload) {
+        match (&self.collector, bytes) {
             // The plan takes care that everything to be looked at comes in memory.
-            (Some(collector), Content::Bytes(Payload::Memory(bytes)))
-                if piece.task != Task::CopyAgain =>
-            {
-                let hashed = collector.hash(piece.range.start(), bytes);
+            (Some(collector), Payload::Memory(bytes)) if flight.piece.task != Task::CopyAgain => {
+                let hashed = collector.hash(flight.piece.range.start(), bytes);
                 self.hashing.push(Box::pin(async move {
                     let (bytes, digests) = hashed.await?;
+                    flight.digests = Some(Box::new(digests));
                     let content = Content::Bytes(Payload::Memory(bytes));
-                    Ok(ready(content, Some(Box::new(digests))))
+                    Ok(Ready { flight, content })
                 }));
             }
-            (_, content) => self.arrived(ready(content, None)),
+            (_, bytes) => {
+                let content = Content::Bytes(bytes);
+                self.arrived(Ready { flight, content });
+            }
         }
     }
 
@@ -519,11 +512,14 @@ impl<'a> Engine<'a> {
     }
 
     fn arrived(&mut self, ready: Ready) {
-        let range = ready.piece.range;
-        if ready.piece.task == Task::LookAt {
-            self.release(&ready.piece, ready.reserved);
-            self.moved(ready.reserved, ready.begun);
-            return self.collect(ready.piece, ready.digests);
+        let Flight {
+            piece, reserved, ..
+        } = ready.flight;
+        let range = piece.range;
+        if piece.task == Task::LookAt {
+            self.release(&piece, reserved);
+            self.moved(reserved, ready.flight.begun);
+            return self.collect(piece, ready.flight.digests);
         }
         if let Some(room) = self.plan.room.filter(|room| range.end() > *room) {
             let error = too_small(room, range).on(self.output.name());
@@ -532,7 +528,7 @@ impl<'a> Engine<'a> {
             && !range.end().is_multiple_of(u64::from(self.plan.block))
         {
             // Only now is it known where the image ends.
-            self.release(&ready.piece, ready.reserved);
+            self.release(&piece, reserved);
             self.held = match ready.content {
                 Content::Bytes(Payload::Memory(bytes)) => Some((range, bytes)),
                 _ => None,
@@ -545,15 +541,18 @@ impl<'a> Engine<'a> {
     fn stored(&mut self, mut stored: Stored) {
         self.output.stored(&mut stored);
         let Stored {
-            piece,
-            reserved,
-            begun,
+            flight,
             outcome,
             lane,
-            digests,
             since,
             ..
         } = stored;
+        let Flight {
+            piece,
+            digests,
+            reserved,
+            begun,
+        } = flight;
         if let (Some(since), Ok(Outcome::Done { data, .. })) = (since, &outcome) {
             let kind = match data {
                 0 => RequestKind::Zero,

@@ -72,10 +72,9 @@ pub(crate) enum Content {
     OfFile(FileRange, CopyFlags),
 }
 
-/// A piece that can be stored.
-pub(crate) struct Ready {
+/// A piece in flight: what goes with it to the end of its way.
+pub(crate) struct Flight {
     pub(crate) piece: Piece,
-    pub(crate) content: Content,
     /// What was computed of its bytes, where something was to be.
     pub(crate) digests: Option<Box<BlockDigests>>,
     /// How many bytes of the bound on memory it holds.
@@ -84,14 +83,16 @@ pub(crate) struct Ready {
     pub(crate) begun: Instant,
 }
 
+/// A piece that can be stored.
+pub(crate) struct Ready {
+    pub(crate) flight: Flight,
+    pub(crate) content: Content,
+}
+
 /// A piece that was stored, or was not.
 pub(crate) struct Stored {
-    pub(crate) piece: Piece,
-    pub(crate) reserved: u64,
-    pub(crate) begun: Instant,
+    pub(crate) flight: Flight,
     pub(crate) outcome: Result<Outcome>,
-    /// What was computed of its bytes, where something was to be.
-    pub(crate) digests: Option<Box<BlockDigests>>,
     /// When it began to be stored, where that is noted.
     pub(crate) since: Option<Instant>,
     /// The handle that it was written through; a stream has none.
@@ -205,12 +206,12 @@ impl Output {
     pub(crate) fn push(&mut self, ready: Ready) -> Option<BoxFuture<'static, Stored>> {
         match &mut self.queue {
             None => Some(self.store(ready)),
-            Some(queue) if ready.piece.number < queue.next => {
+            Some(queue) if ready.flight.piece.number < queue.next => {
                 queue.late.push_back(ready);
                 None
             }
             Some(queue) => {
-                queue.waiting.insert(ready.piece.number, ready);
+                queue.waiting.insert(ready.flight.piece.number, ready);
                 None
             }
         }
@@ -284,33 +285,24 @@ impl DeviceOutput {
         in_order: bool,
         since: Option<Instant>,
     ) -> BoxFuture<'static, Stored> {
-        let lane = self.lanes.of_owner(ready.piece.worker);
+        let lane = self.lanes.of_owner(ready.flight.piece.worker);
         self.lanes.note_written(lane);
         let target = Arc::clone(&self.targets[lane.place]);
         Box::pin(async move {
-            let Ready {
-                piece,
-                content,
-                digests,
-                reserved,
-                begun,
-            } = ready;
-            let range = piece.range;
+            let Ready { flight, content } = ready;
+            let range = flight.piece.range;
             let outcome = match content {
                 Content::Bytes(Payload::Memory(bytes)) => target.store(range, bytes).await,
                 Content::Bytes(Payload::Piped(bytes)) => target.store_piped(range, bytes).await,
                 Content::OfFile(file, flags) => target.take_over(range, file, flags).await,
                 // Memory was set aside for it, so it is to be written.
-                Content::Zeroes if reserved > 0 => target.store_zeroes(range).await,
+                Content::Zeroes if flight.reserved > 0 => target.store_zeroes(range).await,
                 Content::Zeroes if in_order => target.zero_here(range).await,
                 Content::Zeroes => target.zero_piece(range).await,
             };
             Stored {
-                piece,
-                reserved,
-                begun,
+                flight,
                 outcome,
-                digests,
                 since,
                 lane,
                 sink: None,
@@ -334,14 +326,8 @@ async fn write(
     buffers: Arc<Buffers>,
     since: Option<Instant>,
 ) -> Stored {
-    let Ready {
-        piece,
-        content,
-        digests,
-        reserved,
-        begun,
-    } = ready;
-    let range = piece.range;
+    let Ready { flight, content } = ready;
+    let range = flight.piece.range;
     let written = match (&mut sink, content) {
         (Some(sink), Content::Bytes(Payload::Memory(bytes))) => sink.write(bytes).await.map(drop),
         (Some(sink), Content::Bytes(Payload::Piped(bytes))) => sink.write_piped(bytes).await,
@@ -352,15 +338,12 @@ async fn write(
         (None, _) | (_, Content::OfFile(..)) => Err(Error::new(ErrorKind::Unsupported)),
     };
     let outcome = match written {
-        Ok(()) => Ok(done(range, piece.zero)),
+        Ok(()) => Ok(done(range, flight.piece.zero)),
         Err(error) => Err(named(error, range, &name)),
     };
     Stored {
-        piece,
-        reserved,
-        begun,
+        flight,
         outcome,
-        digests,
         since,
         lane: LaneId::default(),
         sink,
