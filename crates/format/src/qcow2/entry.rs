@@ -47,6 +47,31 @@ pub(crate) enum Cluster {
     },
 }
 
+/// What a subcluster of a [mixed](Cluster::Mixed) cluster is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Subcluster {
+    /// It lies in the file.
+    Allocated,
+    /// It reads as zeroes.
+    Zero,
+    /// It is not in this image.
+    Absent,
+}
+
+impl Subcluster {
+    /// What the subcluster `number` is by the two masks, and the number behind those in a row that are the same.
+    pub(crate) fn row(number: u32, allocated: u32, zero: u32) -> (Self, u32) {
+        let kind = |number: u32| match (allocated >> number & 1, zero >> number & 1) {
+            (1, _) => Self::Allocated,
+            (_, 1) => Self::Zero,
+            _ => Self::Absent,
+        };
+        let own = kind(number);
+        let end = (number..u32::BITS).find(|number| kind(*number) != own);
+        (own, end.unwrap_or(u32::BITS))
+    }
+}
+
 /// Where a compressed cluster lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Compressed {

@@ -3,7 +3,7 @@
 use blockferry_block::{BlockDevice, ByteRange, Mapping, Result, read_exact_at};
 
 use super::{
-    entry::Cluster,
+    entry::{Cluster, Subcluster},
     geometry::{Geometry, corrupt},
     read::Reader,
     refcounts::{BLOCK_OFFSET, refcount},
@@ -103,15 +103,12 @@ fn piece(table: &L2Table, geometry: Geometry, range: ByteRange) -> Result<Placed
             zero,
         } => {
             let size = geometry.subcluster_size();
-            let number = (within / size) as u32;
-            let kind = |number: u32| (allocated >> number & 1, zero >> number & 1);
-            let own = kind(number);
-            let same = (number..u32::BITS).take_while(|number| kind(*number) == own);
-            end = guest - within + (u64::from(number) + same.count() as u64) * size;
+            let (own, next) = Subcluster::row((within / size) as u32, allocated, zero);
+            end = guest - within + u64::from(next) * size;
             let contents = match own {
-                (1, _) => Contents::Data,
-                (_, 1) => Contents::Zero,
-                _ => Contents::Absent,
+                Subcluster::Allocated => Contents::Data,
+                Subcluster::Zero => Contents::Zero,
+                Subcluster::Absent => Contents::Absent,
             };
             (contents, host)
         }

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use blockferry_block::{ByteRange, Error, Result};
 
 use super::{
-    entry::{COPIED, Cluster, Compressed, OFFSET},
+    entry::{COPIED, Cluster, Compressed, OFFSET, Subcluster},
     geometry::{Geometry, corrupt},
     tables::L2Table,
 };
@@ -173,17 +173,14 @@ fn piece(table: &L2Table, geometry: Geometry, guest: u64) -> Result<(Source, u64
             zero,
         } => {
             let size = geometry.subcluster_size();
-            let number = (within / size) as u32;
-            let kind = |number: u32| (allocated >> number & 1, zero >> number & 1);
-            let own = kind(number);
-            let same = (number..u32::BITS).take_while(|number| kind(*number) == own);
-            let end = guest - within + (u64::from(number) + same.count() as u64) * size;
+            let (own, next) = Subcluster::row((within / size) as u32, allocated, zero);
+            let end = guest - within + u64::from(next) * size;
             let source = match (own, host) {
-                ((1, _), Some(host)) => {
+                (Subcluster::Allocated, Some(host)) => {
                     check_place(host, guest - within, geometry)?;
                     Source::Host(host + within)
                 }
-                ((_, 1), _) => Source::Zero,
+                (Subcluster::Zero, _) => Source::Zero,
                 _ => Source::Behind,
             };
             return Ok((source, end));
