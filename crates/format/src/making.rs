@@ -94,7 +94,8 @@ pub(crate) fn describe(file: &DeviceInfo, size: Option<u64>) -> DeviceInfo {
 /// The abilities of a file that an image has, too, that keeps data as it is.
 pub(crate) const AS_IT_IS: Capabilities = Capabilities::COPY_FROM.union(Capabilities::SPLICE_WRITE);
 
-/// Makes an image. Ranges lie on the disk and are in whole [units](Self::unit); errors may have any.
+/// Makes an image. Ranges lie on the disk and are in whole [units](Self::unit), and what is changed is not empty; errors
+/// may have any.
 pub(crate) trait Make: Send + Sync + 'static {
     fn progress(&self) -> &Progress;
 
@@ -111,13 +112,15 @@ pub(crate) trait Make: Send + Sync + 'static {
         data: Buffer,
     ) -> impl Future<Output = Result<Buffer>> + Send;
 
+    /// As [`write_range`](Self::write_range) of an image with `SPLICE_WRITE`.
     fn write_pipe(
         &self,
         range: ByteRange,
         data: PipeBuffer,
     ) -> impl Future<Output = Result<()>> + Send;
 
-    /// Takes `range` over from a file. Where that cannot be done nothing is said of it: it is written then.
+    /// Takes `range` over from a file, of an image with `COPY_FROM`. Where that cannot be done nothing is said of it: it
+    /// is written then.
     fn copy_range(
         &self,
         range: ByteRange,
@@ -198,6 +201,14 @@ impl<M: Make> NewDisk<M> {
         check().map_err(refused)
     }
 
+    /// Writes what is in a pipe as it is written from memory.
+    async fn write_memory(&self, range: ByteRange, data: PipeBuffer) -> Result<()> {
+        self.0
+            .write_range(range, data.into_memory()?)
+            .await
+            .map(drop)
+    }
+
     async fn finish_once(&self) -> Result<()> {
         let progress = self.0.progress();
         let mut end = progress.end.lock().await;
@@ -251,6 +262,9 @@ impl<M: Make> BlockDevice for NewDisk<M> {
         Box::pin(async move {
             let range = request_range(Operation::Write, offset, &data)?;
             self.check_change(Operation::Write, range)?;
+            if range.is_empty() {
+                return Ok(data);
+            }
             let written = self.0.write_range(range, data).await;
             written.map_err(told(Operation::Write, range))
         })
@@ -265,7 +279,13 @@ impl<M: Make> BlockDevice for NewDisk<M> {
         Box::pin(async move {
             let range = range_of(Operation::Write, offset, data.len() as u64)?;
             self.check_change(Operation::Write, range)?;
-            let written = self.0.write_pipe(range, data).await;
+            if range.is_empty() {
+                return Ok(());
+            }
+            let written = match self.info().can(Capabilities::SPLICE_WRITE) {
+                true => self.0.write_pipe(range, data).await,
+                false => self.write_memory(range, data).await,
+            };
             written.map_err(told(Operation::Write, range))
         })
     }
@@ -283,6 +303,9 @@ impl<M: Make> BlockDevice for NewDisk<M> {
                 return Err(told(Operation::Copy, range)(error));
             }
             self.check_change(Operation::Copy, range)?;
+            if range.is_empty() {
+                return Ok(());
+            }
             let copied = self.0.copy_range(range, &source, flags).await;
             copied.map_err(told(Operation::Copy, range))
         })
@@ -291,6 +314,9 @@ impl<M: Make> BlockDevice for NewDisk<M> {
     fn zero(&self, range: ByteRange, flags: ZeroFlags) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             self.check_change(Operation::Zero, range)?;
+            if range.is_empty() {
+                return Ok(());
+            }
             let zeroed = self.0.zero_range(range, flags).await;
             zeroed.map_err(told(Operation::Zero, range))
         })

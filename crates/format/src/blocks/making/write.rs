@@ -3,8 +3,8 @@
 use std::sync::atomic::Ordering;
 
 use blockferry_block::{
-    Buffer, ByteRange, Capabilities, CopyFlags, Error, ErrorKind, Extent, FileRange, PipeBuffer,
-    Result, Status, ZeroFlags, push_merged,
+    Buffer, ByteRange, CopyFlags, Error, ErrorKind, Extent, FileRange, PipeBuffer, Result, Status,
+    ZeroFlags, push_merged,
 };
 
 use super::Making;
@@ -31,9 +31,6 @@ impl Make for Making {
     }
 
     async fn write_range(&self, range: ByteRange, data: Buffer) -> Result<Buffer> {
-        if range.is_empty() {
-            return Ok(data);
-        }
         let change = self.progress.doubt.begin(range);
         let parts = self.place(range);
         let data = match parts[..] {
@@ -53,15 +50,11 @@ impl Make for Making {
     }
 
     async fn write_pipe(&self, range: ByteRange, data: PipeBuffer) -> Result<()> {
-        if range.is_empty() {
-            return Ok(());
-        }
         let parts = self.place(range);
         let &[(_, host)] = &parts[..] else {
             return self.write_range(range, data.into_memory()?).await.map(drop);
         };
-        let is_whole = range.len().is_multiple_of(self.file.block());
-        if !is_whole || !self.progress.info.can(Capabilities::SPLICE_WRITE) {
+        if !range.len().is_multiple_of(self.file.block()) {
             return self.write_range(range, data.into_memory()?).await.map(drop);
         }
         let change = self.progress.doubt.begin(range);
@@ -78,9 +71,6 @@ impl Make for Making {
         source: &FileRange,
         flags: CopyFlags,
     ) -> Result<()> {
-        if range.is_empty() {
-            return Ok(());
-        }
         if !range.len().is_multiple_of(self.file.block()) {
             return Err(Error::new(ErrorKind::Unsupported));
         }
@@ -100,9 +90,6 @@ impl Make for Making {
     }
 
     async fn zero_range(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
-        if range.is_empty() {
-            return Ok(());
-        }
         let change = self.progress.doubt.begin(range);
         let keep = flags & ZeroFlags::NO_HOLE;
         let parts = match keep.is_empty() {

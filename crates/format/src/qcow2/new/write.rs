@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use blockferry_block::{
-    BlockDevice, Buffer, ByteRange, Capabilities, Context, CopyFlags, Error, ErrorKind, Extent,
-    FileRange, Mapping, PipeBuffer, RangeSet, Result, ZeroFlags,
+    BlockDevice, Buffer, ByteRange, Context, CopyFlags, Error, ErrorKind, Extent, FileRange,
+    Mapping, PipeBuffer, RangeSet, Result, ZeroFlags,
 };
 
 use super::{
@@ -47,9 +47,6 @@ impl Make for NewImage {
     }
 
     async fn write_range(&self, range: ByteRange, data: Buffer) -> Result<Buffer> {
-        if range.is_empty() {
-            return Ok(data);
-        }
         let change = self.progress.doubt.begin(range);
         let data = match self.fixed_place() {
             Some(first) => {
@@ -64,11 +61,7 @@ impl Make for NewImage {
     }
 
     async fn write_pipe(&self, range: ByteRange, data: PipeBuffer) -> Result<()> {
-        if range.is_empty() {
-            return Ok(());
-        }
-        let is_whole = self.data().takes_as_it_is(range);
-        if !is_whole || !self.progress.info.can(Capabilities::SPLICE_WRITE) {
+        if !self.data().takes_as_it_is(range) {
             return self.write_range(range, data.into_memory()?).await.map(drop);
         }
         let change = self.progress.doubt.begin(range);
@@ -95,9 +88,6 @@ impl Make for NewImage {
         source: &FileRange,
         flags: CopyFlags,
     ) -> Result<()> {
-        if range.is_empty() {
-            return Ok(());
-        }
         let change = self.progress.doubt.begin(range);
         let copied = self.copy_to_places(range, source, flags).await;
         match copied {
@@ -117,9 +107,6 @@ impl Make for NewImage {
     }
 
     async fn zero_range(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
-        if range.is_empty() {
-            return Ok(());
-        }
         let keep = flags.contains(ZeroFlags::NO_HOLE);
         self.settle(range).await?;
         let change = self.progress.doubt.begin(range);

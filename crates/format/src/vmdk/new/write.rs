@@ -3,8 +3,8 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use blockferry_block::{
-    Buffer, ByteRange, Capabilities, CopyFlags, Error, ErrorKind, Extent, FileRange, Mapping,
-    PipeBuffer, Result, ZeroFlags, is_zero,
+    Buffer, ByteRange, CopyFlags, Error, ErrorKind, Extent, FileRange, Mapping, PipeBuffer, Result,
+    ZeroFlags, is_zero,
 };
 
 use super::{
@@ -42,9 +42,6 @@ impl Make for NewImage {
     }
 
     async fn write_range(&self, range: ByteRange, data: Buffer) -> Result<Buffer> {
-        if range.is_empty() {
-            return Ok(data);
-        }
         let change = self.progress.doubt.begin(range);
         let data = match &self.kind {
             Kind::Stream(pipeline) => self.hand_in(range, data, pipeline).await?,
@@ -55,11 +52,7 @@ impl Make for NewImage {
     }
 
     async fn write_pipe(&self, range: ByteRange, data: PipeBuffer) -> Result<()> {
-        if range.is_empty() {
-            return Ok(());
-        }
-        let splices = self.progress.info.can(Capabilities::SPLICE_WRITE);
-        if !splices || !self.file.takes_as_it_is(range) {
+        if !self.file.takes_as_it_is(range) {
             return self.write_range(range, data.into_memory()?).await.map(drop);
         }
         let change = self.progress.doubt.begin(range);
@@ -74,16 +67,12 @@ impl Make for NewImage {
         Ok(())
     }
 
-    /// Takes `range` over from a file. Where that cannot be done nothing is said of it: it is written then.
     async fn copy_range(
         &self,
         range: ByteRange,
         source: &FileRange,
         flags: CopyFlags,
     ) -> Result<()> {
-        if range.is_empty() {
-            return Ok(());
-        }
         let change = self.progress.doubt.begin(range);
         let (runs, taken) = self.place(range)?;
         for run in runs {
@@ -117,9 +106,6 @@ impl Make for NewImage {
     }
 
     async fn zero_range(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
-        if range.is_empty() {
-            return Ok(());
-        }
         let change = self.progress.doubt.begin(range);
         match &self.kind {
             Kind::Stream(pipeline) => {
@@ -158,7 +144,9 @@ impl Make for NewImage {
                 self.write_range(first, bytes).await?;
             }
             let rest = ByteRange::between(size.next_multiple_of(GRAIN), before);
-            self.zero_range(rest, ZeroFlags::empty()).await?;
+            if !rest.is_empty() {
+                self.zero_range(rest, ZeroFlags::empty()).await?;
+            }
             self.progress
                 .doubt
                 .begin(ByteRange::between(size, before))
