@@ -1,5 +1,5 @@
 //! For the tests of whatever is a device, or sits on top of one: a device that fails on demand, one
-//! whose power can be cut, and a comparison of any device with a plain row of bytes.
+//! whose power can be cut, a comparison of any device with a plain row of bytes, and all that a device holds.
 //!
 //! ```
 //! # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
@@ -20,7 +20,9 @@ pub mod answers;
 mod faulty;
 mod forgetful;
 mod model;
+mod whole;
 
 pub use faulty::{Fault, FaultyDevice, Rule};
 pub use forgetful::{ForgetfulDevice, Survival};
 pub use model::check_device;
+pub use whole::{contents, extents};

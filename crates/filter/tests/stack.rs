@@ -11,7 +11,8 @@ use std::sync::{
 use blockferry_block::{
     BlockDevice, BlockLimits, BoxFuture, Buffer, ByteRange, Capabilities, ClientFacts, Context,
     DeviceInfo, Error, ErrorKind, ExportEntry, Exports, Extent, MemoryDevice, OpenExport,
-    Operation, Result, WriteFlags, ZeroFlags, no_such_export, testing::check_device,
+    Operation, Result, WriteFlags, ZeroFlags, no_such_export,
+    testing::{self, check_device},
 };
 use blockferry_filter::{Chain, NamedFilter};
 use futures_util::future::join_all;
@@ -459,14 +460,7 @@ impl Actor {
 
 /// All bytes of the device.
 async fn contents(device: &dyn BlockDevice) -> Vec<u8> {
-    let whole = ByteRange::between(0, device.info().size);
-    let mut bytes = Vec::new();
-    for piece in whole.pieces(64 << 10) {
-        let buffer = Buffer::from(&vec![0x5a; piece.len() as usize][..]);
-        let read = device.read(piece.start(), buffer).await;
-        bytes.extend_from_slice(&read.expect("a piece"));
-    }
-    bytes
+    testing::contents(device, 64 << 10).await.expect("readable")
 }
 
 /// Several handles at once, whose bytes lie in each other's blocks; `failing` calls of a thousand fail below.

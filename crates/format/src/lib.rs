@@ -92,6 +92,8 @@ mod recent;
 mod related;
 mod stop;
 mod table_cache;
+#[cfg(test)]
+mod testing;
 mod uuid;
 pub mod vdi;
 pub mod vhdx;

@@ -2,13 +2,14 @@ use std::{fs, path::Path, sync::Arc};
 
 use blockferry_block::{
     BlockDevice, Buffer, ByteRange, ErrorKind, FileDevice, MemoryDevice, WriteFlags, ZeroFlags,
-    testing::check_device,
+    testing::{self, check_device},
 };
 
 use super::{CreateOptions, header::Header};
 use crate::{
     Image, OpenOptions,
     qemu::{is_installed, qemu_img},
+    testing::pattern,
 };
 
 const BLOCK: u64 = 4096;
@@ -125,28 +126,11 @@ async fn write_all(new: &dyn crate::NewImage, bytes: &[u8]) {
     }
 }
 
-fn pattern(size: usize) -> Vec<u8> {
-    let mut bytes: Vec<u8> = (0..size)
-        .map(|at| (at / 512 * 3 + at % 11) as u8 | 1)
-        .collect();
-    for start in (0..size).step_by(3 << 20) {
-        let end = (start + (1 << 20) + 77).min(size);
-        bytes[start..end].fill(0);
-    }
-    bytes
-}
-
 async fn read_file(path: &Path) -> Vec<u8> {
     let below = FileDevice::open(path, blockferry_block::Access::ReadOnly).expect("there");
     let disk = super::open(Arc::new(below), &OpenOptions::default()).await;
-    let disk = disk.expect("sound");
-    let mut bytes = Vec::new();
-    for piece in ByteRange::between(0, disk.info().size).pieces(3_000_000) {
-        let buffer = Buffer::zeroed(piece.len() as usize);
-        let read = disk.read(piece.start(), buffer).await.expect("read");
-        bytes.extend_from_slice(&read);
-    }
-    bytes
+    let contents = testing::contents(&*disk.expect("sound"), 3_000_000).await;
+    contents.expect("readable")
 }
 
 #[tokio::test]
@@ -227,23 +211,9 @@ async fn a_file_cut_short_anywhere_is_an_error_or_what_is_left() {
     }
 }
 
-/// Reads all of an image, and asks for its extents; the first thing that is wrong with it.
+/// What is wrong with the beginning of an image.
 async fn look(bytes: Vec<u8>) -> blockferry_block::Result<()> {
-    let disk = open(bytes).await?;
-    let size = disk.info().size;
-    for context in &disk.info().contexts {
-        let mut at = 0;
-        while at < size.min(1 << 20) {
-            let rest = ByteRange::between(at, size);
-            let extents = disk.extents(rest, context).await?;
-            at = extents.last().expect("an answer").range.end();
-        }
-    }
-    for piece in ByteRange::between(0, size.min(1 << 20)).pieces(100_000) {
-        let buffer = Buffer::zeroed(piece.len() as usize);
-        disk.read(piece.start(), buffer).await?;
-    }
-    Ok(())
+    crate::testing::look(&*open(bytes).await?).await
 }
 
 #[tokio::test]

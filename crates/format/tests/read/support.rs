@@ -3,8 +3,8 @@
 use std::{fs, path::Path, sync::Arc};
 
 use blockferry_block::{
-    Access, BlockDevice, BoxFuture, Buffer, ByteRange, Context, Error, ErrorKind, Extent,
-    FileDevice, Mapping, Result, Status, push_merged,
+    Access, BlockDevice, BoxFuture, ByteRange, Context, Error, ErrorKind, Extent, FileDevice,
+    Mapping, Result, Status, push_merged, testing,
 };
 use blockferry_format::{Image, OpenOptions, Related, RelatedFile, RelatedImage, qcow2};
 
@@ -57,13 +57,7 @@ pub(crate) fn details(image: &dyn Image) -> qcow2::Details {
 
 /// All that `device` holds.
 pub(crate) async fn contents(device: &dyn BlockDevice) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for piece in ByteRange::between(0, device.info().size).pieces(300_000) {
-        let buffer = Buffer::zeroed(piece.len() as usize);
-        let read = device.read(piece.start(), buffer).await.expect("a read");
-        bytes.extend_from_slice(&read);
-    }
-    bytes
+    testing::contents(device, 300_000).await.expect("readable")
 }
 
 /// What qemu reads in the image of that name.
@@ -75,19 +69,8 @@ pub(crate) fn contents_for_qemu(directory: &Path, name: &str, options: &str) -> 
 
 /// What is known of all of `device`, asked for in steps of `step` bytes.
 pub(crate) async fn status(device: &dyn BlockDevice, context: &Context, step: u64) -> Vec<Extent> {
-    let mut list = Vec::new();
-    let mut rest = ByteRange::between(0, device.info().size);
-    while !rest.is_empty() {
-        let asked = rest.split_at(step).0;
-        let answer = device.extents(asked, context).await.expect("an answer");
-        for extent in answer {
-            assert_eq!(extent.range.start(), rest.start(), "a gap");
-            assert!(asked.contains(extent.range), "not asked for");
-            rest = rest.split_at(extent.range.len()).1;
-            push_merged(&mut list, extent);
-        }
-    }
-    list
+    let extents = testing::extents(device, context, step).await;
+    extents.expect("an answer")
 }
 
 /// One line of `qemu-img map`.

@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex};
 
 use blockferry_block::{
-    BlockDevice, BoxFuture, Buffer, ByteRange, Context, Error, ErrorKind, Extent, MemoryDevice,
-    Result,
+    BlockDevice, BoxFuture, Buffer, Context, Error, ErrorKind, Extent, MemoryDevice, Result,
+    testing,
 };
 use blockferry_format::{
     Details, Format, Image, NoRelatives, OpenOptions, Related, RelatedFile, RelatedImage, vhdx,
@@ -57,30 +57,14 @@ pub(crate) async fn read(device: &dyn BlockDevice, start: u64, length: u64) -> R
 
 /// All of a disk.
 pub(crate) async fn whole(device: &dyn BlockDevice) -> Vec<u8> {
-    let size = device.info().size;
-    let mut bytes = Vec::new();
-    for piece in ByteRange::between(0, size).pieces(16 * MIB) {
-        let part = read(device, piece.start(), piece.len()).await;
-        bytes.extend(part.expect("read"));
-    }
-    bytes
+    testing::contents(device, 16 * MIB).await.expect("readable")
 }
 
 /// All extents of a disk, joined: starts, ends, statuses.
 pub(crate) async fn extents(device: &dyn BlockDevice, context: &Context) -> Vec<(u64, u64, u64)> {
-    let size = device.info().size;
-    let mut list: Vec<Extent> = Vec::new();
-    let mut at = 0;
-    while at < size {
-        let range = ByteRange::between(at, size);
-        let part = device.extents(range, context).await.expect("an answer");
-        for extent in part {
-            at = extent.range.end();
-            blockferry_block::push_merged(&mut list, extent);
-        }
-    }
+    let list = testing::extents(device, context, u64::MAX).await;
     let tuple = |extent: Extent| (extent.range.start(), extent.range.end(), extent.status.0);
-    list.into_iter().map(tuple).collect()
+    list.expect("an answer").into_iter().map(tuple).collect()
 }
 
 /// Files by their names, all that there are. Notes what it is asked for.

@@ -1,9 +1,9 @@
 //! Images that are damaged, or lie.
 
-use blockferry_block::{Buffer, ByteRange, ErrorKind};
+use blockferry_block::{Buffer, ErrorKind};
 
 use super::{builder::Builder, contents, details, open};
-use crate::vpc::footer::checksum;
+use crate::{testing, vpc::footer::checksum};
 
 fn sound() -> Builder {
     Builder::dynamic(5 * 4096 + 512, 4096)
@@ -118,23 +118,9 @@ async fn a_file_cut_short_anywhere_is_an_error_or_what_is_left() {
     }
 }
 
-/// Reads the beginning of an image, and asks for its extents; the first thing that is wrong with it.
+/// What is wrong with the beginning of an image.
 async fn look(bytes: Vec<u8>) -> blockferry_block::Result<()> {
-    let disk = open(bytes).await?;
-    let size = disk.info().size;
-    for context in &disk.info().contexts {
-        let mut at = 0;
-        while at < size.min(1 << 20) {
-            let rest = ByteRange::between(at, size);
-            let extents = disk.extents(rest, context).await?;
-            at = extents.last().expect("an answer").range.end();
-        }
-    }
-    for piece in ByteRange::between(0, size.min(1 << 20)).pieces(100_000) {
-        let buffer = Buffer::zeroed(piece.len() as usize);
-        disk.read(piece.start(), buffer).await?;
-    }
-    Ok(())
+    testing::look(&*open(bytes).await?).await
 }
 
 /// Changes some bytes of an image, and makes all sums right again.

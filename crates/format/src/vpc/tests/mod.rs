@@ -8,7 +8,8 @@ mod qemu;
 use std::sync::Arc;
 
 use blockferry_block::{
-    BlockDevice, Buffer, ByteRange, FileDevice, MemoryDevice, Result, testing::check_device,
+    BlockDevice, ByteRange, FileDevice, MemoryDevice, Result,
+    testing::{self, check_device},
 };
 
 use self::builder::Builder;
@@ -32,13 +33,8 @@ fn details(image: &dyn Image) -> Details {
 
 /// All that `device` holds.
 async fn contents(device: &dyn BlockDevice) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for piece in ByteRange::between(0, device.info().size).pieces(3_000_000) {
-        let buffer = Buffer::zeroed(piece.len() as usize);
-        let read = device.read(piece.start(), buffer).await.expect("a read");
-        bytes.extend_from_slice(&read);
-    }
-    bytes
+    let contents = testing::contents(device, 3_000_000).await;
+    contents.expect("readable")
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ use super::{contents, details};
 use crate::{
     Image, NewImage, NoRelatives, OpenOptions,
     qemu::{is_installed, qemu_img},
+    testing::pattern,
     vpc::{CreateOptions, Details, Kind, create},
 };
 
@@ -19,18 +20,6 @@ pub(super) async fn open_file(path: &std::path::Path) -> Arc<dyn Image> {
         Arc::new(FileDevice::open(path, Access::ReadOnly).expect("it is there"));
     let opened = crate::vpc::open(below, &NoRelatives, &OpenOptions::default()).await;
     opened.expect("sound")
-}
-
-/// Bytes with holes.
-pub(super) fn pattern(size: usize) -> Vec<u8> {
-    let mut bytes: Vec<u8> = (0..size)
-        .map(|at| (at / 512 * 3 + at % 11) as u8 | 1)
-        .collect();
-    for start in (0..size).step_by(3 << 20) {
-        let end = (start + (1 << 20) + 77).min(size);
-        bytes[start..end].fill(0);
-    }
-    bytes
 }
 
 #[tokio::test]
