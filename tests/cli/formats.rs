@@ -1,42 +1,19 @@
 //! What is told of images in a format, served and compared: beside what qemu-img says of them.
 
-use std::{
-    fs,
-    os::unix::net::UnixStream,
-    path::Path,
-    process::{Child, Stdio},
-};
+use std::{fs, path::Path};
 
 use serde_json::Value;
 use tempfile::tempdir;
 
 use crate::support::{
-    blockferry,
+    Served, blockferry,
     qemu::{self, qemu_img, qemu_io, text},
     run,
-    run::{finish, signal, tool, until},
+    run::tool,
 };
 
 fn ours(arguments: &[&str]) -> String {
     run(&mut blockferry(arguments)).success().text().to_owned()
-}
-
-fn serve(socket: &Path, arguments: &[&str]) -> Child {
-    let server = blockferry(["serve", "--quiet"])
-        .args(arguments)
-        .arg("--unix")
-        .arg(socket)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the binary");
-    until("the server", || UnixStream::connect(socket).is_ok());
-    server
-}
-
-fn end(server: Child) {
-    signal(&server, "TERM");
-    finish(server).success();
 }
 
 #[test]
@@ -204,8 +181,8 @@ fn an_image_is_served_as_its_disk_and_closed_in_good_order() {
         "5M",
     ]);
     for filters in [&[][..], &["--filter", "retry"]] {
-        let server = serve(&socket, &[filters, &[text(&image)]].concat());
-        let uri = format!("nbd+unix:///?socket={}", socket.display());
+        let server = Served::at(&socket, &[filters, &[text(&image)]].concat());
+        let uri = server.uri();
         // Clients come and go.
         for (place, value) in [("0", "1"), ("64k", "2"), ("4M", "3")] {
             let write = format!("write -P {value} {place} 100k");
@@ -216,19 +193,19 @@ fn an_image_is_served_as_its_disk_and_closed_in_good_order() {
                 &["compare", "-f", "raw", "-F", "raw", text(&raw), &uri],
             );
         }
-        end(server);
+        server.terminate().success();
         qemu::check(&image);
         qemu::assert_identical((&raw, "raw"), (&image, "qcow2"));
         assert!(!socket.exists());
     }
-    let server = serve(&socket, &["--read-only", text(&image)]);
-    let uri = format!("nbd+unix:///?socket={}", socket.display());
+    let server = Served::at(&socket, &["--read-only", text(&image)]);
+    let uri = server.uri();
     let before = fs::read(&image).expect("an image");
     tool(
         "qemu-img",
         &["compare", "-f", "raw", "-F", "raw", text(&raw), &uri],
     );
-    end(server);
+    server.terminate().success();
     assert!(
         fs::read(&image).expect("an image") == before,
         "reading changed it"
@@ -251,8 +228,8 @@ fn an_image_behind_a_server_is_an_image_where_that_is_said() {
         text(&raw),
         text(&image),
     ]);
-    let server = serve(&socket, &["--read-only", "-f", "raw", text(&image)]);
-    let uri = format!("nbd+unix:///?socket={}", socket.display());
+    let server = Served::at(&socket, &["--read-only", "-f", "raw", text(&image)]);
+    let uri = server.uri();
     let said: Value = serde_json::from_str(&ours(&["info", "--json", &uri])).expect("JSON");
     let size = fs::metadata(&image).expect("an image").len();
     assert_eq!(said["exports"][0]["export-size"], size);
@@ -262,10 +239,8 @@ fn an_image_behind_a_server_is_an_image_where_that_is_said() {
     assert_eq!(said["exports"][0]["export-size"], 5 << 20);
     assert_eq!(said["exports"][0]["format"]["name"], "qcow2");
     // And again: a server of what is in it.
-    let inner = path("inner");
-    let second = serve(&inner, &["--read-only", "-f", "qcow2", &uri]);
-    let inner = format!("nbd+unix:///?socket={}", inner.display());
-    ours(&["compare", text(&raw), &inner]);
-    end(second);
-    end(server);
+    let second = Served::at(&path("inner"), &["--read-only", "-f", "qcow2", &uri]);
+    ours(&["compare", text(&raw), &second.uri()]);
+    second.terminate().success();
+    server.terminate().success();
 }

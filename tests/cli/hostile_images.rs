@@ -6,17 +6,13 @@ mod images;
 
 use std::{
     fs,
-    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 use tempfile::{TempDir, tempdir};
 
-use crate::support::{
-    blockferry, run,
-    run::{Outcome, finish, signal, until},
-};
+use crate::support::{Outcome, Served, blockferry, run};
 use images::{Builder, Found, cases};
 
 /// How much memory a program may ask for, in KiB: far less than absurd tables would want.
@@ -186,16 +182,10 @@ fn a_disk_that_a_client_makes_look_like_an_image_stays_a_disk() {
     for filters in [&[][..], &["--filter", "retry"]] {
         fs::write(room.path("disk"), vec![0; image.len()]).expect("written");
         let socket = room.path("socket");
-        let mut server = blockferry(["serve", "--quiet"]);
-        server.args(filters).arg("--unix").arg(&socket);
-        let server = server
-            .arg(room.path("disk"))
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the binary");
-        until("the server", || UnixStream::connect(&socket).is_ok());
-        let uri = format!("nbd+unix:///?socket={}", socket.display());
+        let disk = room.path("disk");
+        let disk = disk.to_str().expect("a text");
+        let server = Served::at(&socket, &[filters, &[disk]].concat());
+        let uri = server.uri();
         let image = room.path("image");
         let image = image.to_str().expect("a text");
         run(&mut blockferry(["copy", "-q", "-f", "raw", image, &uri])).success();
@@ -205,8 +195,7 @@ fn a_disk_that_a_client_makes_look_like_an_image_stays_a_disk() {
             let summed = run(&mut blockferry(["compare", "-f", "raw", image, &uri]));
             summed.success();
         }
-        signal(&server, "TERM");
-        finish(server).success();
+        server.terminate().success();
     }
     // A block device or a server is never looked at; a file is, by the next one who opens it by name.
     let outcome = room.copy(&[]);

@@ -3,49 +3,13 @@
 use std::{
     fs::{self, File},
     io::{BufRead, BufReader},
-    os::unix::net::UnixStream,
     path::Path,
-    process::{Child, Stdio},
+    process::Stdio,
 };
 
 use tempfile::tempdir;
 
-use crate::support::{
-    assert_same, blockferry, random_image, run,
-    run::{tool, until},
-    sparse_image,
-};
-
-/// `blockferry serve` on a unix socket; it ends with the value.
-struct Served {
-    child: Child,
-    uri: String,
-}
-
-impl Served {
-    fn start(dir: &Path, arguments: &[&str]) -> Self {
-        let socket = dir.join("serve.sock");
-        let child = blockferry(["serve"])
-            .args(arguments)
-            .arg("--unix")
-            .arg(&socket)
-            .spawn()
-            .expect("the binary");
-        let served = Self {
-            child,
-            uri: format!("nbd+unix:///?socket={}", socket.display()),
-        };
-        until("the server", || UnixStream::connect(&socket).is_ok());
-        served
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use crate::support::{Served, assert_same, blockferry, random_image, run, run::tool, sparse_image};
 
 #[test]
 fn nbdcopy_and_qemu_img_read_what_we_serve() {
@@ -53,17 +17,17 @@ fn nbdcopy_and_qemu_img_read_what_we_serve() {
     let path = |name: &str| dir.path().join(name).to_str().expect("UTF-8").to_owned();
     let (image, by_nbdcopy, by_qemu) = (path("image"), path("nbdcopy"), path("qemu"));
     sparse_image(Path::new(&image), 30 << 20);
-    let served = Served::start(dir.path(), &[&image]);
-    tool("nbdcopy", &[&served.uri, &by_nbdcopy]);
+    let served = Served::at(&dir.path().join("serve.sock"), &[&image]);
+    tool("nbdcopy", &[&served.uri(), &by_nbdcopy]);
     tool(
         "qemu-img",
-        &["convert", "-f", "raw", "-O", "raw", &served.uri, &by_qemu],
+        &["convert", "-f", "raw", "-O", "raw", &served.uri(), &by_qemu],
     );
     assert_same(Path::new(&image), Path::new(&by_nbdcopy));
     assert_same(Path::new(&image), Path::new(&by_qemu));
     tool(
         "qemu-img",
-        &["compare", "-f", "raw", "-F", "raw", &served.uri, &image],
+        &["compare", "-f", "raw", "-F", "raw", &served.uri(), &image],
     );
 }
 
@@ -74,8 +38,8 @@ fn nbdcopy_and_qemu_img_write_through_us() {
     let (image, disk) = (path("image"), path("disk"));
     sparse_image(Path::new(&image), 30 << 20);
     random_image(Path::new(&disk), 30 << 20);
-    let served = Served::start(dir.path(), &[&disk]);
-    tool("nbdcopy", &["--flush", &image, &served.uri]);
+    let served = Served::at(&dir.path().join("serve.sock"), &[&disk]);
+    tool("nbdcopy", &["--flush", &image, &served.uri()]);
     assert_same(Path::new(&image), Path::new(&disk));
     random_image(Path::new(&image), 30 << 20);
     tool(
@@ -88,7 +52,7 @@ fn nbdcopy_and_qemu_img_write_through_us() {
             "-O",
             "raw",
             &image,
-            &served.uri,
+            &served.uri(),
         ],
     );
     assert_same(Path::new(&image), Path::new(&disk));
@@ -100,8 +64,11 @@ fn nbdinfo_finds_what_is_there() {
     let image = dir.path().join("image.raw");
     sparse_image(&image, 10 << 20);
     let image = image.to_str().expect("UTF-8");
-    let served = Served::start(dir.path(), &[image]);
-    assert_eq!(tool("nbdinfo", &["--size", &served.uri]).trim(), "10485760");
+    let served = Served::at(&dir.path().join("serve.sock"), &[image]);
+    assert_eq!(
+        tool("nbdinfo", &["--size", &served.uri()]).trim(),
+        "10485760"
+    );
     for ability in [
         "write",
         "flush",
@@ -111,20 +78,23 @@ fn nbdinfo_finds_what_is_there() {
         "df",
         "structured-reply",
     ] {
-        tool("nbdinfo", &["--can", ability, &served.uri]);
+        tool("nbdinfo", &["--can", ability, &served.uri()]);
     }
-    assert!(tool("nbdinfo", &["--map", &served.uri]).contains("hole,zero"));
-    assert!(tool("nbdinfo", &["--list", &served.uri]).contains("export"));
+    assert!(tool("nbdinfo", &["--map", &served.uri()]).contains("hole,zero"));
+    assert!(tool("nbdinfo", &["--list", &served.uri()]).contains("export"));
     drop(served);
     fs::remove_file(dir.path().join("serve.sock")).expect("a killed server leaves its socket");
-    let served = Served::start(dir.path(), &["--read-only", image]);
-    tool("nbdinfo", &["--is", "read-only", &served.uri]);
+    let served = Served::at(&dir.path().join("serve.sock"), &["--read-only", image]);
+    tool("nbdinfo", &["--is", "read-only", &served.uri()]);
 }
 
 #[test]
 fn many_clients_read_at_once() {
     let dir = tempdir().expect("a directory");
-    let served = Served::start(dir.path(), &["sample:16M,data=60,seed=3"]);
+    let served = Served::at(
+        &dir.path().join("serve.sock"),
+        &["sample:16M,data=60,seed=3"],
+    );
     let digest = |source: &str| {
         let outcome = run(&mut blockferry(["copy", "--quiet", source, "-"])).success();
         outcome.stdout
@@ -132,7 +102,7 @@ fn many_clients_read_at_once() {
     let expected = digest("sample:16M,data=60,seed=3");
     std::thread::scope(|scope| {
         for _ in 0..8 {
-            scope.spawn(|| assert!(digest(&served.uri) == expected));
+            scope.spawn(|| assert!(digest(&served.uri()) == expected));
         }
     });
 }
@@ -165,11 +135,14 @@ fn tcp_with_port_0_prints_the_uri_that_it_got() {
 #[test]
 fn a_socket_in_use_is_not_taken_over() {
     let dir = tempdir().expect("a directory");
-    let served = Served::start(dir.path(), &["sample:1M"]);
+    let served = Served::at(&dir.path().join("serve.sock"), &["sample:1M"]);
     let socket = dir.path().join("serve.sock");
     run(blockferry(["serve", "sample:1M", "--unix"]).arg(&socket))
         .failure(1, &["serve.sock", "another server"]);
-    assert_eq!(tool("nbdinfo", &["--size", &served.uri]).trim(), "1048576");
+    assert_eq!(
+        tool("nbdinfo", &["--size", &served.uri()]).trim(),
+        "1048576"
+    );
 
     // What is no socket is not removed.
     let file = dir.path().join("file");

@@ -7,7 +7,7 @@ use std::{
     net::TcpStream,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
 };
 
 use blockferry::{
@@ -18,8 +18,8 @@ use serde_json::Value;
 use tempfile::tempdir;
 
 use crate::support::{
-    blockferry, run,
-    run::{Outcome, finish, signal, tool, until, wait},
+    Served, blockferry, run,
+    run::{Outcome, tool, until, wait},
 };
 
 fn uri(socket: &Path) -> String {
@@ -32,25 +32,6 @@ fn client(socket: &Path) -> Client {
 
 fn serve(arguments: &[&str]) -> Outcome {
     run(blockferry(["serve"]).args(arguments))
-}
-
-/// A server that listens at `socket`.
-fn start(socket: &Path, arguments: &[&str]) -> Child {
-    let child = blockferry(["serve"])
-        .args(arguments)
-        .arg("--unix")
-        .arg(socket)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the binary");
-    until("the server", || UnixStream::connect(socket).is_ok());
-    child
-}
-
-fn terminate(child: Child) -> Outcome {
-    signal(&child, "TERM");
-    finish(child)
 }
 
 fn lives(pid: &str) -> bool {
@@ -114,7 +95,7 @@ fn several_exports_are_listed_and_served_by_name() {
         "-e",
         "zeroes=null:2M",
     ];
-    let child = start(&socket, &arguments);
+    let server = Served::at(&socket, &arguments);
     let list = tool("nbdinfo", &["--list", "--json", &uri(&socket)]);
     let list: Value = serde_json::from_str(&list).expect("JSON");
     let facts = |export: &Value| {
@@ -143,7 +124,7 @@ fn several_exports_are_listed_and_served_by_name() {
     assert_eq!(fs::read(&copy).expect("copied"), [1; 8192]);
     let missing = format!("nbd+unix:///other?socket={}", socket.display());
     run(&mut blockferry(["info", &missing])).failure(1, &["no such export"]);
-    terminate(child).success();
+    server.terminate().success();
 }
 
 #[test]
@@ -184,13 +165,13 @@ fn a_daemon_that_cannot_begin_says_so_before_its_starter_returns() {
 fn a_server_for_one_visit_ends_with_its_last_client() {
     let dir = tempdir().expect("a directory");
     let socket = dir.path().join("s");
-    let child = start(&socket, &["memory:1M", "--once"]);
+    let server = Served::at(&socket, &["memory:1M", "--once"]);
     // A look at the list is no visit, nor is a connection that comes to nothing.
     tool("nbdinfo", &["--list", &uri(&socket)]);
     drop(UnixStream::connect(&socket).expect("still there"));
     let commands = ["-f", "raw", "-c", "write 0 64k", "-c", "read 0 64k"];
     tool("qemu-io", &[&commands[..], &[&uri(&socket)]].concat());
-    finish(child).success();
+    server.finish().success();
     assert!(!socket.exists());
 }
 
@@ -224,7 +205,7 @@ fn a_silent_client_is_disconnected_and_others_are_not() {
     let log = dir.path().join("log");
     let log_path = log.to_str().expect("UTF-8");
     let arguments = ["memory:1M", "--idle-timeout", "0.2", "--log", log_path];
-    let child = start(&socket, &arguments);
+    let server = Served::at(&socket, &arguments);
     let mut silent = client(&socket);
     silent.read(0, &mut [0; 512]).expect("read");
     // Another one that has something to say again and again.
@@ -239,7 +220,7 @@ fn a_silent_client_is_disconnected_and_others_are_not() {
     });
     let error = silent.read(0, &mut [0; 512]).expect_err("gone");
     assert_eq!(error.kind(), ErrorKind::ConnectionLost);
-    terminate(child).success();
+    server.terminate().success();
 }
 
 #[test]
@@ -247,7 +228,7 @@ fn a_log_has_a_line_of_json_for_each_connection_and_request() {
     let dir = tempdir().expect("a directory");
     let (socket, log) = (dir.path().join("s"), dir.path().join("log"));
     let log_path = log.to_str().expect("UTF-8");
-    let child = start(
+    let server = Served::at(
         &socket,
         &[
             "memory:1M",
@@ -258,7 +239,7 @@ fn a_log_has_a_line_of_json_for_each_connection_and_request() {
         ],
     );
     client(&socket).read(8192, &mut [0; 4096]).expect("read");
-    terminate(child).success();
+    server.terminate().success();
     let text = fs::read_to_string(&log).expect("a log");
     let lines: Vec<Value> = text
         .lines()
@@ -315,7 +296,7 @@ fn a_log_without_requests_has_the_failures_only() {
         log.to_str().expect("UTF-8"),
         "-q",
     ];
-    let child = start(&socket, &arguments);
+    let server = Served::at(&socket, &arguments);
     let mut reader = client(&socket);
     reader.read(0, &mut [0; 512]).expect("read");
     let shrunk = File::options().write(true).open(&file);
@@ -324,7 +305,7 @@ fn a_log_without_requests_has_the_failures_only() {
         .read(8192, &mut [0; 512])
         .expect_err("behind the end");
     drop(reader);
-    let outcome = terminate(child).success();
+    let outcome = server.terminate().success();
     assert_eq!(outcome.stderr, "", "quiet");
     let text = fs::read_to_string(&log).expect("a log");
     assert!(!text.contains("\"event\":\"request\""), "{text}");
@@ -354,7 +335,7 @@ fn metrics_count_connections_requests_and_bytes() {
     };
     let address = format!("127.0.0.1:{port}");
     let arguments = ["-e", "a\"b=memory:1M", "--metrics", &address];
-    let child = start(&socket, &arguments);
+    let server = Served::at(&socket, &arguments);
     let mut user = client(&socket);
     user.write(0, &[1; 1000], WriteFlags::empty())
         .expect("written");
@@ -386,7 +367,7 @@ fn metrics_count_connections_requests_and_bytes() {
     let mut flood = TcpStream::connect(("127.0.0.1", port)).expect("a connection");
     let _ = flood.write_all(&[b'x'; 100_000]);
     assert!(fetch(port, "/metrics").contains("blockferry_connections_total"));
-    terminate(child).success();
+    server.terminate().success();
 }
 
 #[test]
@@ -394,9 +375,10 @@ fn a_source_is_let_go_of_while_nobody_uses_it() {
     let dir = tempdir().expect("a directory");
     let (socket, file) = (dir.path().join("s"), dir.path().join("disk"));
     fs::write(&file, [1; 4096]).expect("written");
-    let child = start(&socket, &[file.to_str().expect("UTF-8")]);
+    let server = Served::at(&socket, &[file.to_str().expect("UTF-8")]);
     let is_open = || {
-        let fds = fs::read_dir(format!("/proc/{}/fd", child.id())).expect("its descriptors");
+        let fds =
+            fs::read_dir(format!("/proc/{}/fd", server.child().id())).expect("its descriptors");
         fds.flatten()
             .any(|fd| fd.path().read_link().is_ok_and(|to| to == file))
     };
@@ -407,7 +389,7 @@ fn a_source_is_let_go_of_while_nobody_uses_it() {
     fs::rename(&other, &file).expect("replaced");
     assert_eq!(tool("nbdinfo", &["--size", &uri(&socket)]), "8192\n");
     until("it to be closed again", || !is_open());
-    terminate(child).success();
+    server.terminate().success();
 }
 
 #[test]

@@ -1,20 +1,18 @@
 //! VHD images as sources and destinations, with qemu-img as judge.
 
-use std::{fs, os::unix::net::UnixStream, path::Path, process::Stdio};
+use std::{fs, path::Path};
 
 use tempfile::tempdir;
 
 use crate::support::{
-    assert_same, blockferry,
+    Outcome, Served, assert_same, blockferry,
     qemu::{assert_identical, qemu_img, text},
-    run,
-    run::{finish, signal, until},
-    sparse_image,
+    run, sparse_image,
 };
 
 const SIZE: u64 = (9 << 20) + 512;
 
-fn copy(arguments: &[&str]) -> crate::support::run::Outcome {
+fn copy(arguments: &[&str]) -> Outcome {
     run(&mut blockferry([&["copy", "--quiet"], arguments].concat()))
 }
 
@@ -103,18 +101,10 @@ fn an_image_is_served_mapped_and_compared() {
     let (raw, image, socket) = (path("raw"), path("image.vhd"), path("socket"));
     sparse_image(&raw, SIZE);
     copy(&["-O", "vpc", "-o", "force_size=on", text(&raw), text(&image)]).success();
-    let server = blockferry(["serve", "--quiet", "--read-only", text(&image)])
-        .arg("--unix")
-        .arg(&socket)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the binary");
-    until("the server", || UnixStream::connect(&socket).is_ok());
-    let uri = format!("nbd+unix:///?socket={}", text(&socket));
+    let server = Served::at(&socket, &["--read-only", text(&image)]);
+    let uri = server.uri();
     qemu_img(&["compare", "-f", "raw", "-F", "raw", text(&raw), &uri]);
-    signal(&server, "TERM");
-    finish(server).success();
+    server.terminate().success();
     run(&mut blockferry(["compare", text(&raw), text(&image)])).success();
     let ours = run(&mut blockferry(["map", "--json", text(&image)]))
         .success()

@@ -8,7 +8,7 @@ mod lies;
 
 use std::{
     fs,
-    os::unix::{fs::FileExt, net::UnixStream},
+    os::unix::fs::FileExt,
     path::Path,
     process::{Command, Stdio},
 };
@@ -17,10 +17,10 @@ use serde_json::Value;
 use tempfile::tempdir;
 
 use crate::support::{
-    blockferry,
+    Served, blockferry,
     qemu::{self, qemu_img, qemu_io, text},
     run,
-    run::{Outcome, finish, signal, tool, until},
+    run::{Outcome, tool},
 };
 use images::{BAT, Content, DATA_WRITE, Header, ImageBuilder, LogEntry, METADATA, MIB, Write};
 use lies::{Found, lies};
@@ -74,21 +74,13 @@ fn an_image_is_copied_compared_mapped_and_served_as_its_disk() {
             .map(|extent| extent["length"].as_u64().expect("a number"))
             .sum();
         assert!(data <= 5 << 20, "{options}: {map}");
-        let server = blockferry(["serve", "--quiet", "--read-only", text(&image)])
-            .arg("--unix")
-            .arg(&socket)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the binary");
-        until("the server", || UnixStream::connect(&socket).is_ok());
-        let uri = format!("nbd+unix:///?socket={}", socket.display());
+        let server = Served::at(&socket, &["--read-only", text(&image)]);
+        let uri = server.uri();
         tool(
             "qemu-img",
             &["compare", "-f", "raw", "-F", "raw", text(&raw), &uri],
         );
-        signal(&server, "TERM");
-        finish(server).success();
+        server.terminate().success();
         assert!(
             fs::read(&image).expect("an image") == before,
             "reading changed it"

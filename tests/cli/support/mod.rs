@@ -14,9 +14,11 @@ pub(crate) mod realm;
 pub(crate) mod relay;
 pub(crate) mod run;
 pub(crate) mod secured;
+pub(crate) mod served;
 
 pub(crate) use disk::SmallDisk;
 pub(crate) use images::{allocated, assert_same, random_image, sparse_image};
 pub(crate) use peers::Peer;
 pub(crate) use proxy::Proxy;
 pub(crate) use run::{Outcome, blockferry, run};
+pub(crate) use served::Served;
