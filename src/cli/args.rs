@@ -2,22 +2,24 @@
 //!
 //! | file | what it has |
 //! |---|---|
+//! | `contents` | the commands about what images contain |
 //! | `copy` | `copy`, alias `convert` |
 //! | `doctor` | `doctor` |
 //! | `formats` | what several commands take about image formats |
 //! | `examples`, `guidance` | what stands below the options in the help: examples, exit codes, and the commands by what they are for |
-//! | `image` | the commands that look at images |
+//! | `look` | the commands that look at one image |
 //! | `making` | the commands that make images or change them |
 //! | `relay` | `relay` |
 //! | `serve` | `serve` |
 //! | `sizes` | numbers of bytes and of seconds |
 
+mod contents;
 mod copy;
 mod doctor;
 mod examples;
 mod formats;
 mod guidance;
-mod image;
+mod look;
 mod making;
 mod relay;
 mod serve;
@@ -31,12 +33,12 @@ use crate::copy::CopyOptions;
 
 use guidance::{brief, whole};
 
+pub(crate) use contents::{ChecksumArgs, CompareArgs};
 pub(crate) use copy::{CopyArgs, ProgressStyle};
 pub(crate) use doctor::DoctorArgs;
 pub(crate) use formats::{FollowArgs, FormatArg, FormatArgs};
-pub(crate) use image::{
-    BitmapArgs, CheckArgs, ChecksumArgs, CompareArgs, InfoArgs, ListingArgs, MapArgs, MeasureArgs,
-    RepairArg, SnapshotArgs,
+pub(crate) use look::{
+    BitmapArgs, CheckArgs, InfoArgs, ListingArgs, MapArgs, MeasureArgs, RepairArg, SnapshotArgs,
 };
 pub(crate) use making::{CreateArgs, DdArgs, PreallocationArg, ResizeArgs};
 pub(crate) use relay::{ModeArg, ProxyProtocolArg, RelayArgs};
