@@ -119,7 +119,11 @@ fn many_options_stand_under_headings() {
 fn manual_pages_have_the_examples_and_the_exit_codes() {
     for name in commands() {
         let page = help(&["man", &name]);
-        for words in ["Examples:", "Exit codes:", &format!("blockferry {name}")] {
+        for words in [
+            ".SH EXAMPLES",
+            "\"EXIT STATUS\"",
+            &format!("blockferry {name}"),
+        ] {
             let page = page.replace("\\-", "-");
             assert!(page.contains(words), "{name}: {words}: {page}");
         }
