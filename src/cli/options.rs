@@ -35,7 +35,10 @@ pub(crate) use formats::Trust;
 pub(crate) use look::{CheckJob, InfoJob, ListingJob, MapJob, MeasureJob};
 pub(crate) use making::{CreateJob, DdJob, DdOperands, NewFormat, ResizeJob, new_size};
 pub(crate) use relay::{Address, RelayJob, TcpAddress, TlsListenJob, TlsTargetJob};
-pub(crate) use serve::{Identity, Opening, Place, ServeJob, ServedSource, Stay, TlsJob, TlsMode};
+pub(crate) use serve::{
+    Described, ExportNames, Identity, Listed, Opening, Place, ServeJob, ServedSource, Stay, TlsJob,
+    TlsMode,
+};
 pub(crate) use sides::check_sides;
 
 /// How a copy shows its progress.

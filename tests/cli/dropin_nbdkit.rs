@@ -86,7 +86,7 @@ fn probing_finds_the_keys_that_scripts_look_for() {
     let lines: Vec<_> = ours.text().lines().collect();
     for line in [
         "name=nbdkit",
-        "selinux=no",
+        "selinux=yes",
         "tls=yes",
         "exit_with_parent=yes",
     ] {
@@ -181,13 +181,24 @@ fn what_both_refuse_ends_with_1_and_an_error() {
 fn what_is_not_there_is_refused_by_name() {
     for (arguments, name) in [
         ("-o null", "oldstyle"),
-        ("--selinux-label=x null", "--selinux-label"),
         ("--tls-psk=/x null", "--tls-psk"),
         ("--filter=ext2 null", "'ext2'"),
         ("curl http://example.com/", "'curl'"),
         ("nbd socket=/x tls-psk=/y", "tls-psk"),
     ] {
         nbdkit(Who::Ours, arguments).failure(1, &["nbdkit: error: ", name]);
+    }
+}
+
+#[test]
+fn sockets_are_labelled_or_it_fails_where_the_kernel_has_no_such_labels() {
+    if std::path::Path::new("/sys/fs/selinux/policy").exists() {
+        return;
+    }
+    for who in [Who::Theirs, Who::Ours] {
+        let label = "--selinux-label=system_u:object_r:svirt_socket_t:s0";
+        let outcome = nbdkit(who, &format!("{label} -U - null --run true"));
+        outcome.failure(1, &["Invalid argument"]);
     }
 }
 

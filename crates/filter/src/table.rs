@@ -2,7 +2,8 @@
 
 use crate::{
     FilterKind, abilities, blocksize, cache, cacheextents, cow, delay, error, exitlast, extentlist,
-    log, offset, packed, partition, rate, readahead, retry, salvage, stats, tar, truncate,
+    fua, limit, log, nocache, offset, packed, partition, rate, readahead, retry, rotational,
+    salvage, serialize, stats, swab, tar, truncate,
 };
 
 /// All filters, by their names.
@@ -16,9 +17,12 @@ pub static FILTERS: &[&FilterKind] = &[
     &error::ERROR,
     &exitlast::EXIT_LAST,
     &extentlist::EXTENT_LIST,
+    &fua::FUA,
     &packed::GZIP,
+    &limit::LIMIT,
     &log::LOG,
     &abilities::MULTI_CONN,
+    &nocache::NO_CACHE,
     &abilities::NO_EXTENTS,
     &abilities::NO_TRIM,
     &abilities::NO_ZERO,
@@ -29,8 +33,11 @@ pub static FILTERS: &[&FilterKind] = &[
     &readahead::READ_AHEAD,
     &abilities::READ_ONLY,
     &retry::RETRY,
+    &rotational::ROTATIONAL,
     &salvage::SALVAGE,
+    &serialize::SERIALIZE,
     &stats::STATS,
+    &swab::SWAB,
     &tar::TAR,
     &truncate::TRUNCATE,
     &packed::XZ,

@@ -37,10 +37,14 @@ pub(crate) struct ServeJob {
     pub(crate) contexts: Vec<Context>,
     /// Whether the only source is every client's, whatever the name of the export that it asks for.
     pub(crate) any_name: bool,
+    /// What clients know the exports by, where that is not what their sources say.
+    pub(crate) names: Option<ExportNames>,
     /// The export that the URIs name, those of [`run`](Self::run) too.
     pub(crate) uri_export: String,
     /// Where it is served; nowhere means at the sockets of systemd socket activation.
     pub(crate) listen: Vec<Place>,
+    /// The security label of the sockets that are made for that.
+    pub(crate) socket_label: Option<String>,
     /// How the server behaves: limits, what it offers, whether it is read-only.
     pub(crate) server: ServerOptions,
     pub(crate) tls: TlsJob,
@@ -100,6 +104,41 @@ pub(crate) enum Opening {
     AtStart,
     /// When the first client comes, for good.
     FirstUse,
+}
+
+/// What clients know exports by.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ExportNames {
+    /// The name that the empty one stands for; as the source has it without one.
+    pub(crate) default: Option<String>,
+    pub(crate) listed: Listed,
+    /// Whether only [known](Self::known) names can be opened.
+    pub(crate) strict: bool,
+    pub(crate) known: Vec<String>,
+    pub(crate) described: Described,
+}
+
+/// Which exports are listed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Listed {
+    #[default]
+    AsTheyAre,
+    /// None, and who asks is refused.
+    Refused,
+    Nothing,
+    /// The default one.
+    Default,
+    /// Those whose names are known.
+    Known,
+}
+
+/// What people are told of exports.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum Described {
+    #[default]
+    AsTheyAre,
+    Nothing,
+    As(String),
 }
 
 /// Where a server listens.
@@ -172,8 +211,10 @@ impl ServeJob {
             trust: Trust::default(),
             contexts: Vec::new(),
             any_name: false,
+            names: None,
             uri_export: String::new(),
             listen: Vec::new(),
+            socket_label: None,
             server: ServerOptions::default(),
             tls: TlsJob::default(),
             stay: Stay::default(),

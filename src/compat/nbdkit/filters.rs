@@ -2,12 +2,16 @@
 
 use std::ffi::OsString;
 
-use crate::{cli::failure::Failure, filter::NamedFilter};
+use crate::{
+    cli::{failure::Failure, options::ExportNames},
+    filter::NamedFilter,
+};
 
 use super::{module_name, parameters::Parameters};
 
 mod abilities;
 mod flow;
+mod names;
 mod packed;
 mod parts;
 mod stores;
@@ -37,25 +41,38 @@ const FILTERS: &[&Filter] = &[
     &watching::DELAY,
     &watching::ERROR,
     &watching::EXIT_LAST,
+    &names::EXPORT_NAME,
     &stores::EXTENT_LIST,
+    &abilities::FUA,
     &packed::GZIP,
+    &flow::LIMIT,
     &watching::LOG,
     &abilities::MULTI_CONN,
+    &abilities::NO_CACHE,
     &abilities::NO_EXTENTS,
     &abilities::NO_FILTER,
+    &flow::NO_PARALLEL,
     &abilities::NO_ZERO,
     &parts::OFFSET,
     &parts::PARTITION,
     &flow::RATE,
     &stores::READ_AHEAD,
+    &abilities::READ_ONLY,
     &flow::RETRY,
+    &abilities::ROTATIONAL,
     &watching::STATS,
+    &parts::SWAB,
     &packed::TAR,
     &parts::TRUNCATE,
     &packed::XZ,
 ];
 
 impl Filter {
+    /// Whether it takes the parameter of that name.
+    pub(super) fn takes(&self, key: &str) -> bool {
+        self.keys.contains(&key)
+    }
+
     /// The filter of that name, or of the file that would hold it.
     pub(super) fn named(given: &str) -> Result<&'static Self, Failure> {
         let name = module_name(given, "filter");
@@ -70,15 +87,26 @@ impl Filter {
     }
 }
 
+/// What filters become.
+#[derive(Debug, Default)]
+pub(super) struct Built {
+    /// The first one nearest the client.
+    pub(super) filters: Vec<NamedFilter>,
+    /// What is said of the names of exports.
+    pub(super) names: Option<ExportNames>,
+}
+
 /// Builds the filters that are named, the first one nearest the client. Each takes its parameters before those
 /// behind it and before the plugin.
-pub(super) fn build(
-    filters: &[&Filter],
-    parameters: &mut Parameters,
-) -> Result<Vec<NamedFilter>, Failure> {
-    let mut built = Vec::new();
+pub(super) fn build(filters: &[&Filter], parameters: &mut Parameters) -> Result<Built, Failure> {
+    let mut built = Built::default();
     for filter in filters {
-        built.extend((filter.build)(parameters.take_keys(filter.keys))?);
+        let given = parameters.take_keys(filter.keys);
+        if filter.name == names::EXPORT_NAME.name {
+            built.names = Some(names::read(given)?);
+            continue;
+        }
+        built.filters.extend((filter.build)(given)?);
     }
     Ok(built)
 }

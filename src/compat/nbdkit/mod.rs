@@ -62,6 +62,7 @@ How:
                               Become USER and GROUP once it listens
       --log=stderr|syslog|null
                               Where messages go
+      --selinux-label=LABEL   Label the sockets
       --swap                  Keep all memory in memory
   -v, --verbose               Say who comes and goes
   -D, --debug=NAME.FLAG=N     Understood, and without effect
@@ -74,6 +75,8 @@ What:
       --filter=FILTER         Put a filter in front of the plugin; the first is nearest the client
       --mask-handshake=MASK   Offer only these flags in the handshake
   -n, --newstyle              The newstyle protocol (always)
+      --no-eh, --no-extended-headers
+                              Offer no extended headers
       --no-mc, --no-meta-contexts
                               Offer no metadata contexts
       --no-sr, --no-structured-replies
@@ -87,7 +90,7 @@ TLS:
       --help                  Show this text, and that of a plugin
   -V, --version               Show the version
 
-Not supported: -o, --old-style, --oldstyle, --selinux-label, --tls-psk.
+Not supported: -o, --old-style, --oldstyle, --tls-psk.
 Other spellings: --export, --export-name, --group, --ip-addr, --new-style, --no-fork, --pid-file, --read-only,
   --stdin.
 
@@ -141,15 +144,23 @@ fn parse(words: Vec<OsString>, activated: bool) -> Result<ServeJob, EarlyEnd> {
     }
     let listen = service::places(&choices, activated)?;
     if choices.dump_plugin {
+        // What filters take is nothing to the plugin.
+        let is_of_a_filter = |word: &OsString| {
+            let key = word.to_str().and_then(|word| word.split_once('='));
+            key.is_some_and(|(key, _)| filters.iter().any(|filter| filter.takes(key)))
+        };
+        let words = words.into_iter().filter(|word| !is_of_a_filter(word));
+        let words: Vec<_> = words.collect();
         return Err(EarlyEnd::Answer(probe::dump_plugin(plugin, &words)?));
     }
     let tls = service::tls(&choices)?;
     let mut parameters = Parameters::read(&words, plugin.magic)?;
-    let filters = filters::build(&filters, &mut parameters)?;
+    let built = filters::build(&filters, &mut parameters)?;
     let served = (plugin.build)(parameters)?;
 
     let mut job = ServeJob::new(vec![served.source]);
-    job.filters = filters;
+    job.filters = built.filters;
+    job.names = built.names;
     job.any_name = served.any_name;
     job.retries = job.retries.max(served.retries);
     job.server.read_only = choices.read_only || served.read_only;
@@ -205,7 +216,7 @@ impl Choices {
         };
         server.max_in_flight_requests = threads;
         server.structured &= !self.no_structured_replies;
-        server.extended &= !self.no_structured_replies;
+        server.extended &= !self.no_structured_replies && !self.no_extended_headers;
         server.meta_contexts &= !self.no_meta_contexts;
         if let Some(flags) = self.handshake_flags {
             server.handshake_flags = flags;
@@ -225,6 +236,7 @@ impl Choices {
         job.pidfile = self.pidfile;
         job.print_uri = self.print_uri;
         job.run = self.run;
+        job.socket_label = self.selinux_label;
         job.uri_export = self.export_name;
         job.verbose = self.verbose;
         job.greets = false;

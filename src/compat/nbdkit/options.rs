@@ -45,6 +45,7 @@ enum Opt {
     LongOptions,
     MaskHandshake,
     NewStyle,
+    NoExtendedHeaders,
     NoMetaContexts,
     NoStructuredReplies,
     OldStyle,
@@ -96,6 +97,8 @@ const FLAGS: &[Flag<Opt>] = {
         flag("mask-handshake", None, Required, Opt::MaskHandshake),
         flag("new-style", Some(b'n'), No, Opt::NewStyle),
         flag("newstyle", None, No, Opt::NewStyle),
+        flag("no-eh", None, No, Opt::NoExtendedHeaders),
+        flag("no-extended-headers", None, No, Opt::NoExtendedHeaders),
         flag("no-mc", None, No, Opt::NoMetaContexts),
         flag("no-meta-contexts", None, No, Opt::NoMetaContexts),
         flag("no-sr", None, No, Opt::NoStructuredReplies),
@@ -152,6 +155,7 @@ pub(super) struct Choices {
     pub(super) pidfile: Option<PathBuf>,
     pub(super) print_uri: bool,
     pub(super) run: Option<OsString>,
+    pub(super) selinux_label: Option<String>,
     pub(super) swap: bool,
     pub(super) verbose: bool,
 
@@ -159,6 +163,7 @@ pub(super) struct Choices {
     pub(super) export_name: String,
     pub(super) filters: Vec<String>,
     pub(super) handshake_flags: Option<HandshakeFlags>,
+    pub(super) no_extended_headers: bool,
     pub(super) no_meta_contexts: bool,
     pub(super) no_structured_replies: bool,
     pub(super) read_only: bool,
@@ -218,6 +223,7 @@ impl Choices {
                 let known = u16::try_from(mask & 0xffff).unwrap_or(u16::MAX);
                 self.handshake_flags = Some(HandshakeFlags::from_bits_truncate(known));
             }
+            Opt::NoExtendedHeaders => self.no_extended_headers = true,
             Opt::NoMetaContexts => self.no_meta_contexts = true,
             Opt::NoStructuredReplies => self.no_structured_replies = true,
             Opt::OldStyle => return Err(missing("-o", "the oldstyle protocol is not served")),
@@ -227,7 +233,7 @@ impl Choices {
             Opt::ReadOnly => self.read_only = true,
             Opt::Run => self.run = Some(value.to_owned()),
             Opt::SelinuxLabel => {
-                return Err(missing("--selinux-label", "sockets are not labelled"));
+                self.selinux_label = Some(values::text("--selinux-label", value)?);
             }
             Opt::Single => self.single = true,
             Opt::Swap => self.swap = true,

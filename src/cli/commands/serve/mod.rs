@@ -4,6 +4,8 @@
 //! | file | has |
 //! |---|---|
 //! | `catalog`, `late` | sources become exports |
+//! | `names` | exports under other names |
+//! | `label` | the security label of sockets |
 //! | `places`, `listen`, `standard` | where clients come in |
 //! | `observe` | what is told and logged |
 //! | `metrics` | what is counted |
@@ -13,9 +15,11 @@
 
 mod captive;
 mod catalog;
+mod label;
 mod late;
 mod listen;
 mod metrics;
+mod names;
 mod observe;
 mod pidfile;
 mod places;
@@ -42,6 +46,7 @@ use super::super::{
 
 use super::exposition;
 use catalog::Catalog;
+use names::Renamed;
 use observe::Observer;
 use pidfile::PidFile;
 use places::Places;
@@ -104,7 +109,11 @@ async fn serve(
         options.measured |= job.metrics.is_some();
         options.tells_requests |= job.log.as_ref().is_some_and(|log| log.requests);
         options.once |= job.stay == Stay::Once;
-        Server::observed(catalog.exports(), options, move |event| observer.see(event))
+        let mut exports = catalog.exports();
+        if let Some(names) = job.names.clone() {
+            exports = Arc::new(Renamed::new(exports, names));
+        }
+        Server::observed(exports, options, move |event| observer.see(event))
     };
     let served = Served {
         job: &job,

@@ -15,6 +15,7 @@ use super::{
         options::{Place, ServeJob, TlsMode},
     },
     super::listen::{self, SocketFile, bind_tcp, bind_unix},
+    label::Label,
     listen::{bind_vsock, uri_of},
     standard::{self, Bridge},
 };
@@ -44,8 +45,12 @@ impl Places {
             listeners: activated,
             ..Self::default()
         };
+        let label = job.socket_label.as_deref().map(Label::set).transpose()?;
         for place in &job.listen {
             places.add(place).await?;
+        }
+        if let Some(label) = label {
+            label.clear()?;
         }
         // What only some clients want is not named to all.
         let tls = job.tls.mode == TlsMode::Require;

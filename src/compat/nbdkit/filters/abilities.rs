@@ -5,10 +5,33 @@ use std::ffi::OsStr;
 use crate::{
     cli::failure::Failure,
     endpoint::printable,
-    filter::{Delay, MultiConn, NamedFilter, NoExtents, NoZero},
+    filter::{
+        Delay, Fua, MultiConn, NamedFilter, NoCache, NoExtents, NoZero, ReadOnly, Rotational,
+    },
 };
 
-use super::{super::values, Filter, missing};
+use super::{super::values, Filter, last, missing};
+
+pub(super) static FUA: Filter = Filter {
+    name: "fua",
+    keys: &["fuamode"],
+    help: "\
+fuamode=none|emulate|native|force|pass|discard
+                               What is made durable: FUA is a flush of the plugin (none, emulate), goes through (native,
+                               pass), is put on everything that is written (force); nothing is ever made durable, and
+                               what was written may be lost (discard). Clients are told of FUA in all of them.",
+    build: |given| {
+        let mode = last(given);
+        let mode = mode.as_ref().map(|mode| (mode, mode.to_str()));
+        Ok(match mode {
+            None | Some((_, Some("none" | "emulate"))) => vec![NamedFilter::new(Fua::Flush)],
+            Some((_, Some("native" | "pass"))) => Vec::new(),
+            Some((_, Some("force"))) => vec![NamedFilter::new(Fua::Force)],
+            Some((_, Some("discard"))) => vec![NamedFilter::new(Fua::Discard)],
+            Some((mode, _)) => return Err(unknown("fuamode", mode)),
+        })
+    },
+};
 
 pub(super) static MULTI_CONN: Filter = Filter {
     name: "multi-conn",
@@ -42,6 +65,25 @@ multi-conn-exportname=BOOL     Understood, and without effect: flushes are passe
             }
         }
         Ok(mode.into_iter().map(NamedFilter::new).collect())
+    },
+};
+
+pub(super) static NO_CACHE: Filter = Filter {
+    name: "nocache",
+    keys: &["cachemode"],
+    help: "\
+cachemode=none|emulate|nop     What becomes of requests to cache a range: clients cannot make them, the range is read, they
+                               are acknowledged and nothing is done.",
+    build: |given| {
+        let mode = last(given);
+        let mode = mode.as_ref().map(|mode| (mode, mode.to_str()));
+        let mode = match mode {
+            None | Some((_, Some("none"))) => NoCache::None,
+            Some((_, Some("emulate"))) => NoCache::Read,
+            Some((_, Some("nop" | "no-op"))) => NoCache::Ignore,
+            Some((mode, _)) => return Err(unknown("cachemode", mode)),
+        };
+        Ok(vec![NamedFilter::new(mode)])
     },
 };
 
@@ -92,6 +134,34 @@ fastzeromode=none|slow|default Whether zeroing can be asked to be fast: no; yes,
         // What cannot zero at all cannot do it fast.
         let fast = fast.filter(|_| zero != Some(NoZero::All));
         Ok(fast.into_iter().chain(zero.map(NamedFilter::new)).collect())
+    },
+};
+
+pub(super) static READ_ONLY: Filter = Filter {
+    name: "readonly",
+    keys: &["readonly-file"],
+    help: "\
+(readonly-file=PATH, which makes the disk read-only while the file is there, is not supported)",
+    build: |given| match last(given) {
+        None => Ok(vec![NamedFilter::new(ReadOnly)]),
+        Some(_) => Err(missing(
+            "readonly-file",
+            "a disk is read-only or not as long as it is served",
+        )),
+    },
+};
+
+pub(super) static ROTATIONAL: Filter = Filter {
+    name: "rotational",
+    keys: &["rotational"],
+    help: "\
+rotational=BOOL                Whether clients are told that the disk spins (true)",
+    build: |given| {
+        let on = match last(given) {
+            Some(value) => values::boolean("rotational", &value)?,
+            None => true,
+        };
+        Ok(vec![NamedFilter::new(Rotational { on })])
     },
 };
 

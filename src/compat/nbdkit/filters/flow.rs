@@ -4,10 +4,11 @@ use std::{ffi::OsStr, time::Duration};
 
 use crate::{
     cli::failure::Failure,
-    filter::{BlockSize, NamedFilter, RateLimit, RateUnit, Retry, Truncate},
+    endpoint::printable,
+    filter::{BlockSize, Limit, NamedFilter, RateLimit, RateUnit, Retry, Serialize, Truncate},
 };
 
-use super::{super::values, Filter, missing};
+use super::{super::values, Filter, last, missing};
 
 pub(super) static BLOCK_SIZE: Filter = Filter {
     name: "blocksize",
@@ -94,6 +95,46 @@ blocksize-error-policy=allow|error
             return Err(Failure::usage(message));
         }
         Ok(vec![NamedFilter::new(sizes)])
+    },
+};
+
+pub(super) static LIMIT: Filter = Filter {
+    name: "limit",
+    keys: &["limit"],
+    help: "\
+limit=N                        How many clients there may be at a time (1); 0 for any number. Others are turned away",
+    build: |given| {
+        let clients = match last(given) {
+            Some(value) => values::unsigned("limit", &value)?,
+            None => 1,
+        };
+        Ok(vec![NamedFilter::new(Limit::new(clients.into()))])
+    },
+};
+
+pub(super) static NO_PARALLEL: Filter = Filter {
+    name: "noparallel",
+    keys: &["serialize"],
+    help: "\
+serialize=requests|all-requests
+                               The plugin sees one request of each connection at a time, or one of all of them.
+                               (connections is not supported)",
+    build: |given| {
+        let scope = last(given);
+        let scope = scope.as_ref().map(|scope| (scope, scope.to_str()));
+        let scope = match scope {
+            None | Some((_, Some("requests"))) => Serialize::Connection,
+            Some((_, Some("all-requests"))) => Serialize::Export,
+            Some((_, Some("connections"))) => {
+                let why = "clients are not kept waiting; the filter 'limit' turns all but one away";
+                return Err(missing("serialize=connections", why));
+            }
+            Some((scope, _)) => {
+                let message = format!("unknown serialize '{}'", printable(scope));
+                return Err(Failure::usage(message));
+            }
+        };
+        Ok(vec![NamedFilter::new(scope)])
     },
 };
 

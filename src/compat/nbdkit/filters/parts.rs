@@ -1,8 +1,8 @@
-//! Parts of a disk.
+//! Parts of a disk, and its bytes in another order.
 
 use crate::{
     cli::failure::Failure,
-    filter::{NamedFilter, Offset, Partition, Truncate},
+    filter::{NamedFilter, Offset, Partition, Swab, Truncate},
 };
 
 use super::{super::values, Filter, last, required};
@@ -46,6 +46,29 @@ partition=N                    (required) The number of the partition, from 1 on
             number,
             sector_size: None,
         })])
+    },
+};
+
+pub(super) static SWAB: Filter = Filter {
+    name: "swab",
+    keys: &["swab-bits"],
+    help: "\
+swab-bits=8|16|32|64           The size of the words whose bytes are turned around (16)",
+    build: |given| {
+        let bits = match last(given) {
+            Some(value) => values::unsigned("swab-bits", &value)?,
+            None => 16,
+        };
+        let mut swab = Swab::default();
+        swab.word = match bits {
+            8 => return Ok(Vec::new()),
+            16 | 32 | 64 => bits / 8,
+            _ => {
+                let message = "invalid swab-bits, must be 8, 16, 32 or 64";
+                return Err(Failure::usage(message));
+            }
+        };
+        Ok(vec![NamedFilter::new(swab)])
     },
 };
 

@@ -66,8 +66,14 @@ fn file(mut parameters: Parameters) -> Result<Served, Failure> {
         &["normal", "random", "sequential"],
     )?;
     let mut given = Vec::new();
-    for key in ["file", "dir", "fd", "dirfd"] {
-        let values = parameters.take_all(key);
+    for (spelling, key) in [
+        ("file", "file"),
+        ("dir", "dir"),
+        ("directory", "dir"),
+        ("fd", "fd"),
+        ("dirfd", "dirfd"),
+    ] {
+        let values = parameters.take_all(spelling);
         given.extend(values.into_iter().map(|value| (key, value)));
     }
     parameters.finish()?;
