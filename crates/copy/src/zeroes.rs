@@ -20,9 +20,9 @@ pub(crate) enum ZeroPolicy {
 impl ZeroPolicy {
     /// The policy for a device that can do this.
     pub(crate) fn new(can: Capabilities, options: &CopyOptions) -> Self {
-        // That a new file is zero does not make it allocated.
-        let born_zero = can.contains(Capabilities::BORN_ZERO) && !options.allocated;
-        if options.destination_is_zero || born_zero {
+        let is_zero = options.destination_is_zero || can.contains(Capabilities::BORN_ZERO);
+        // That it is zero does not make it allocated.
+        if is_zero && !options.allocated {
             Self::Skip
         } else if !can.contains(Capabilities::ZERO) {
             Self::Write
