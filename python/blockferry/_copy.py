@@ -84,7 +84,7 @@ def copy(
 
     source, destination  endpoints, as of `Client`
     format               what the source is in; None: a local file is looked into, everything else is raw
-    output_format        what the destination becomes: "raw" (the default), "qcow2", "vmdk", "vpc", "vdi", "gzip", "zstd"
+    output_format        what the destination becomes: "raw" (the default), "qcow2", "vmdk", "vpc", "vhdx", "vdi", "gzip", "zstd"
     options              how that is made: {"cluster_size": "128K"}
     compress             compress a qcow2 destination
     snapshot             the internal snapshot of the source that is read

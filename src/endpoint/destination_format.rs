@@ -14,7 +14,7 @@ use crate::{
         NewImage,
         packed::{PackOptions, PackTarget, UnfinishedPack, pack},
         qcow2::{self, Backing, CreateOptions, DataFile, LaidOut},
-        vdi, vmdk, vpc,
+        vdi, vhdx, vmdk, vpc,
     },
 };
 
@@ -40,6 +40,8 @@ pub enum DestinationFormat {
     Vmdk(vmdk::CreateOptions),
     /// It becomes a VHD image.
     Vpc(vpc::CreateOptions),
+    /// It becomes a VHDX image.
+    Vhdx(vhdx::CreateOptions),
     /// It becomes a VDI image.
     Vdi(vdi::CreateOptions),
     /// It becomes the image's bytes, compressed.
@@ -214,6 +216,11 @@ impl DestinationFormat {
                 let mut create = create.clone();
                 create.size = size;
                 vpc::create(below, create).await?
+            }
+            Self::Vhdx(create) => {
+                let mut create = create.clone();
+                create.size = size;
+                vhdx::create(below, create).await?
             }
             Self::Vdi(create) => {
                 let mut create = create.clone();

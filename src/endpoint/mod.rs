@@ -64,7 +64,7 @@ pub(crate) use guess::seems_to_be;
 pub use identity::is_same_image;
 pub use image_options::{
     BackingName, DataFileName, NewQcow2, QCOW2_OPTIONS, image_options, image_options_help,
-    new_packed, new_vdi, new_vmdk, new_vpc, raw_is_allocated,
+    new_packed, new_vdi, new_vhdx, new_vmdk, new_vpc, raw_is_allocated,
 };
 pub use in_use::is_written_by_others;
 pub use layers::{Layer, Layers};

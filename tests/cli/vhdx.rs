@@ -21,6 +21,7 @@ use crate::support::{
     qemu::{self, qemu_img, qemu_io, text},
     run,
     run::{Outcome, tool},
+    sparse_image,
 };
 use images::{BAT, Content, DATA_WRITE, Header, ImageBuilder, LogEntry, METADATA, MIB, Write};
 use lies::{Found, lies};
@@ -89,21 +90,39 @@ fn an_image_is_copied_compared_mapped_and_served_as_its_disk() {
 }
 
 #[test]
-fn images_are_not_made_in_this_format() {
+fn an_image_is_made_that_qemu_reads() {
     let room = tempdir().expect("a directory");
     let path = |name: &str| room.path().join(name);
-    fs::write(path("raw"), [7; 4096]).expect("written");
-    let outcome = run(&mut blockferry([
-        "copy",
-        "-q",
-        "-O",
-        "vhdx",
-        text(&path("raw")),
-        text(&path("image")),
-    ]));
-    assert_ne!(outcome.code, 0);
-    assert!(outcome.stderr.contains("vhdx"), "{}", outcome.stderr);
-    assert!(!path("image").exists());
+    sparse_image(&path("raw"), (40 << 20) + 512);
+    for options in [
+        "subformat=dynamic",
+        "subformat=fixed",
+        "block_state_zero=off",
+        "block_size=1M,log_size=2M",
+    ] {
+        let copy = ["copy", "-q", "-O", "vhdx", "-o", options];
+        let (raw, image) = (path("raw"), path("image"));
+        run(&mut blockferry(
+            copy.into_iter().chain([text(&raw), text(&image)]),
+        ))
+        .success();
+        tool("qemu-img", &["check", "-f", "vhdx", text(&image)]);
+        let compare = ["compare", "-f", "raw", "-F", "vhdx"];
+        tool(
+            "qemu-img",
+            &[&compare[..], &[text(&raw), text(&image)]].concat(),
+        );
+        // It can be written by others, too.
+        let write = ["-f", "vhdx", "-c", "write -P 7 1M 1M", text(&image)];
+        tool("qemu-io", &write);
+        let written = path("written");
+        let back = ["copy", "-q", "-f", "vhdx", text(&image), text(&written)];
+        run(&mut blockferry(back)).success();
+        let bytes = fs::read(&written).expect("read");
+        assert_eq!(bytes.len(), (40 << 20) + 512, "{options}");
+        assert!(bytes[1 << 20..2 << 20].iter().all(|byte| *byte == 7));
+        fs::remove_file(&written).expect("removed");
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::{
     },
     endpoint::{
         BackingName, DestinationFormat, Endpoint, EndpointKind, FormatKind, NewImage, NewQcow2,
-        NewSize, new_packed, new_vdi, new_vmdk, new_vpc, printable, raw_is_allocated,
+        NewSize, new_packed, new_vdi, new_vhdx, new_vmdk, new_vpc, printable, raw_is_allocated,
     },
     format::{
         Format,
@@ -95,6 +95,7 @@ impl NewFormat<'_> {
                 DestinationFormat::Vmdk(create)
             }
             FormatKind::Image(Format::Vpc) => DestinationFormat::Vpc(new_vpc(self.options)?),
+            FormatKind::Image(Format::Vhdx) => DestinationFormat::Vhdx(new_vhdx(self.options)?),
             FormatKind::Image(Format::Vdi) => DestinationFormat::Vdi(new_vdi(self.options)?),
             FormatKind::Packed(packing @ (Packing::Gzip | Packing::Zstd)) => {
                 let mut options = new_packed(packing, self.options)?;
@@ -106,7 +107,7 @@ impl NewFormat<'_> {
             }
             other => {
                 return Err(format!(
-                    "images in the format {other} are not made; raw, qcow2, vmdk, vpc, vdi, gzip and zstd are"
+                    "images in the format {other} are not made; raw, qcow2, vmdk, vpc, vhdx, vdi, gzip and zstd are"
                 ));
             }
         };

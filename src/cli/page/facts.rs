@@ -125,6 +125,7 @@ fn becomes(format: &DestinationFormat) -> &'static str {
         DestinationFormat::Qcow2(_) => "a qcow2 image",
         DestinationFormat::Vmdk(_) => "a VMDK image",
         DestinationFormat::Vpc(_) => "a VHD image",
+        DestinationFormat::Vhdx(_) => "a VHDX image",
         DestinationFormat::Vdi(_) => "a VDI image",
         DestinationFormat::Packed(_) => "the image's bytes, compressed",
         DestinationFormat::Qcow2InPlace => "a qcow2 image, in place",

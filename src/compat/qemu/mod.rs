@@ -8,6 +8,7 @@
 //! | `block_options` | the image that such keys describe |
 //! | `tree` | what is told of something, as JSON and as text |
 //! | `names` | the image that a file name, `nbd:...` or `json:{...}` names |
+//! | `size` | sizes in bytes |
 //! | `format` | what format an image has, or seems to have |
 
 use std::ffi::OsStr;
@@ -20,6 +21,7 @@ pub(super) mod format;
 pub(super) mod json;
 pub(super) mod keywords;
 pub(super) mod names;
+pub(super) mod size;
 pub(super) mod tree;
 
 /// The version of QEMU whose tools are spoken for.

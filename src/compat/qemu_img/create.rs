@@ -19,7 +19,7 @@ use crate::{
 use super::{
     super::{
         getopt::{Argument, Flag, flag},
-        qemu::{format, text},
+        qemu::{format, size::parse_size, text},
     },
     command::{Command, Done, Naming, Stop, read, shown, size},
     node::SECTOR,
@@ -32,7 +32,7 @@ Makes a new image.
 
 Usage: qemu-img create [OPTIONS] FILE [SIZE]
 
-  -f, --format=FMT          raw (without it), qcow2, vmdk, vpc or vdi
+  -f, --format=FMT          raw (without it), qcow2, vmdk, vpc, vhdx or vdi
   -o, --options=OPTS        How it is made; '-o help' lists what a format knows
   -b, --backing=FILE        Make an overlay of FILE (qcow2), of its size where none is given
   -F, --backing-format=FMT  Format of that file
@@ -109,11 +109,27 @@ const TOLD: &[(Format, &[Told])] = &[
         Format::Vpc,
         &[("size", None), ("subformat", None), ("force_size", None)],
     ),
+    (
+        Format::Vhdx,
+        &[
+            ("size", None),
+            ("log_size", Some("1048576")),
+            ("block_size", Some("0")),
+            ("subformat", None),
+            ("block_state_zero", None),
+        ],
+    ),
     (Format::Vdi, &[("size", None), ("static", Some("off"))]),
 ];
 
 /// The options whose values are sizes.
-const SIZES: &[&str] = &["cluster_size", "compression_window"];
+const SIZES: &[&str] = &[
+    "block_size",
+    "cluster_size",
+    "compression_window",
+    "extent_size_hint",
+    "log_size",
+];
 
 /// What the options say.
 #[derive(Debug, Default)]
@@ -300,13 +316,14 @@ fn formatting(name: &str, kind: FormatKind, size: u64, mut options: NewOptions) 
         .iter()
         .find(|(format, _)| kind == FormatKind::Image(*format));
     let raw: &[_] = &[("size", None), ("preallocation", None)];
-    for (key, usual) in rows.map_or(raw, |(_, rows)| *rows) {
+    let hints = [("nocow", None), ("extent_size_hint", None)];
+    for (key, usual) in rows.map_or(raw, |(_, rows)| *rows).iter().chain(&hints) {
         if *key == "size" {
             add("size", &size.to_string());
             continue;
         }
         let given = options.take(key);
-        let given = given.map(|value| match crate::block::parse_size(&value) {
+        let given = given.map(|value| match parse_size(&value) {
             Ok(bytes) if SIZES.contains(key) => bytes.to_string(),
             _ => value,
         });

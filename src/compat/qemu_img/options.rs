@@ -16,13 +16,12 @@ use crate::{
 };
 
 use super::{
-    super::qemu::{format, keywords::words, text},
+    super::qemu::{format, keywords::words, size::decimal, text},
     command::Stop,
 };
 
 /// What QEMU knows and we have not: the format (`None` for all of them), the option, the values that ask for nothing.
 const NOT_HERE: &[(Option<FormatKind>, &str, &[&str])] = &[
-    (None, "nocow", &["off", "no", "false"]),
     (None, "encryption", &["off", "no", "false"]),
     (QCOW2, "encrypt.format", &[]),
     (QCOW2, "encrypt.key-secret", &[]),
@@ -106,8 +105,9 @@ impl NewOptions {
                 _ => {}
             }
         }
-        // A hint to the file system.
+        // Hints to the file system.
         self.values.remove("extent_size_hint");
+        self.values.remove("nocow");
         let known = image_options(kind);
         let unknown = |key: &&String| !known.iter().any(|option| option.name == **key);
         if let Some(key) = self.values.keys().find(unknown) {
@@ -119,10 +119,17 @@ impl NewOptions {
             let subformat = self.values.entry("subformat".to_owned());
             subformat.or_insert_with(|| "monolithicSparse".to_owned());
         }
+        let is_size = |key: &str| {
+            let mut known = known.iter();
+            known.any(|option| option.name == key && matches!(option.kind, ParameterType::Size))
+        };
         let ours = self.values.iter();
         let ours = ours.map(|(key, value)| {
             let mut option = OsString::from(format!("{key}="));
-            option.push(escape_commas(value.as_ref()));
+            match is_size(key) {
+                true => option.push(&*decimal(value)),
+                false => option.push(escape_commas(value.as_ref())),
+            }
             option
         });
         Ok(ours.collect())
@@ -138,11 +145,7 @@ pub(super) fn made(name: &str) -> Result<FormatKind, Stop> {
         ))
     };
     match format::known(name) {
-        Ok(kind @ (FormatKind::Raw | FormatKind::Image(_)))
-            if kind != FormatKind::Image(Format::Vhdx) =>
-        {
-            Ok(kind)
-        }
+        Ok(kind @ (FormatKind::Raw | FormatKind::Image(_))) => Ok(kind),
         Ok(kind) => Err(not_made(&kind.to_string())),
         Err(_) if ["qcow", "qed", "parallels", "luks"].contains(&name) => Err(not_made(name)),
         Err(_) => Err(unknown().into()),

@@ -20,8 +20,8 @@ use super::{FormatKind, printable};
 
 mod others;
 
-use others::{PACKED_OPTIONS, VDI_OPTIONS, VMDK_OPTIONS, VPC_OPTIONS};
-pub use others::{new_packed, new_vdi, new_vmdk, new_vpc};
+use others::{PACKED_OPTIONS, VDI_OPTIONS, VHDX_OPTIONS, VMDK_OPTIONS, VPC_OPTIONS};
+pub use others::{new_packed, new_vdi, new_vhdx, new_vmdk, new_vpc};
 
 /// How a new qcow2 image is made: what the format's own options say, and the names of other files, which nobody
 /// has opened yet.
@@ -303,6 +303,7 @@ pub fn image_options(kind: FormatKind) -> &'static [Parameter] {
         FormatKind::Image(Format::Qcow2) => QCOW2_OPTIONS,
         FormatKind::Image(Format::Vmdk) => VMDK_OPTIONS,
         FormatKind::Image(Format::Vpc) => VPC_OPTIONS,
+        FormatKind::Image(Format::Vhdx) => VHDX_OPTIONS,
         FormatKind::Image(Format::Vdi) => VDI_OPTIONS,
         _ => &[],
     }
@@ -317,6 +318,7 @@ pub fn image_options_help() -> String {
         ("raw", RAW_OPTIONS),
         ("vmdk", VMDK_OPTIONS),
         ("vpc", VPC_OPTIONS),
+        ("vhdx", VHDX_OPTIONS),
         ("vdi", VDI_OPTIONS),
         ("gzip and zstd", PACKED_OPTIONS),
     ] {

@@ -6,7 +6,7 @@ use crate::{
     block::{Grammar, Parameter, ParameterType, Values},
     format::{
         packed::{PackOptions, Packing},
-        vdi,
+        vdi, vhdx,
         vmdk::{self, Subformat},
         vpc::{self, Kind},
     },
@@ -71,6 +71,33 @@ pub(super) static VDI_OPTIONS: &[Parameter] = &[Parameter::new(
 )
 .or("off")];
 
+/// The options of VHDX.
+pub(super) static VHDX_OPTIONS: &[Parameter] = &[
+    Parameter::new(
+        "block_size",
+        ParameterType::Size,
+        "The size of a block, a power of two from 1M to 256M; 8M to 64M, as the disk is large, without it",
+    ),
+    Parameter::new(
+        "block_state_zero",
+        ParameterType::Switch,
+        "Whether blocks that are not there are said to be zero, or undefined, as Hyper-V has them",
+    )
+    .or("on"),
+    Parameter::new(
+        "log_size",
+        ParameterType::Size,
+        "The length of the log, in whole MiB",
+    )
+    .or("1M"),
+    Parameter::new(
+        "subformat",
+        ParameterType::Choice(&["dynamic", "fixed"]),
+        "Whether blocks are allocated as they are needed, or all of them",
+    )
+    .or("dynamic"),
+];
+
 /// The options of compressed streams.
 pub(super) static PACKED_OPTIONS: &[Parameter] = &[Parameter::new(
     "compression_level",
@@ -132,6 +159,26 @@ pub fn new_vdi(texts: &[OsString]) -> Result<vdi::CreateOptions, String> {
     let values = values("vdi", VDI_OPTIONS, texts)?;
     let mut create = vdi::CreateOptions::default();
     create.is_static = values.switch("static").unwrap_or(false);
+    Ok(create)
+}
+
+/// Reads the options of a new VHDX image, likewise.
+///
+/// # Errors
+/// What is wrong with them, for people.
+pub fn new_vhdx(texts: &[OsString]) -> Result<vhdx::CreateOptions, String> {
+    let values = values("vhdx", VHDX_OPTIONS, texts)?;
+    // 0 is what qemu calls the usual.
+    let size = |name: &str| {
+        let size = values.size(name).filter(|size| *size > 0);
+        let size = size.map(|size| u32::try_from(size).map_err(|_| format!("{name} is too large")));
+        size.transpose()
+    };
+    let mut create = vhdx::CreateOptions::default();
+    create.block_size = size("block_size")?;
+    create.log_size = size("log_size")?;
+    create.leaves_undefined = values.switch("block_state_zero") == Some(false);
+    create.is_fixed = values.word("subformat").as_deref() == Some("fixed");
     Ok(create)
 }
 

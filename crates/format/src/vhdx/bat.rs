@@ -32,9 +32,9 @@ const STATE: u64 = 0x7;
 const RESERVED: u64 = 0xf_fff8;
 
 /// States of blocks.
-const NOT_PRESENT: u64 = 0;
+pub(super) const NOT_PRESENT: u64 = 0;
 const UNDEFINED: u64 = 1;
-const ZERO: u64 = 2;
+pub(super) const ZERO: u64 = 2;
 const UNMAPPED: u64 = 3;
 const FULLY_PRESENT: u64 = 6;
 const PARTIALLY_PRESENT: u64 = 7;
@@ -276,6 +276,11 @@ impl Piece {
     fn word(&self, index: usize) -> u64 {
         self.0.get(index).copied().unwrap_or(NOT_PRESENT)
     }
+}
+
+/// The entry of a block that lies at `host`, a multiple of 1 MiB.
+pub(super) fn present(host: u64) -> u64 {
+    host | FULLY_PRESENT
 }
 
 fn behind(host: u64) -> String {

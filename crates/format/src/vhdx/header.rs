@@ -100,6 +100,57 @@ impl Header {
     }
 }
 
+/// What the file is, and who has made it: the first bytes of a new image.
+pub(crate) fn identify() -> Vec<u8> {
+    let creator = "blockferry".encode_utf16();
+    let mut bytes = SIGNATURE.to_vec();
+    bytes.extend(creator.flat_map(u16::to_le_bytes));
+    bytes
+}
+
+/// The headers and the region tables of a new image, whose log is empty, and where they lie in a row.
+pub(crate) fn encode(
+    file_write: Guid,
+    data_write: Guid,
+    log: ByteRange,
+    regions: Regions,
+) -> (u64, Vec<u8>) {
+    let start = HEADERS[0];
+    let end = REGION_TABLES[1] + REGION_TABLE_LENGTH;
+    let mut bytes = vec![0; (end - start) as usize];
+    let mut put = |place: u64, length: u64, structure: &[u8]| {
+        let at = (place - start) as usize;
+        let part = &mut bytes[at..at + length as usize];
+        part[..structure.len()].copy_from_slice(structure);
+        let sum = checksum(part);
+        part[4..8].copy_from_slice(&sum.to_le_bytes());
+    };
+    for (place, sequence) in HEADERS.into_iter().zip(0_u64..) {
+        let mut header = [HEADER_SIGNATURE, &[0; 4], &sequence.to_le_bytes()].concat();
+        header.extend(file_write.0);
+        header.extend(data_write.0);
+        header.extend(Guid::ZERO.0);
+        // The versions of the log and of the format.
+        header.extend([0, 0, 1, 0]);
+        header.extend((log.len() as u32).to_le_bytes());
+        header.extend(log.start().to_le_bytes());
+        put(place, HEADER_LENGTH, &header);
+    }
+    let entries = [(BAT, regions.bat), (METADATA, regions.metadata)];
+    let mut table = [REGIONS_SIGNATURE, &[0; 4], &2_u32.to_le_bytes(), &[0; 4]].concat();
+    for (guid, place) in entries {
+        table.extend(guid.0);
+        table.extend(place.start().to_le_bytes());
+        table.extend((place.len() as u32).to_le_bytes());
+        // It has to be understood.
+        table.extend(1_u32.to_le_bytes());
+    }
+    for place in REGION_TABLES {
+        put(place, REGION_TABLE_LENGTH, &table);
+    }
+    (start, bytes)
+}
+
 /// The header that counts: the newer one of those that are sound.
 fn current<'a>(first: &'a [u8], second: &'a [u8]) -> Result<&'a [u8]> {
     let is_sound = |bytes: &&[u8]| is_sound(bytes, HEADER_SIGNATURE);

@@ -24,6 +24,7 @@ const MOST_USER_ITEMS: usize = 1024;
 
 /// Bits of an entry.
 const IS_USER: u32 = 1 << 0;
+const IS_OF_DISK: u32 = 1 << 1;
 const IS_REQUIRED: u32 = 1 << 2;
 
 /// Bits of the file parameters.
@@ -31,8 +32,8 @@ const LEAVE_ALLOCATED: u32 = 1 << 0;
 const HAS_PARENT: u32 = 1 << 1;
 
 /// The largest disk that there is.
-const MOST_SIZE: u64 = 64 << 40;
-const BLOCK_SIZES: std::ops::RangeInclusive<u32> = 1 << 20..=256 << 20;
+pub(super) const MOST_SIZE: u64 = 64 << 40;
+pub(super) const BLOCK_SIZES: std::ops::RangeInclusive<u32> = 1 << 20..=256 << 20;
 
 /// How many items of the system are known.
 const KNOWN: usize = 6;
@@ -147,6 +148,44 @@ impl Metadata {
             is_fixed: flags & LEAVE_ALLOCATED != 0 && !has_parent,
             parent,
         })
+    }
+}
+
+impl Metadata {
+    /// The region's bytes up to the end of the last item, of an image without a parent.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let geometry = self.geometry;
+        let flags = match self.is_fixed {
+            true => LEAVE_ALLOCATED,
+            false => 0,
+        };
+        let parameters = [1 << geometry.block_bits, flags].map(u32::to_le_bytes);
+        let logical = 1_u32 << geometry.sector_bits;
+        let items: [(u32, &[u8]); KNOWN - 1] = [
+            (IS_REQUIRED, parameters.as_flattened()),
+            (IS_REQUIRED | IS_OF_DISK, &geometry.size.to_le_bytes()),
+            (IS_REQUIRED | IS_OF_DISK, &self.disk.0),
+            (IS_REQUIRED | IS_OF_DISK, &logical.to_le_bytes()),
+            (
+                IS_REQUIRED | IS_OF_DISK,
+                &self.physical_sector_size.to_le_bytes(),
+            ),
+        ];
+        let mut table = SIGNATURE.to_vec();
+        table.extend([0, 0, items.len() as u8, 0]);
+        table.resize(32, 0);
+        let mut values: Vec<u8> = Vec::new();
+        for ((guid, _), (flags, value)) in ITEMS.iter().zip(items) {
+            let place = TABLE_LENGTH as u32 + values.len() as u32;
+            table.extend(guid.0);
+            for number in [place, value.len() as u32, flags, 0] {
+                table.extend(number.to_le_bytes());
+            }
+            values.extend(value);
+        }
+        table.resize(TABLE_LENGTH as usize, 0);
+        table.extend(values);
+        table
     }
 }
 

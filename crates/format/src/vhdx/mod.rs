@@ -1,4 +1,4 @@
-//! VHDX, Hyper-V's format, for reading.
+//! VHDX, Hyper-V's format.
 //!
 //! The specification is Microsoft's [MS-VHDX]; comments name its sections.
 //!
@@ -11,6 +11,7 @@
 //!  geometry   the arithmetic of blocks and entries
 //!  bat        the block allocation table: where blocks lie
 //!  image      all of that, open; the disk is a device of blocks like those of other formats
+//!  new        an image that is made
 //!  details    what an image says of itself
 //!  guid       identifiers
 //!  checksum   CRC-32C
@@ -26,7 +27,26 @@ mod image;
 mod locator;
 mod log;
 mod metadata;
+mod new;
 mod replay;
 
 pub use details::Details;
 pub use image::open;
+pub use new::create;
+
+/// What a new image is like.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct CreateOptions {
+    /// The virtual size in bytes; `None`: [`resize`](blockferry_block::BlockDevice::resize) tells.
+    pub size: Option<u64>,
+    /// All blocks are allocated.
+    pub is_fixed: bool,
+    /// The size of a block in bytes, a power of two from 1 MiB to 256 MiB; `None`: 8 MiB to 64 MiB, as the disk is
+    /// large.
+    pub block_size: Option<u32>,
+    /// The length of the log in bytes, in whole MiB; `None`: 1 MiB.
+    pub log_size: Option<u32>,
+    /// Blocks that are not there are said to be undefined, as Hyper-V has them, and not to be zero.
+    pub leaves_undefined: bool,
+}

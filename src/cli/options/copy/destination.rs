@@ -174,6 +174,7 @@ pub(super) fn doubts(args: &CopyArgs, destination: &Endpoint) -> Vec<String> {
         "qcow2" => "-O qcow2 makes a qcow2 image of it",
         "vmdk" => "-O vmdk makes a VMDK image of it",
         "vhd" | "vpc" => "-O vpc makes a VHD image of it",
+        "vhdx" => "-O vhdx makes a VHDX image of it",
         "vdi" => "-O vdi makes a VDI image of it",
         "gz" => "-O gzip compresses it",
         "zst" => "-O zstd compresses it",

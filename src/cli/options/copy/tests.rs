@@ -211,7 +211,7 @@ fn a_name_that_promises_a_format_raises_a_doubt() {
     assert!(doubts(&["a", "b.VMDK"])[0].contains("-O vmdk"));
     assert!(doubts(&["a", "b.raw.gz"])[0].contains("-O gzip"));
     assert!(doubts(&["a", "b.zst"])[0].contains("-O zstd"));
-    assert!(doubts(&["a", "b.vhdx"])[0].contains("-O raw"));
+    assert!(doubts(&["a", "b.vhdx"])[0].contains("-O vhdx"));
     assert!(doubts(&["-O", "raw", "a", "b.qcow2"]).is_empty());
     assert!(doubts(&["a", "b.raw"]).is_empty());
     assert!(doubts(&["a", "nbd://host/b.qcow2"]).is_empty());
