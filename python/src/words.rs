@@ -69,6 +69,10 @@ pub(crate) fn endpoint(
     });
     let filters = filters.collect::<PyResult<_>>()?;
     Ok(parsed
-        .interpreted(ImageFormat { kind, snapshot })
+        .interpreted(ImageFormat {
+            kind,
+            snapshot,
+            ..ImageFormat::default()
+        })
         .behind(filters))
 }

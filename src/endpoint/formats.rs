@@ -40,6 +40,8 @@ pub struct ImageFormat {
     pub kind: FormatKind,
     /// The internal snapshot that is meant, by its ID or its name; it can only be read.
     pub snapshot: Option<String>,
+    /// Whether the backing file that a qcow2 image names is left alone: what is not in the image reads as zeroes.
+    pub without_backing: bool,
 }
 
 /// A format, or that it is to be found out.
@@ -75,7 +77,7 @@ impl From<FormatKind> for ImageFormat {
     fn from(kind: FormatKind) -> Self {
         Self {
             kind,
-            snapshot: None,
+            ..Self::default()
         }
     }
 }
@@ -334,6 +336,7 @@ async fn open_image(
     let mut opening = relatives.options();
     opening.writable = writable;
     opening.snapshot.clone_from(&format.snapshot);
+    opening.without_backing = format.without_backing;
     let image = kind.open(below, &relatives, &opening).await?;
     Ok((image, relatives))
 }

@@ -532,8 +532,6 @@ fn what_would_change_what_is_served_and_is_not_there_is_refused_by_name() {
     for (arguments, named) in [
         ("--cache=writethrough", "--cache=writethrough"),
         ("--cache=directsync", "--cache=directsync"),
-        ("--detect-zeroes=on", "--detect-zeroes=on"),
-        ("--selinux-label=x", "--selinux-label"),
     ] {
         let arguments = format!("-f raw {arguments} {}", image.display());
         run_as(Who::Ours, &arguments).failure(1, &["qemu-nbd: ", named, "not supported"]);
@@ -556,13 +554,7 @@ fn it_says_which_version_it_stands_in_for() {
         .filter(|word| word.starts_with("--"))
     {
         // What is refused is not advertised.
-        let refused = [
-            "--connect",
-            "--detect-zeroes",
-            "--disconnect",
-            "--selinux-label",
-            "--tls-authz",
-        ];
+        let refused = ["--connect", "--disconnect", "--tls-authz"];
         assert_eq!(
             ours.text().contains(option),
             !refused.contains(&option),

@@ -20,6 +20,7 @@ mod convert_places;
 mod copy;
 mod destination_files;
 mod doctor;
+mod dropin_consumers;
 mod dropin_nbdcopy;
 mod dropin_nbdcopy_blkhash;
 mod dropin_nbdcopy_failures;

@@ -13,6 +13,9 @@ pub struct OpenOptions {
     /// first, unless `snapshot.id=` or `snapshot.name=` in front says which it is. It cannot be written. Only qcow2
     /// images have any.
     pub snapshot: Option<String>,
+    /// Whether the backing file that the image names is left alone: what is not in the image reads as zeroes. Only
+    /// qcow2 images know this.
+    pub without_backing: bool,
     /// The largest virtual size that is opened, in bytes; `None`: any that an image can have.
     pub max_size: Option<u64>,
     /// How much memory tables may take, in bytes: 0 stands for 16 MiB, in which those of 128 GiB fit in the usual

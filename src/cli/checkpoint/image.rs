@@ -80,7 +80,7 @@ impl Image {
     /// The disk, where `endpoint` is known to be an image in a format.
     fn formatted(endpoint: &Endpoint, size: u64) -> io::Result<Self> {
         let image = Self::bytes(endpoint, size)?;
-        let ImageFormat { kind, snapshot } = endpoint.format();
+        let ImageFormat { kind, snapshot, .. } = endpoint.format();
         Ok(match kind {
             FormatKind::Raw | FormatKind::Probe | FormatKind::ProbeImage => image,
             FormatKind::Image(_) | FormatKind::Packed(_) | FormatKind::Ova => Self::Formatted {

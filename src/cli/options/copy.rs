@@ -232,6 +232,7 @@ fn source(sources: &[OsString], args: &CopyArgs) -> Result<Endpoint, Failure> {
         Ok(Endpoint::parse(text)?.interpreted(ImageFormat {
             kind: kind(args.formats.format),
             snapshot: args.snapshot.clone(),
+            ..ImageFormat::default()
         }))
     });
     let parts: Vec<_> = parts.collect::<Result<_, Failure>>()?;

@@ -151,6 +151,7 @@ impl MeasureJob {
                 let format = ImageFormat {
                     kind: kind(args.formats.format),
                     snapshot: args.snapshot.clone(),
+                    ..ImageFormat::default()
                 };
                 Subject::Copy(seekable(image)?.interpreted(format))
             }

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use crate::{
     cli::failure::Failure,
-    endpoint::{Endpoint, EndpointKind, FormatKind, printable},
+    endpoint::{Endpoint, EndpointKind, FormatKind, ImageFormat, printable},
+    format::Format,
     proto::{DEFAULT_PORT, NbdUri, Transport},
 };
 
@@ -31,6 +32,7 @@ const WITHOUT_EFFECT: &[&str] = &[
     "cache-size",
     "detect-zeroes",
     "discard",
+    "discard-no-unref",
     "drop-cache",
     "force-share",
     "l2-cache-entry-size",
@@ -118,6 +120,8 @@ impl<'a> Reader<'a> {
             }
             _ => None,
         };
+        let may_be_qcow2 = matches!(format, None | Some(FormatKind::Image(Format::Qcow2)));
+        let without_backing = may_be_qcow2 && take_no_backing(&mut keywords)?;
         ignore(&mut keywords);
         if let Some(key) = keywords.first() {
             let driver = driver.unwrap_or("raw");
@@ -138,6 +142,13 @@ impl<'a> Reader<'a> {
             }
             (None, _) => below.source,
         };
+        if without_backing {
+            let format = ImageFormat {
+                without_backing,
+                ..below.source.format().clone()
+            };
+            below.source = below.source.interpreted(format);
+        }
         Ok(below)
     }
 
@@ -287,6 +298,16 @@ fn no_such_node(name: &str) -> Failure {
     ))
 }
 
+/// Whether it is said that an image is read without the backing file that it names: `"backing": null` in JSON, and
+/// `backing=` elsewhere.
+fn take_no_backing(keywords: &mut Keywords) -> Result<bool, Failure> {
+    match keywords.take("backing") {
+        None => Ok(false),
+        Some(node) if node.is_empty() => Ok(true),
+        Some(node) => Err(no_such_node(&node)),
+    }
+}
+
 /// A size, which is none where JSON says `null`.
 fn size(keywords: &mut Keywords, key: &str) -> Result<Option<u64>, Failure> {
     if keywords.is_null(key) {
@@ -311,7 +332,6 @@ fn ignore_numbers(server: &mut Keywords) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::Format;
 
     fn image(text: &str) -> Image {
         described(text, &Objects::default()).expect(text)
@@ -376,6 +396,24 @@ mod tests {
         assert_eq!(of.format().kind, FormatKind::Image(Format::Qcow2));
         let same = image("driver=raw,file.driver=qcow2,file.file.filename=x").source;
         assert_eq!(same.format().kind, FormatKind::Image(Format::Qcow2));
+    }
+
+    #[test]
+    fn a_backing_file_is_left_alone_where_null_takes_its_place() {
+        for text in [
+            r#"{"driver":"qcow2","backing":null,"file":{"driver":"file","filename":"x"}}"#,
+            "driver=qcow2,backing=,file.filename=x",
+        ] {
+            let format = image(text).source.format().clone();
+            assert!(format.without_backing, "{text}");
+            assert_eq!(format.kind, FormatKind::Image(Format::Qcow2));
+        }
+        let with = image("driver=qcow2,file.filename=x");
+        assert!(!with.source.format().without_backing);
+        let named = refusal("driver=qcow2,backing=node,file.filename=x");
+        assert!(named.contains("Cannot find device='node'"), "{named}");
+        let raw = refusal("driver=raw,backing=,file.filename=x");
+        assert!(raw.contains("option 'backing'"), "{raw}");
     }
 
     #[test]

@@ -14,7 +14,7 @@ pub(in crate::compat) fn keywords(text: &str) -> Result<BTreeMap<String, String>
     if text.len() > LONGEST {
         return Err("Could not parse the JSON options: they are too long".to_owned());
     }
-    let parsed: Value = serde_json::from_str(text)
+    let parsed: Value = serde_json::from_str(&double_quoted(text))
         .map_err(|error| format!("Could not parse the JSON options: JSON parse error, {error}"))?;
     let Value::Object(object) = parsed else {
         return Err("Invalid JSON object given".to_owned());
@@ -22,6 +22,35 @@ pub(in crate::compat) fn keywords(text: &str) -> Result<BTreeMap<String, String>
     let mut flat = BTreeMap::new();
     flatten("", object, &mut flat)?;
     Ok(flat)
+}
+
+/// The same with strings between double quotes only: QEMU takes single ones, too.
+fn double_quoted(text: &str) -> String {
+    let mut quoted = String::with_capacity(text.len());
+    let mut inside = None;
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        match (c, inside) {
+            ('\'' | '"', None) => {
+                inside = Some(c);
+                quoted.push('"');
+            }
+            (_, Some(quote)) if c == quote => {
+                inside = None;
+                quoted.push('"');
+            }
+            ('"', Some(_)) => quoted.push_str("\\\""),
+            ('\\', Some(_)) => match chars.next() {
+                Some('\'') => quoted.push('\''),
+                next => {
+                    quoted.push('\\');
+                    quoted.extend(next);
+                }
+            },
+            _ => quoted.push(c),
+        }
+    }
+    quoted
 }
 
 fn flatten(
@@ -65,6 +94,18 @@ mod tests {
 
     fn pair(key: &str, value: &str) -> (String, String) {
         (key.to_owned(), value.to_owned())
+    }
+
+    #[test]
+    fn strings_may_stand_between_single_quotes() {
+        let text =
+            r#"{'driver': 'raw', "file": {'filename': 'a "b" \'c\' \\', "x": "it's \"y\""}}"#;
+        let expected = [
+            pair("driver", "raw"),
+            pair("file.filename", r#"a "b" 'c' \"#),
+            pair("file.x", r#"it's "y""#),
+        ];
+        assert_eq!(flat(text), expected);
     }
 
     #[test]

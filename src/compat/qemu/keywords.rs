@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::{block::parse_size, cli::failure::Failure, endpoint::printable};
+use crate::{cli::failure::Failure, endpoint::printable};
 
-use super::json;
+use super::{json, size::parse_size};
 
 /// The keys of one option, each to be asked for once.
 #[derive(Debug)]

@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    block::{SizeError, parse_size},
+    block::SizeError,
     cli::{
         failure::Failure,
         output::{print, tell},
@@ -22,6 +22,7 @@ use super::{
             block_options::{Image, described},
             credentials::Objects,
             names::{could_not_open, named},
+            size::parse_size,
             text,
         },
     },
@@ -64,19 +65,15 @@ impl Command {
             name,
             about,
             is_there: false,
-            run: |command, words| command.refuse(&words),
+            run: |command, _| command.refuse(),
         }
     }
 
-    fn refuse(&self, words: &[OsString]) -> Done {
-        let Self { name, about, .. } = self;
+    /// Also where it is asked for help: that is how scripts find out whether a command is there.
+    fn refuse(&self) -> Done {
+        let name = self.name;
         let why = format!("'{name}' is not done by blockferry: use QEMU's own qemu-img");
-        match words.first() {
-            Some(word) if word == "--help" || word == "-h" => {
-                shown(&format!("qemu-img {name}: {about}\n\n{why}\n"))
-            }
-            _ => Err(Failure::failed(why).into()),
-        }
+        Err(Failure::failed(why).into())
     }
 }
 

@@ -45,7 +45,7 @@ What is read:
       --object=OBJECT         tls-creds-x509,id=ID,dir=DIR,endpoint=client
 
 What is written:
-  -O, --target-format=FMT     raw (without it), qcow2, vmdk, vpc or vdi
+  -O, --target-format=FMT     raw (without it), qcow2, vmdk, vpc, vhdx or vdi
   -o, --target-options=OPTS   How it is made; '-o help' lists what a format knows
   -c, --compress              Compress the data (qcow2; vmdk with subformat=streamOptimized)
   -B, --backing=FILE          Make an overlay of FILE (qcow2)
@@ -347,9 +347,11 @@ impl Choices {
                     "No support for concatenating multiple snapshot",
                 ));
             }
-            let kind = part.format().kind;
-            let snapshot = Some(snapshot.clone());
-            Ok(part.interpreted(ImageFormat { kind, snapshot }))
+            let format = ImageFormat {
+                snapshot: Some(snapshot.clone()),
+                ..part.format().clone()
+            };
+            Ok(part.interpreted(format))
         });
         let parts: Vec<_> = parts.collect::<Result<_, Failure>>()?;
         let whole = match <[Endpoint; 1]>::try_from(parts) {
@@ -401,6 +403,13 @@ impl Choices {
     ) -> Result<(Endpoint, DestinationFormat, bool), Failure> {
         // It gets that of the source.
         self.options.take("size");
+        if kind == FormatKind::Image(Format::Qcow2) {
+            // The name may be said in one way, and the format in the other.
+            let name = self.options.take("backing_file").map(OsString::from);
+            self.backing = self.backing.take().or(name);
+            let format = self.options.take("backing_fmt");
+            self.backing_format = self.backing_format.take().or(format);
+        }
         let options = std::mem::take(&mut self.options).into_ours(kind)?;
         let name = target.name();
         let wrong = |message: String| {
@@ -488,8 +497,8 @@ impl Choices {
 }
 
 fn parallel(value: &OsStr) -> Result<usize, Failure> {
-    let number = value.to_str().and_then(|text| text.parse().ok());
-    match number {
+    let number = value.to_str().map(str::trim_start);
+    match number.and_then(|number| number.parse().ok()) {
         Some(number @ 1..=MOST_PARALLEL) => Ok(number),
         Some(_) => Err(Failure::usage(format!(
             "Invalid number of coroutines specified. Must be between 1 and {MOST_PARALLEL}."

@@ -14,7 +14,7 @@ use crate::cli::{
 use super::{
     super::{
         getopt::{Argument, Flag, flag},
-        qemu::text,
+        qemu::{size::decimal, text},
     },
     command::{Command, Done, Naming, Stop, read},
     options::{NewOptions, made},
@@ -28,7 +28,7 @@ Usage: qemu-img dd [OPTIONS] if=SOURCE of=TARGET [bs=SIZE] [count=N] [skip=N]
 
   -f, --format=FMT         Format of the source; without it a file's first bytes tell
       --image-opts         SOURCE is a description: driver=qcow2,file.filename=PATH
-  -O, --output-format=FMT  Format of the target: raw (without it), qcow2, vmdk, vpc or vdi
+  -O, --output-format=FMT  Format of the target: raw (without it), qcow2, vmdk, vpc, vhdx or vdi
       --object=OBJECT      tls-creds-x509,id=ID,dir=DIR,endpoint=client
   -U, --force-share        Understood; images are never locked
   -h, --help               Show this text
@@ -70,8 +70,15 @@ struct Choices {
 pub(super) fn run(_: &Command, words: Vec<OsString>) -> Done {
     let mut choices = Choices::default();
     let operands = read(FLAGS, words, |option, value| choices.choose(option, value))?;
-    let operands = DdOperands::read(&operands)
+    let mut operands = DdOperands::read(&operands)
         .map_err(|key| Failure::usage(format!("unrecognized operand {key}")))?;
+    for value in [&mut operands.bs, &mut operands.count, &mut operands.skip] {
+        let number = value.as_ref().and_then(|value| value.to_str());
+        *value = match number.map(|number| decimal(number).into_owned()) {
+            Some(number) => Some(OsString::from(number)),
+            None => value.take(),
+        };
+    }
     let kind = made(choices.output_format.as_deref().unwrap_or("raw"))?;
     let blocks = operands.blocks()?;
     let (Some(input), Some(output)) = (&operands.input, &operands.output) else {

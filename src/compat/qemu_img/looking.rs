@@ -13,7 +13,7 @@ use crate::{
 use super::{
     super::{
         getopt::{Argument, Flag, flag},
-        qemu::{block_options::Image, text},
+        qemu::{block_options::Image, size::parse_size, text},
     },
     command::{Naming, Stop, read},
 };
@@ -130,7 +130,7 @@ pub(super) fn bytes(what: &str, value: &OsStr) -> Result<u64, Failure> {
             i64::MAX
         ))
     };
-    match crate::block::parse_size(&value) {
+    match parse_size(&value) {
         Ok(bytes) => Ok(bytes),
         Err(crate::block::SizeError::TooLarge(_)) => Err(bound()),
         Err(_)

@@ -16,7 +16,7 @@ use crate::{
 use super::{
     super::{
         getopt::{Argument, Flag, flag},
-        qemu::text,
+        qemu::{size::decimal, text},
     },
     command::{Command, Done, Naming, Stop, read, shown},
 };
@@ -93,7 +93,7 @@ pub(super) fn run(_: &Command, mut words: Vec<OsString>) -> Done {
             ));
         }
     };
-    let size = size.to_str().and_then(new_size).ok_or_else(|| {
+    let size = size.to_str().map(decimal).and_then(|size| new_size(&size)).ok_or_else(|| {
         Failure::usage("Parameter 'size' expects a non-negative number below 2^64")
             .note("Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta- and exabytes, respectively.")
     })?;

@@ -14,7 +14,7 @@ use super::{
         getopt::{self, Argument, Flag, flag},
         qemu::{VERSION, credentials::Objects, text},
     },
-    values::{detect_zeroes, discard, export_text, number, one_of, small_number, unsupported},
+    values::{discard, export_text, number, one_of, small_number, unsupported},
 };
 
 const HELP: &str = "\
@@ -33,6 +33,7 @@ Where and to whom:
   -D, --description=TEXT     Description of the export
       --handshake-limit=N    Seconds that a client's handshake may take (10); 0 is no limit
       --fork                 Go to the background once clients can connect
+      --selinux-label=LABEL  Label the socket
       --pid-file=PATH        Write the process's number to PATH
   -v, --verbose              Say on standard error who comes and goes
 
@@ -47,7 +48,7 @@ What:
   -r, --read-only            Refuse every write
   -o, --offset=OFFSET        Serve what begins there
       --discard=ignore|unmap What becomes of trims; ignore is the default and also keeps zeroes allocated
-      --cache=none|writeback|unsafe, -n, --nocache, --aio=threads|native|io_uring
+      --cache=none|writeback|unsafe, -n, --nocache, --aio=threads|native|io_uring, --detect-zeroes=off|on|unmap
                              Understood; they change nothing
 
 TLS:
@@ -169,6 +170,7 @@ pub(super) struct Choices {
     pub(super) pid_file: Option<PathBuf>,
     pub(super) port: Option<u16>,
     pub(super) read_only: bool,
+    pub(super) selinux_label: Option<String>,
     /// 0: no limit.
     pub(super) shared: usize,
     /// Whether what is written goes to a temporary overlay.
@@ -176,6 +178,8 @@ pub(super) struct Choices {
     pub(super) socket: Option<PathBuf>,
     pub(super) tls_creds: Option<String>,
     pub(super) tls_hostname: Option<String>,
+    /// Whether zeroes that are written are to become holes. They stay as they are, which nobody reads.
+    pub(super) unmaps_zeroes: bool,
     pub(super) verbose: bool,
     /// Whether something was chosen that is of no use for a list.
     pub(super) of_a_device: bool,
@@ -203,11 +207,13 @@ impl Default for Choices {
             pid_file: None,
             port: None,
             read_only: false,
+            selinux_label: None,
             shared: 1,
             snapshot: false,
             socket: None,
             tls_creds: None,
             tls_hostname: None,
+            unmaps_zeroes: false,
             verbose: false,
             of_a_device: false,
             has_cache: false,
@@ -233,7 +239,10 @@ impl Choices {
             Opt::Cache | Opt::NoCache => self.choose_cache(option, value)?,
             Opt::Description => self.description = Some(export_text("description", value)?),
             Opt::Discard => self.discard = discard(value)?,
-            Opt::DetectZeroes => detect_zeroes(value)?,
+            Opt::DetectZeroes => {
+                one_of(value, "detect-zeroes mode", &["off", "on", "unmap"])?;
+                self.unmaps_zeroes = value == "unmap";
+            }
             Opt::ExportName => self.export_name = Some(export_text("name", value)?),
             Opt::Fork => self.fork = true,
             Opt::Format => self.format = Some(text("format", value)?),
@@ -279,7 +288,7 @@ impl Choices {
                     .map(str::to_owned);
                 self.load_snapshot = Some(name.unwrap_or(snapshot));
             }
-            Opt::SelinuxLabel => return Err(unsupported("--selinux-label", "").into()),
+            Opt::SelinuxLabel => self.selinux_label = Some(text("selinux-label", value)?),
             Opt::Snapshot => self.snapshot = true,
             Opt::TlsAuthz => return Err(unsupported("--tls-authz", "").into()),
             Opt::Trace => {}

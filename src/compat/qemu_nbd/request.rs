@@ -87,6 +87,11 @@ impl Choices {
     }
 
     fn job(self, image: &OsStr) -> Result<ServeJob, Failure> {
+        if self.unmaps_zeroes && !self.discard {
+            return Err(Failure::usage(
+                "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap",
+            ));
+        }
         let tls = self.tls()?;
         let listen = self.places(is_activated())?;
         let image = self.image(image)?;
@@ -97,6 +102,7 @@ impl Choices {
             open: Opening::AtStart,
         }]);
         job.listen = listen;
+        job.socket_label = self.selinux_label;
         job.tls = tls;
         job.contexts = self.contexts;
         job.trust = Trust::of_environment();
@@ -141,10 +147,12 @@ impl Choices {
                     "--load-snapshot: a raw image has no snapshots",
                 ));
             }
-            image.source = image.source.interpreted(ImageFormat {
+            let format = ImageFormat {
                 kind: FormatKind::Image(Format::Qcow2),
                 snapshot: Some(snapshot.clone()),
-            });
+                ..image.source.format().clone()
+            };
+            image.source = image.source.interpreted(format);
             image.read_only = true;
         }
         image.source = part_of(image.source, self.offset, None);

@@ -32,7 +32,8 @@ fn invalid(what: &str, value: &OsStr) -> Failure {
 
 /// A number without a unit, in decimal or hexadecimal.
 pub(super) fn number(value: &OsStr, what: &str) -> Result<u64, Failure> {
-    let text = value.to_str().unwrap_or_default();
+    // One word of the shell's may be an option and its argument: `'-e 2'`.
+    let text = value.to_str().unwrap_or_default().trim_start();
     let number = match text.strip_prefix("0x") {
         Some(digits) => u64::from_str_radix(digits, 16),
         None => text.parse(),
@@ -57,15 +58,4 @@ pub(super) fn discard(value: &OsStr) -> Result<bool, Failure> {
         Some("unmap" | "on") => Ok(true),
         _ => Err(invalid("discard mode", value)),
     }
-}
-
-pub(super) fn detect_zeroes(value: &OsStr) -> Result<(), Failure> {
-    if value == "on" || value == "unmap" {
-        let mode = printable(value);
-        return Err(unsupported(
-            &format!("--detect-zeroes={mode}"),
-            "zeroes that a client writes stay as they are",
-        ));
-    }
-    one_of(value, "detect-zeroes mode", &["off"])
 }

@@ -142,6 +142,7 @@ async fn snapshots_belong_to_images() {
     let snapshot = |kind| ImageFormat {
         kind,
         snapshot: Some("s".to_owned()),
+        ..ImageFormat::default()
     };
     let options = OpenOptions::default();
     let rich = place.image("rich", Builder::sound().rich());

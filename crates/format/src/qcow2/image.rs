@@ -306,7 +306,8 @@ pub(crate) async fn open_reader(
         Some(named) => HostFile::new(open_related(related, &named, options.writable).await?),
         None => file.clone(),
     };
-    let backing = match header.backing_file() {
+    let named = header.backing_file().filter(|_| !options.without_backing);
+    let backing = match named {
         Some(named) => Some(HostFile::new(open_related(related, &named, false).await?)),
         None => None,
     };
