@@ -184,10 +184,9 @@ impl DeviceFilter for Swabbed {
     ) -> BoxFuture<'a, Result<Vec<Extent>>> {
         Box::pin(async move {
             let extents = self.below.extents(range, context).await?;
-            let inner = extents.iter().skip(1);
-            let mut starts = inner.map(|extent| extent.range.start());
+            let mut ends = extents.iter().map(|extent| extent.range.end());
             // A hole that ends amid a word would take bytes of its neighbour along.
-            match starts.all(|start| start.is_multiple_of(self.word)) {
+            match ends.all(|end| end.is_multiple_of(self.word) || end == range.end()) {
                 false if *context == Context::Allocation => {
                     let status = Status::DATA;
                     Ok(vec![Extent { range, status }])
@@ -260,6 +259,20 @@ mod tests {
         let read = device.read(248, Buffer::zeroed(1)).await;
         let kind = read.expect_err("behind the end").kind();
         assert_eq!(kind, ErrorKind::OutOfBounds);
+    }
+
+    #[tokio::test]
+    async fn a_hole_that_ends_amid_a_word_is_data() {
+        for (filter, is_data) in [("swab:64", true), ("swab:32", false)] {
+            let list = tempfile::NamedTempFile::new().expect("a file");
+            std::fs::write(list.path(), "0 12 hole,zero\n12 4084\n").expect("room");
+            let below = format!("extentlist:{}", list.path().display());
+            let device = through(&[filter, &below], Arc::new(MemoryDevice::new(4096))).await;
+            let range = ByteRange::between(0, 4096);
+            let extents = device.extents(range, &Context::Allocation).await;
+            let first = extents.expect("extents")[0];
+            assert_eq!(first.status == Status::DATA, is_data, "{filter}");
+        }
     }
 
     #[tokio::test]
