@@ -94,10 +94,10 @@ impl FromStr for FormatKind {
             return Ok(Self::Ova);
         }
         let format = name.parse().map(Self::Image);
-        format.or(name.parse().map(Self::Packed)).map_err(|()| {
+        format.or(name.parse().map(Self::Packed)).map_err(|_| {
             let formats = Format::ALL.map(Format::name).join(", ");
             let packings = Packing::ALL.map(Packing::name).join(", ");
-            format!("the format {name:?} is not known here: raw, {formats}, {packings}, ova are")
+            format!("the format {name:?} is not supported: raw, {formats}, {packings}, ova are")
         })
     }
 }

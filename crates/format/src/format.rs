@@ -82,7 +82,8 @@ pub struct UnknownFormat;
 
 impl fmt::Display for UnknownFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("no image format has that name")
+        let names = Format::ALL.map(Format::name).join(", ");
+        write!(f, "no image format has that name: {names} are known")
     }
 }
 

@@ -44,5 +44,5 @@ mod packing;
 mod unpack;
 
 pub use pack::{PackOptions, PackSink, PackTarget, UnfinishedPack, pack};
-pub use packing::Packing;
+pub use packing::{Packing, UnknownPacking};
 pub use unpack::{Packed, UnpackOptions, Unpacked};

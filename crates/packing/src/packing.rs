@@ -1,6 +1,6 @@
 //! The ways in which streams are compressed, by name and by magic.
 
-use std::{fmt, str::FromStr};
+use std::{error, fmt, str::FromStr};
 
 /// How a stream is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -79,12 +79,26 @@ impl Packing {
     }
 }
 
-impl FromStr for Packing {
-    type Err = ();
+/// A name that no way of packing has which is known here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnknownPacking;
 
-    fn from_str(name: &str) -> Result<Self, ()> {
+impl fmt::Display for UnknownPacking {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = Packing::ALL.map(Packing::name).join(", ");
+        write!(f, "no compression has that name: {names} are known")
+    }
+}
+
+impl error::Error for UnknownPacking {}
+
+impl FromStr for Packing {
+    type Err = UnknownPacking;
+
+    /// One under its [name](Packing::name).
+    fn from_str(name: &str) -> Result<Self, UnknownPacking> {
         let named = Self::ALL.into_iter().find(|packing| packing.name() == name);
-        named.ok_or(())
+        named.ok_or(UnknownPacking)
     }
 }
 
@@ -120,6 +134,17 @@ mod tests {
         }
         for packing in Packing::ALL {
             assert_eq!(packing.name().parse(), Ok(packing));
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_none_is_told_which_there_are() {
+        for name in ["", "GZIP", "gz", "lzip"] {
+            let error = name.parse::<Packing>().expect_err(name);
+            assert_eq!(
+                error.to_string(),
+                "no compression has that name: gzip, xz, zstd, bzip2 are known"
+            );
         }
     }
 }
