@@ -45,6 +45,7 @@ mod compat;
 pub mod endpoint;
 pub mod inspect;
 pub mod job;
+mod system;
 
 /// Its examples are tested.
 #[cfg(doctest)]

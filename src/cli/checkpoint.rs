@@ -7,7 +7,6 @@
 mod image;
 
 use std::{
-    error::Error as _,
     fs,
     io::{self, Write},
     os::unix::fs::MetadataExt,
@@ -21,9 +20,10 @@ use crate::{
     block::{BoxFuture, ByteRange, Error, ErrorKind, Operation, RangeSet, Result},
     copy::{Checkpoint, Destination, Done, SaveDone, Source},
     endpoint::{DestinationFile, Endpoint, EndpointKind, printable},
+    system,
 };
 
-use super::failure::{Failure, without_number};
+use super::failure::Failure;
 use image::Image;
 
 /// The version of the file's format.
@@ -163,7 +163,7 @@ impl CheckpointFile {
             Ok(_) => fs::read(&self.path).map_err(|error| Failure::system(&self.name(), &error))?,
         };
         let contents: Contents = serde_json::from_slice(&text)
-            .map_err(|error| self.refusal(&format!("it is no checkpoint: {error}")))?;
+            .map_err(|error| self.refusal(&format!("it is not a checkpoint: {error}")))?;
         if contents.version != VERSION {
             let message = format!(
                 "its format is of version {}, and this program knows {VERSION}",
@@ -220,11 +220,7 @@ impl CheckpointFile {
         write().map_err(|error: io::Error| {
             let name = Arc::from(self.name());
             let kind = ErrorKind::from(&error);
-            // What the temporary file was called helps nobody.
-            let why = error
-                .source()
-                .map_or(error.to_string(), ToString::to_string);
-            let why = without_number(why);
+            let why = system::words(&error);
             Error::with_message(kind, format!("the checkpoint cannot be written: {why}"))
                 .during(Operation::Write)
                 .on(&name)
@@ -359,9 +355,9 @@ mod tests {
         let valid = serde_json::to_string(&Contents::new(checkpoint.copy.clone(), &done()));
         let valid = valid.expect("text");
         for (text, why) in [
-            ("", "no checkpoint"),
-            ("{}", "no checkpoint"),
-            (&valid[..valid.len() / 2], "no checkpoint"),
+            ("", "not a checkpoint"),
+            ("{}", "not a checkpoint"),
+            (&valid[..valid.len() / 2], "not a checkpoint"),
             (
                 &valid.replace(r#"checkpoint":1"#, r#"checkpoint":2"#),
                 "version 2",

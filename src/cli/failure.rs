@@ -7,6 +7,9 @@
 //! - What to do is not part of it: that stands on a line of its own, after `hint: ` ([`hints`](super::hints)).
 //! - Commands, options in sentences about others, and words to be typed stand in 'single quotes'; words that somebody
 //!   else wrote stand in "double quotes" where they are quoted at all, and are always escaped.
+//! - The same failure has the same words everywhere: "it is not a ...", "... is not supported", "lies past the end of the file",
+//!   "it must be from ... to ...", "there is no ...". Numbers of system errors and names of temporary files are left out
+//!   ([`system`]).
 //! - An image is a disk in a format or raw; a file, an export and a device hold it; an endpoint is what a user writes.
 
 use std::{error::Error as StdError, fmt, fmt::Write, io};
@@ -18,6 +21,7 @@ use crate::{
     copy::{CopyError, Side},
     endpoint::EndpointError,
     filter::FilterError,
+    system,
 };
 
 use super::{
@@ -87,7 +91,7 @@ impl Failure {
 
     /// Something of the system failed.
     pub(crate) fn system(what: &str, error: &io::Error) -> Self {
-        Self::failed(format!("{what}: {error}"))
+        Self::failed(format!("{what}: {}", system::words(error)))
     }
 
     /// Someone asked us to end.
@@ -106,7 +110,7 @@ impl Failure {
     fn new(exit: Exit, message: String) -> Self {
         Self {
             exit,
-            message,
+            message: system::without_numbers(message),
             notes: Vec::new(),
             hint: None,
             cause: None,
@@ -342,7 +346,10 @@ fn message(error: &Error) -> String {
     while let Some(next) = cause {
         let said = match next.downcast_ref::<Error>() {
             Some(inner) => without_endpoint(own_words(inner), error.endpoint()),
-            None => without_number(next.to_string()),
+            None => match next.downcast_ref::<io::Error>() {
+                Some(error) => system::words(error),
+                None => system::without_numbers(next.to_string()),
+            },
         };
         if !text.contains(&said) {
             if !text.is_empty() {
@@ -380,16 +387,6 @@ fn own_context(error: &Error) -> String {
 fn without_endpoint(text: String, told: Option<&str>) -> String {
     let rest = told.and_then(|told| text.strip_prefix(told)?.strip_prefix(": "));
     rest.map(str::to_owned).unwrap_or(text)
-}
-
-/// The text of a system error without its number.
-pub(super) fn without_number(mut text: String) -> String {
-    if text.ends_with(')')
-        && let Some(start) = text.rfind(" (os error ")
-    {
-        text.truncate(start);
-    }
-    text
 }
 
 pub(super) fn is_system_error(error: &Error) -> bool {
@@ -468,6 +465,12 @@ mod tests {
         let error = Error::from(io::Error::from_raw_os_error(2)).during(Operation::Open);
         let error = error.on(&name("disk.raw"));
         assert_eq!(message(&error), "disk.raw: open: No such file or directory");
+        let error = io::Error::from_raw_os_error(28);
+        let failure = Failure::failed(format!("--tls: key.pem: cannot be read: {error}"));
+        assert_eq!(
+            failure.message(),
+            "--tls: key.pem: cannot be read: No space left on device"
+        );
     }
 
     #[test]

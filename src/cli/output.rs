@@ -9,6 +9,8 @@ use std::{
     },
 };
 
+use crate::system;
+
 use super::failure::Failure;
 
 static PROGRAM: OnceLock<&str> = OnceLock::new();
@@ -83,8 +85,9 @@ pub(crate) fn tell(line: &str) {
         Voice::SystemLog => {}
         Voice::Nobody => return,
     }
+    let line = system::without_numbers(format!("{line}\n"));
     let mut output = io::stderr().lock();
-    let _ = output.write_all(format!("{line}\n").as_bytes());
+    let _ = output.write_all(line.as_bytes());
 }
 
 /// Writes a line to the system's log, as an error of a daemon (RFC 3164, section 4.1: facility 3, severity 3).

@@ -25,6 +25,7 @@ use tempfile::TempDir;
 use crate::{
     block::{Error, ErrorKind, Result},
     client::Gone,
+    system,
 };
 
 use super::{OpenOptions, ServerCommand};
@@ -101,7 +102,10 @@ impl ServerChild {
             let kind = ErrorKind::from(&error);
             let message = match kind {
                 ErrorKind::NotFound => format!("{name}: there is no such command"),
-                _ => format!("{name}: the command cannot be started: {error}"),
+                _ => {
+                    let why = system::words(&error);
+                    format!("{name}: the command cannot be started: {why}")
+                }
             };
             Error::with_message(kind, message)
         })?;
@@ -279,7 +283,7 @@ fn spawn(
 
 fn failed(what: &str, error: &io::Error) -> Error {
     let kind = ErrorKind::from(error);
-    Error::with_message(kind, format!("{what}: {error}"))
+    Error::with_message(kind, format!("{what}: {}", system::words(error)))
 }
 
 fn describe(status: ExitStatus) -> String {

@@ -21,7 +21,10 @@ use std::{
 
 use blockferry_sys as sys;
 
-use crate::block::{Access, Error, ErrorKind, FileDevice, Result};
+use crate::{
+    block::{Access, Error, ErrorKind, FileDevice, Result},
+    system,
+};
 
 use super::{
     Space,
@@ -297,7 +300,7 @@ impl DestinationFile {
 
     fn failed(&self, message: &str, error: &io::Error) -> Error {
         let kind = ErrorKind::from(error);
-        Error::with_message(kind, format!("{message}: {error}")).on(&self.name)
+        Error::with_message(kind, format!("{message}: {}", system::words(error))).on(&self.name)
     }
 }
 

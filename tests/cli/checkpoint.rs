@@ -220,7 +220,7 @@ fn a_checkpoint_that_does_not_fit_is_refused_and_nothing_is_touched() {
     fs::remove_file(room.path("copy.raw.partial")).expect("there");
     run(&mut room.copy(&room.image, &destination)).failure(1, &["another"]);
     fs::write(&room.checkpoint, "{\"not\": \"one\"}").expect("room");
-    run(&mut room.copy(&room.image, &destination)).failure(1, &["no checkpoint"]);
+    run(&mut room.copy(&room.image, &destination)).failure(1, &["not a checkpoint"]);
     fs::remove_file(&room.checkpoint).expect("there");
     run(&mut room.copy(&room.image, &destination)).success();
     assert_same(&room.image, &destination);

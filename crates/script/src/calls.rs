@@ -122,11 +122,7 @@ impl Runner {
     }
 
     fn not_started(&self, method: &str, error: io::Error) -> Error {
-        let words = match error.kind() {
-            io::ErrorKind::PermissionDenied => "it cannot be run: is it executable?",
-            _ => "it cannot be run",
-        };
-        let words = format!("{words} ({error})");
+        let words = format!("it cannot be run: {error}");
         self.error(ErrorKind::Io, method, &words).because(error)
     }
 }
@@ -151,7 +147,10 @@ impl Calls<'_> {
         let run = self.runner.run(method, arguments, input, output);
         let ended = match self.runner.limit {
             Some(limit) => timeout(limit, run).await.unwrap_or_else(|_| {
-                let words = format!("it did not end within {limit:?} and was ended");
+                let words = format!(
+                    "it did not end within {} s and was ended",
+                    limit.as_secs_f64()
+                );
                 Err(self.runner.error(ErrorKind::Io, method, &words))
             }),
             None => run.await,

@@ -220,7 +220,7 @@ impl Kind {
         let mut direct = HashSet::new();
         for (name, text) in methods {
             if !is_method(&name) {
-                return Err(invalid(format!("{name:?} is no method")));
+                return Err(invalid(format!("{name:?} is not a method")));
             }
             if known.contains(&name) {
                 return Err(invalid(format!("the method {name} is given twice")));

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
-    net::{Ipv4Addr, Ipv6Addr, SocketAddrV6, TcpListener},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, ToSocketAddrs},
     os::fd::{BorrowedFd, OwnedFd},
     path::Path,
     time::Duration,
@@ -18,8 +18,36 @@ use rustix::{
     },
 };
 
+/// What Rust puts in front of the resolver's words.
+const RESOLVING: &str = "failed to lookup address information: ";
+
 /// Connections that may wait to be accepted; the kernel has a limit of its own.
 const BACKLOG: i32 = 4096;
+
+/// The addresses of `host`, which is a name or an address itself, each with `port`.
+///
+/// # Errors
+/// `NotFound`, in the resolver's words, for a name that has none; what the resolver failed with. It blocks.
+pub fn look_up(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    let found = (host, port).to_socket_addrs().map_err(|error| {
+        if error.raw_os_error().is_some() {
+            return error;
+        }
+        let text = error.to_string();
+        let why = text.strip_prefix(RESOLVING).unwrap_or(&text);
+        no_address(&format!(": {why}"))
+    })?;
+    let addresses: Vec<_> = found.collect();
+    match addresses.is_empty() {
+        true => Err(no_address("")),
+        false => Ok(addresses),
+    }
+}
+
+fn no_address(why: &str) -> io::Error {
+    let message = format!("the host name has no address{why}");
+    io::Error::new(io::ErrorKind::NotFound, message)
+}
 
 /// Receives into `slices`, in order, as much as is there. 0 means that the peer closed its side.
 ///
@@ -244,6 +272,17 @@ mod tests {
     };
 
     use super::*;
+
+    #[test]
+    fn a_name_without_an_address_is_told_in_the_resolvers_words() {
+        let own = look_up("127.0.0.1", 10809).expect("an address");
+        assert_eq!(own, [SocketAddr::from(([127, 0, 0, 1], 10809))]);
+        // RFC 6761: no name below it has an address.
+        let error = look_up("host.invalid", 1).expect_err("no address");
+        let text = error.to_string();
+        assert!(text.starts_with("the host name has no address"), "{text}");
+        assert!(!text.contains("lookup"), "{text}");
+    }
 
     #[test]
     fn every_address_is_listened_on() {

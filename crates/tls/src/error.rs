@@ -12,7 +12,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// A file of certificates or keys that cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("{}: cannot be read: {source}", path.display())]
     File {
         /// Which.
         path: PathBuf,
@@ -42,7 +42,7 @@ pub enum Error {
     NoAuthorities,
     /// The name that the server's certificate should be for is none that a certificate can be for.
     #[error(
-        "{0:?} is no host name or address that a certificate could be for; say with tls-hostname=NAME which to expect"
+        "{0:?} is not a host name or address that a certificate could be for; say with tls-hostname=NAME which to expect"
     )]
     Hostname(String),
     /// The peer's certificate was looked at and refused.
@@ -404,24 +404,43 @@ fn alert_text(from: Role, alert: AlertDescription) -> String {
     }
 }
 
+/// An alert as the specification calls it (RFC 8446, section 6): rustls's `UnknownCA` is `unknown_ca`.
+fn alert_name(alert: AlertDescription) -> String {
+    let AlertDescription::Unknown(number) = alert else {
+        let mut name = String::new();
+        let mut before_is_lower = false;
+        for c in format!("{alert:?}").chars() {
+            if c.is_ascii_uppercase() && before_is_lower {
+                name.push('_');
+            }
+            before_is_lower = c.is_ascii_lowercase();
+            name.push(c.to_ascii_lowercase());
+        }
+        return name;
+    };
+    number.to_string()
+}
+
 fn server_alert_text(alert: AlertDescription) -> String {
     use AlertDescription as Said;
+    let said = alert_name(alert);
     match alert {
         Said::CertificateRequired | Said::NoCertificate => {
             "the server wants a client certificate: put client-cert.pem and client-key.pem into the directory that tls-certificates names".to_owned()
         }
         _ if is_about_certificate(alert) => {
-            format!("the server does not accept this client's certificate (alert {alert:?})")
+            format!("the server does not accept this client's certificate (alert {said})")
         }
         Said::HandshakeFailure | Said::InsufficientSecurity | Said::ProtocolVersion => format!(
-            "the server and this client have no way of TLS in common (alert {alert:?}); servers with pre-shared keys alone are not supported"
+            "the server and this client have no way of TLS in common (alert {said}); servers with pre-shared keys alone are not supported"
         ),
-        _ => format!("the server ended the TLS session (alert {alert:?})"),
+        _ => format!("the server ended the TLS session (alert {said})"),
     }
 }
 
 fn client_alert_text(alert: AlertDescription) -> String {
     use AlertDescription as Said;
+    let said = alert_name(alert);
     match alert {
         Said::CertificateExpired => {
             "the client says that this server's certificate has expired".to_owned()
@@ -430,12 +449,12 @@ fn client_alert_text(alert: AlertDescription) -> String {
             "the client says that this server's certificate was revoked".to_owned()
         }
         _ if is_about_certificate(alert) => {
-            format!("the client does not trust this server's certificate (alert {alert:?})")
+            format!("the client does not trust this server's certificate (alert {said})")
         }
         Said::HandshakeFailure | Said::InsufficientSecurity | Said::ProtocolVersion => {
-            format!("the client and this server have no way of TLS in common (alert {alert:?})")
+            format!("the client and this server have no way of TLS in common (alert {said})")
         }
-        _ => format!("the client ended the TLS session (alert {alert:?})"),
+        _ => format!("the client ended the TLS session (alert {said})"),
     }
 }
 
@@ -452,6 +471,18 @@ pub(crate) const LONGEST_MESSAGE: usize = 1 << 16;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn alerts_have_the_names_of_the_specification() {
+        for (alert, name) in [
+            (AlertDescription::UnknownCA, "unknown_ca"),
+            (AlertDescription::BadRecordMac, "bad_record_mac"),
+            (AlertDescription::HandshakeFailure, "handshake_failure"),
+            (AlertDescription::Unknown(200), "200"),
+        ] {
+            assert_eq!(alert_name(alert), name);
+        }
+    }
 
     #[test]
     fn times_are_told_in_their_largest_unit() {

@@ -1,18 +1,20 @@
 //! Where the page is written: never over anything but an earlier page, and all of it at once.
 
 use std::{
-    error::Error as _,
     fs,
     io::{self, Read, Write},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
-use crate::endpoint::{DestinationFile, Endpoint, EndpointKind, printable};
+use crate::{
+    endpoint::{DestinationFile, Endpoint, EndpointKind, printable},
+    system,
+};
 
 use super::super::{
     checkpoint::is_same,
-    failure::{Failure, without_number},
+    failure::Failure,
     options::{CopyJob, DigestTo},
 };
 
@@ -105,7 +107,7 @@ impl Place {
             Err(failure.hint("name a file that is not there yet, or an earlier report"))
         };
         if !metadata.is_file() {
-            return refuse("it is no regular file");
+            return refuse("it is not a regular file");
         }
         let mut beginning = [0; BEGINNING.len()];
         let read = fs::File::open(&self.path).and_then(|mut file| file.read(&mut beginning));
@@ -130,11 +132,7 @@ impl Place {
     }
 
     fn failure(&self, what: &str, error: &io::Error) -> Failure {
-        // What the temporary file was called helps nobody.
-        let why = error
-            .source()
-            .map_or(error.to_string(), ToString::to_string);
-        let why = without_number(why);
+        let why = system::words(error);
         Failure::failed(format!("--report {}: it {what}: {why}", self.name))
     }
 }

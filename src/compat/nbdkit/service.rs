@@ -2,7 +2,7 @@
 
 use std::{
     env,
-    net::{IpAddr, ToSocketAddrs, UdpSocket},
+    net::{IpAddr, UdpSocket},
     path::{Path, PathBuf},
 };
 
@@ -104,10 +104,10 @@ fn tcp(choices: &Choices) -> Result<Vec<Place>, Failure> {
 
 /// The addresses of a name, without those that are not this machine's unless all are.
 fn addresses_of(name: &str, port: u16, family: Option<Family>) -> Result<Vec<IpAddr>, Failure> {
-    let found = (name, port).to_socket_addrs();
+    let found = sys::socket::look_up(name, port);
     let found = found.map_err(|error| Failure::system(name, &error))?;
     let mut addresses: Vec<IpAddr> = Vec::new();
-    for address in found.map(|address| address.ip()) {
+    for address in found.into_iter().map(|address| address.ip()) {
         let is_wanted = match family {
             Some(Family::V4) => address.is_ipv4(),
             Some(Family::V6) => address.is_ipv6(),

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
-    net::{TcpStream, ToSocketAddrs},
+    net::TcpStream,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
@@ -54,11 +54,8 @@ enum BlockingSocket {
 impl BlockingStream {
     /// Connects to the first address of `host` that answers.
     pub(crate) fn tcp(host: &str, port: u16, deadline: Instant) -> io::Result<Self> {
-        let mut last = io::Error::new(io::ErrorKind::NotFound, "the host name has no address");
-        let addresses = (host, port)
-            .to_socket_addrs()
-            .map_err(|error| io::Error::new(io::ErrorKind::NotFound, error))?;
-        for address in addresses {
+        let mut last = io::Error::from(io::ErrorKind::NotFound);
+        for address in socket::look_up(host, port)? {
             match TcpStream::connect_timeout(&address, remaining(deadline)?) {
                 Ok(stream) => {
                     stream.set_nodelay(true)?;

@@ -213,7 +213,12 @@ async fn a_script_that_cannot_be_run_says_so() {
         .await
         .expect_err("not executable");
     assert_eq!(error.kind(), ErrorKind::Io);
-    assert!(error.to_string().contains("is it executable?"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("it cannot be run: Permission denied"),
+        "{error}"
+    );
 
     let room = Room::new("#!/no/such/interpreter\n");
     let error = Script::start(room.options())

@@ -70,7 +70,9 @@ fn pipes() -> [Finding; 2] {
             let finding = Finding::new("pipe size", state);
             finding.value(capacity, shown).meaning(meaning)
         }
-        Err(error) => Finding::new("pipe size", State::Unknown).meaning(error.to_string()),
+        Err(error) => {
+            Finding::new("pipe size", State::Unknown).meaning(crate::system::words(&error))
+        }
     };
     let all = Finding::new("pipes of this user", State::Yes);
     let all = match sys::user_pipe_limit() {
@@ -106,7 +108,7 @@ fn socket_buffers() -> Finding {
                 .value(granted as u64, shown)
                 .meaning(meaning)
         }
-        Err(error) => Finding::new(NAME, State::Unknown).meaning(error.to_string()),
+        Err(error) => Finding::new(NAME, State::Unknown).meaning(crate::system::words(&error)),
     }
 }
 

@@ -9,10 +9,13 @@ use std::{
 
 use blockferry_sys::{self as sys, ZeroMethod};
 
-use crate::block::{HumanSize, printable};
+use crate::{
+    block::{HumanSize, printable},
+    system,
+};
 
 use super::{
-    super::super::failure::{Failure, without_number},
+    super::super::failure::Failure,
     finding::{Finding, Group, Place, State},
 };
 
@@ -23,7 +26,7 @@ pub(super) fn look(path: &Path) -> Result<Place, Failure> {
         found => found.map(|metadata| look_at(path, metadata.file_type())),
     };
     found.map_err(|error| {
-        let why = without_number(error.to_string());
+        let why = system::words(&error);
         Failure::failed(format!("{}: {why}", printable(path.as_os_str())))
     })
 }
@@ -64,7 +67,7 @@ fn access(path: &Path) -> Vec<Finding> {
     let (read, write) = match sys::permissions(path) {
         Ok(permissions) => permissions,
         Err(error) => {
-            let unknown = |name| Finding::new(name, State::Unknown).meaning(error.to_string());
+            let unknown = |name| Finding::new(name, State::Unknown).meaning(system::words(&error));
             return vec![unknown("readable"), unknown("writable")];
         }
     };
@@ -96,7 +99,7 @@ fn of_directory(directory: &Path) -> Vec<Finding> {
             findings.extend(abilities(directory, &name, &one, &other));
         }
         Err(error) => {
-            let why = without_number(error.to_string());
+            let why = system::words(&error);
             let meaning = format!("images cannot be made here, and nothing more was tried: {why}");
             findings.push(Finding::new("writable", State::No).meaning(meaning));
         }
@@ -153,7 +156,7 @@ fn of_block_device(path: &Path) -> Vec<Finding> {
             findings.push(rotational);
         }
         Err(error) => {
-            findings.push(Finding::new("size", State::Unknown).meaning(error.to_string()));
+            findings.push(Finding::new("size", State::Unknown).meaning(system::words(&error)));
         }
     }
     if let Ok(claimed) = sys::is_block_device_claimed(path) {
@@ -229,7 +232,7 @@ fn abilities(directory: &Path, name: &str, one: &File, other: &File) -> Vec<Find
     let filled = sys::write_all_at(one, &vec![1; (2 * block) as usize], 0)
         .and_then(|()| sys::set_size(one, 64 * block));
     if let Err(error) = filled {
-        let why = without_number(error.to_string());
+        let why = system::words(&error);
         let meaning = format!("not even small files can be written: {why}");
         return vec![Finding::new("abilities", State::Limited).meaning(meaning)];
     }

@@ -13,7 +13,9 @@ fn count() -> Finding {
         Ok(count) => Finding::new("processors", State::Yes)
             .value(count.get(), count.to_string())
             .meaning("so many threads compress, hash and compare; a copy moves its data on one"),
-        Err(error) => Finding::new("processors", State::Unknown).meaning(error.to_string()),
+        Err(error) => {
+            Finding::new("processors", State::Unknown).meaning(crate::system::words(&error))
+        }
     }
 }
 

@@ -109,9 +109,12 @@ fn peer_in(peer: &Peer, directories: &[PathBuf], own: Option<&Path>) -> Finding 
     match version(Path::new(&path), peer.version) {
         Ok(Some(version)) => found.value(&*version, format!("{version} ({path})")),
         Ok(None) => found.shown(path),
-        Err(error) => Finding::new(peer.name, State::Unknown)
-            .shown(path)
-            .meaning(format!("it does not tell its version: {error}")),
+        Err(error) => {
+            let why = crate::system::words(&error);
+            Finding::new(peer.name, State::Unknown)
+                .shown(path)
+                .meaning(format!("it does not tell its version: {why}"))
+        }
     }
 }
 

@@ -53,7 +53,8 @@ pub(super) fn findings() -> Group {
 fn needed(name: &str, tried: &io::Result<()>, without: &str) -> Finding {
     match tried {
         Ok(()) => Finding::new(name, State::Yes),
-        Err(error) => Finding::new(name, State::Missing).meaning(format!("{without} ({error})")),
+        Err(error) => Finding::new(name, State::Missing)
+            .meaning(format!("{without} ({})", crate::system::words(error))),
     }
 }
 
@@ -121,7 +122,8 @@ fn with_a_file() -> Vec<Finding> {
         Ok(file) => file,
         Err(error) => {
             let unknown = |name: &str| {
-                let why = format!("there is no file to try it with: {error}");
+                let why = crate::system::words(&error);
+                let why = format!("there is no file to try it with: {why}");
                 Finding::new(name, State::Unknown).meaning(why)
             };
             return [SENDFILE, CACHESTAT, CACHED_READS].map(unknown).into();

@@ -12,12 +12,12 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::{relay::Moved, tls};
+use crate::{relay::Moved, system, tls};
 
 use super::{
     super::{
         super::{
-            failure::{Failure, without_number},
+            failure::Failure,
             options::{Address, RelayJob},
         },
         journal::{Journal, Level, Teller, with},
@@ -243,7 +243,7 @@ pub(super) fn words(error: &io::Error) -> String {
         io::ErrorKind::TimedOut if error.raw_os_error().is_none() => {
             "it did not answer in time".to_owned()
         }
-        _ => without_number(error.to_string()),
+        _ => system::words(error),
     }
 }
 
@@ -267,7 +267,7 @@ fn describe(ending: &Ending) -> (Level, String) {
                 "failed" => Level::Request,
                 _ => Level::Detail,
             };
-            (level, without_number(cause.to_string()))
+            (level, system::without_numbers(cause.to_string()))
         }
         // What was wrong with each of them has been told.
         Ending::Unreachable => (Level::Detail, "closed, for no target answered".to_owned()),

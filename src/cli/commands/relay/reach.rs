@@ -2,12 +2,12 @@
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr, ToSocketAddrs},
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
-use blockferry_sys::is_shortage;
+use blockferry_sys::{is_shortage, socket};
 use tokio::{
     io::AsyncWriteExt,
     net::{TcpStream, UnixStream},
@@ -113,7 +113,7 @@ async fn connect_tcp(
     let host = target.host.as_deref().unwrap_or("localhost");
     let found = look_up(lookups, host, target.port);
     let addresses = timeout_at(deadline, found).await??;
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the host name has no address");
+    let mut last = io::Error::from(io::ErrorKind::NotFound);
     for (tried, address) in addresses.iter().enumerate() {
         let untried = u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
         let share = deadline.saturating_duration_since(Instant::now()) / untried;
@@ -132,8 +132,7 @@ async fn look_up(lookups: &Arc<Semaphore>, host: &str, port: u16) -> io::Result<
         return Ok(vec![SocketAddr::new(address, port)]);
     }
     let host = host.to_owned();
-    let look = move || (host.as_str(), port).to_socket_addrs();
-    in_turn(lookups, look).await?.map(Iterator::collect)
+    in_turn(lookups, move || socket::look_up(&host, port)).await?
 }
 
 /// Does `work` on a thread of its own, when it is its turn. It keeps its place until it has ended, also when nobody

@@ -38,7 +38,7 @@ use crate::{
 };
 
 use super::{
-    super::super::failure::{Failure, without_number},
+    super::super::failure::Failure,
     Relay, Requests, Room,
     book::Counts,
     connection::{Arrival, Ending, FAREWELL, Side, Visit, welcome},
@@ -204,7 +204,7 @@ fn failure(cause: &Cause) -> Failure {
         cause if cause.is_reset() => ErrorKind::ConnectionLost,
         _ => ErrorKind::Io,
     };
-    let text = without_number(cause.to_string());
+    let text = cause.to_string();
     Failure::from(Error::with_message(kind, text)).without_hint()
 }
 
