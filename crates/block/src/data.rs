@@ -75,7 +75,7 @@ pub enum DataError {
     #[error("{0} is not defined")]
     Undefined(String),
     /// A part that the whole has not.
-    #[error("[{start}:{end}] is no part of {size} bytes")]
+    #[error("[{start}:{end}] is not a part of {size} bytes")]
     Slice {
         /// Its first byte.
         start: u64,

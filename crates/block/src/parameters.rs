@@ -445,12 +445,11 @@ fn missing(grammar: &Grammar, parameter: &Parameter) -> String {
 
 fn unknown(grammar: &Grammar, piece: &OsStr) -> String {
     let key = split_pair(piece).map_or_else(|| printable(piece), |(key, _)| key);
-    let name = grammar.name;
     let known: Vec<_> = grammar.parameters.iter().map(|known| known.name).collect();
     match &known[..] {
-        [] => format!("'{name}:' has no parameter {key:?}"),
+        [] => format!("there is no parameter {key:?}"),
         known => format!(
-            "'{name}:' has no parameter {key:?}: it knows {}; a comma in a value is written ',,'",
+            "there is no parameter {key:?}, only {}; a comma in a value is written ',,'",
             known.join(", ")
         ),
     }

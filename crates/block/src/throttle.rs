@@ -72,7 +72,7 @@ pub fn read_rate(path: &Path) -> Result<u64, String> {
     let failed = |error: std::io::Error| error.to_string();
     // Anything else could be waited for without end.
     if !path.metadata().map_err(failed)?.is_file() {
-        return Err("it is no regular file".to_owned());
+        return Err("it is not a regular file".to_owned());
     }
     let mut text = String::new();
     File::open(path)

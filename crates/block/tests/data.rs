@@ -98,7 +98,7 @@ fn files_are_read_as_far_as_they_are_wanted() {
         ("</nonexistent/file", "/nonexistent/file: No such file"),
         ("<(exit 3)", "exit 3: the script failed: exit status: 3"),
         ("<(printf 12; exit 1)[:9]", "the script failed"),
-        ("<(printf 12)[:9]", "[0:9] is no part of 2 bytes"),
+        ("<(printf 12)[:9]", "[0:9] is not a part of 2 bytes"),
         ("<(printf 'a\\033[2J'; exit 1)\x1b", "no field"),
     ] {
         let message = message(options(text).open());
@@ -138,8 +138,8 @@ fn what_is_too_much_is_refused_before_it_is_made() {
         (&tower, "nested too deeply"),
         (&format!("{chain} \\a"), "nested too deeply"),
         ("@-1", "would leave"),
-        ("\"abc\"[2:1]", "[2:1] is no part of 3 bytes"),
-        ("\"abc\"[:4]", "[0:4] is no part"),
+        ("\"abc\"[2:1]", "[2:1] is not a part of 3 bytes"),
+        ("\"abc\"[:4]", "[0:4] is not a part"),
         ("\\a", "\\a is not defined"),
         ("$surely_not_defined_anywhere", "is not defined"),
     ] {

@@ -353,7 +353,8 @@ impl Shape {
             minimum, maximum, ..
         } = self.limits;
         if !self.writable {
-            return Err(Error::new(ErrorKind::ReadOnly));
+            let message = "the destination is read-only";
+            return Err(Error::with_message(ErrorKind::ReadOnly, message));
         }
         if let Some(size) = self.size.filter(|size| *size > MAX_SIZE) {
             let message = format!("its size of {size} bytes exceeds the largest, {MAX_SIZE} bytes");

@@ -373,7 +373,7 @@ fn whole<T>(
     };
     let bytes = read.map_err(name)?;
     if len(&bytes) as u64 != range.len() {
-        let message = format!("{} bytes came of {}", len(&bytes), range.len());
+        let message = format!("only {} of {} bytes came", len(&bytes), range.len());
         return Err(name(Error::with_message(ErrorKind::UnexpectedEnd, message)));
     }
     Ok(bytes)

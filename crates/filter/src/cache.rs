@@ -149,7 +149,7 @@ impl Cache {
         let (block, size) = (self.block_size, self.size);
         if !block.is_power_of_two() || !(4096..=16 << 20).contains(&block) {
             return Err(format!(
-                "block-size={block} is no power of two from 4K to 16M"
+                "block-size={block} is not a power of two from 4K to 16M"
             ));
         }
         if size / block < 2 {

@@ -113,7 +113,7 @@ impl Cow {
             return Ok(());
         }
         Err(format!(
-            "block-size={size} is no power of two from 512 to 16M"
+            "block-size={size} is not a power of two from 512 to 16M"
         ))
     }
 }

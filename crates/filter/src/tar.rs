@@ -197,7 +197,7 @@ impl Tar {
                 )
             }
             Some((_, name, false)) => format!("the archive is compressed with {name}: unpack it"),
-            None => "it is no tar archive".to_owned(),
+            None => "it is not a tar archive".to_owned(),
         };
         Ok(refused(ErrorKind::InvalidInput, message))
     }
@@ -244,7 +244,7 @@ fn usable(member: &Member, size: u64) -> Result<ByteRange> {
             Err(refused(ErrorKind::Unsupported, message))
         }
         _ => {
-            let message = format!("{name} is in the archive, but is no plain file");
+            let message = format!("{name} is in the archive, but is not a plain file");
             Err(refused(ErrorKind::InvalidInput, message))
         }
     }

@@ -241,7 +241,7 @@ impl DeviceFilter for Truncated {
             let inner = self.inner(Operation::Write, range)?;
             let (length, head) = (data.len(), inner.len() as usize);
             if !is_zero(&data[head..]) {
-                let message = "only zeroes can be written behind the end of the source";
+                let message = "only zeroes can be written past the end of the source";
                 let error = Error::with_message(ErrorKind::NoSpace, message);
                 return Err(told(range)(error.during(Operation::Write)));
             }

@@ -100,7 +100,7 @@ impl HostFile {
         }
         if offset >= end {
             return Err(corrupt(format!(
-                "{} lies at {offset:#x}, behind the end of the file",
+                "{} lies at {offset:#x}, past the end of the file",
                 what()
             )));
         }

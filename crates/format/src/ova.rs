@@ -63,7 +63,7 @@ impl DiskFile {
 /// # Errors
 /// `Corrupt` for what is no descriptor.
 pub fn disks(descriptor: &[u8]) -> Result<Vec<DiskFile>> {
-    let text = std::str::from_utf8(descriptor).map_err(|_| damaged("it is no text in UTF-8"))?;
+    let text = std::str::from_utf8(descriptor).map_err(|_| damaged("it is not text in UTF-8"))?;
     let mut reader = Reader::from_str(text);
     let mut files = Vec::new();
     let mut references = Vec::new();
@@ -94,7 +94,7 @@ pub fn disks(descriptor: &[u8]) -> Result<Vec<DiskFile>> {
         }
         let name = element.local_name();
         if !is_begun && name.as_ref() != "Envelope" {
-            return Err(damaged("it is no OVF descriptor"));
+            return Err(damaged("it is not an OVF descriptor"));
         }
         is_begun = true;
         match name.as_ref() {
@@ -215,7 +215,7 @@ mod tests {
         for (descriptor, message) in [
             ("", "it is cut off"),
             ("words", "it is cut off"),
-            ("<html/>", "it is no OVF descriptor"),
+            ("<html/>", "it is not an OVF descriptor"),
             ("<Envelope><References>", "it is cut off"),
             ("<Envelope></Other>", "Other"),
             (&deep, "more in it"),

@@ -139,7 +139,7 @@ pub enum Misbehaviour {
 
     // Transmission, as a client sees it.
     /// A reply starts with no magic of the negotiated mode.
-    #[error("a reply starts with {magic:#010x} under {mode:?} replies")]
+    #[error("a reply starts with {magic:#010x} where {mode} replies were negotiated")]
     ReplyMagic {
         /// What was received.
         magic: u32,

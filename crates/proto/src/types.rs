@@ -17,6 +17,16 @@ pub enum ReplyMode {
     Extended,
 }
 
+impl fmt::Display for ReplyMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Simple => "simple",
+            Self::Structured => "structured",
+            Self::Extended => "extended",
+        })
+    }
+}
+
 impl ReplyMode {
     /// Whether replies come in chunks.
     #[must_use]

@@ -241,7 +241,7 @@ pub fn take_activated_sockets() -> io::Result<Vec<OwnedFd>> {
     let count = number("LISTEN_FDS")
         .and_then(|count| RawFd::try_from(count).ok())
         .filter(|count| *count <= MOST_ACTIVATED)
-        .ok_or_else(|| invalid("LISTEN_FDS is no sensible number"))?;
+        .ok_or_else(|| invalid("LISTEN_FDS is not a number of descriptors"))?;
     let all = FIRST_ACTIVATED..FIRST_ACTIVATED + count;
     if !all.clone().all(is_listening) {
         return Err(invalid(

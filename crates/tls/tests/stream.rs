@@ -539,7 +539,7 @@ async fn a_client_shows_what_is_in_its_files_when_it_connects() {
     let directory = Certificates::Directory(realm.room.path().to_owned());
     let tls = ClientTls::new(ClientOptions::new("localhost", directory));
     tls.check()
-        .expect("it has nothing to show, which is no fault");
+        .expect("it has nothing to show, which is not a fault");
     let server = realm.server(Verification::On);
     let meet = async || {
         let (near, far) = duplex(1 << 16);

@@ -163,7 +163,7 @@ impl Parser<'_> {
             }
             Some(b'l' | b'b') => self.integer(),
             Some(b'*' | b'[') => Err(self.wrong("there is nothing before it that has bytes")),
-            _ => Err(self.wrong("this is no field")),
+            _ => Err(self.wrong("this is not a field")),
         }
     }
 
@@ -194,7 +194,7 @@ impl Parser<'_> {
                 false => number.to_le_bytes()[..length].to_vec(),
             }));
         }
-        Err(self.wrong("this is no field"))
+        Err(self.wrong("this is not a field"))
     }
 
     fn string(&mut self) -> Result<Base, DataError> {

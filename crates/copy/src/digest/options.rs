@@ -80,7 +80,7 @@ pub struct DigestOptions {
 #[non_exhaustive]
 pub enum OptionsError {
     /// No hash function of that name is known.
-    #[error("{0:?} is no known digest: write md5, sha1, sha256 or sha512")]
+    #[error("{0:?} is not a known digest: write md5, sha1, sha256 or sha512")]
     UnknownAlgorithm(String),
     /// The block size is no size.
     #[error(transparent)]

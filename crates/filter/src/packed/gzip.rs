@@ -219,7 +219,7 @@ fn inflate(packed: &[u8], size: usize, to_end: bool) -> Result<Vec<u8>, Damage> 
             found if found < size => Err(format!("it holds {found} bytes, not {size}")),
             _ if to_end && !is_ended => Err("it has no end".to_owned()),
             _ if inflater.total_in() as usize != packed.len() => {
-                Err("there is something behind its end".to_owned())
+                Err("there is something after its end".to_owned())
             }
             _ => {
                 unpacked.truncate(size);

@@ -205,6 +205,6 @@ pub(super) fn damaged(what: impl std::fmt::Display) -> Error {
 
 /// The failure of opening a file that is something else.
 pub(super) fn foreign(format: &'static str) -> Error {
-    let message = format!("it is no {format} file");
+    let message = format!("it is not in the format {format}");
     Error::with_message(ErrorKind::InvalidInput, message)
 }

@@ -202,7 +202,7 @@ async fn what_is_something_else_or_cut_off_is_refused() {
             assert_eq!(error.kind(), ErrorKind::InvalidInput);
             assert_eq!(
                 error.to_string(),
-                format!("{filter}: open: it is no {filter} file")
+                format!("{filter}: open: it is not in the format {filter}")
             );
         }
     }

@@ -255,7 +255,7 @@ fn unpack(packed: &Packed<'_>) -> Result<Vec<u8>, Damage> {
     match stream.total_out() as usize {
         found if found > size => Err(format!("it holds more than {size} bytes")),
         found if found < size => Err(format!("it holds {found} bytes, not {size}")),
-        _ if !is_taken => Err("there is something behind its end".to_owned()),
+        _ if !is_taken => Err("there is something after its end".to_owned()),
         _ => {
             unpacked.truncate(size);
             Ok(unpacked)
@@ -266,7 +266,7 @@ fn unpack(packed: &Packed<'_>) -> Result<Vec<u8>, Damage> {
 fn explain(error: XzError, check: u8) -> Damage {
     match error {
         XzError::MemLimit => "it needs too much memory to be unpacked".to_owned(),
-        XzError::Options => "it was packed in a way that is not known here".to_owned(),
+        XzError::Options => "it was packed in a way that is not supported".to_owned(),
         XzError::Data => match check {
             1 => "wrong contents, or a wrong CRC32".to_owned(),
             4 => "wrong contents, or a wrong CRC64".to_owned(),

@@ -8,7 +8,7 @@ pub(super) const BLOCK: usize = 512;
 pub(super) enum TarFlaw {
     #[error("the checksum of a header is wrong")]
     Checksum,
-    #[error("a size is no number")]
+    #[error("a size is not a number")]
     Size,
     #[error("an extended header is malformed")]
     Pax,

@@ -209,7 +209,7 @@ async fn compressed_archives_are_told_by_what_unpacks_them() {
         (b"\xfd7zXZ\0", "the filter 'xz' behind"),
         (b"\x28\xb5\x2f\xfd", "the filter 'zstd' behind"),
         (b"BZh91AY", "the filter 'bzip2' behind"),
-        (b"QFI\xfb", "it is no tar archive"),
+        (b"QFI\xfb", "it is not a tar archive"),
     ] {
         let mut archive = Archive::default();
         archive.data(magic);
@@ -251,11 +251,11 @@ async fn hostile_archives_cost_nothing() {
         ),
         (
             of(named(b'0', 0).with(124, &[0xff; 12]), b""),
-            "a size is no number",
+            "a size is not a number",
         ),
         (
             of(named(b'0', 0).with(124, b"99999999999\0"), b""),
-            "a size is no number",
+            "a size is not a number",
         ),
         (
             of(named(b'L', 0).with(124, huge), b""),
@@ -269,7 +269,10 @@ async fn hostile_archives_cost_nothing() {
             "an extended header is malformed",
         ),
         (of(named(b'x', 10), b"9 size=-1\n"), "malformed"),
-        (of(named(b'x', 10), b"10 size=x\n"), "a size is no number"),
+        (
+            of(named(b'x', 10), b"10 size=x\n"),
+            "a size is not a number",
+        ),
         (wrong, "checksum"),
     ] {
         let (kind, text) = why(&archive, "tar:x").await;

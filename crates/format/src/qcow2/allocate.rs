@@ -345,7 +345,7 @@ impl Allocator {
         match reserved.find(|reserved| !reserved.intersection(range).is_empty()) {
             None => Ok(count),
             Some(reserved) => Err(corrupt(format!(
-                "clusters of tables are called free, at {:#x}: 'qemu-img check -r all' repairs refcounts",
+                "the refcounts are wrong: clusters of tables are called free, at {:#x}",
                 reserved.start()
             ))),
         }

@@ -133,7 +133,9 @@ async fn read_entries(below: &dyn BlockDevice, header: &Header) -> Result<Vec<Bi
         )));
     }
     if directory.end() > below.info().size {
-        return Err(corrupt("the directory of bitmaps lies outside of the file"));
+        return Err(corrupt(
+            "the directory of bitmaps lies past the end of the file",
+        ));
     }
     let mut reader = EntryReader::new(below, "the directory of bitmaps", directory);
     let mut bitmaps = Vec::new();
@@ -238,7 +240,7 @@ impl Bitmap {
         }
         if self.table.end() > below.info().size {
             return Err(corrupt(format!(
-                "the bitmap \"{name}\" lies outside of the file"
+                "the bitmap \"{name}\" lies past the end of the file"
             )));
         }
         Ok(self.table.split_at(entries.saturating_mul(8)).0)
@@ -414,7 +416,7 @@ impl Walk<'_> {
             return Ok(());
         }
         Err(corrupt(format!(
-            "the bitmap \"{}\" lies outside of the file",
+            "the bitmap \"{}\" lies past the end of the file",
             self.bitmap.printable_name()
         )))
     }
@@ -514,7 +516,7 @@ mod tests {
         let outside = directory(1, 100, &sound);
         let error = read_directory(&MemoryDevice::from_bytes(sound.clone()), &outside).await;
         let error = error.expect_err("outside").to_string();
-        assert!(error.contains("outside of the file"), "{error}");
+        assert!(error.contains("past the end of the file"), "{error}");
         let unknown = read(1, &changed(16, &[2])).await.expect("shown");
         assert!(!unknown[0].is_consistent());
     }
@@ -607,7 +609,7 @@ mod tests {
         outside.table = ByteRange::between(1024, 1024 + (8 << 20));
         let error = outside.extents(&below, large, ByteRange::between(1 << 39, 1 << 40), 9);
         let error = error.await.expect_err("outside").to_string();
-        assert!(error.contains("outside of the file"), "{error}");
+        assert!(error.contains("past the end of the file"), "{error}");
     }
 
     #[tokio::test]

@@ -143,13 +143,13 @@ impl Header {
         }
         if bytes[..4] != MAGIC {
             return Err(corrupt(
-                "it is no qcow2 image: it begins with something else",
+                "it is not a qcow2 image: it begins with something else",
             ));
         }
         let bits = be32(bytes, 20);
         if !CLUSTER_BITS.contains(&bits) {
             return Err(corrupt(format!(
-                "clusters of 2^{bits} bytes: they have 2^9 to 2^21"
+                "clusters of 2^{bits} bytes: qcow2 has 2^9 to 2^21"
             )));
         }
         Ok(bits)
@@ -160,7 +160,7 @@ impl Header {
         let cluster_bits = Self::cluster_bits(bytes)?;
         let version = be32(bytes, 4);
         if !matches!(version, 2 | 3) {
-            let message = format!("qcow version {version} is not read: 2 and 3 are");
+            let message = format!("qcow version {version} is not supported: 2 and 3 are");
             return Err(Error::with_message(ErrorKind::Incompatible, message));
         }
         let length = match version {
@@ -171,7 +171,9 @@ impl Header {
         let cut = bytes.len().min(1 << cluster_bits);
         let bytes = &bytes[..cut];
         if version == 3 && (length < V3_LENGTH as u32 || length % 8 != 0) || length as usize > cut {
-            return Err(corrupt(format!("a header of {length} bytes")));
+            return Err(corrupt(format!(
+                "a header of {length} bytes: it has 104 at least, a multiple of 8, within a cluster"
+            )));
         }
         let (features, compatible, autoclear, refcount_order) = match version {
             2 => (0, 0, 0, 4),
@@ -191,7 +193,7 @@ impl Header {
         }
         if refcount_order > 6 {
             return Err(corrupt(format!(
-                "refcounts of 2^{refcount_order} bits: they have 64 at most"
+                "refcounts of 2^{refcount_order} bits: qcow2 has 64 at most"
             )));
         }
         let size = be64(bytes, 24);
@@ -216,7 +218,7 @@ impl Header {
         let snapshots = be32(bytes, 60);
         if snapshots > MOST_SNAPSHOTS {
             return Err(corrupt(format!(
-                "{snapshots} snapshots: there can be {MOST_SNAPSHOTS}"
+                "{snapshots} snapshots: there can be at most {MOST_SNAPSHOTS}"
             )));
         }
         let snapshots_offset = be64(bytes, 64);
@@ -400,7 +402,7 @@ fn compression(bytes: &[u8], length: u32, incompatible: Incompatible) -> Result<
         )),
         _ => {
             let message =
-                format!("clusters are compressed in a way that is not known here: type {kind}");
+                format!("clusters are compressed in a way that is not supported: type {kind}");
             Err(Error::with_message(ErrorKind::Incompatible, message))
         }
     }
@@ -493,7 +495,7 @@ fn unknown_features(features: u64, names: Option<&[u8]>) -> Error {
     let bits = (0..u64::BITS).filter(|bit| unknown >> bit & 1 == 1);
     let names: Vec<_> = bits.map(name).collect();
     let message = format!(
-        "the image has features that are not known here: {}",
+        "the image has features that are not supported: {}",
         names.join(", ")
     );
     Error::with_message(ErrorKind::Incompatible, message)
@@ -604,7 +606,7 @@ pub(crate) mod tests {
             .expect("a name");
         bytes[start - 1] = 8;
         let error = Header::parse(&bytes).expect_err("unknown").to_string();
-        assert!(error.contains("not known here: dirty bit"), "{error}");
+        assert!(error.contains("not supported: dirty bit"), "{error}");
     }
 
     #[test]

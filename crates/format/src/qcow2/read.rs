@@ -162,7 +162,7 @@ impl Reader {
         if there < range.len() {
             let guest = range.start() + there;
             return Err(corrupt(format!(
-                "the cluster for guest offset {guest:#x} lies at {:#x}, behind the end of the file",
+                "the cluster for guest offset {guest:#x} lies at {:#x}, past the end of the file",
                 host + there
             )));
         }

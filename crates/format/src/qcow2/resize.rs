@@ -97,8 +97,8 @@ async fn check(
     let geometry = header.geometry;
     if size < geometry.size {
         if !options.shrink {
-            let message = "the disk would become smaller, and what lies behind its new end would be lost: \
-                           that must be allowed";
+            let message =
+                "the disk would become smaller, and what lies past its new end would be lost";
             return refuse(ErrorKind::InvalidInput, message);
         }
         if options.preallocation != Preallocation::Off {

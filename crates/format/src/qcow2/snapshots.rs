@@ -67,7 +67,7 @@ impl SnapshotTable {
         let fixed = u64::from(header.snapshots) * FIXED as u64;
         let least = table_range("the snapshot table", start, fixed)?;
         if least.end() > below.info().size {
-            return Err(corrupt("the snapshot table lies outside of the file"));
+            return Err(corrupt("the snapshot table lies past the end of the file"));
         }
         let longest = ByteRange::between(start, start.saturating_add(LONGEST_TABLE));
         let mut reader = EntryReader::new(below, "the snapshot table", longest);
@@ -292,7 +292,10 @@ mod tests {
         let error = SnapshotTable::read(&below, &header)
             .await
             .expect_err("none");
-        assert!(error.to_string().contains("outside of the file"), "{error}");
+        assert!(
+            error.to_string().contains("past the end of the file"),
+            "{error}"
+        );
     }
 
     #[tokio::test]

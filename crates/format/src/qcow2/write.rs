@@ -134,12 +134,11 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn check_writable(header: &Header, files: [&HostFile; 2]) -> Result<()> {
     let refuse = |kind, message: String| Err(Error::with_message(kind, message));
     if header.is_corrupt() {
-        let message = "the image is marked as damaged and can only be read: 'qemu-img check -r all' repairs it";
+        let message = "the image is marked as corrupt and can only be read";
         return refuse(ErrorKind::ReadOnly, message.to_owned());
     }
     if header.incompatible.contains(Incompatible::DIRTY) {
-        let message = "the image was not closed by who wrote it, and its refcounts may be wrong, which cannot be \
-                       mended: 'qemu-img check -r all' may do more";
+        let message = "the image was not closed by who wrote it, and what is wrong with its refcounts cannot be mended";
         return refuse(ErrorKind::ReadOnly, message.to_owned());
     }
     for file in files {

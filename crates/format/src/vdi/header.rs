@@ -64,7 +64,7 @@ impl Header {
     /// `Corrupt`; `Unsupported` for an image that needs another one, and other versions; what reading failed with.
     pub(super) async fn read(below: &dyn BlockDevice) -> Result<Self> {
         if below.info().size < NEEDED {
-            return Err(corrupt("the file is too short for a VDI image"));
+            return Err(corrupt("it is too short to be a VDI image"));
         }
         let bytes = read_exact_at(below, ByteRange::between(0, NEEDED)).await?;
         Self::parse(&bytes)
@@ -73,12 +73,14 @@ impl Header {
     /// Reads the first [`NEEDED`] bytes of an image.
     pub(super) fn parse(bytes: &[u8]) -> Result<Self> {
         if le32(bytes, 0x40) != SIGNATURE {
-            return Err(corrupt("it does not begin as a VDI image does"));
+            return Err(corrupt(
+                "it is not a VDI image: it begins with something else",
+            ));
         }
         let version = le32(bytes, 0x44);
         if version != VERSION {
             let (major, minor) = (version >> 16, version & 0xffff);
-            let message = format!("VDI version {major}.{minor} is not read: only 1.1 is");
+            let message = format!("VDI version {major}.{minor} is not supported: only 1.1 is");
             return Err(Error::with_message(ErrorKind::Unsupported, message));
         }
         // That of VirtualBox before it knew the geometry that a guest sees, and after.
@@ -91,7 +93,7 @@ impl Header {
             2 => true,
             3 => return Err(of_a_chain("an undo image")),
             4 => return Err(of_a_chain("a differencing image")),
-            other => return Err(corrupt(format!("there is no image of type {other}"))),
+            other => return Err(corrupt(format!("image type {other} is not known"))),
         };
         // Base images have none: qemu and VirtualBox leave both empty.
         if bytes[0x1a8..0x1c8].iter().any(|byte| *byte != 0) {
@@ -171,6 +173,7 @@ impl Header {
 }
 
 fn of_a_chain(what: &str) -> Error {
-    let message = format!("it is {what}, whose parent VirtualBox alone knows: it is not read");
+    let message =
+        format!("it is {what}, whose parent VirtualBox alone knows: that is not supported");
     Error::with_message(ErrorKind::Unsupported, message)
 }

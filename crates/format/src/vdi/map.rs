@@ -37,7 +37,7 @@ impl Map {
     ) -> Result<Self> {
         let length = shape.count().saturating_mul(4);
         if length > LARGEST_TABLE {
-            let message = format!("a block map of {length} bytes is not read: it is too large");
+            let message = format!("a block map of {length} bytes is too large");
             return Err(Error::with_message(ErrorKind::Unsupported, message));
         }
         let end = below.info().size;
@@ -90,7 +90,7 @@ impl Map {
         let head = ByteRange::between(0, LENGTH.min(header.map));
         if host + needed.len() != needed.end() || needed.end() > self.end {
             return Err(corrupt(format!(
-                "block {index} lies at {host:#x}, where the file has ended"
+                "block {index} lies at {host:#x}, past the end of the file"
             )));
         }
         if [map, head]

@@ -219,24 +219,28 @@ async fn look(bytes: Vec<u8>) -> blockferry_block::Result<()> {
 #[tokio::test]
 async fn every_lie_ends_in_one_line() {
     for (place, value, message) in [
-        (0x40, 1, "it does not begin as a VDI image does"),
-        (0x46, 2, "VDI version 2.1 is not read: only 1.1 is"),
+        (
+            0x40,
+            1,
+            "it is not a VDI image: it begins with something else",
+        ),
+        (0x46, 2, "VDI version 2.1 is not supported: only 1.1 is"),
         (0x49, 0, "a header of 144 bytes is too short"),
         (
             0x4c,
             3,
-            "it is an undo image, whose parent VirtualBox alone knows: it is not read",
+            "it is an undo image, whose parent VirtualBox alone knows: that is not supported",
         ),
         (
             0x4c,
             4,
-            "it is a differencing image, whose parent VirtualBox alone knows: it is not read",
+            "it is a differencing image, whose parent VirtualBox alone knows: that is not supported",
         ),
-        (0x4c, 9, "there is no image of type 9"),
+        (0x4c, 9, "image type 9 is not known"),
         (
             0x1a8,
             1,
-            "it is an image with a parent, whose parent VirtualBox alone knows: it is not read",
+            "it is an image with a parent, whose parent VirtualBox alone knows: that is not supported",
         ),
         (0x178, 1, "there are no blocks of 4097 bytes"),
         (0x17b, 0x80, "there are no blocks of 2147487744 bytes"),
@@ -252,7 +256,7 @@ async fn every_lie_ends_in_one_line() {
         ),
         (0x155, 0, "the block map lies at 0x0, in the header"),
         (0x157, 0x80, "the file ends before the end of its block map"),
-        (0x200, 9, "block 0 lies at 0x94f0, where the file has ended"),
+        (0x200, 9, "block 0 lies at 0x94f0, past the end of the file"),
         (0x203, 0x80, "block 0 lies at 0x80c0000"),
         (
             0x200,

@@ -284,5 +284,5 @@ pub(super) fn present(host: u64) -> u64 {
 }
 
 fn behind(host: u64) -> String {
-    format!("lies at {host:#x}, behind the end of the file")
+    format!("lies at {host:#x}, past the end of the file")
 }

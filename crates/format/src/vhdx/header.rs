@@ -66,7 +66,7 @@ impl Header {
         let start = bytes_at(file, 0, SIGNATURE.len() as u64).await?;
         if start[..] != *SIGNATURE {
             return Err(corrupt(
-                "it is no VHDX image: it begins with something else",
+                "it is not a VHDX image: it begins with something else",
             ));
         }
         let first = bytes_at(file, HEADERS[0], HEADER_LENGTH).await?;
@@ -77,7 +77,9 @@ impl Header {
     fn parse(bytes: &[u8], file_end: u64) -> Result<Self> {
         let version = le16(bytes, 66);
         if version != 1 {
-            return Err(incompatible(format!("version {version} is not known here")));
+            return Err(incompatible(format!(
+                "VHDX version {version} is not supported"
+            )));
         }
         let data_write = Guid::at(bytes, 32);
         let guid = Guid::at(bytes, 48);
@@ -88,12 +90,12 @@ impl Header {
         let log_version = le16(bytes, 64);
         if log_version != 0 {
             return Err(incompatible(format!(
-                "version {log_version} of the log is not known here"
+                "version {log_version} of the log is not supported"
             )));
         }
         let place = placed("the log", le64(bytes, 72), le32(bytes, 68).into())?;
         if place.end() > file_end {
-            return Err(corrupt("the log ends behind the end of the file"));
+            return Err(corrupt("the log ends past the end of the file"));
         }
         let log = Some(LogPlace { guid, place });
         Ok(Self { data_write, log })
@@ -185,7 +187,7 @@ impl Regions {
         let count = le32(table, 8);
         if count as usize > MOST_ENTRIES {
             return Err(corrupt(format!(
-                "{count} regions: there can be {MOST_ENTRIES}"
+                "{count} regions: there can be at most {MOST_ENTRIES}"
             )));
         }
         let (mut bat, mut metadata) = (None, None);
@@ -196,7 +198,7 @@ impl Regions {
                 METADATA => (&mut metadata, "the metadata"),
                 _ if le32(entry, 28) & 1 != 0 => {
                     return Err(incompatible(format!(
-                        "the region {guid} is needed and not known here"
+                        "the region {guid} is required and not supported"
                     )));
                 }
                 _ => continue,

@@ -144,7 +144,7 @@ fn check_parent(
     opened: Option<&crate::Details>,
 ) -> Result<()> {
     let Some(crate::Details::Vhdx(details)) = opened else {
-        return Err(corrupt(format!("{file} is no VHDX image")));
+        return Err(corrupt(format!("{file} is not a VHDX image")));
     };
     let found = Guid(details.data_uuid);
     if !parent.linkages.contains(&found) {

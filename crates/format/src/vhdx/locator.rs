@@ -40,7 +40,7 @@ impl Parent {
         let kind = Guid::at(item, 0);
         if kind != VHDX_LOCATOR {
             return Err(incompatible(format!(
-                "its parent is located by {kind}, which is not known here"
+                "its parent is located by {kind}, which is not supported"
             )));
         }
         let count = usize::from(le16(item, 18));
@@ -101,6 +101,6 @@ fn text(item: &[u8], offset: u32, length: u16) -> Result<String> {
     let text: Result<String, _> = char::decode_utf16(units).collect();
     match text {
         Ok(text) if bytes.len().is_multiple_of(2) => Ok(text),
-        _ => Err(corrupt("a text of the parent locator is no UTF-16")),
+        _ => Err(corrupt("a text of the parent locator is not UTF-16")),
     }
 }

@@ -87,7 +87,7 @@ impl Metadata {
     pub(crate) async fn read(file: &HostFile, regions: Regions) -> Result<Self> {
         let region = regions.metadata;
         if region.end() > file.end() {
-            return Err(corrupt("the metadata end behind the end of the file"));
+            return Err(corrupt("the metadata end past the end of the file"));
         }
         let table = bytes_at(file, region.start(), TABLE_LENGTH).await?;
         let places = places(&table, region.len())?;
@@ -128,7 +128,7 @@ impl Metadata {
         }
         if regions.bat.start() + needed > file.end() {
             return Err(corrupt(
-                "the block allocation table ends behind the end of the file",
+                "the block allocation table ends past the end of the file",
             ));
         }
         let parent = match (has_parent, places[5]) {
@@ -197,7 +197,7 @@ fn places(table: &[u8], region_length: u64) -> Result<[Option<ByteRange>; KNOWN]
     let count = usize::from(le16(table, 10));
     if count > MOST_ENTRIES {
         return Err(corrupt(format!(
-            "{count} items of metadata: there can be {MOST_ENTRIES}"
+            "{count} items of metadata: there can be at most {MOST_ENTRIES}"
         )));
     }
     let mut places = [None; KNOWN];
@@ -210,7 +210,7 @@ fn places(table: &[u8], region_length: u64) -> Result<[Option<ByteRange>; KNOWN]
         let Some(known) = known.filter(|_| !is_user) else {
             if flags & IS_REQUIRED != 0 {
                 return Err(incompatible(format!(
-                    "the item {guid} of the metadata is needed and not known here"
+                    "the item {guid} of the metadata is required and not supported"
                 )));
             }
             continue;
@@ -231,7 +231,7 @@ fn places(table: &[u8], region_length: u64) -> Result<[Option<ByteRange>; KNOWN]
     }
     if of_users > MOST_USER_ITEMS {
         return Err(corrupt(format!(
-            "{of_users} items of metadata are a user's: there can be {MOST_USER_ITEMS}"
+            "{of_users} items of metadata are a user's: there can be at most {MOST_USER_ITEMS}"
         )));
     }
     Ok(places)
@@ -240,13 +240,13 @@ fn places(table: &[u8], region_length: u64) -> Result<[Option<ByteRange>; KNOWN]
 fn check(block_size: u32, size: u64, logical: u32, physical: u32) -> Result<()> {
     if !block_size.is_power_of_two() || !BLOCK_SIZES.contains(&block_size) {
         return Err(corrupt(format!(
-            "blocks of {block_size} bytes: they have 1 MiB to 256 MiB, a power of two"
+            "blocks of {block_size} bytes: VHDX has 1 MiB to 256 MiB, a power of two"
         )));
     }
     for (sector, kind) in [(logical, "logical"), (physical, "physical")] {
         if !matches!(sector, 512 | 4096) {
             return Err(corrupt(format!(
-                "{kind} sectors of {sector} bytes: they have 512 or 4096"
+                "{kind} sectors of {sector} bytes: VHDX has 512 or 4096"
             )));
         }
     }

@@ -28,13 +28,18 @@ impl Contents {
     pub(crate) async fn read(file: &HostFile) -> Result<Self> {
         let first = ByteRange::between(0, 4.min(file.end()));
         let magic = read_exact_at(&**file.device(), first).await?;
+        if magic.len() < MAGIC.len() {
+            return Err(corrupt("it is too short to be a VMDK image"));
+        }
         if magic[..] == ESX_MAGIC[..] {
             let message = "it is an extent: what opens it is the descriptor that names it";
             return Err(Error::with_message(ErrorKind::Unsupported, message));
         }
         if magic[..] != MAGIC[..] {
             if file.end() > LONGEST {
-                return Err(corrupt("it is no descriptor: it is too long for one"));
+                return Err(corrupt(
+                    "it is not a VMDK image: it begins with something else",
+                ));
             }
             let text = ByteRange::between(0, file.end());
             let text = read_exact_at(&**file.device(), text).await?;
@@ -197,7 +202,7 @@ impl Contents {
         let parent = related.open(&named, false).await?;
         let cid = match &parent.details {
             Some(crate::Details::Vmdk(details)) => details.cid,
-            _ => return Err(corrupt(format!("{named} is no VMDK image"))),
+            _ => return Err(corrupt(format!("{named} is not a VMDK image"))),
         };
         let expected = self.descriptor.parent_cid;
         if cid != expected {
@@ -225,7 +230,7 @@ async fn embedded(file: &HostFile, header: &Header) -> Result<Descriptor> {
     let place = header.descriptor.checked_mul(SECTOR);
     let place = place.and_then(|start| ByteRange::new(start, length).ok());
     let Some(place) = place.filter(|place| place.end() <= file.end()) else {
-        return Err(corrupt("its descriptor lies outside of the file"));
+        return Err(corrupt("its descriptor lies past the end of the file"));
     };
     Descriptor::parse(&read_exact_at(&**file.device(), place).await?)
 }

@@ -126,7 +126,12 @@ impl Descriptor {
             }
         }
         let Some(cid) = cid else {
-            return Err(corrupt("its descriptor has no CID"));
+            let is_descriptor =
+                parent_cid.is_some() || create_type.is_some() || !extents.is_empty();
+            return Err(corrupt(match is_descriptor {
+                true => "its descriptor has no CID",
+                false => "it is not a VMDK image: it begins with something else",
+            }));
         };
         let parent_cid = parent_cid.unwrap_or(NO_PARENT);
         match (&parent, parent_cid) {
@@ -176,7 +181,8 @@ impl ExtentLine {
     fn parse_rest(is_readable: bool, rest: &[u8]) -> Result<Self, String> {
         let (sectors, rest) = word(rest);
         let size = bytes_of(sectors);
-        let size = size.ok_or_else(|| format!("\"{}\" is no number of sectors", shown(sectors)))?;
+        let size =
+            size.ok_or_else(|| format!("\"{}\" is not a number of sectors", shown(sectors)))?;
         let (kind, rest) = word(rest);
         let kind = ExtentKind::from(&*String::from_utf8_lossy(kind));
         let extent = Self {
@@ -202,7 +208,7 @@ impl ExtentLine {
             }
             (b"", _) => 0,
             (sectors, _) => bytes_of(sectors)
-                .ok_or_else(|| format!("\"{}\" is no offset in sectors", shown(sectors)))?,
+                .ok_or_else(|| format!("\"{}\" is not an offset in sectors", shown(sectors)))?,
         };
         Ok(Self {
             file: Some(name.to_vec()),
@@ -227,10 +233,10 @@ impl ExtentLine {
     /// `Unsupported`, by its name.
     pub(crate) fn check(&self) -> Result<()> {
         let message = match &self.kind {
-            _ if !self.is_readable => "an extent without access is not read".to_owned(),
+            _ if !self.is_readable => "an extent without access is not supported".to_owned(),
             ExtentKind::Other(name) => {
                 format!(
-                    "extents of the kind {} are not read",
+                    "extents of the kind {} are not supported",
                     shown(name.as_bytes())
                 )
             }
@@ -262,7 +268,7 @@ fn assignment(line: &[u8]) -> Option<(&[u8], &[u8])> {
 fn hexadecimal(text: &[u8]) -> Result<u32, String> {
     let number = std::str::from_utf8(text).ok();
     let number = number.and_then(|text| u32::from_str_radix(text, 16).ok());
-    number.ok_or_else(|| format!("\"{}\" is no CID", shown(text)))
+    number.ok_or_else(|| format!("\"{}\" is not a CID", shown(text)))
 }
 
 /// The bytes of as many sectors as `text` says.
@@ -407,16 +413,16 @@ mod tests {
         for (line, said) in [
             (
                 "RW x SPARSE \"a\"",
-                "line 5 of the descriptor: \"x\" is no number of sectors",
+                "line 5 of the descriptor: \"x\" is not a number of sectors",
             ),
-            ("RW -1 SPARSE \"a\"", "\"-1\" is no number"),
-            ("RW 36028797018963968 ZERO", "is no number of sectors"),
+            ("RW -1 SPARSE \"a\"", "\"-1\" is not a number"),
+            ("RW 36028797018963968 ZERO", "is not a number of sectors"),
             (
                 "RW 9007199254740992 ZERO\nRW 9007199254740992 ZERO",
                 "longer than any disk",
             ),
             ("RW 1 FLAT \"a\"", "not said where"),
-            ("RW 1 FLAT \"a\" x", "\"x\" is no offset"),
+            ("RW 1 FLAT \"a\" x", "\"x\" is not an offset"),
             ("RW 1 SPARSE", "does not name its file"),
             ("RW 1 SPARSE \"a", "does not name its file"),
             ("RW 1 SPARSE \"\"", "does not name its file"),
@@ -429,7 +435,7 @@ mod tests {
         let error = Descriptor::parse(b"CID=zz").expect_err("no number");
         assert_eq!(
             error.to_string(),
-            "line 1 of the descriptor: \"zz\" is no CID"
+            "line 1 of the descriptor: \"zz\" is not a CID"
         );
     }
 

@@ -82,7 +82,7 @@ impl Header {
     /// `Corrupt`.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self> {
         let Some(bytes) = bytes.get(..SECTOR as usize) else {
-            return Err(corrupt("the file ends inside of its header"));
+            return Err(corrupt("it is too short to be a VMDK image"));
         };
         if !bytes.starts_with(MAGIC) {
             return Err(corrupt(
@@ -104,11 +104,11 @@ impl Header {
             is_compressed: le16(bytes, 77) == 1,
         };
         if !(1..=3).contains(&header.version) {
-            let message = format!("version {} of the format is not known", header.version);
+            let message = format!("VMDK version {} is not supported", header.version);
             return Err(Error::with_message(ErrorKind::Incompatible, message));
         }
         if le16(bytes, 77) > 1 {
-            let message = format!("the compression {} is not known", le16(bytes, 77));
+            let message = format!("the compression {} is not supported", le16(bytes, 77));
             return Err(Error::with_message(ErrorKind::Incompatible, message));
         }
         if flags.contains(Flags::NEWLINE_TEST) && bytes[73..77] != *NEWLINES {
@@ -203,7 +203,7 @@ impl Layout {
         }
         if le32(bytes, 4) != 1 {
             let message = format!(
-                "version {} of ESX sparse extents is not known",
+                "version {} of ESX sparse extents is not supported",
                 le32(bytes, 4)
             );
             return Err(Error::with_message(ErrorKind::Incompatible, message));
@@ -263,7 +263,7 @@ impl Layout {
         let range = range.and_then(|start| ByteRange::new(start, length).ok());
         range.filter(|range| range.end() <= end).ok_or_else(|| {
             corrupt(format!(
-                "the grain directory of {length} bytes at sector {:#x} lies outside of the file",
+                "the grain directory of {length} bytes at sector {:#x} lies past the end of the file",
                 self.directory
             ))
         })
@@ -289,11 +289,11 @@ impl Layout {
 
 fn check_grain(grain: u64) -> Result<()> {
     if !grain.is_power_of_two() {
-        let message = format!("grains of {grain} sectors are no power of two");
+        let message = format!("grains of {grain} sectors are not a power of two");
         return Err(corrupt(message));
     }
     if grain > LARGEST_GRAIN / SECTOR {
-        let message = format!("grains of {grain} sectors are not read: they are too large");
+        let message = format!("grains of {grain} sectors are too large");
         return Err(Error::with_message(ErrorKind::Unsupported, message));
     }
     Ok(())

@@ -235,7 +235,7 @@ impl Reader {
         if there < range.len() || host >= file.end() {
             let guest = range.start() + there.min(range.len());
             return Err(corrupt(format!(
-                "what is at guest offset {guest:#x} lies at {:#x}, behind the end of the file",
+                "what is at guest offset {guest:#x} lies at {:#x}, past the end of the file",
                 host + there
             )));
         }

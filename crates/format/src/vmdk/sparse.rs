@@ -276,7 +276,7 @@ impl Sparse {
         if place + size > file.end() {
             let guest = self.span(index).start();
             return Err(corrupt(format!(
-                "the grain table {index} for offset {guest:#x} lies at {place:#x}, outside of the file"
+                "the grain table {index} for offset {guest:#x} lies at {place:#x}, past the end of the file"
             )));
         }
         let reader = self.tables.cache.reader();

@@ -207,7 +207,7 @@ impl Unpacked {
         let behind = |grain: &Whole| {
             let (guest, host) = (grain.guest.start(), grain.offset);
             corrupt(format!(
-                "the grain for guest offset {guest:#x} lies at {host:#x}, behind the end of the file"
+                "the grain for guest offset {guest:#x} lies at {host:#x}, past the end of the file"
             ))
         };
         let there = batch.range.intersection(ByteRange::between(0, file.end()));

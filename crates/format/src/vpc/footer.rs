@@ -59,7 +59,7 @@ impl Footer {
     pub(super) async fn find(below: &dyn BlockDevice) -> Result<Found> {
         let size = below.info().size;
         if size < OLD_LENGTH {
-            return Err(corrupt("the file is too short for a VHD image"));
+            return Err(corrupt("it is too short to be a VHD image"));
         }
         let tail = size.saturating_sub(LENGTH);
         let tail_bytes = read_exact_at(below, ByteRange::between(tail, size)).await?;
@@ -87,7 +87,7 @@ impl Footer {
         let start = ByteRange::between(0, LENGTH.min(size));
         let start = read_exact_at(below, start).await?;
         if !start.starts_with(COOKIE) {
-            let none = || corrupt("it does not end as a VHD image does");
+            let none = || corrupt("it is not a VHD image: it ends with something else");
             return Err(damage.unwrap_or_else(none));
         }
         let footer = Self::parse(&start)?;
@@ -114,14 +114,14 @@ impl Footer {
         }
         let version = be32(bytes, 12);
         if version >> 16 != VERSION >> 16 {
-            let message = format!("VHD version {version:#x} is not read");
+            let message = format!("VHD version {version:#x} is not supported");
             return Err(Error::with_message(ErrorKind::Unsupported, message));
         }
         let kind = match be32(bytes, 60) {
             2 => Kind::Fixed,
             3 => Kind::Dynamic,
             4 => Kind::Differencing,
-            other => return Err(corrupt(format!("there is no image of type {other}"))),
+            other => return Err(corrupt(format!("image type {other} is not known"))),
         };
         let mut uuid = [0; 16];
         uuid.copy_from_slice(&bytes[68..84]);

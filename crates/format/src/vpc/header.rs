@@ -56,7 +56,7 @@ impl Header {
         let place = ByteRange::new(at, LENGTH).ok();
         let Some(place) = place.filter(|place| place.end() <= end) else {
             return Err(corrupt(format!(
-                "the header lies at {at:#x}, where the file has ended"
+                "the header lies at {at:#x}, past the end of the file"
             )));
         };
         let bytes = read_exact_at(below, place).await?;
@@ -84,7 +84,7 @@ impl Header {
         }
         let version = be32(bytes, 24);
         if version >> 16 != VERSION >> 16 {
-            let message = format!("VHD header version {version:#x} is not read");
+            let message = format!("VHD header version {version:#x} is not supported");
             return Err(Error::with_message(ErrorKind::Unsupported, message));
         }
         let block = u64::from(be32(bytes, 32));

@@ -139,7 +139,7 @@ pub(super) async fn open(
 fn check(file: &RelatedFile, details: Option<&Details>, wanted: [u8; 16]) -> Result<()> {
     let Some(Details::Vpc(details)) = details else {
         let name = printable(OsStr::from_bytes(&file.name));
-        return Err(corrupt(format!("its parent \"{name}\" is no VHD image")));
+        return Err(corrupt(format!("its parent \"{name}\" is not a VHD image")));
     };
     if details.uuid == wanted {
         return Ok(());

@@ -50,7 +50,7 @@ impl BlockTable {
     ) -> Result<Self> {
         let length = shape.count().saturating_mul(4);
         if length > LARGEST_TABLE {
-            let message = format!("a table of {length} bytes is not read: it is too large");
+            let message = format!("a table of {length} bytes is too large");
             return Err(Error::with_message(ErrorKind::Unsupported, message));
         }
         let place = ByteRange::new(header.table, length).ok();
@@ -97,7 +97,7 @@ impl BlockTable {
         let whole = ByteRange::between(bitmap, host + self.shape.range(index).len());
         let lies = |what: &str| corrupt(format!("block {index} lies at {bitmap:#x}, {what}"));
         if whole.end() > self.end {
-            return Err(lies("where the file has ended"));
+            return Err(lies("past the end of the file"));
         }
         if self
             .taken

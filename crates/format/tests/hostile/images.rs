@@ -313,31 +313,31 @@ fn headers() -> Vec<Case> {
     let sound = Builder::sound;
     cases! {
         "another magic": sound().put(0, b"QFI\xfa") => Open,
-            "open: it is no qcow2 image: it begins with something else";
+            "open: it is not a qcow2 image: it begins with something else";
         "version 0": sound().put32(4, 0) => Open,
-            "open: qcow version 0 is not read: 2 and 3 are";
+            "open: qcow version 0 is not supported: 2 and 3 are";
         "a version to come": sound().put32(4, u32::MAX) => Open,
-            "open: qcow version 4294967295 is not read: 2 and 3 are";
+            "open: qcow version 4294967295 is not supported: 2 and 3 are";
         "clusters of 1 byte": sound().put32(20, 0) => Open,
-            "open: clusters of 2^0 bytes: they have 2^9 to 2^21";
+            "open: clusters of 2^0 bytes: qcow2 has 2^9 to 2^21";
         "clusters of 256 bytes": sound().put32(20, 8) => Open,
-            "open: clusters of 2^8 bytes: they have 2^9 to 2^21";
+            "open: clusters of 2^8 bytes: qcow2 has 2^9 to 2^21";
         "clusters of 4 MiB": sound().put32(20, 22) => Open,
-            "open: clusters of 2^22 bytes: they have 2^9 to 2^21";
+            "open: clusters of 2^22 bytes: qcow2 has 2^9 to 2^21";
         "clusters whose size overflows": sound().put32(20, 64) => Open,
-            "open: clusters of 2^64 bytes: they have 2^9 to 2^21";
+            "open: clusters of 2^64 bytes: qcow2 has 2^9 to 2^21";
         "clusters of absurd size": sound().put32(20, u32::MAX) => Open,
-            "open: clusters of 2^4294967295 bytes: they have 2^9 to 2^21";
+            "open: clusters of 2^4294967295 bytes: qcow2 has 2^9 to 2^21";
         "no header": sound().put32(100, 0) => Open,
-            "open: a header of 0 bytes";
+            "open: a header of 0 bytes: it has 104 at least, a multiple of 8, within a cluster";
         "a header that is too short": sound().put32(100, 103) => Open,
-            "open: a header of 103 bytes";
-        "a header that is no multiple of 8": sound().put32(100, 108) => Open,
-            "open: a header of 108 bytes";
+            "open: a header of 103 bytes: it has 104 at least, a multiple of 8, within a cluster";
+        "a header that is not a multiple of 8": sound().put32(100, 108) => Open,
+            "open: a header of 108 bytes: it has 104 at least, a multiple of 8, within a cluster";
         "a header longer than its cluster": sound().put32(100, 8192) => Open,
-            "open: a header of 8192 bytes";
+            "open: a header of 8192 bytes: it has 104 at least, a multiple of 8, within a cluster";
         "a header of absurd length": sound().put32(100, u32::MAX - 7) => Open,
-            "open: a header of 4294967288 bytes";
+            "open: a header of 4294967288 bytes: it has 104 at least, a multiple of 8, within a cluster";
         // CVE-2014-0223: the size of the L1 table follows from that of the disk.
         "a disk of 2^64 bytes": sound().put64(24, u64::MAX) => Open,
             "open: a virtual size of 18446744073709551615 bytes is larger than an image can be";
@@ -351,7 +351,7 @@ fn headers() -> Vec<Case> {
         "an L1 table of 32 GiB": sound().put32(36, u32::MAX) => Open,
             "open: the L1 table has 4294967295 entries, which is too much";
         "an L1 table outside of the file": sound().put64(24, 1 << 40).put32(36, 1 << 19) => Open,
-            "open: the L1 table lies at 0x100000, behind the end of the file";
+            "open: the L1 table lies at 0x100000, past the end of the file";
         "an L1 table that is not there": sound().put32(36, 0).put64(40, 0) => Open,
             "open: the L1 table has 0 entries and the virtual size needs 2";
         "an L1 table between clusters": sound().put64(40, at(L1) + 8) => Open,
@@ -359,7 +359,7 @@ fn headers() -> Vec<Case> {
         "an L1 table whose end overflows": sound().put64(40, u64::MAX << CLUSTER_BITS) => Open,
             "open: the L1 table of 16 bytes at 0xfffffffffffff000 lies outside of any file";
         "an L1 table far behind the end": sound().put64(40, 1 << 50) => Open,
-            "open: the L1 table lies at 0x4000000000000, behind the end of the file";
+            "open: the L1 table lies at 0x4000000000000, past the end of the file";
         "a refcount table of 16 TiB": sound().put32(56, u32::MAX) => Open,
             "open: the refcount table has 17592186040320 bytes, which is too much";
         "a refcount table between clusters": sound().put64(48, 1) => Open,
@@ -367,9 +367,9 @@ fn headers() -> Vec<Case> {
         "a refcount table whose end overflows": sound().put64(48, u64::MAX << CLUSTER_BITS) => Open,
             "open: the refcount table of 4096 bytes at 0xfffffffffffff000 lies outside of any file";
         "refcounts of 128 bits": sound().put32(96, 7) => Open,
-            "open: refcounts of 2^7 bits: they have 64 at most";
+            "open: refcounts of 2^7 bits: qcow2 has 64 at most";
         "refcounts of absurd width": sound().put32(96, u32::MAX) => Open,
-            "open: refcounts of 2^4294967295 bits: they have 64 at most";
+            "open: refcounts of 2^4294967295 bits: qcow2 has 64 at most";
         "AES": sound().put32(32, 1) => Open,
             "open: the image is encrypted (AES), which is not supported: decrypt it first";
         "LUKS": sound().put32(32, 2) => Open,
@@ -377,14 +377,14 @@ fn headers() -> Vec<Case> {
         "a cipher to come": sound().put32(32, 77) => Open,
             "open: the image is encrypted (method 77), which is not supported: decrypt it first";
         "features to come": sound().put64(72, 1 << 63 | 1 << 5) => Open,
-            "open: the image has features that are not known here: incompatible feature 5, incompatible feature 63";
+            "open: the image has features that are not supported: incompatible feature 5, incompatible feature 63";
         "a feature with a name that writes to the terminal":
             sound().unknown_feature(9, b"\x1b]0;owned\x07\n\xff") => Open,
-            "open: the image has features that are not known here: \\u{1b}]0;owned\\u{7}\\n\u{fffd}";
+            "open: the image has features that are not supported: \\u{1b}]0;owned\\u{7}\\n\u{fffd}";
         "zstd without its feature": sound().put(104, &[1]) => Open,
             "open: the compression type and its feature bit contradict each other";
         "a compression to come": sound().put(104, &[9]).put64(72, 1 << 3) => Open,
-            "open: clusters are compressed in a way that is not known here: type 9";
+            "open: clusters are compressed in a way that is not supported: type 9";
         "subclusters of 128 bytes": sound().put64(72, 1 << 4) => Open,
             "open: subclusters need clusters of 16 KiB at least";
         "an extension longer than the header": sound().put32(112, 0x1234).put32(116, u32::MAX) => Open,
@@ -432,9 +432,9 @@ fn lists() -> Vec<Case> {
     let bitmap = || Builder::sound().bitmap("b");
     cases! {
         "too many snapshots": snapshot().put32(60, u32::MAX) => Open,
-            "open: 4294967295 snapshots: there can be 65536";
+            "open: 4294967295 snapshots: there can be at most 65536";
         "more snapshots than there is room for": snapshot().put32(60, 65536) => Open,
-            "open: the snapshot table lies outside of the file";
+            "open: the snapshot table lies past the end of the file";
         "a snapshot table between clusters": snapshot().put64(64, 1) => Open,
             "open: the snapshot table is not on a cluster's boundary";
         "a snapshot table whose end overflows": snapshot().put64(64, u64::MAX << CLUSTER_BITS) => Open,
@@ -455,7 +455,7 @@ fn lists() -> Vec<Case> {
         "a snapshot larger than its L1 table": snapshot().put64(start + 48, 1 << 62) => Snapshot("1"),
             "open: the L1 table of the snapshot \"1\" has 2 entries and its size needs 2199023255552";
         "a snapshot behind the end": snapshot().put64(start, 1 << 40) => Snapshot("s"),
-            "open: the L1 table lies at 0x10000000000, behind the end of the file";
+            "open: the L1 table lies at 0x10000000000, past the end of the file";
         "a snapshot that is not there": snapshot() => Snapshot("none\n"),
             "open: there is no snapshot of the ID or name \"none\\n\"";
         "an extension of bitmaps that is cut short": Builder::sound().extension(BITMAPS, &[0; 16]) => Open,
@@ -467,7 +467,7 @@ fn lists() -> Vec<Case> {
         "a directory of bitmaps whose end overflows": bitmap().put64(136, u64::MAX) => Open,
             "open: the directory of bitmaps of 32 bytes at 0xffffffffffffffff lies outside of any file";
         "a directory of bitmaps behind the end": bitmap().put64(136, 1 << 40) => Open,
-            "open: the directory of bitmaps lies outside of the file";
+            "open: the directory of bitmaps lies past the end of the file";
         "a bitmap without a name": bitmap().put(start + 18, &[0, 0]) => Open,
             "open: a bitmap has a name of 0 bytes and 0 of extra data";
         "a bitmap with an absurd name": bitmap().put(start + 18, &[4, 0]) => Open,
@@ -483,9 +483,9 @@ fn lists() -> Vec<Case> {
         "a bitmap with a table of nothing": bitmap().put32(start + 8, 0) => Bitmap("b"),
             "block status of 4194304 bytes at offset 0: the table of the bitmap \"b\" is too short for the disk";
         "a bitmap with a table behind the end": bitmap().put64(start, 1 << 40) => Bitmap("b"),
-            "block status of 4194304 bytes at offset 0: the bitmap \"b\" lies outside of the file";
+            "block status of 4194304 bytes at offset 0: the bitmap \"b\" lies past the end of the file";
         "a bitmap behind the end": bitmap().put64((SPARE + 1) * CLUSTER, 1 << 40) => Bitmap("b"),
-            "block status of 4194304 bytes at offset 0: the bitmap \"b\" lies outside of the file";
+            "block status of 4194304 bytes at offset 0: the bitmap \"b\" lies past the end of the file";
         "a bitmap with reserved bits": bitmap().put64((SPARE + 1) * CLUSTER, u64::MAX) => Bitmap("b"),
             "block status of 4194304 bytes at offset 0: a cluster of a bitmap cannot be at 0xffffffffffffffff";
         "a bitmap between clusters": bitmap().put64((SPARE + 1) * CLUSTER, 512) => Bitmap("b"),
@@ -502,9 +502,9 @@ fn mappings() -> Vec<Case> {
         "an L2 table between clusters": sound().put64(l1, COPIED | 512) => Read,
             "read of 65536 bytes at offset 0: the L2 table 0 for guest offset 0x0 at 0x200 is not on a cluster's boundary";
         "an L2 table behind the end": sound().put64(l1, COPIED | 1 << 40) => Read,
-            "read of 65536 bytes at offset 0: the L2 table 0 for guest offset 0x0 lies at 0x10000000000, behind the end of the file";
+            "read of 65536 bytes at offset 0: the L2 table 0 for guest offset 0x0 lies at 0x10000000000, past the end of the file";
         "an L2 table at the last possible offset": sound().put64(l1, 0x00ff_ffff_ffff_f000) => Read,
-            "read of 65536 bytes at offset 0: the L2 table 0 for guest offset 0x0 lies at 0xfffffffffff000, behind the end of the file";
+            "read of 65536 bytes at offset 0: the L2 table 0 for guest offset 0x0 lies at 0xfffffffffff000, past the end of the file";
         "the refcount table as an L2 table": sound().put64(l1 + 8, COPIED | at(REFCOUNT_TABLE)) => Nowhere, "";
         "the L1 table as an L2 table": sound().put64(l1, COPIED | at(L1)) => Nowhere, "";
         "an L2 table that maps itself": sound().entry(1, COPIED | at(L2)) => Nowhere, "";
@@ -512,14 +512,14 @@ fn mappings() -> Vec<Case> {
         "data between clusters": sound().entry(1, COPIED | at(DATA) | 512) => Read,
             "read of 65536 bytes at offset 0: at guest offset 0x1000: a cluster at 0x5200 is not on a cluster's boundary";
         "data behind the end": sound().entry(1, COPIED | 1 << 40) => Read,
-            "read of 65536 bytes at offset 0: the cluster for guest offset 0x1000 lies at 0x10000000000, behind the end of the file";
+            "read of 65536 bytes at offset 0: the cluster for guest offset 0x1000 lies at 0x10000000000, past the end of the file";
         "data at the last possible offset": sound().entry(1, 0x00ff_ffff_ffff_f000) => Read,
-            "read of 65536 bytes at offset 0: the cluster for guest offset 0x1000 lies at 0xfffffffffff000, behind the end of the file";
+            "read of 65536 bytes at offset 0: the cluster for guest offset 0x1000 lies at 0xfffffffffff000, past the end of the file";
         "a compressed cluster behind the end": sound().entry(1, COMPRESSED | 1 << 40) => Read,
-            "read of 65536 bytes at offset 0: the compressed cluster for guest offset 0x1000 lies at 0x10000000000, behind the end of the file";
+            "read of 65536 bytes at offset 0: the compressed cluster for guest offset 0x1000 lies at 0x10000000000, past the end of the file";
         "a compressed cluster at the last possible offset":
             sound().entry(1, COMPRESSED | ((1 << 58) - 1)) => Read,
-            "read of 65536 bytes at offset 0: the compressed cluster for guest offset 0x1000 lies at 0x3ffffffffffffff, behind the end of the file";
+            "read of 65536 bytes at offset 0: the compressed cluster for guest offset 0x1000 lies at 0x3ffffffffffffff, past the end of the file";
         "a compressed cluster that ends behind the end":
             sound().entry(1, COMPRESSED | 0xf << 58 | at(CLUSTERS - 1) | 4000) => Read,
             "read of 65536 bytes at offset 0: at guest offset 0x1000, from 0x7fa0: a compressed cluster cannot be decompressed";

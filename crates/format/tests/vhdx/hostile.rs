@@ -152,7 +152,7 @@ async fn bitmaps_that_are_nowhere_are_corrupt() {
         (2 << 20 | 2, "needs a bitmap, and there is none"),
         (
             end | 6,
-            "has a bitmap that lies at 0x600000, behind the end of the file",
+            "has a bitmap that lies at 0x600000, past the end of the file",
         ),
         (
             2 << 20 | 6,

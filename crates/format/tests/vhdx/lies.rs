@@ -124,7 +124,7 @@ fn headers() -> Vec<Lie> {
         open(
             "another magic",
             but(|image| image[0] ^= 1),
-            "open: it is no VHDX image: it begins with something else",
+            "open: it is not a VHDX image: it begins with something else",
         ),
         nowhere(
             "the current header is damaged",
@@ -158,7 +158,7 @@ fn headers() -> Vec<Lie> {
         open(
             "another version",
             header(|header| header.version = 2),
-            "open: version 2 is not known here",
+            "open: VHDX version 2 is not supported",
         ),
         nowhere(
             "another version of no log",
@@ -174,7 +174,7 @@ fn headers() -> Vec<Lie> {
                 header.log = super::images::LOG_GUID;
                 header.log_version = 9;
             }),
-            "open: version 9 of the log is not known here",
+            "open: version 9 of the log is not supported",
         ),
     ]
 }
@@ -206,12 +206,12 @@ fn region_tables() -> Vec<Lie> {
                     seal(&mut image[place..place + (64 << 10)]);
                 }
             }),
-            "open: 4294967295 regions: there can be 2047",
+            "open: 4294967295 regions: there can be at most 2047",
         ),
         open(
             "a region that is needed",
             regions(&[bat, metadata, (other, BLOCK, MIB, 1)]),
-            "open: the region 00112233-4455-6677-8899-aabbccddeeff is needed and not known here",
+            "open: the region 00112233-4455-6677-8899-aabbccddeeff is required and not supported",
         ),
         found(
             Found::Nowhere,
@@ -258,12 +258,12 @@ fn region_tables() -> Vec<Lie> {
         open(
             "metadata behind the end",
             regions(&[bat, (METADATA, 1 << 40, MIB, 1)]),
-            "open: the metadata end behind the end of the file",
+            "open: the metadata end past the end of the file",
         ),
         open(
             "a table behind the end",
             regions(&[(BAT, 1 << 40, MIB, 1), metadata]),
-            "open: the block allocation table ends behind the end of the file",
+            "open: the block allocation table ends past the end of the file",
         ),
     ]
 }
@@ -289,17 +289,17 @@ fn metadata() -> Vec<Lie> {
         open(
             "very many items",
             but(|image| image[LOG_END + 10..LOG_END + 12].fill(0xff)),
-            "open: 65535 items of metadata: there can be 2047",
+            "open: 65535 items of metadata: there can be at most 2047",
         ),
         open(
             "an item that is needed",
             entry(4, 0, &[0; 16]),
-            "open: the item 00000000-0000-0000-0000-000000000000 of the metadata is needed and not known here",
+            "open: the item 00000000-0000-0000-0000-000000000000 of the metadata is required and not supported",
         ),
         open(
             "a user's item that is needed",
             entry(4, 24, &[5]),
-            "open: the item cda348c7-445d-4471-9cc9-e9885251c556 of the metadata is needed and not known here",
+            "open: the item cda348c7-445d-4471-9cc9-e9885251c556 of the metadata is required and not supported",
         ),
         open(
             "an item is missing",
@@ -337,27 +337,27 @@ fn metadata() -> Vec<Lie> {
         open(
             "blocks of nothing",
             item(0, &[0; 4]),
-            "open: blocks of 0 bytes: they have 1 MiB to 256 MiB, a power of two",
+            "open: blocks of 0 bytes: VHDX has 1 MiB to 256 MiB, a power of two",
         ),
         open(
             "blocks of 3 MiB",
             item(0, &(3_u32 << 20).to_le_bytes()),
-            "open: blocks of 3145728 bytes: they have 1 MiB to 256 MiB, a power of two",
+            "open: blocks of 3145728 bytes: VHDX has 1 MiB to 256 MiB, a power of two",
         ),
         open(
             "blocks of 512 MiB",
             item(0, &(512_u32 << 20).to_le_bytes()),
-            "open: blocks of 536870912 bytes: they have 1 MiB to 256 MiB, a power of two",
+            "open: blocks of 536870912 bytes: VHDX has 1 MiB to 256 MiB, a power of two",
         ),
         open(
             "sectors of 1 KiB",
             item(3, &1024_u32.to_le_bytes()),
-            "open: logical sectors of 1024 bytes: they have 512 or 4096",
+            "open: logical sectors of 1024 bytes: VHDX has 512 or 4096",
         ),
         open(
             "physical sectors of nothing",
             item(4, &[0; 4]),
-            "open: physical sectors of 0 bytes: they have 512 or 4096",
+            "open: physical sectors of 0 bytes: VHDX has 512 or 4096",
         ),
         open(
             "half a sector",
@@ -388,7 +388,7 @@ fn metadata() -> Vec<Lie> {
         open(
             "another kind of locator",
             with_parent(&[7; 20]),
-            "open: its parent is located by 07070707-0707-0707-0707-070707070707, which is not known here",
+            "open: its parent is located by 07070707-0707-0707-0707-070707070707, which is not supported",
         ),
         open(
             "a locator that names nothing",
@@ -421,7 +421,7 @@ fn metadata() -> Vec<Lie> {
                 locator[end - 1] = 0xd8;
                 locator
             }),
-            "open: a text of the parent locator is no UTF-16",
+            "open: a text of the parent locator is not UTF-16",
         ),
         open(
             "a name that steers a terminal",
@@ -465,12 +465,12 @@ fn entries() -> Vec<Lie> {
         read(
             "a block behind the end",
             word((BLOCK + MIB) as u64 | 6),
-            "read of 4194304 bytes at offset 0: the block for guest offset 0x100000 lies at 0x500000, behind the end of the file",
+            "read of 4194304 bytes at offset 0: the block for guest offset 0x100000 lies at 0x500000, past the end of the file",
         ),
         read(
             "a block at the end of all offsets",
             word(0xffff_ffff_fff0_0006),
-            "read of 4194304 bytes at offset 0: the block for guest offset 0x100000 lies at 0xfffffffffff00000, behind the end of the file",
+            "read of 4194304 bytes at offset 0: the block for guest offset 0x100000 lies at 0xfffffffffff00000, past the end of the file",
         ),
         read(
             "a block out of line",
@@ -536,7 +536,7 @@ fn logs() -> Vec<Lie> {
         open(
             "a log behind the end",
             placed(LOG as u64, 0xfff0_0000),
-            "open: the log ends behind the end of the file",
+            "open: the log ends past the end of the file",
         ),
         open(
             "a log in the metadata",

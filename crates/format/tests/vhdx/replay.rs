@@ -322,7 +322,7 @@ async fn a_file_that_had_still_to_grow_counts_as_larger() {
     let opened = open(memory(image.bytes.clone())).await;
     let behind = read(&*opened, 0, 512).await.expect_err("nothing is there");
     assert!(
-        behind.to_string().contains("behind the end of the file"),
+        behind.to_string().contains("past the end of the file"),
         "{behind}"
     );
     entry.last_end += 1 << 20;

@@ -76,14 +76,18 @@ async fn the_samples_are_sound() {
 async fn every_lie_ends_in_one_line() {
     let le = |number: u64| number.to_le_bytes();
     let cases: Vec<(Sample, &str)> = vec![
-        (Sample(Vec::new()), "its descriptor has no CID"),
+        (Sample(Vec::new()), "it is too short to be a VMDK image"),
+        (
+            Sample(vec![0; 4096]),
+            "it is not a VMDK image: it begins with something else",
+        ),
         (
             Sample::sparse().cut(100),
-            "the file ends inside of its header",
+            "it is too short to be a VMDK image",
         ),
         (
             Sample::sparse().with(4, &[4]),
-            "version 4 of the format is not known",
+            "VMDK version 4 is not supported",
         ),
         (
             Sample::sparse().with(73, b"\r\n"),
@@ -91,11 +95,11 @@ async fn every_lie_ends_in_one_line() {
         ),
         (
             Sample::sparse().with(77, &[2]),
-            "the compression 2 is not known",
+            "the compression 2 is not supported",
         ),
         (
             Sample::sparse().with(20, &le(0)),
-            "grains of 0 sectors are no power of two",
+            "grains of 0 sectors are not a power of two",
         ),
         (Sample::sparse().with(20, &le(1 << 40)), "are too large"),
         (
@@ -116,20 +120,20 @@ async fn every_lie_ends_in_one_line() {
         ),
         (
             Sample::sparse().with(12, &le(1 << 28)),
-            "lies outside of the file",
+            "lies past the end of the file",
         ),
         (
             Sample::sparse().with(56, &le(u64::MAX - 1)),
-            "lies outside of the file",
+            "lies past the end of the file",
         ),
         (
             Sample::sparse().with(56, &le(1 << 54)),
-            "lies outside of the file",
+            "lies past the end of the file",
         ),
         (Sample::sparse().with(28, &le(0)), "it has no descriptor"),
         (
             Sample::sparse().with(28, &le(u64::MAX)),
-            "its descriptor lies outside of the file",
+            "its descriptor lies past the end of the file",
         ),
         (
             Sample::sparse().with(36, &le(u64::MAX)),
@@ -137,11 +141,11 @@ async fn every_lie_ends_in_one_line() {
         ),
         (
             Sample::sparse().with(4 * 512, &[0xff; 4]),
-            "the grain table 0 for offset 0x0 lies at 0x1fffffffe00, outside of the file",
+            "the grain table 0 for offset 0x0 lies at 0x1fffffffe00, past the end of the file",
         ),
         (
             Sample::sparse().with(5 * 512, &[0xff; 4]),
-            "lies at 0x1fffffffe00, behind the end of the file",
+            "lies at 0x1fffffffe00, past the end of the file",
         ),
         (
             Sample::sparse().with_line("RW 1 FLAT \"a\" 0\nRW 1 FLAT \"/etc/passwd\" 0"),
@@ -171,7 +175,7 @@ async fn every_lie_ends_in_one_line() {
         ),
         (
             Sample::stream().with(7 * 512, &[0xff; 4]),
-            "behind the end of the file",
+            "past the end of the file",
         ),
         (Sample(b"COWD\x01\0\0\0".to_vec()), "it is an extent"),
         (Sample(vec![b'#'; 2 << 20]), "it is too long for one"),
@@ -191,16 +195,16 @@ async fn every_lie_ends_in_one_line() {
         ),
         (
             Sample::descriptor("RW 1 SESPARSE \"a\""),
-            "extents of the kind SESPARSE are not read",
+            "extents of the kind SESPARSE are not supported",
         ),
         (
             Sample::descriptor("RW 1 VMFSRDM \"a\""),
-            "extents of the kind VMFSRDM are not read",
+            "extents of the kind VMFSRDM are not supported",
         ),
-        (Sample::descriptor("RW 1 \x07\" \"a\""), "are not read"),
+        (Sample::descriptor("RW 1 \x07\" \"a\""), "are not supported"),
         (
             Sample::descriptor("NOACCESS 1 FLAT \"a\" 0"),
-            "an extent without access is not read",
+            "an extent without access is not supported",
         ),
         (
             Sample::descriptor("RW 1 ZERO\nparentFileNameHint=\"/etc/passwd\""),

@@ -70,7 +70,7 @@ async fn what_is_cut_off_or_followed_by_something_is_told_with_its_offset() {
             assert_eq!(error.kind(), ErrorKind::Corrupt);
             let at = bytes.len();
             let words = format!(
-                "{packing}: there is something behind its end, at or before offset {at}, after 100000 bytes were \
+                "{packing}: there is something after its end, at or before offset {at}, after 100000 bytes were \
                  unpacked: the file is damaged"
             );
             assert!(error.to_string().contains(&words), "{error}");
@@ -79,13 +79,13 @@ async fn what_is_cut_off_or_followed_by_something_is_told_with_its_offset() {
     let two = [&image[..300], &image[300..]].map(|part| packed(Packing::Xz, part));
     let error = failure(Packing::Xz, &[&two[0], &[0; 7][..], &two[1]].concat()).await;
     assert!(
-        error.to_string().contains("something behind its end"),
+        error.to_string().contains("something after its end"),
         "{error}"
     );
     let two = [&image[..300], &image[300..]].map(|part| packed(Packing::Gzip, part));
     let error = failure(Packing::Gzip, &[&two[0], &[0; 8][..], &two[1]].concat()).await;
     assert!(
-        error.to_string().contains("something behind its end"),
+        error.to_string().contains("something after its end"),
         "{error}"
     );
 }
@@ -96,7 +96,10 @@ async fn what_is_something_else_is_refused() {
         for bytes in [&b""[..], b"x", &[0; 10_000], b"BZh", b"\x1f\x8b"] {
             let error = failure(packing, bytes).await;
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
-            assert_eq!(error.to_string(), format!("it is no {packing} file"));
+            assert_eq!(
+                error.to_string(),
+                format!("it is not in the format {packing}")
+            );
         }
     }
 }

@@ -119,10 +119,10 @@ impl Members {
             // Only xz has padding between streams.
             let is_allowed = zeroes == 0 || self.packing == Packing::Xz && zeroes % 4 == 0;
             if !is_allowed || !self.packing.begins(rest) {
-                return Err(self.damaged("there is something behind its end", start));
+                return Err(self.damaged("there is something after its end", start));
             }
         } else if !self.packing.begins(input.at_least(HEAD)?) {
-            let message = format!("it is no {} file", self.packing);
+            let message = format!("it is not in the format {}", self.packing);
             return Err(Error::with_message(ErrorKind::InvalidInput, message));
         }
         let begun = self.decoder.begin(input.at_least(HEAD)?);

@@ -79,9 +79,7 @@ fn explain(error: &Error, check: u8) -> Unfit {
             let message = "it needs more memory to be unpacked than it may have";
             Unfit::TooMuch(message.to_owned())
         }
-        Error::Options => {
-            Unfit::TooMuch("it was packed in a way that is not known here".to_owned())
-        }
+        Error::Options => Unfit::TooMuch("it was packed in a way that is not supported".to_owned()),
         Error::Data => match check {
             1 => Unfit::from("wrong contents, or a wrong CRC32"),
             4 => Unfit::from("wrong contents, or a wrong CRC64"),

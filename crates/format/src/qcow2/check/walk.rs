@@ -159,7 +159,7 @@ impl<'a> Walk<'a> {
             self.distrust(of);
             let place = range.start();
             self.report.corruption(format!(
-                "{what} at {place:#x} lies behind the end of the file"
+                "{what} at {place:#x} lies past the end of the file"
             ));
             return Ok(false);
         }

@@ -293,9 +293,9 @@ async fn damaged_entries_are_corrupt_and_name_their_place() {
     };
     let cases = [
         (entry(COPIED | 0x1_0200), "boundary"),
-        (entry(COPIED | 0xff_0000_0000_0000), "behind the end"),
-        (entry(COPIED | 1 << 40), "behind the end"),
-        (entry(1 << 62 | 1 << 50), "behind the end"),
+        (entry(COPIED | 0xff_0000_0000_0000), "past the end"),
+        (entry(COPIED | 1 << 40), "past the end"),
+        (entry(1 << 62 | 1 << 50), "past the end"),
         // The L1 table is no stream.
         (entry(1 << 62 | 1 << 16), "cannot be decompressed"),
     ];
@@ -331,7 +331,7 @@ async fn a_stream_that_makes_too_little_is_corrupt() {
 async fn damaged_tables_are_corrupt_and_name_their_place() {
     for (word, part) in [
         (COPIED | 0x1_0200, "boundary"),
-        (COPIED | 0xff_0000_0000_0000, "behind the end"),
+        (COPIED | 0xff_0000_0000_0000, "past the end"),
     ] {
         let mut built = everything(12);
         built.geometry.size = 3 << 21;

@@ -166,7 +166,10 @@ async fn a_parent_that_is_another_image_is_refused() {
             "its parent is the image 42424242-4242-4242-4242-424242424242, and \"base.vhd\" is \
              55555555-5555-5555-5555-555555555555: it was replaced",
         ),
-        (vec![1; 4096], "it does not end as a VHD image does"),
+        (
+            vec![1; 4096],
+            "it is not a VHD image: it ends with something else",
+        ),
     ] {
         let files = Files::default()
             .with("base.vhd", parent)

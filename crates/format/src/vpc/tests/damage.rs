@@ -80,11 +80,11 @@ async fn blocks_in_the_wrong_place_are_told_by_those_who_want_them() {
         ),
         (
             0x00ff_ffff,
-            "block 2 lies at 0x1fffffe00, where the file has ended",
+            "block 2 lies at 0x1fffffe00, past the end of the file",
         ),
         (
             0xffff_fffe,
-            "block 2 lies at 0x1fffffffc00, where the file has ended",
+            "block 2 lies at 0x1fffffffc00, past the end of the file",
         ),
         (4, "block 2 lies at 0x800, where there is another one, too"),
         (5, "block 2 lies at 0xa00, where there is another one, too"),
@@ -141,8 +141,8 @@ fn changed(mut bytes: Vec<u8>, place: usize, value: &[u8]) -> Vec<u8> {
 #[tokio::test]
 async fn every_lie_ends_in_one_line() {
     let lies: &[(usize, &[u8], &str)] = &[
-        (12, &[0, 2], "VHD version 0x20000 is not read"),
-        (60, &[0, 0, 0, 9], "there is no image of type 9"),
+        (12, &[0, 2], "VHD version 0x20000 is not supported"),
+        (60, &[0, 0, 0, 9], "image type 9 is not known"),
         (
             60,
             &[0, 0, 0, 2],
@@ -156,16 +156,20 @@ async fn every_lie_ends_in_one_line() {
         (
             16,
             &[0x7f; 8],
-            "the header lies at 0x7f7f7f7f7f7f7f7f, where the file has ended",
+            "the header lies at 0x7f7f7f7f7f7f7f7f, past the end of the file",
         ),
         (
             16,
             &[0xff; 8],
-            "the header lies at 0xffffffffffffffff, where the file has ended",
+            "the header lies at 0xffffffffffffffff, past the end of the file",
         ),
         (22, &[4], "there is no header at 0x400"),
         (512, b"CXSPARSE", "there is no header at 0x200"),
-        (512 + 24, &[0, 2], "VHD header version 0x20000 is not read"),
+        (
+            512 + 24,
+            &[0, 2],
+            "VHD header version 0x20000 is not supported",
+        ),
         (
             512 + 32,
             &[0, 0, 16, 1],

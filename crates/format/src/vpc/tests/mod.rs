@@ -27,7 +27,7 @@ async fn open(bytes: Vec<u8>) -> Result<Arc<dyn Image>> {
 fn details(image: &dyn Image) -> Details {
     match image.details() {
         crate::Details::Vpc(details) => details,
-        other => panic!("{other:?} is no VHD image"),
+        other => panic!("{other:?} is not a VHD image"),
     }
 }
 
