@@ -3,7 +3,11 @@
 //! A hint says what to do, not again what failed. The drop-in names give none: they speak of this program's own
 //! commands and options.
 
-use std::{error::Error as StdError, fs, io, os::unix::fs::FileTypeExt, time::Duration};
+use std::{
+    error::Error as StdError, fs, io, os::unix::fs::FileTypeExt, path::Path, time::Duration,
+};
+
+use blockferry_sys as sys;
 
 use crate::{
     block::{Error, ErrorKind, Operation, printable},
@@ -35,16 +39,22 @@ pub(super) fn for_error(error: &Error) -> Option<String> {
         ErrorKind::Refused if is_nbd => {
             "nothing listens there: is the server running, on this host and port?"
         }
-        ErrorKind::NotFound if is_nbd && of_system => {
-            if !endpoint.contains("socket=") {
-                return None;
-            }
+        ErrorKind::NotFound if is_nbd && of_system && endpoint.contains("socket=") => {
             "there is no such socket: is the server running?"
+        }
+        ErrorKind::NotFound if is_nbd && of_system => {
+            "is the host's name right? 'getent hosts NAME' asks as this program does"
         }
         ErrorKind::NotFound if is_nbd => {
             "'blockferry info --list' shows which exports a server has"
         }
         ErrorKind::NotFound if opening && of_system => return for_missing(endpoint),
+        _ if says(error, "it cannot be run: Permission denied") => {
+            "is it executable? 'chmod +x' makes it so"
+        }
+        ErrorKind::NotFound if says(error, "there is no snapshot of the ID or name") => {
+            "'blockferry snapshot IMAGE' lists those that there are"
+        }
         ErrorKind::NotPermitted if !is_nbd && opening && of_system => {
             return Some(for_locked(endpoint));
         }
@@ -53,6 +63,9 @@ pub(super) fn for_error(error: &Error) -> Option<String> {
         }
         ErrorKind::ReadOnly if of_system => {
             "the file system is mounted read-only: write elsewhere, or mount it for writing"
+        }
+        ErrorKind::ReadOnly if says(error, MARKED_CORRUPT) => {
+            "'blockferry check --repair all IMAGE' says what is wrong, and mends what it can"
         }
         ErrorKind::ReadOnly => {
             "the server or the file allows no writes: was it started or mounted read-only?"
@@ -66,6 +79,26 @@ pub(super) fn for_error(error: &Error) -> Option<String> {
         }
         ErrorKind::InvalidInput if says(error, "it is a directory") => {
             "name a file in it; 'blockferry serve dir:PATH' serves all of them"
+        }
+        ErrorKind::InvalidInput if says(error, "past its new end would be lost") => {
+            "--shrink allows that"
+        }
+        ErrorKind::InvalidInput if says(error, "the image needs a size") => {
+            "it follows the name: blockferry create disk.qcow2 10G"
+        }
+        ErrorKind::Unsupported if says(error, "are not resized") => {
+            "'blockferry copy -O qcow2' makes an image that can be"
+        }
+        ErrorKind::Corrupt | ErrorKind::InvalidInput
+            if opening && !is_nbd && is_of_another_format(error) =>
+        {
+            "'blockferry info FILE' tells what it begins as"
+        }
+        ErrorKind::Corrupt if says(error, "the refcounts are wrong") => {
+            "'blockferry check --repair all IMAGE' mends them"
+        }
+        ErrorKind::Corrupt | ErrorKind::UnexpectedEnd | ErrorKind::Io if is_cut_short(error) => {
+            "it is shorter than it says: was all of it copied here?"
         }
         ErrorKind::Incompatible if says(error, "the server refused it") => {
             "this server has no TLS: nbd:// and nbd+unix:// do without, where the network may be trusted"
@@ -188,13 +221,62 @@ fn for_missing(name: &str) -> Option<String> {
 
 /// What to do where the system does not let this user open a file.
 fn for_locked(name: &str) -> String {
-    let path = name.strip_prefix("file:").unwrap_or(name);
-    let is_device = fs::metadata(path).is_ok_and(|it| it.file_type().is_block_device());
-    match is_device {
-        true => "devices belong to root and a group, often 'disk': join the group, or use sudo",
-        false => "check the owner and the mode of the file and of its directory",
+    match fs::metadata(path_of(name)) {
+        Ok(it) if it.file_type().is_block_device() => {
+            "devices belong to root and a group, often 'disk': join the group, or use sudo"
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            "a new file needs a directory that this user may write to"
+        }
+        _ => "check the owner and the mode of the file and of its directory",
     }
     .to_owned()
+}
+
+/// What to do about a source that cannot be served as it was asked for, where serving it for reading alone helps.
+pub(super) fn for_serving(error: &Error) -> Option<&'static str> {
+    let helps = match error.kind() {
+        ErrorKind::ReadOnly => !says(error, MARKED_CORRUPT),
+        // Not where it is ours to say what is opened.
+        ErrorKind::NotPermitted if is_system_error(error) => {
+            let path = path_of(error.endpoint().unwrap_or_default());
+            // What lies behind a server or a command is not looked at.
+            sys::permissions(path).is_ok_and(|(read, _)| read)
+        }
+        _ => false,
+    };
+    helps.then_some("--read-only serves what cannot be written")
+}
+
+fn path_of(name: &str) -> &Path {
+    Path::new(name.strip_prefix("file:").unwrap_or(name))
+}
+
+/// What is said of a qcow2 image that must not be written.
+const MARKED_CORRUPT: &str = "marked as corrupt";
+
+/// Whether an image was said to be in a format that it is not in.
+fn is_of_another_format(error: &Error) -> bool {
+    let words = [
+        "begins with something else",
+        "ends with something else",
+        "it is not in the format",
+        "it is not an OVA",
+    ];
+    words.iter().any(|words| says(error, words))
+}
+
+/// Whether the end of an image is not there.
+fn is_cut_short(error: &Error) -> bool {
+    let words = [
+        "past the end of the file",
+        "cut short",
+        "is cut off",
+        "it ends too early",
+        "ends in the middle of",
+        "too short to be",
+    ];
+    words.iter().any(|words| says(error, words))
 }
 
 /// What to do about an address that cannot be listened on, or nothing.

@@ -66,9 +66,13 @@ fn retold(text: &str, kind: ErrorKind, words: &Words<'_>) -> Vec<String> {
     for line in text.lines().filter(|line| !line.trim().is_empty()) {
         let line = line.trim_end();
         if let Some(message) = line.strip_prefix("error: ") {
+            let message = in_our_words(message, kind);
             lines.push(format!("{}: {message}", output::program()));
+        } else if let Some(words) = choices(line) {
+            lines[0].push_str(": it must be one of ");
+            lines[0].push_str(words);
         } else if let Some(tip) = line.trim_start().strip_prefix("tip: ") {
-            hints.push(advice(tip));
+            hints.extend(advice(tip));
         } else if !line.starts_with("For more information") {
             lines.push(line.to_owned());
         }
@@ -79,19 +83,80 @@ fn retold(text: &str, kind: ErrorKind, words: &Words<'_>) -> Vec<String> {
     if hints.is_empty() {
         let name = words.command.as_deref().map(|name| format!(" {name}"));
         let name = name.unwrap_or_default();
-        hints.push(format!("'blockferry{name} --help' explains it"));
+        let does = match kind {
+            ErrorKind::InvalidSubcommand => "lists them",
+            _ => "explains it",
+        };
+        hints.push(format!("'blockferry{name} --help' {does}"));
     }
     lines.extend(hints.into_iter().map(|hint| format!("hint: {hint}")));
     lines
 }
 
-fn advice(tip: &str) -> String {
-    match tip.split_once(": ") {
-        Some((what, names)) if what.starts_with("a similar") => format!("did you mean {names}?"),
-        Some((what, names)) if what.starts_with("some similar") => {
-            format!("did you mean one of {names}?")
+/// clap's message as others are: what it is about comes first.
+fn in_our_words(message: &str, kind: ErrorKind) -> String {
+    match kind {
+        ErrorKind::InvalidValue | ErrorKind::ValueValidation => of_value(message),
+        ErrorKind::InvalidSubcommand => {
+            let word = message.strip_prefix("unrecognized subcommand '");
+            let word = word.and_then(|word| word.strip_suffix('\''));
+            word.map(|word| format!("there is no command \"{word}\""))
         }
-        _ => tip.to_owned(),
+        _ => None,
+    }
+    .unwrap_or_else(|| message.to_owned())
+}
+
+/// `invalid value '0' for '--connections <N>': WHY`: the option, the value, and why.
+fn of_value(message: &str) -> Option<String> {
+    let (value, rest) = message
+        .strip_prefix("invalid value '")?
+        .split_once("' for '")?;
+    let (name, why) = rest.split_once('\'')?;
+    let name = name.trim_start_matches(['<', '[']);
+    let name = name.split([' ', '=', '<', '>', '[', ']']).next()?;
+    let why = why
+        .strip_prefix(": ")
+        .map(|why| format!(": {}", reason(why)));
+    Some(format!("{name} {value}{}", why.unwrap_or_default()))
+}
+
+/// Why a number is none that is wanted.
+fn reason(why: &str) -> String {
+    if let Some((_, range)) = why.split_once(" is not in ")
+        && let Some((least, most)) = range.split_once("..")
+    {
+        return match most.trim_start_matches('=') {
+            "" => format!("it must be {least} or more"),
+            most => format!("it must be from {least} to {most}"),
+        };
+    }
+    match why {
+        "invalid digit found in string" | "cannot parse integer from empty string" => {
+            "it is not a whole number".to_owned()
+        }
+        "number too large to fit in target type" => "the number is too large".to_owned(),
+        why => why.to_owned(),
+    }
+}
+
+/// The words that an option takes, where clap lists them.
+fn choices(line: &str) -> Option<&str> {
+    let words = line.trim_start().strip_prefix("[possible values: ")?;
+    words.strip_suffix(']')
+}
+
+fn advice(tip: &str) -> Option<String> {
+    match tip.split_once(": ") {
+        Some((what, names)) if what.starts_with("a similar") => {
+            Some(format!("did you mean {names}?"))
+        }
+        Some((what, names)) if what.starts_with("some similar") => {
+            Some(format!("did you mean one of {names}?"))
+        }
+        // Few have a file with such a name, and many an option of another tool in mind.
+        _ if tip.starts_with("to pass '-") => None,
+        _ => Some(tip.to_owned()),
     }
 }
 
@@ -113,7 +178,7 @@ fn habit(kind: ErrorKind, lines: &[String], words: &Words<'_>) -> Option<String>
             ))
         }
         (Some("create"), ErrorKind::ValueValidation)
-            if says("[SIZE]") && first.parse::<Size>().is_ok() =>
+            if says(": SIZE ") && first.parse::<Size>().is_ok() =>
         {
             Some("the file comes first, then the size".to_owned())
         }
@@ -172,7 +237,53 @@ mod tests {
             told(&["convert", "-C", "0", "a", "b"])
                 .ends_with("'blockferry copy --help' explains it")
         );
-        assert!(told(&["xyzzy"]).ends_with("hint: 'blockferry --help' explains it"));
+        assert!(
+            told(&["copy", "--xyzzy", "a", "b"])
+                .ends_with("hint: 'blockferry copy --help' explains it")
+        );
+        assert_eq!(
+            told(&["xyzzy"]),
+            "blockferry: there is no command \"xyzzy\"\n\
+             Usage: blockferry [OPTIONS] <COMMAND>\n\
+             hint: 'blockferry --help' lists them"
+        );
+    }
+
+    #[test]
+    fn a_value_that_is_none_stands_behind_its_option() {
+        for (words, message) in [
+            (
+                &["copy", "-C", "0", "a", "b"][..],
+                "--connections 0: it must be from 1 to 64",
+            ),
+            (
+                &["copy", "-C", "x", "a", "b"],
+                "--connections x: it is not a whole number",
+            ),
+            (
+                &["copy", "-C", "99999999999999999999", "a", "b"],
+                "--connections 99999999999999999999: the number is too large",
+            ),
+            (
+                &["copy", "--queue-size", "1K", "a", "b"],
+                "--queue-size 1K: it must lie between 4K and 4G",
+            ),
+            (
+                &["create", "a.raw", "x y"],
+                "SIZE x y: \"x y\" is not a size",
+            ),
+            (
+                &["copy", "-f", "qed", "a", "b"],
+                "--format qed: it must be one of raw, qcow2, ",
+            ),
+        ] {
+            let text = told(words);
+            assert!(
+                text.starts_with(&format!("blockferry: {message}")),
+                "{text}"
+            );
+            assert!(!text.contains("possible values"), "{text}");
+        }
     }
 
     #[test]

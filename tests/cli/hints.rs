@@ -210,6 +210,30 @@ fn what_this_user_may_not_do() {
         &outcome.failure(1, &["closed.raw"]),
         "check the owner and the mode",
     );
+    // What may be read can be served, though not as it was asked for.
+    let readable = fs::Permissions::from_mode(0o644);
+    fs::set_permissions(desk.path("disk.raw"), readable).expect("set");
+    let outcome = as_nobody(&["serve", "disk.raw", "--run", "true"]);
+    assert_hint(
+        &outcome.failure(1, &["disk.raw: open: Permission denied"]),
+        "--read-only serves",
+    );
+    as_nobody(&["serve", "--read-only", "disk.raw", "--run", "true"]).success();
+    let outcome = as_nobody(&["serve", "closed.raw", "--run", "true"]);
+    assert_hint(
+        &outcome.failure(1, &["closed.raw"]),
+        "check the owner and the mode",
+    );
+    let outcome = as_nobody(&["copy", "sample:1M", "new.raw"]);
+    assert_hint(
+        &outcome.failure(1, &["new.raw"]),
+        "a new file needs a directory",
+    );
+    let outcome = as_nobody(&["serve", "null:1M", "--unix", "new.sock"]);
+    assert_hint(
+        &outcome.failure(1, &["new.sock"]),
+        "a socket needs a directory",
+    );
     if let Some(device) = device {
         let outcome = as_nobody(&["info", text(&device)]);
         assert_hint(&outcome.failure(1, &[text(&device)]), "often 'disk'");
@@ -219,6 +243,70 @@ fn what_this_user_may_not_do() {
     if outcome.code != 0 {
         assert_hint(&outcome.failure(1, &["127.0.0.1:809"]), "ports below 1024");
     }
+}
+
+#[test]
+fn an_image_that_is_not_what_it_should_be() {
+    let desk = Desk::new();
+    let other = "'blockferry info FILE' tells what it begins as";
+    for format in [
+        "qcow2", "vmdk", "vpc", "vhdx", "vdi", "gzip", "xz", "zstd", "bzip2", "ova",
+    ] {
+        desk.advised(&["copy", "-f", format, "disk.raw", "x.raw"], 1, other);
+    }
+    for format in ["qcow2", "vmdk", "vpc", "vdi", "gzip", "zstd"] {
+        let whole = format!("whole.{format}");
+        desk.run(&["copy", "-O", format, "disk.raw", &whole])
+            .success();
+        let bytes = fs::read(desk.path(&whole)).expect("an image");
+        let cut = format!("cut.{format}");
+        for length in [100, 70_000] {
+            fs::write(desk.path(&cut), &bytes[..length]).expect("written");
+            let outcome = desk.run(&["copy", "-f", format, &cut, "x.raw"]);
+            // The footer of a VHD is a copy of what it begins with, and other blocks may be missing.
+            assert_hint(&outcome.failure(1, &[&cut]), "it is shorter than it says");
+        }
+    }
+}
+
+#[test]
+fn what_is_not_in_an_image() {
+    let desk = Desk::new();
+    desk.run(&["copy", "-O", "qcow2", "disk.raw", "disk.qcow2"])
+        .success();
+    desk.advised(
+        &["copy", "-l", "monday", "disk.qcow2", "x.raw"],
+        1,
+        "'blockferry snapshot IMAGE' lists",
+    );
+    desk.advised(
+        &["map", "--context", "qemu:dirty-bitmap:monday", "disk.qcow2"],
+        1,
+        "'blockferry info' shows the contexts",
+    );
+    desk.advised(&["resize", "disk.qcow2", "64K"], 1, "--shrink allows");
+    desk.advised(&["resize", "disk.raw", "64K"], 1, "--shrink allows");
+    desk.advised(
+        &["create", "-f", "qcow2", "new.qcow2"],
+        1,
+        "it follows the name",
+    );
+    desk.run(&["copy", "-O", "vdi", "disk.raw", "disk.vdi"])
+        .success();
+    desk.advised(&["resize", "disk.vdi", "2M"], 1, "copy -O qcow2");
+}
+
+#[test]
+fn a_host_that_is_not_there() {
+    let desk = Desk::new();
+    let outcome = desk.advised(
+        &["info", "nbd://nowhere.invalid/"],
+        1,
+        "is the host's name right?",
+    );
+    let told = outcome.stderr;
+    assert!(told.contains("the host name has no address"), "{told}");
+    assert!(!told.contains("lookup"), "{told}");
 }
 
 #[test]

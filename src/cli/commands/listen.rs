@@ -70,7 +70,19 @@ pub(crate) async fn bind_unix(path: &Path) -> Result<(UnixListener, SocketFile),
         }
         other => other,
     };
-    let listener = listener.map_err(failed)?;
+    let listener = listener.map_err(|error| {
+        let hint = match error.kind() {
+            io::ErrorKind::NotFound => Some("the directory of the socket is not there: make it"),
+            io::ErrorKind::PermissionDenied => {
+                Some("a socket needs a directory that this user may write to")
+            }
+            _ => None,
+        };
+        match hint {
+            Some(hint) => failed(error).hint(hint),
+            None => failed(error),
+        }
+    })?;
     let file = SocketFile::new(path).map_err(failed)?;
     Ok((listener, file))
 }

@@ -23,14 +23,24 @@ pub(crate) enum Listed {
     Bitmaps,
 }
 
+impl Listed {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Snapshots => "snapshots",
+            Self::Bitmaps => "bitmaps",
+        }
+    }
+}
+
 pub(crate) fn run(job: &ListingJob, what: Listed) -> Result<(), Failure> {
     let options = open_options(job.timeouts);
     let details = super::runtime()?.block_on(image_details(&job.endpoint, &options));
     let details = details.map_err(|error: Error| Failure::from(error))?;
     let Some(details) = details.as_ref().and_then(|details| details.as_qcow2()) else {
         let message = format!(
-            "{}: it is no qcow2 image, and no other format has any",
-            job.endpoint
+            "{}: it is not a qcow2 image, and no other format has {}",
+            job.endpoint,
+            what.name()
         );
         return Err(Failure::failed(message));
     };

@@ -206,8 +206,11 @@ impl DdOperands {
     }
 
     /// Which blocks are meant.
-    pub(crate) fn blocks(&self) -> Result<Blocks, Failure> {
-        let number = |name: &str, value: &Option<OsString>, least: u64, most: u64| {
+    ///
+    /// # Errors
+    /// The operand that is wrong.
+    pub(crate) fn blocks(&self) -> Result<Blocks, WrongBlocks> {
+        let number = |name: &'static str, value: &Option<OsString>, least: u64, most: u64| {
             let Some(value) = value else {
                 return Ok(None);
             };
@@ -217,15 +220,15 @@ impl DdOperands {
                 Ok(_) if text.starts_with('-') => Some(u64::MAX),
                 _ => parse_size(text).ok(),
             };
+            let wrong = |range| WrongBlocks {
+                name,
+                value: printable(value),
+                range,
+            };
             match size {
-                None => Err(Failure::usage(format!(
-                    "Invalid {name} specified: '{}'.",
-                    printable(value)
-                ))),
+                None => Err(wrong(None)),
                 Some(size) if (least..=most).contains(&size) => Ok(Some(size)),
-                Some(_) => Err(Failure::usage(format!(
-                    "Invalid {name} specified. Must be between {least} and {most}."
-                ))),
+                Some(_) => Err(wrong(Some((least, most)))),
             }
         };
         let most = i64::MAX.unsigned_abs();
@@ -235,6 +238,26 @@ impl DdOperands {
             count: number("count", &self.count, 0, most)?,
             skip: number("skip", &self.skip, 0, most)?.unwrap_or(0),
         })
+    }
+}
+
+/// An operand of `dd` that says no blocks.
+#[derive(Debug)]
+pub(crate) struct WrongBlocks {
+    pub(crate) name: &'static str,
+    pub(crate) value: String,
+    /// Where it must lie; `None` where it is no number.
+    pub(crate) range: Option<(u64, u64)>,
+}
+
+impl From<WrongBlocks> for Failure {
+    fn from(wrong: WrongBlocks) -> Self {
+        let WrongBlocks { name, value, range } = wrong;
+        let why = match range {
+            Some((least, most)) => format!("it must be from {least} to {most}"),
+            None => "it is not a number: write digits and a unit, such as 64K".to_owned(),
+        };
+        Self::usage(format!("{name}={value}: {why}"))
     }
 }
 
@@ -311,7 +334,7 @@ impl ResizeJob {
     pub(crate) fn resolve(args: &ResizeArgs, common: Common) -> Result<Self, Failure> {
         let size = new_size(&args.size).ok_or_else(|| {
             let size = printable(args.size.as_ref());
-            Failure::usage(format!("{size}: it is no size")).hint("write 10G, +512M or -1G")
+            Failure::usage(format!("{size}: it is not a size")).hint("write 10G, +512M or -1G")
         })?;
         let mut options = ResizeOptions::default();
         options.shrink = args.shrink;
@@ -341,7 +364,8 @@ mod tests {
     fn blocks(words: &[&str]) -> Result<Blocks, String> {
         let words: Vec<_> = words.iter().map(OsString::from).collect();
         let read = DdOperands::read(&words)?;
-        read.blocks().map_err(|failure| failure.to_string())
+        read.blocks()
+            .map_err(|wrong| Failure::from(wrong).to_string())
     }
 
     #[test]
@@ -355,15 +379,19 @@ mod tests {
             let refused = DdOperands::read(&[OsString::from(word)]);
             assert_eq!(refused, Err(key.to_owned()));
         }
-        assert!(blocks(&["bs=0"]).expect_err("0").contains("between 1 and"));
+        assert!(
+            blocks(&["bs=0"])
+                .expect_err("0")
+                .contains("bs=0: it must be from 1 to")
+        );
         assert!(blocks(&["bs=2G"]).expect_err("2G").contains("2147483647"));
         assert!(
             blocks(&["bs=x"])
                 .expect_err("x")
-                .contains("bs specified: 'x'")
+                .contains("bs=x: it is not a number")
         );
         let negative = blocks(&["count=-1"]).expect_err("-1");
-        assert!(negative.contains("Must be between 0 and"), "{negative}");
+        assert!(negative.contains("it must be from 0 to"), "{negative}");
     }
 
     #[test]

@@ -59,7 +59,7 @@ impl RelayJob {
             ));
         }
         if standard && targets.len() > 1 {
-            return Err(Failure::usage("-: it is no target among others")
+            return Err(Failure::usage("-: it is not a target among others")
                 .hint("standard input and output are always there: write it alone"));
         }
         if let Some(path) = listen.path()
@@ -210,9 +210,9 @@ mod tests {
             (&["--idle-timeout", "0", "-", "unix:a"], "above 0"),
             (&["--max-connections", "0", "-", "unix:a"], "1..="),
             (&["--mode", "fast", "-", "unix:a"], "splice"),
-            (&["--tls-listen", "d", "-", "unix:a"], "no socket"),
-            (&["--tls-target", "unix:a", "-"], "no socket"),
-            (&["--proxy-protocol", "v1", "unix:a", "-"], "no socket"),
+            (&["--tls-listen", "d", "-", "unix:a"], "not a socket"),
+            (&["--tls-target", "unix:a", "-"], "not a socket"),
+            (&["--proxy-protocol", "v1", "unix:a", "-"], "not a socket"),
             (&["--proxy-protocol", "v3", "unix:a", "unix:b"], "v2"),
             (&["--tls-verify-peer", "-", "unix:a"], "--tls-listen"),
             (&["--tls-certificates", "d", "-", "unix:a"], "--tls-target"),

@@ -8,7 +8,7 @@ use std::{
 use crate::cli::{
     commands,
     failure::Failure,
-    options::{CopyJob, DdJob, DdOperands, NewFormat, Trust},
+    options::{CopyJob, DdJob, DdOperands, NewFormat, Trust, WrongBlocks},
 };
 
 use super::{
@@ -80,7 +80,15 @@ pub(super) fn run(_: &Command, words: Vec<OsString>) -> Done {
         };
     }
     let kind = made(choices.output_format.as_deref().unwrap_or("raw"))?;
-    let blocks = operands.blocks()?;
+    let blocks = operands.blocks().map_err(|wrong| {
+        let WrongBlocks { name, value, range } = wrong;
+        Failure::usage(match range {
+            Some((least, most)) => {
+                format!("Invalid {name} specified. Must be between {least} and {most}.")
+            }
+            None => format!("Invalid {name} specified: '{value}'."),
+        })
+    })?;
     let (Some(input), Some(output)) = (&operands.input, &operands.output) else {
         return Err(Failure::usage("Must specify both input and output files").into());
     };

@@ -104,7 +104,7 @@ pub(super) fn wanted_bitmaps(
     let details = source.details();
     let Some(details) = details.as_ref().and_then(Details::as_qcow2) else {
         return Err(Failure::failed(format!(
-            "{name}: it is no qcow2 image, and has no bitmaps"
+            "{name}: it is not a qcow2 image, and has no bitmaps"
         )));
     };
     let mut wanted = Vec::new();

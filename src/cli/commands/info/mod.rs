@@ -42,6 +42,8 @@ pub(crate) fn ask_server<T>(
         EndpointKind::Nbd(_) | EndpointKind::Command(_) => {
             Ok(inspect::ask_server(endpoint, &open_options(timeouts), ask)?)
         }
-        _ => Err(Failure::usage(format!("{endpoint}: it is no NBD server"))),
+        _ => Err(Failure::usage(format!(
+            "{endpoint}: it is not an NBD server"
+        ))),
     }
 }

@@ -82,10 +82,11 @@ async fn map(
     }
     let device = &*opened.device;
     if !job.offsets && !device.info().contexts.contains(&job.context) {
-        return Err(Failure::failed(format!(
+        let failure = Failure::failed(format!(
             "{}: it does not know the context {}",
             job.endpoint, job.context
-        )));
+        ));
+        return Err(failure.hint("'blockferry info' shows the contexts that it knows"));
     }
     let mut written = Ok(());
     if job.offsets {

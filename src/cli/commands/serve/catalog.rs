@@ -6,9 +6,10 @@ mod single;
 use std::sync::Arc;
 
 use crate::{
-    block::{Access, ClientFacts, Context, Error, ErrorKind, Exports, Result, SingleExport},
+    block::{Access, ClientFacts, Context, Error, Exports, Result, SingleExport},
     cli::{
-        failure::{Failure, is_system_error},
+        failure::Failure,
+        hints,
         options::{Opening, ServeJob, ServedSource, open_options},
     },
     client::PoolObserver,
@@ -231,16 +232,12 @@ impl Catalog {
 
 /// The failure to open a source.
 fn unopened(error: Error, read_only: bool) -> Failure {
-    let may_not_write = match error.kind() {
-        ErrorKind::ReadOnly => true,
-        // Not where it is ours to say what is opened.
-        ErrorKind::NotPermitted => is_system_error(&error),
-        _ => false,
-    };
+    let advice = hints::for_serving(&error).filter(|_| !read_only);
     let failure = Failure::from(error);
-    match may_not_write && !read_only {
-        true => failure.hint("--read-only serves what cannot be written"),
-        false => failure,
+    match advice {
+        // It helps more than what is said of such errors elsewhere.
+        Some(advice) => failure.without_hint().hint(advice),
+        None => failure,
     }
 }
 

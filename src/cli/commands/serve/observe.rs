@@ -88,7 +88,7 @@ fn describe(event: &ServerEvent<'_>) -> Option<(Level, String)> {
             negotiated,
         } => {
             let (export, mode) = (&negotiated.export_name, negotiated.mode);
-            let line = format!("client {connection}: uses export {export:?}, {mode:?} replies");
+            let line = format!("client {connection}: uses export {export:?}, {mode} replies");
             (Level::Detail, line)
         }
         ServerEvent::OpenFailed {
@@ -105,7 +105,7 @@ fn describe(event: &ServerEvent<'_>) -> Option<(Level, String)> {
             error,
         } => (
             Level::Request,
-            format!("client {connection}: {command:?}: {error}"),
+            format!("client {connection}: {command}: {error}"),
         ),
         ServerEvent::Closed { connection, ending } => {
             let (level, how) = describe_ending(ending);

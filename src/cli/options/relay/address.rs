@@ -72,7 +72,7 @@ impl Address {
                 .map_err(|(reason, hint)| wrong(reason, hint));
         }
         let Some(text) = text.to_str() else {
-            return Err(wrong("it is no address", KINDS));
+            return Err(wrong("it is not an address", KINDS));
         };
         if let Some(hint) = foreign(text) {
             return Err(wrong("it is written as another program takes it", &hint));
@@ -81,7 +81,7 @@ impl Address {
             Some(rest) => tcp(rest)
                 .map(Self::Tcp)
                 .map_err(|reason| wrong(reason, TCP)),
-            None => Err(wrong("it is no address", &guess(text))),
+            None => Err(wrong("it is not an address", &guess(text))),
         }
     }
 
@@ -156,7 +156,7 @@ fn tcp(rest: &str) -> Result<TcpAddress, &'static str> {
             // Behind '%' stands the name of an interface.
             let address = host.split('%').next().unwrap_or(host);
             if address.parse::<Ipv6Addr>().is_err() {
-                return Err("what is in the brackets is no IPv6 address");
+                return Err("what is in the brackets is not an IPv6 address");
             }
             (host, rest.strip_prefix(':').ok_or("there is no port")?)
         }
@@ -166,7 +166,7 @@ fn tcp(rest: &str) -> Result<TcpAddress, &'static str> {
         return Err("there are too many colons");
     }
     if host.contains(|c: char| c == '/' || c == ',' || c.is_whitespace() || c.is_control()) {
-        return Err("that is no host");
+        return Err("that is not a host");
     }
     let host = Some(host).filter(|host| !["", "*"].contains(host));
     let is_number = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
@@ -174,7 +174,7 @@ fn tcp(rest: &str) -> Result<TcpAddress, &'static str> {
     let port = port.and_then(|port| port.parse().ok());
     Ok(TcpAddress {
         host: host.map(str::to_owned),
-        port: port.ok_or("the port is no number from 0 to 65535")?,
+        port: port.ok_or("the port is not a number from 0 to 65535")?,
     })
 }
 

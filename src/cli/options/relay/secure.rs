@@ -86,6 +86,8 @@ pub(super) fn proxy_protocol(
 }
 
 fn needs_sockets(option: &str, does: &str) -> Failure {
-    let failure = Failure::usage(format!("{option}: standard input and output are no socket"));
+    let failure = Failure::usage(format!(
+        "{option}: standard input and output are not a socket"
+    ));
     failure.hint(format!("{option} is for a relay that {does} there"))
 }
