@@ -64,7 +64,7 @@ impl NewImage {
             _ => None,
         };
         let size = self.size.or(behind).ok_or_else(|| {
-            let message = "the size of the image is not known: it has no backing file to be like";
+            let message = "the image needs a size: there is no backing file to take it from";
             opening(endpoint)(Error::with_message(ErrorKind::InvalidInput, message))
         })?;
         self.size = Some(size);

@@ -142,7 +142,7 @@ fn kind_of(start: &[u8]) -> Result<FormatKind> {
         Ok(format) => Ok(FormatKind::Image(format)),
         Err(_) => {
             let message = format!(
-                "it is an image in the format {name}, which is not read yet; -f raw reads its bytes"
+                "it is an image in the format {name}, which is not supported; -f raw reads its bytes"
             );
             Err(Error::with_message(ErrorKind::Unsupported, message))
         }

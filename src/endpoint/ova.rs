@@ -55,7 +55,7 @@ pub(super) async fn disk(
         Some("gzip") => unpacked(endpoint, Packing::Gzip, options, slice).await,
         Some(other) => {
             let other = printable(OsStr::new(other));
-            let message = format!("its disk is compressed by {other}, which is not read here");
+            let message = format!("its disk is compressed by {other}, which is not supported");
             Err(Error::with_message(ErrorKind::Unsupported, message))
         }
     }
@@ -101,7 +101,7 @@ async fn named_disks(archive: &Arc<dyn BlockDevice>) -> Result<Vec<DiskFile>> {
     let start = read_exact_at(&**archive, ByteRange::between(0, length)).await?;
     let Some(name) = descriptor_name(&start) else {
         let message =
-            "it is no OVA: no archive that begins with the descriptor of a virtual machine";
+            "it is not an OVA: no archive that begins with the descriptor of a virtual machine";
         return Err(Error::with_message(ErrorKind::InvalidInput, message));
     };
     let name = OsStr::from_bytes(name);

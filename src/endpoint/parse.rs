@@ -452,7 +452,7 @@ mod tests {
             ("memory:1M,", "nothing between two commas"),
             ("memory:1M,size=2M", "given twice"),
             ("memory:9E", "larger than an image"),
-            ("memory:1M,seed=1", "no parameter \"seed\": it knows size"),
+            ("memory:1M,seed=1", "no parameter \"seed\", only size"),
             ("sample:1M,data=101", "percentage"),
             ("sample:1M,seed=-1", "not a number"),
             ("split:", "path is missing"),

@@ -226,7 +226,7 @@ impl Relatives {
             Some(Allowed::Itself) if kind == FileKind::BlockDevice => Ok(()),
             Some(_) if kind == FileKind::Regular => Ok(()),
             Some(_) => {
-                let message = format!("it has {file}, which is no regular file");
+                let message = format!("it has {file}, which is not a regular file");
                 Err(Error::with_message(ErrorKind::NotPermitted, message))
             }
         }
@@ -282,13 +282,13 @@ fn check_name(file: &RelatedFile) -> Result<()> {
         return Err(Error::with_message(ErrorKind::Unsupported, message));
     }
     if name.contains(&0) {
-        return refuse("is no name of a file");
+        return refuse("is not the name of a file");
     }
     // qemu takes what stands before the first colon for a protocol, unless a slash comes first.
     let end = name.iter().position(|byte| matches!(byte, b':' | b'/'));
     if end.is_some_and(|end| name[end] == b':') {
         return refuse(
-            "is no name of a file but a protocol's: an image's names are never followed there",
+            "is not the name of a file but a protocol's: an image's names are never followed there",
         );
     }
     Ok(())
@@ -321,7 +321,8 @@ async fn format_of(file: &RelatedFile, device: &dyn BlockDevice) -> Result<Forma
                 return Ok(FormatKind::Image(format));
             }
             let other = printable(OsStr::new(other));
-            let message = format!("it is said to be in the format \"{other}\", which is not read");
+            let message =
+                format!("it is said to be in the format \"{other}\", which is not supported");
             Err(Error::with_message(ErrorKind::Unsupported, message))
         }
     }

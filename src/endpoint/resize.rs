@@ -108,9 +108,7 @@ async fn resize_raw(device: &dyn BlockDevice, new: u64, resizing: &ResizeOptions
     let old = device.info().size;
     let refuse = |message: &str| Err(Error::with_message(ErrorKind::InvalidInput, message));
     if new < old && !resizing.shrink {
-        return refuse(
-            "it would become smaller, and what lies behind its new end would be lost: that must be allowed",
-        );
+        return refuse("it would become smaller, and what lies past its new end would be lost");
     }
     let allocates = match resizing.preallocation {
         Preallocation::Off => false,

@@ -121,7 +121,7 @@ pub(crate) fn ask_server<T>(
 }
 
 fn no_server(endpoint: &Endpoint) -> Error {
-    Error::with_message(ErrorKind::InvalidInput, "it is no NBD server")
+    Error::with_message(ErrorKind::InvalidInput, "it is not an NBD server")
         .during(Operation::Open)
         .on(endpoint.name())
 }

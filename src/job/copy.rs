@@ -50,7 +50,7 @@ impl CopyJob {
             .chain(words);
         let cli = Cli::try_parse_from(words).map_err(|error| misunderstood(&error))?;
         let Command::Copy(args) = cli.command else {
-            return Err(Failure::usage("this is no copy").into());
+            return Err(Failure::usage("this is not a copy").into());
         };
         let terminals = Terminals {
             input: false,

@@ -178,9 +178,11 @@ fn replies_that_break_the_protocol_end_the_copy() {
             reply[16..20].fill(0xff);
             reply
         }),
-        ("an unknown chunk that is no error", true, |cookie, _| {
-            chunk(cookie, true, 77, &[])
-        }),
+        (
+            "an unknown chunk that is not an error",
+            true,
+            |cookie, _| chunk(cookie, true, 77, &[]),
+        ),
     ];
     for (what, structured, reply) in cases {
         let dir = room();

@@ -148,7 +148,7 @@ fn formats_are_told_and_found_out() {
     convert(&["-f", "raw", text(&image), text(&out("c"))]).success();
     assert_same(&image, &out("c"));
     let refused = convert(&["-f", "qcow2", text(&raw), text(&out("d"))]);
-    refused.failure(1, &["source.raw", "no qcow2 image"]);
+    refused.failure(1, &["source.raw", "not a qcow2 image"]);
     assert!(!out("d").exists());
 
     let sum = |words: &[&str]| {

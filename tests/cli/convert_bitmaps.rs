@@ -148,7 +148,7 @@ fn bitmaps_need_images_that_can_have_them() {
     fs::write(&raw, "no image").expect("room");
     let made = dir.path().join("made.qcow2");
     let words = ["--bitmaps", "-O", "qcow2", text(&raw), text(&made)];
-    convert(&words).failure(1, &["source.raw", "no qcow2 image"]);
+    convert(&words).failure(1, &["source.raw", "not a qcow2 image"]);
     let words = [
         "--bitmaps",
         "-O",

@@ -340,7 +340,7 @@ fn formats_that_are_not_read_are_refused_by_name_and_not_served_as_bytes() {
         run(create.args([name, "4M"])).success();
         let refused = |arguments: &str| {
             run_as(Who::Ours, arguments)
-                .failure(1, &["qemu-nbd: ", &format!("{format} is not read yet")]);
+                .failure(1, &["qemu-nbd: ", &format!("{format} is not supported")]);
         };
         let socket = dir.path().join("socket");
         refused(&format!("-k {} {name}", socket.display()));

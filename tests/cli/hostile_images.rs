@@ -120,7 +120,7 @@ fn names_in_an_image_are_told_and_not_opened() {
         ),
         (
             builder().backing(b"json:{\"driver\":\"nbd\"}", None),
-            "it has the backing file \"json:{\"driver\":\"nbd\"}\", which is no name of a file but a protocol's: an image's names are never followed there",
+            "it has the backing file \"json:{\"driver\":\"nbd\"}\", which is not the name of a file but a protocol's: an image's names are never followed there",
         ),
         (
             builder().backing(b"\x1b[2J\n", None),
@@ -161,7 +161,7 @@ fn other_formats_are_refused_by_name_and_their_bytes_are_read_on_demand() {
     fs::write(room.path("disk"), "QED\0").expect("written");
     let outcome = room.copy(&[]);
     let expected = format!(
-        "blockferry: {}: open: it is an image in the format qed, which is not read yet; -f raw reads its bytes\n",
+        "blockferry: {}: open: it is an image in the format qed, which is not supported; -f raw reads its bytes\n",
         room.disk()
     );
     assert_eq!((outcome.code, &*outcome.stderr), (1, &*expected));

@@ -145,7 +145,7 @@ fn snapshots_and_bitmaps_are_listed() {
     assert_eq!(bitmaps[1]["granularity"], 131_072);
     let told = look(&gallery, &["snapshot", "-l", "plain.qcow2"]).success();
     assert!(told.text().starts_with("1 \"one\""), "{}", told.text());
-    look(&gallery, &["bitmap", "sparse.raw"]).failure(1, &["it is no qcow2 image"]);
+    look(&gallery, &["bitmap", "sparse.raw"]).failure(1, &["it is not a qcow2 image"]);
 }
 
 #[test]

@@ -172,5 +172,5 @@ fn what_an_archive_does_not_say_is_not_guessed() {
         text(&disk),
         text(&copy),
     ]))
-    .failure(1, &["it is no OVA"]);
+    .failure(1, &["it is not an OVA"]);
 }

@@ -165,7 +165,7 @@ fn what_is_damaged_leaves_nothing_and_says_where() {
             (&flipped, "the file is damaged"),
             (
                 &behind,
-                "there is something behind its end, at or before offset",
+                "there is something after its end, at or before offset",
             ),
         ] {
             fs::write(&packed, bytes).expect("written");
@@ -185,7 +185,7 @@ fn what_is_damaged_leaves_nothing_and_says_where() {
         text(&small),
         text(&copy),
     ]))
-    .failure(1, &["it is no xz file"]);
+    .failure(1, &["it is not in the format xz"]);
     assert!(!copy.exists());
 }
 

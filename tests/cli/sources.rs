@@ -128,10 +128,10 @@ fn data_takes_variables_of_the_environment() {
 #[test]
 fn what_is_no_data_is_refused_with_its_place() {
     for (text, code, part) in [
-        ("data:1 2 x", 2, "at byte 4: this is no field"),
+        ("data:1 2 x", 2, "at byte 4: this is not a field"),
         ("data:(1", 2, "without a ')'"),
         ("data:1*1000000000000", 1, "1.0 GiB of memory"),
-        ("data:\"abc\"[2:9]", 1, "[2:9] is no part of 3 bytes"),
+        ("data:\"abc\"[2:9]", 1, "[2:9] is not a part of 3 bytes"),
         ("data:$no_such_variable_anywhere", 1, "is not defined"),
         ("data:</no/such/file", 1, "/no/such/file: No such file"),
         ("data:<(exit 3)", 1, "the script failed"),

@@ -72,7 +72,7 @@ fn mistakes_are_told() {
             &["-f", "vdi"],
             &raw,
             1,
-            "does not begin as a VDI image does",
+            "it is not a VDI image: it begins with something else",
         ),
         (&[], &diff, 1, "a differencing image"),
     ] {

@@ -86,7 +86,11 @@ fn mistakes_are_told() {
         ),
         (&["-O", "vpc", "-o", "azure=maybe"], 2, "neither on nor off"),
         (&["-O", "vpc", "-o", "static=on"], 2, "static"),
-        (&["-f", "vpc"], 1, "does not end as a VHD image does"),
+        (
+            &["-f", "vpc"],
+            1,
+            "it is not a VHD image: it ends with something else",
+        ),
     ] {
         let failed = copy(&[arguments, &[text(&raw), text(&made)]].concat());
         failed.failure(code, &[message]);

@@ -120,7 +120,7 @@ fn mistakes_in_options_are_named() {
             "only streamOptimized is compressed",
         ),
         ("adapter_type=scsi", "none of ide, buslogic"),
-        ("cluster_size=4k", "it knows adapter_type"),
+        ("cluster_size=4k", "only adapter_type"),
     ] {
         let outcome = refused(&[
             "copy",

@@ -60,7 +60,7 @@ fn dump_from(server: &Asked<'_>, job: &Job, output: impl Write) -> Result<io::Re
     let client = Client::connect_with(server.uri, &server.options)?;
     let size = client.size();
     if job.offset > size {
-        let message = format!("offset {} lies behind the end, {size}", job.offset);
+        let message = format!("offset {} lies past the end, {size}", job.offset);
         return Err(Error::with_message(ErrorKind::OutOfBounds, message));
     }
     let end = job

@@ -88,6 +88,6 @@ fn script(plugin: &Plugin, words: &[OsString]) -> Result<PluginDump, Failure> {
             let dump = Script::dump_plugin(options.clone());
             Ok(commands::runtime()?.block_on(dump)?)
         }
-        _ => Err(Failure::usage("it is no script")),
+        _ => Err(Failure::usage("it is not a script")),
     }
 }

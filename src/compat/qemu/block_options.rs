@@ -462,7 +462,7 @@ mod tests {
             ("x", "Cannot find device='x' nor node-name='x'"),
             (r#"{"driver":"raw","file":"x"}"#, "Cannot find device='x'"),
             ("driver=raw,file.driver=file", "requires a file name"),
-            ("driver=qed,file.filename=x", "qed is not read yet"),
+            ("driver=qed,file.filename=x", "qed is not supported"),
             ("driver=bogus,file.filename=x", "Unknown driver 'bogus'"),
             ("driver=gzip,file.filename=x", "Unknown driver 'gzip'"),
             ("driver=raw,file.filename=x,bogus=1", "option 'bogus'"),
@@ -479,7 +479,7 @@ mod tests {
             ("driver=nbd", "NBD server address missing"),
             ("driver=nbd,host=h,path=/s", "at the same time"),
             ("driver=nbd,host=h,tls-creds=none", "'none'"),
-            ("driver=https,url=https://x", "https is not read yet"),
+            ("driver=https,url=https://x", "https is not supported"),
         ] {
             let refused = refusal(text);
             assert!(refused.contains(named), "{text}: {refused}");

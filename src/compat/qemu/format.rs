@@ -60,7 +60,7 @@ pub(in crate::compat) fn known(name: &str) -> Result<FormatKind, String> {
 }
 
 fn not_read(name: &str) -> String {
-    format!("{name} is not read yet: use QEMU's own tools for it")
+    format!("{name} is not supported: use QEMU's own tools for it")
 }
 
 /// The source as an image in the format that was said, or that its file begins as.
@@ -76,7 +76,7 @@ pub(in crate::compat) fn interpreted(
                 Ok(format) => FormatKind::Image(format),
                 Err(_) if name.parse::<Packing>().is_ok() => FormatKind::Raw,
                 Err(_) => {
-                    return Err(format!("{name} is not read yet; -f raw takes its bytes"));
+                    return Err(format!("{name} is not supported; -f raw takes its bytes"));
                 }
             },
         },
@@ -112,7 +112,7 @@ mod tests {
         let taken = |format| interpreted(Endpoint::from(path.clone()), format);
         std::fs::write(&path, b"QED\0").expect("room");
         let refused = taken(None).expect_err("qed");
-        assert!(refused.contains("qed is not read yet"), "{refused}");
+        assert!(refused.contains("qed is not supported"), "{refused}");
         for (bytes, kind) in [
             (&b"QFI\xfb\0\0\0\x03"[..], FormatKind::Image(Format::Qcow2)),
             (b"KDMV", FormatKind::Image(Format::Vmdk)),
@@ -133,7 +133,7 @@ mod tests {
     fn a_format_is_known_by_qemus_name_or_refused_by_it() {
         assert_eq!(known("vpc"), Ok(FormatKind::Image(Format::Vpc)));
         let luks = known("luks").expect_err("not there");
-        assert!(luks.contains("luks is not read yet"), "{luks}");
+        assert!(luks.contains("luks is not supported"), "{luks}");
         for name in ["gzip", "bogus", ""] {
             let unknown = known(name).expect_err("unknown");
             assert_eq!(unknown, format!("Unknown driver '{name}'"));

@@ -274,7 +274,7 @@ impl Choices {
             }
             let name = name
                 .to_str()
-                .ok_or("the name of a backing file is no text")?;
+                .ok_or("the name of a backing file is not text")?;
             self.options.set("backing_file", name);
         }
         if let Some(format) = &self.backing_format {

@@ -107,9 +107,9 @@ mod tests {
             broken.contains("error while reading at byte 0: Input/output error"),
             "{broken}"
         );
-        let message = "it is no qcow2 image";
+        let message = "it is not a qcow2 image";
         let other = Error::with_message(ErrorKind::Corrupt, message).during(Operation::Open);
-        assert!(told(other).ends_with("Could not open 'disk': it is no qcow2 image"));
+        assert!(told(other).ends_with("Could not open 'disk': it is not a qcow2 image"));
         let size = Error::with_message(ErrorKind::InvalidInput, "too small");
         let size = size.during(Operation::Resize);
         assert!(told(size).ends_with("disk: resize: too small"));

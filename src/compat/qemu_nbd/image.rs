@@ -33,7 +33,7 @@ fn seekable(name: &OsStr) -> Result<Endpoint, Failure> {
         // A hyphen is a file of that name to qemu-nbd.
         EndpointKind::Standard => Ok(Endpoint::from(PathBuf::from("./-"))),
         EndpointKind::Null(None) | EndpointKind::Directory(_) => {
-            Err(Failure::usage(format!("{endpoint} is no image")))
+            Err(Failure::usage(format!("{endpoint} is not an image")))
         }
         _ => Ok(endpoint),
     }

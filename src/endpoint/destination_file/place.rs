@@ -140,7 +140,7 @@ impl Place {
         let file = sys::open_or_create(&self.directory, &name)
             .map_err(|error| Error::from(error).on(&Arc::from(&*shown)))?;
         if !file.metadata()?.is_file() {
-            return Err(refused(format!("{shown} is in the way and is no file")));
+            return Err(refused(format!("{shown} is in the way and is not a file")));
         }
         if !sys::try_lock(&file)? {
             return Err(refused(format!(

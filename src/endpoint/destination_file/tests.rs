@@ -216,7 +216,7 @@ fn what_can_be_no_file_is_refused() {
     for name in ["missing/", "missing/.", "missing/disk", "."] {
         let error = open(&directory.path().join(name), false).err();
         let error = error
-            .unwrap_or_else(|| panic!("{name} is no file"))
+            .unwrap_or_else(|| panic!("{name} is not a file"))
             .to_string();
         assert!(error.contains("directory"), "{error}");
     }

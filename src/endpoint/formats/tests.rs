@@ -127,7 +127,7 @@ async fn formats_that_are_not_read_are_refused_by_their_names() {
         let file = Endpoint::from(place.path("disk")).interpreted(FormatKind::Probe);
         let error = error(&file, &options).await;
         let expected = format!(
-            "{file}: open: it is an image in the format {format}, which is not read yet; -f raw reads its bytes"
+            "{file}: open: it is an image in the format {format}, which is not supported; -f raw reads its bytes"
         );
         assert_eq!(error, expected);
         let raw = file.interpreted(FormatKind::Raw);
@@ -207,7 +207,7 @@ async fn names_that_are_no_files_are_never_followed() {
         for options in [&everywhere, &OpenOptions::default()] {
             let error = error(&image, options).await;
             let expected = format!(
-                "{image}: open: it has the backing file \"{name}\", which is no name of a file but a protocol's: an image's names are never followed there"
+                "{image}: open: it has the backing file \"{name}\", which is not the name of a file but a protocol's: an image's names are never followed there"
             );
             assert_eq!(error, expected);
         }
@@ -215,7 +215,7 @@ async fn names_that_are_no_files_are_never_followed() {
     let image = place.image("disk", Builder::sound().backing(b"/etc/pass\0wd", None));
     let refused = error(&image, &everywhere).await;
     assert!(
-        refused.ends_with("\"/etc/pass\\u{0}wd\", which is no name of a file"),
+        refused.ends_with("\"/etc/pass\\u{0}wd\", which is not the name of a file"),
         "{refused}"
     );
     let image = place.image("disk", Builder::sound().data_file(b""));
@@ -293,7 +293,7 @@ async fn what_is_missing_or_no_file_is_an_error_at_once() {
     for name in ["pipe", "."] {
         let image = place.image("disk", Builder::sound().backing(name.as_bytes(), None));
         let error = error(&image, &options).await;
-        assert!(error.ends_with("which is no regular file"), "{error}");
+        assert!(error.ends_with("which is not a regular file"), "{error}");
     }
 }
 
@@ -340,7 +340,7 @@ async fn chains_are_followed_and_end() {
     );
     let strange = error(&strange, &options).await;
     assert!(
-        strange.contains("in the format \"v\\u{1b}mdk\", which is not read"),
+        strange.contains("in the format \"v\\u{1b}mdk\", which is not supported"),
         "{strange}"
     );
     fs::write(place.path("other"), "QED\0").expect("written");

@@ -410,7 +410,7 @@ mod tests {
         for (text, part) in [
             (
                 "clustersize=4k",
-                "it knows backing_file, backing_fmt, cluster_size",
+                "only backing_file, backing_fmt, cluster_size",
             ),
             ("size=1G", "the size of the source"),
             ("encryption=on", "encrypted images"),

@@ -213,6 +213,6 @@ fn command_lines_are_found_wherever_a_shell_would_find_them() {
         found("nbdkit null --run 'blockferry map \"$uri\"' # blockferry no"),
         ["blockferry|map|$uri"]
     );
-    assert_eq!(found("echo blockferry is no command"), [""; 0]);
+    assert_eq!(found("echo blockferry is not a command"), [""; 0]);
     assert!(goes_on("a 'b") && goes_on("a \\") && !goes_on("a 'b\\'") && !goes_on("a"));
 }

@@ -133,7 +133,7 @@ fn block_size(key: &str, value: &OsStr) -> Result<u64, Failure> {
     match size.is_power_of_two() && (4096..=16 << 20).contains(&size) {
         true => Ok(size),
         false => Err(Failure::usage(format!(
-            "{key}={size} is no power of two from 4096 to 16 MiB"
+            "{key}={size} is not a power of two from 4096 to 16 MiB"
         ))),
     }
 }

@@ -99,7 +99,7 @@ fn file(mut parameters: Parameters) -> Result<Served, Failure> {
         let number = number.filter(|number| *number > 2);
         number.ok_or_else(|| {
             let value = printable(&value);
-            Failure::usage(format!("{key}: {value:?} is no descriptor of a file"))
+            Failure::usage(format!("{key}: {value:?} is not a descriptor of a file"))
         })
     };
     Ok(match key {
