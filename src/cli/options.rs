@@ -33,7 +33,9 @@ pub(crate) use contents::{ChecksumJob, CompareJob, DigestJob, DigestTo};
 pub(crate) use copy::{Bitmaps, CopyJob};
 pub(crate) use formats::Trust;
 pub(crate) use look::{CheckJob, InfoJob, ListingJob, MapJob, MeasureJob};
-pub(crate) use making::{CreateJob, DdJob, DdOperands, NewFormat, ResizeJob, WrongBlocks, new_size};
+pub(crate) use making::{
+    CreateJob, DdJob, DdOperands, NewFormat, ResizeJob, WrongBlocks, new_size,
+};
 pub(crate) use relay::{Address, RelayJob, TcpAddress, TlsListenJob, TlsTargetJob};
 pub(crate) use serve::{
     Described, ExportNames, Identity, Listed, Opening, Place, ServeJob, ServedSource, Stay, TlsJob,

@@ -31,7 +31,7 @@ pub(super) fn server(operands: &[OsString]) -> Result<Endpoint, EarlyEnd> {
     match endpoint.kind() {
         EndpointKind::Nbd(_) | EndpointKind::Command(_) => Ok(endpoint),
         _ => Err(Failure::usage(format!(
-            "{endpoint} is no NBD URI: those begin with nbd:// or nbd+unix://, for example"
+            "{endpoint} is not an NBD URI: those begin with nbd:// or nbd+unix://, for example"
         ))
         .into()),
     }

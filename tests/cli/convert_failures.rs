@@ -54,7 +54,7 @@ fn wrong_words_are_refused_before_anything_is_touched() {
             "qcow2 on both sides",
         ),
         (&["-S", "100"], "multiple of 512"),
-        (&["-m", "0"], "1..=1024"),
+        (&["-m", "0"], "from 1 to 1024"),
         (&["-F", "raw"], "--backing"),
         (&["--skip-broken-bitmaps"], "--bitmaps"),
         (&["-l", "x", "-f", "raw"], "raw"),

@@ -584,7 +584,10 @@ fn directories_without_certificates_are_refused_at_the_start() {
             &["--tls-target", "--tls-certificates", text(&empty)],
             "ca-cert.pem",
         ),
-        (&["--tls-target", "--tls-hostname", "a b"], "no host name"),
+        (
+            &["--tls-target", "--tls-hostname", "a b"],
+            "is not a host name",
+        ),
     ] {
         let mut command = blockferry(["relay"]);
         let addresses = ["tcp:127.0.0.1:0", "tcp:localhost:1"];

@@ -240,7 +240,7 @@ fn a_stream_that_was_cut_short_is_told() {
     fs::write(&disk, &whole[..whole.len() - 512]).expect("written");
     let outcome = refused(&["copy", text(&disk), text(&copy)]);
     let expected = format!(
-        "blockferry: {}: open: it ends without the footer and the end-of-stream marker: it was cut short\n",
+        "blockferry: {}: open: it ends without the footer and the end-of-stream marker: it was cut short\nhint: it is shorter than it says: was all of it copied here?\n",
         text(&disk)
     );
     assert_eq!(outcome.stderr, expected);

@@ -99,7 +99,7 @@ fn files_are_read_as_far_as_they_are_wanted() {
         ("<(exit 3)", "exit 3: the script failed: exit status: 3"),
         ("<(printf 12; exit 1)[:9]", "the script failed"),
         ("<(printf 12)[:9]", "[0:9] is not a part of 2 bytes"),
-        ("<(printf 'a\\033[2J'; exit 1)\x1b", "no field"),
+        ("<(printf 'a\\033[2J'; exit 1)\x1b", "not a field"),
     ] {
         let message = message(options(text).open());
         assert!(message.contains(part), "{text}: {message}");

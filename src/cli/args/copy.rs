@@ -33,7 +33,7 @@ pub(crate) struct CopyArgs {
 
     #[command(flatten, next_help_heading = "Formats")]
     pub(crate) formats: FormatArgs,
-    /// The format of the destination: raw unless given. vhdx, xz, bzip2 and ova are read, and not made.
+    /// The format of the destination: raw unless given. xz, bzip2 and ova are read, and not made.
     #[arg(
         help_heading = "Formats",
         short = 'O',

@@ -25,7 +25,7 @@ pub(crate) struct CreateArgs {
     #[arg(value_name = "SIZE")]
     pub(crate) size: Option<Size>,
 
-    /// The format: raw unless given; qcow2, vmdk, vpc or vdi.
+    /// The format: raw unless given; qcow2, vmdk, vpc, vhdx or vdi.
     #[arg(short = 'f', long, value_name = "FMT")]
     pub(crate) format: Option<FormatArg>,
     /// How the format is made; 'help' lists what there is. Several are possible.
@@ -58,7 +58,7 @@ pub(crate) struct DdArgs {
     pub(crate) operands: Vec<OsString>,
     #[command(flatten)]
     pub(crate) formats: FormatArgs,
-    /// The format of the destination: raw unless given. vhdx, xz, bzip2 and ova are read, and not made.
+    /// The format of the destination: raw unless given. xz, bzip2 and ova are read, and not made.
     #[arg(short = 'O', long, value_name = "FMT")]
     pub(crate) output_format: Option<FormatArg>,
     /// It is known that another program may write the source meanwhile: do not warn of it.

@@ -133,7 +133,7 @@ fn number(option: &str, value: &OsStr) -> Result<u64, Failure> {
     let digits = text.bytes().all(|byte| byte.is_ascii_digit());
     text.parse().ok().filter(|_| digits).ok_or_else(|| {
         let value = printable(value);
-        Failure::usage(format!("--{option}: {value:?} is no number of bytes"))
+        Failure::usage(format!("--{option}: {value:?} is not a number of bytes"))
     })
 }
 

@@ -30,5 +30,5 @@ pub(super) const VERSION: &str = "10.0.2";
 /// The argument of an option, which must be text.
 pub(super) fn text(option: &str, value: &OsStr) -> Result<String, Failure> {
     let text = value.to_str().map(str::to_owned);
-    text.ok_or_else(|| Failure::usage(format!("--{option}: '{}' is no text", printable(value))))
+    text.ok_or_else(|| Failure::usage(format!("--{option}: '{}' is not text", printable(value))))
 }

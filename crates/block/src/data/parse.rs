@@ -383,7 +383,7 @@ mod tests {
     #[test]
     fn mistakes_are_found_where_they_are() {
         for (text, position, part) in [
-            ("1 2 x", 4, "no field"),
+            ("1 2 x", 4, "not a field"),
             ("1 )", 2, "without a '('"),
             (" (1", 1, "without a ')'"),
             ("@", 1, "number is missing"),
@@ -393,7 +393,7 @@ mod tests {
             ("99999999999999999999", 0, "64 bits"),
             ("le16:0x10000", 5, "16 bits"),
             ("le16:08", 6, "does not end"),
-            ("le8:1", 0, "no field"),
+            ("le8:1", 0, "not a field"),
             ("*2", 0, "nothing before"),
             ("@4*2", 2, "nothing before"),
             ("1*-1", 2, "number is missing"),

@@ -157,7 +157,7 @@ async fn every_way_to_write_a_size_is_read() {
     assert_eq!(contents(&archive, "tar:two").await, [2; 700]);
     assert_eq!(contents(&archive, "tar:three").await, [3; 512]);
     let (_, text) = why(&archive, "tar:directory/").await;
-    assert!(text.contains("no plain file"), "{text}");
+    assert!(text.contains("not a plain file"), "{text}");
 }
 
 #[tokio::test]

@@ -13,6 +13,9 @@ use super::{
 };
 use crate::{OpenOptions, Related, RelatedFile, corrupt::corrupt, host::HostFile};
 
+/// How a descriptor begins that stands by itself, as far as it is looked at: `# Disk DescriptorFile`.
+const DESCRIPTOR: &[u8; 4] = b"# Di";
+
 /// What the file of an image says.
 pub(crate) struct Contents {
     pub(crate) descriptor: Descriptor,
@@ -37,9 +40,10 @@ impl Contents {
         }
         if magic[..] != MAGIC[..] {
             if file.end() > LONGEST {
-                return Err(corrupt(
-                    "it is not a VMDK image: it begins with something else",
-                ));
+                return Err(corrupt(match magic[..] == DESCRIPTOR[..] {
+                    true => "its descriptor is too long",
+                    false => "it is not a VMDK image: it begins with something else",
+                }));
             }
             let text = ByteRange::between(0, file.end());
             let text = read_exact_at(&**file.device(), text).await?;

@@ -178,7 +178,7 @@ async fn every_lie_ends_in_one_line() {
             "past the end of the file",
         ),
         (Sample(b"COWD\x01\0\0\0".to_vec()), "it is an extent"),
-        (Sample(vec![b'#'; 2 << 20]), "it is too long for one"),
+        (Sample(vec![b'#'; 2 << 20]), "it is not a VMDK image"),
         (Sample::descriptor(""), "names no extents"),
         (Sample::descriptor("RW 0 ZERO"), "an extent of no sectors"),
         (

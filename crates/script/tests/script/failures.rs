@@ -273,7 +273,7 @@ async fn a_script_that_hangs_is_ended_when_its_time_is_up() {
     let error = export.device.read(0, Buffer::zeroed(512)).await;
     let error = error.expect_err("it hangs");
     assert_eq!(error.kind(), ErrorKind::Io);
-    assert!(error.to_string().contains("within 5s"), "{error}");
+    assert!(error.to_string().contains("within 5 s"), "{error}");
     wait_until_gone(&room.file("ids")).await;
 }
 
