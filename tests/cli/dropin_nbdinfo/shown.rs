@@ -146,7 +146,8 @@ fn exports_have_their_names_descriptions_and_uris() {
 
     let dir = tempdir().expect("a directory");
     let argument = format!("dir={}", dir.path().display());
-    let server = Served::nbdkit_with(&["ondemand", &argument, "size=1M"]);
+    // The one before may still be leaving.
+    let server = Served::nbdkit_with(&["ondemand", &argument, "size=1M", "wait=true"]);
     same(&[&server.uri("new")]).success();
     same(&["--list", &server.uri("")]).success();
 
