@@ -117,7 +117,9 @@ def script(tmp_path: Path) -> Callable[[str], subprocess.Popen[str]]:
 
     def run(text: str) -> subprocess.Popen[str]:
         path = tmp_path / "script.py"
-        path.write_text(text)
+        # What a shell runs in the background ignores SIGINT, and what that starts inherits it.
+        heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        path.write_text(heard + text)
         return subprocess.Popen(
             [sys.executable, str(path)],
             stdout=subprocess.PIPE,
