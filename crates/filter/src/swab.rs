@@ -5,6 +5,7 @@ use std::sync::Arc;
 use blockferry_block::{
     BlockDevice, BoxFuture, Buffer, ByteRange, Capabilities, Context, DeviceInfo, Error, ErrorKind,
     Exports, Extent, Operation, Parameter, ParameterType, Result, Status, WriteFlags, ZeroFlags,
+    range_of,
 };
 
 use crate::{
@@ -89,10 +90,10 @@ impl Swabbed {
 
     /// The range of a request, which must be on the device.
     fn range(&self, operation: Operation, offset: u64, length: u64) -> Result<ByteRange> {
-        let end = offset.checked_add(length);
-        match end.filter(|end| *end <= self.size()) {
-            Some(end) => Ok(ByteRange::between(offset, end)),
-            None => {
+        let range = range_of(operation, offset, length)?;
+        match range.end() <= self.size() {
+            true => Ok(range),
+            false => {
                 let error = Error::new(ErrorKind::OutOfBounds).during(operation);
                 Err(error.at(offset, length))
             }
@@ -200,7 +201,9 @@ impl DeviceFilter for Swabbed {
         match size.is_multiple_of(self.word) {
             true => self.below.resize(size),
             false => Box::pin(async {
-                Err(Error::new(ErrorKind::InvalidInput).during(Operation::Resize))
+                let message = "the new size ends amid a word";
+                let error = Error::with_message(ErrorKind::InvalidInput, message);
+                Err(error.during(Operation::Resize))
             }),
         }
     }
