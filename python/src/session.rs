@@ -32,6 +32,9 @@ use crate::{
 /// How long an image that nobody has closed may take to be closed when it is collected.
 const GOODBYE: Duration = Duration::from_secs(5);
 
+/// How long the threads of its blocking calls may take to end: those that have nothing to do need no time.
+const LEAVE: Duration = Duration::from_millis(100);
+
 /// What was opened.
 pub(crate) struct Opened {
     pub(crate) device: Arc<dyn BlockDevice>,
@@ -236,6 +239,7 @@ impl Drop for Session {
             let _ = state.runtime.block_on(closing);
         }
         let State { runtime, .. } = state;
-        runtime.shutdown_background();
+        // Its threads hold descriptors until they end.
+        runtime.shutdown_timeout(LEAVE);
     }
 }

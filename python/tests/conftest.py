@@ -111,6 +111,16 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+def are_closed(before: int) -> bool:
+    """Whether soon no more descriptors are open than `before`, when some of an earlier test may still have been."""
+    deadline = time.monotonic() + 20
+    while descriptors() > before:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
 @pytest.fixture
 def script(tmp_path: Path) -> Callable[[str], subprocess.Popen[str]]:
     """Runs a script in an interpreter of its own."""

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import SIZE, descriptors
+from conftest import SIZE, are_closed, descriptors
 
 import blockferry
 from blockferry import Client, serve
@@ -67,4 +67,4 @@ def test_nothing_is_left_behind() -> None:
             disk.read(512, 0)
         served.close()
     gc.collect()
-    assert descriptors() == before
+    assert are_closed(before)

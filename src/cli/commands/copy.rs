@@ -41,6 +41,9 @@ use super::super::{
 use ending::{Connections, Ended, finish_image, finish_or_interrupt};
 use sides::Sides;
 
+/// How long the threads of blocking calls may take to end: those that have nothing to do need no time.
+const LEAVE: Duration = Duration::from_millis(100);
+
 /// A copy that was made.
 pub(crate) struct Carried {
     pub(crate) report: Report,
@@ -77,8 +80,9 @@ pub(crate) fn carry_out(job: &CopyJob, view: &View) -> Result<Carried, Failure> 
     let runtime = super::runtime()?;
     let recorder = job.page.as_ref().map(|_| Recorder::new(view));
     let mut result = runtime.block_on(copy_image(job, view, recorder.as_ref()));
-    // A thread that sits in a read of standard input would never let a usual shutdown end.
-    runtime.shutdown_background();
+    // Its threads hold descriptors until they end: a program that copies with the library has none of them left. One that
+    // sits in a read of standard input would never let a usual shutdown end.
+    runtime.shutdown_timeout(LEAVE);
     let mut without_page = Ok(());
     if let (Some(page), Some(recorder)) = (page, recorder) {
         let mut record = recorder.into_record();
