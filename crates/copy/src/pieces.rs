@@ -1,7 +1,7 @@
 //! The image cut into pieces, each one request's worth.
 //!
-//! Workers take the image in segments, in order; a segment is its worker's alone, so no two of them touch
-//! the same block. A single worker's pieces come in the image's order.
+//! Workers take the image in segments, in order; what is known of a segment when it is taken is its worker's alone, so
+//! no two of them touch the same block. A single worker's pieces come in the image's order.
 
 use std::{
     collections::VecDeque,

@@ -19,6 +19,7 @@ use sha2::Digest as _;
 use crate::{
     Recorder, copy_device, device,
     disk::{Disk, Mark},
+    evenly,
     handle::{Handle, Opening, death},
     oracle::{images, options, run, targets},
     pattern,
@@ -298,7 +299,7 @@ async fn what_cannot_be_read_back_is_refused_before_anything_moves() {
 async fn it_is_read_back_through_several_connections_and_told_of() {
     let from = Disk::new(pattern(20 * MIB, 1)).into_arc();
     let to = Handle::sound(Disk::dirty(20 * MIB).slow());
-    let mut options = CopyOptions::default();
+    let mut options = evenly();
     options.verify = true;
     let events = Recorder::default();
     let control = Control::new();
@@ -330,7 +331,7 @@ async fn a_connection_that_is_lost_while_reading_back_is_done_without() {
         Opening::Granted,
         death(4, Operation::Read, 0),
     );
-    let mut options = CopyOptions::default();
+    let mut options = evenly();
     options.verify = true;
     let events = Recorder::default();
     let control = Control::new();

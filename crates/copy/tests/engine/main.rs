@@ -28,6 +28,14 @@ use blockferry_copy::{
     Control, CopyError, CopyOptions, Destination, Event, Progress, Report, Source, copy,
 };
 
+/// Requests as on a machine of even speed, so that each connection has its share: nothing is adapted.
+fn evenly() -> CopyOptions {
+    let mut options = CopyOptions::default();
+    options.request_size = Some(256 << 10);
+    options.requests = Some(4);
+    options
+}
+
 /// Copies one device to another without a control or an observer.
 async fn copy_device(
     from: &Arc<impl BlockDevice + 'static>,

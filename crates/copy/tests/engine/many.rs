@@ -14,6 +14,7 @@ use blockferry_copy::{
 use crate::{
     Recorder,
     disk::Disk,
+    evenly,
     handle::{Fault, Handle, Opening, death},
     pattern,
     pipe::Output,
@@ -59,7 +60,7 @@ fn losses(events: &Recorder) -> usize {
 async fn four_connections_share_the_work_and_each_is_flushed() {
     let from = Handle::sound(image(1));
     let to = Handle::sound(Disk::dirty(SIZE).slow());
-    let report = run(&from, &to, &CopyOptions::default(), &Recorder::default()).await;
+    let report = run(&from, &to, &evenly(), &Recorder::default()).await;
     let report = report.expect("copied");
     assert!(to.disk.bytes() == from.disk.bytes());
     let all = BTreeSet::from([0, 1, 2, 3]);
@@ -100,7 +101,7 @@ async fn one_side_may_have_more_connections_than_the_other() {
         let sound = || Box::new(|_: usize, _: Operation, _: ByteRange| None);
         let from = Handle::new(image(3), opening(several), sound());
         let to = Handle::new(Disk::dirty(SIZE).slow(), opening(one), sound());
-        let report = run(&from, &to, &CopyOptions::default(), &Recorder::default()).await;
+        let report = run(&from, &to, &evenly(), &Recorder::default()).await;
         let report = report.expect("copied");
         assert!(to.disk.bytes() == from.disk.bytes());
         let connections = (report.source_connections, report.destination_connections);
@@ -112,7 +113,7 @@ async fn one_side_may_have_more_connections_than_the_other() {
 async fn a_server_that_never_answers_a_second_connection_holds_nothing_up() {
     let from = Handle::new(image(4), Opening::Silent, Box::new(|_, _, _| None));
     let to = Handle::new(Disk::dirty(SIZE), Opening::Silent, Box::new(|_, _, _| None));
-    let report = run(&from, &to, &CopyOptions::default(), &Recorder::default()).await;
+    let report = run(&from, &to, &evenly(), &Recorder::default()).await;
     assert_eq!(report.expect("copied").source_connections, 1);
     assert!(to.disk.bytes() == from.disk.bytes());
 }
@@ -124,7 +125,7 @@ async fn a_device_that_does_not_say_that_several_are_right_gets_one() {
     let single = Arc::get_mut(&mut from).expect("not shared yet");
     single.info.capabilities -= Capabilities::MULTI_CONN;
     let to = Handle::sound(Disk::dirty(SIZE).slow());
-    let mut options = CopyOptions::default();
+    let mut options = evenly();
     options.connections = 8;
     let report = run(&from, &to, &options, &Recorder::default()).await;
     let report = report.expect("copied");
@@ -150,7 +151,7 @@ async fn what_a_lost_connection_had_in_flight_is_done_by_the_others() {
             let to = Disk::dirty(SIZE).slow();
             let to = Handle::new(to, Opening::Granted, of(Side::Destination));
             let events = Recorder::default();
-            let report = run(&from, &to, &CopyOptions::default(), &events).await;
+            let report = run(&from, &to, &evenly(), &events).await;
             let report = report.expect("copied");
             assert!(
                 to.disk.bytes() == from.disk.bytes(),
@@ -171,7 +172,7 @@ async fn a_connection_that_is_lost_at_the_flush_is_covered_by_the_others() {
     let from = Handle::sound(image(7));
     let dies = death(2, Operation::Flush, 0);
     let to = Handle::new(Disk::dirty(SIZE).slow(), Opening::Granted, dies);
-    let report = run(&from, &to, &CopyOptions::default(), &Recorder::default()).await;
+    let report = run(&from, &to, &evenly(), &Recorder::default()).await;
     assert!(report.expect("copied").flushed);
     assert_eq!(to.users(Operation::Flush), BTreeSet::from([0, 1, 2, 3]));
 }
@@ -188,7 +189,7 @@ async fn when_every_connection_is_lost_the_copy_fails_and_may_be_tried_again() {
     );
     let to = Handle::sound(Disk::dirty(SIZE).slow());
     let events = Recorder::default();
-    let copied = run(&from, &to, &CopyOptions::default(), &events).await;
+    let copied = run(&from, &to, &evenly(), &events).await;
     let error = copied.expect_err("nothing to read through");
     assert_eq!(error.side, Side::Source);
     assert!(error.error.is_transient());
@@ -204,7 +205,7 @@ async fn what_no_other_connection_can_heal_fails_at_once() {
     let to = Disk::dirty(SIZE).slow();
     let to = Handle::new(to, Opening::Granted, Box::new(fault));
     let events = Recorder::default();
-    let copied = run(&from, &to, &CopyOptions::default(), &events).await;
+    let copied = run(&from, &to, &evenly(), &events).await;
     let error = copied.expect_err("no space");
     assert_eq!(error.error.kind(), ErrorKind::NoSpace);
     assert_eq!(events.warnings(), 0);
@@ -217,7 +218,7 @@ async fn a_stream_comes_in_order_from_four_connections_of_which_one_dies() {
     let events = Recorder::default();
     let source = Source::Device(Arc::clone(&from) as _);
     let target = Destination::Stream(Box::new(output.clone()));
-    let options = CopyOptions::default();
+    let options = evenly();
     let copied = copy(source, target, &options, &Control::new(), &events).await;
     copied.expect("copied");
     assert!(output.bytes() == from.disk.bytes());
@@ -227,7 +228,7 @@ async fn a_stream_comes_in_order_from_four_connections_of_which_one_dies() {
 
 #[tokio::test]
 async fn in_order_means_one_write_after_the_other_from_front_to_back() {
-    let mut options = CopyOptions::default();
+    let mut options = evenly();
     options.order = Order::Ascending;
     for zeroes in [true, false] {
         let from = Handle::sound(image(11));
@@ -268,7 +269,7 @@ async fn zeroes_of_a_lost_connection_are_written_in_requests_where_zeroing_is_re
     });
     let to = Handle::sound(to);
     let events = Recorder::default();
-    let copied = run(&from, &to, &CopyOptions::default(), &events).await;
+    let copied = run(&from, &to, &evenly(), &events).await;
     copied.expect("copied");
     assert!(to.disk.bytes() == from.disk.bytes());
     assert_eq!(losses(&events), 1);
@@ -281,7 +282,7 @@ async fn the_end_within_a_block_is_read_through_a_connection_that_is_left() {
     let to = Disk::dirty(SIZE).slow().limits(4096, 1 << 20);
     let to = Handle::sound(to);
     let events = Recorder::default();
-    let copied = run(&from, &to, &CopyOptions::default(), &events).await;
+    let copied = run(&from, &to, &evenly(), &events).await;
     copied.expect("copied");
     let after = to.disk.bytes();
     assert!(after[..SIZE - 100] == from.disk.bytes());
@@ -305,7 +306,7 @@ async fn answers_that_break_the_rules_cost_several_connections_nothing_but_the_h
         let from = Handle::sound(disk);
         let to = Handle::sound(Disk::dirty(9 * MIB).slow());
         let events = Recorder::default();
-        let options = CopyOptions::default();
+        let options = evenly();
         let report = run(&from, &to, &options, &events).await;
         assert_eq!(report.expect(name).source_connections, 3, "{name}");
         assert!(to.disk.bytes() == from.disk.bytes(), "{name}");
@@ -341,7 +342,7 @@ async fn true_answers_that_are_short_or_long_winded_do_several_connections_no_ha
         let from = Handle::sound(small_image(15).lying(twist));
         let to = Handle::sound(Disk::dirty(9 * MIB).slow());
         let events = Recorder::default();
-        let copied = run(&from, &to, &CopyOptions::default(), &events).await;
+        let copied = run(&from, &to, &evenly(), &events).await;
         copied.expect(name);
         assert!(to.disk.bytes() == from.disk.bytes(), "{name}");
         assert_eq!(events.warnings(), 0, "{name}");
@@ -351,7 +352,7 @@ async fn true_answers_that_are_short_or_long_winded_do_several_connections_no_ha
 #[tokio::test]
 async fn in_order_what_was_lost_is_read_again_although_what_follows_takes_all_the_room() {
     for requests in [1, 2] {
-        let mut options = CopyOptions::default();
+        let mut options = evenly();
         options.requests = Some(requests);
         let from = Handle::new(
             small_image(16),

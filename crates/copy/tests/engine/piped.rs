@@ -9,6 +9,7 @@ use blockferry_copy::{Control, CopyOptions, Destination, Event, Side, Warning, c
 use crate::{
     Recorder, copy_device, device,
     disk::Disk,
+    evenly,
     handle::{Call, Fault, Handle, death},
     pattern,
     pipe::Output,
@@ -21,10 +22,9 @@ const MIB: usize = 1 << 20;
 const SIZE: usize = 9 * MIB + 12_345;
 
 fn blindly() -> CopyOptions {
-    let mut options = CopyOptions::default();
-    options.sparse = None;
     // Longer requests, which a slow machine would get, do not fit in pipes.
-    options.request_size = Some(256 << 10);
+    let mut options = evenly();
+    options.sparse = None;
     options
 }
 
@@ -240,8 +240,7 @@ async fn a_stream_comes_in_order_through_pipes_from_connections_of_which_one_die
     let from = Handle::piping(image(11), death(1, Operation::Read, 4));
     let output = Output::splicing();
     let target = Destination::Stream(Box::new(output.clone()));
-    let options = CopyOptions::default();
-    let copied = copy(device(&from), target, &options, &Control::new(), &()).await;
+    let copied = copy(device(&from), target, &evenly(), &Control::new(), &()).await;
     copied.expect("copied");
     assert!(output.bytes() == from.disk.bytes());
     assert_eq!(from.users(Operation::Read), BTreeSet::from([0, 1, 2]));
