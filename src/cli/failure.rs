@@ -299,7 +299,7 @@ impl From<&Error> for Failure {
             true => Exit::TryAgain,
             false => Exit::Failed,
         };
-        let mut failure = Self::new(exit, message(error));
+        let mut failure = Self::new(exit, in_words(error));
         failure.hint = hints::for_error(error);
         failure.cause = Some(error.clone());
         failure
@@ -340,7 +340,7 @@ impl From<EndpointError> for Failure {
 
 /// The error and its causes on one line. A cause whose text was said already is not repeated, and an
 /// error that says nothing but its kind leaves the word to its cause, which knows more.
-fn message(error: &Error) -> String {
+pub(crate) fn in_words(error: &Error) -> String {
     let mut text = own_words(error);
     let mut cause = error.source();
     while let Some(next) = cause {
@@ -436,10 +436,10 @@ mod tests {
         );
         let inner = Error::with_message(ErrorKind::Io, "broken");
         let outer = Error::with_source(ErrorKind::NoSpace, inner);
-        assert_eq!(message(&outer), "broken");
+        assert_eq!(in_words(&outer), "broken");
         let repeated = Error::with_source(ErrorKind::Io, Error::new(ErrorKind::Io));
-        assert_eq!(message(&repeated), "input/output error");
-        assert_eq!(message(&Error::new(ErrorKind::NoSpace)), "no space left");
+        assert_eq!(in_words(&repeated), "input/output error");
+        assert_eq!(in_words(&Error::new(ErrorKind::NoSpace)), "no space left");
     }
 
     #[test]
@@ -449,13 +449,13 @@ mod tests {
         let cause = why.during(Operation::Open).on(&server);
         let error = Error::with_message(ErrorKind::Incompatible, "it could not be opened again");
         assert_eq!(
-            message(&error.because(cause).on(&server)),
+            in_words(&error.because(cause).on(&server)),
             "nbd://host/: it could not be opened again: open: its size was 2 bytes and is 1 now"
         );
         let cause = Error::from(io::Error::other("no route")).on(&name("nbd://other/"));
         let error = Error::with_message(ErrorKind::Io, "broken").because(cause);
         assert_eq!(
-            message(&error.on(&server)),
+            in_words(&error.on(&server)),
             "nbd://host/: broken: nbd://other/: no route"
         );
     }
@@ -464,7 +464,10 @@ mod tests {
     fn system_errors_are_told_in_the_systems_words() {
         let error = Error::from(io::Error::from_raw_os_error(2)).during(Operation::Open);
         let error = error.on(&name("disk.raw"));
-        assert_eq!(message(&error), "disk.raw: open: No such file or directory");
+        assert_eq!(
+            in_words(&error),
+            "disk.raw: open: No such file or directory"
+        );
         let error = io::Error::from_raw_os_error(28);
         let failure = Failure::failed(format!("--tls: key.pem: cannot be read: {error}"));
         assert_eq!(

@@ -22,7 +22,8 @@
 //!
 //! Requests of one client that fail together wait for one of them, which opens the source again. Its old handle is
 //! dropped first; a source that clients share is only opened anew when all of them have let it go. What comes
-//! back must be what it was (size, block sizes, abilities), or all further requests fail with `Incompatible`.
+//! back must be what it was (size, block sizes, abilities); what is not is opened again, and with the last attempt
+//! requests fail with `Incompatible`.
 
 mod device;
 

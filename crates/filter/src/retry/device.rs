@@ -290,7 +290,8 @@ impl Reopening {
             }
             failure = match self.open_again().await {
                 Ok(()) => return Ok(()),
-                Err(error) if is_worth_repeating(&error) => error,
+                // One that is not what it was may be on its way to be that again.
+                Err(error) if is_worth_repeating(&error) || is_another(&error) => error,
                 Err(error) => {
                     let mut current = self.current();
                     current.given_up += 1;
@@ -429,6 +430,11 @@ impl Reopening {
         }
         own.current().is_some()
     }
+}
+
+/// Whether an attempt to open failed so because what was opened is not what it was.
+fn is_another(error: &Error) -> bool {
+    error.kind() == ErrorKind::Incompatible && error.operation() == Some(Operation::Open)
 }
 
 /// Says what failed, also where it was an attempt to open, which knows of no request.

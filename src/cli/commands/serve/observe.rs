@@ -12,7 +12,10 @@ use crate::{
 };
 
 use super::super::{
-    super::{failure::Failure, options::ServeJob},
+    super::{
+        failure::{Failure, in_words},
+        options::ServeJob,
+    },
     journal::{Journal, Level, Teller, with},
 };
 
@@ -97,7 +100,10 @@ fn describe(event: &ServerEvent<'_>) -> Option<(Level, String)> {
             error,
         } => (
             Level::Trouble,
-            format!("client {connection}: export {export:?}: {error}"),
+            format!(
+                "client {connection}: export {export:?}: {}",
+                in_words(error)
+            ),
         ),
         ServerEvent::RequestFailed {
             connection,
@@ -105,7 +111,7 @@ fn describe(event: &ServerEvent<'_>) -> Option<(Level, String)> {
             error,
         } => (
             Level::Request,
-            format!("client {connection}: {command}: {error}"),
+            format!("client {connection}: {command}: {}", in_words(error)),
         ),
         ServerEvent::Closed { connection, ending } => {
             let (level, how) = describe_ending(ending);
@@ -115,7 +121,7 @@ fn describe(event: &ServerEvent<'_>) -> Option<(Level, String)> {
             Level::Request,
             format!("a client could not be accepted: {error}"),
         ),
-        ServerEvent::FlushFailed(error) => (Level::Trouble, format!("flush: {error}")),
+        ServerEvent::FlushFailed(error) => (Level::Trouble, format!("flush: {}", in_words(error))),
         _ => return None,
     })
 }
@@ -133,7 +139,7 @@ fn describe_upstream(source: &str, event: &PoolEvent) -> Option<(Level, String, 
                 with_error(entry("upstream-lost"), error),
                 json!({ "left": left }),
             );
-            (level, format!("{error}{rest}"), entry)
+            (level, format!("{}{rest}", in_words(error)), entry)
         }
         PoolEvent::WritesLost => (
             Level::Trouble,
@@ -152,6 +158,7 @@ fn describe_upstream(source: &str, event: &PoolEvent) -> Option<(Level, String, 
                 with_error(entry("upstream-attempt-failed"), error),
                 json!({ "attempt": attempt }),
             );
+            let error = in_words(error);
             let line = format!("{error} (attempt {attempt}; the next in {seconds} s)");
             (Level::Detail, line, entry)
         }
@@ -164,7 +171,7 @@ fn describe_upstream(source: &str, event: &PoolEvent) -> Option<(Level, String, 
         }
         PoolEvent::GaveUp { error } => (
             Level::Trouble,
-            format!("{error}; requests fail until it can be"),
+            format!("{}; requests fail until it can be", in_words(error)),
             with_error(entry("upstream-gave-up"), error),
         ),
         _ => return None,
@@ -260,7 +267,7 @@ fn entry(event: &ServerEvent<'_>) -> Option<Value> {
 
 fn with_error(entry: Value, error: &Error) -> Value {
     let details = json!({
-        "error": error.to_string(),
+        "error": in_words(error),
         "kind": format!("{:?}", error.kind()),
         "offset": error.offset(),
         "length": error.length(),
