@@ -393,6 +393,31 @@ fn a_source_is_let_go_of_while_nobody_uses_it() {
 }
 
 #[test]
+fn a_file_that_grows_is_longer_for_the_next_client() {
+    let dir = tempdir().expect("a directory");
+    let (socket, file) = (dir.path().join("s"), dir.path().join("disk"));
+    fs::write(&file, [1; 4096]).expect("written");
+    let server = Served::at(&socket, &[file.to_str().expect("UTF-8")]);
+    let mut first = client(&socket);
+    fs::write(&file, [2; 8192]).expect("written");
+    let mut second = client(&socket);
+    let mut buffer = [0; 8192];
+    second.read(0, &mut buffer).expect("the whole");
+    assert_eq!(buffer, [2; 8192]);
+    second
+        .write(0, &[3; 512], WriteFlags::empty())
+        .expect("written");
+    // Who was there before has the disk that it was told of.
+    first.read(0, &mut buffer[..4096]).expect("read");
+    assert_eq!((buffer[511], buffer[512]), (3, 2));
+    first
+        .read(4096, &mut buffer[..1])
+        .expect_err("past its end");
+    drop((first, second));
+    server.terminate().success();
+}
+
+#[test]
 fn wrong_options_are_refused_with_what_to_do() {
     run(&mut blockferry(["serve", "memory:1M"])).failure(2, &["nowhere to listen", "--unix"]);
     run(&mut blockferry(["serve", "null:", "-U", "s"])).failure(2, &["null:1G"]);

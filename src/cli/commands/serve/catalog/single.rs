@@ -1,14 +1,21 @@
 //! Sources that have one export.
 
-use std::sync::{Arc, Weak};
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::PathBuf,
+    slice,
+    sync::{Arc, Weak},
+};
 
 use tokio::sync::Mutex;
 
 use crate::{
     block::{
-        Access, BlockDevice, BoxFuture, ClientFacts, ExportEntry, Exports, OpenExport, Result, Wish,
+        Access, BlockDevice, BoxFuture, ClientFacts, ExportEntry, Exports, OpenExport, Result,
+        Wish, run_blocking,
     },
-    endpoint::{Endpoint, OpenOptions, open_device},
+    endpoint::{Endpoint, EndpointKind, OpenOptions, open_device},
 };
 
 /// The default export of others, under whatever name.
@@ -40,12 +47,47 @@ impl Exports for Only {
     }
 }
 
-/// A source that is open while somebody uses it.
+/// A source that is open while somebody uses it. Its clients share what is open, as long as the files that it consists of
+/// have the lengths that they had.
 pub(super) struct OnDemand {
     endpoint: Endpoint,
     access: Access,
     options: OpenOptions,
-    current: Mutex<Option<Weak<dyn BlockDevice>>>,
+    current: Mutex<Option<Current>>,
+}
+
+/// What is open.
+struct Current {
+    device: Weak<dyn BlockDevice>,
+    /// As it was before that was opened.
+    files: Vec<FileSize>,
+}
+
+/// A file, and how long it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct FileSize {
+    device: u64,
+    inode: u64,
+    length: u64,
+}
+
+impl FileSize {
+    /// Of those whose names still lead to a file.
+    fn of(paths: &[PathBuf]) -> Vec<Self> {
+        let metadata = paths.iter().filter_map(|path| fs::metadata(path).ok());
+        let files = metadata.map(|metadata| Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            length: metadata.len(),
+        });
+        files.collect()
+    }
+
+    /// Whether it is the same file, and was longer or shorter. Another one in its place is for those who come when
+    /// nobody uses this one any more.
+    fn is_resized(&self, before: &Self) -> bool {
+        (self.device, self.inode) == (before.device, before.inode) && self.length != before.length
+    }
 }
 
 impl OnDemand {
@@ -62,12 +104,27 @@ impl OnDemand {
     /// The device that is open, or else a new one.
     async fn device(&self) -> Result<Arc<dyn BlockDevice>> {
         let mut current = self.current.lock().await;
-        if let Some(device) = current.as_ref().and_then(Weak::upgrade) {
-            return Ok(device);
+        let paths = match self.endpoint.kind() {
+            EndpointKind::File(path) => slice::from_ref(path),
+            EndpointKind::Split(paths) => paths,
+            _ => &[],
+        };
+        let paths = paths.to_vec();
+        let files = run_blocking(move || FileSize::of(&paths)).await?;
+        if let Some(open) = &*current
+            && let Some(device) = open.device.upgrade()
+        {
+            let mut pairs = files.iter().zip(&open.files);
+            if !pairs.any(|(now, before)| now.is_resized(before)) {
+                return Ok(device);
+            }
         }
         // What is opened so has no connection to be kept.
         let opened = open_device(&self.endpoint, self.access, &self.options).await?;
-        *current = Some(Arc::downgrade(&opened.device));
+        *current = Some(Current {
+            device: Arc::downgrade(&opened.device),
+            files,
+        });
         Ok(opened.device)
     }
 }
