@@ -343,6 +343,21 @@ fn a_single_client_is_served_on_standard_input_and_output() {
     }
 }
 
+#[test]
+fn a_single_client_and_a_script_cannot_both_have_standard_input() {
+    for who in BOTH {
+        let mut command = who.tool("nbdkit", ["-s", "sh", "-"]);
+        let output = command.stdin(Stdio::null()).output().expect("it runs");
+        assert_eq!(output.status.code(), Some(1), "{who:?}");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            text.contains("inline script is incompatible with -s"),
+            "{who:?}: {text}"
+        );
+        assert!(output.stdout.is_empty(), "{who:?}");
+    }
+}
+
 /// Whether the process is there and has not ended.
 fn lives(pid: &str) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/stat"));

@@ -156,6 +156,10 @@ fn parse(words: Vec<OsString>, activated: bool) -> Result<ServeJob, EarlyEnd> {
     let tls = service::tls(&choices)?;
     let mut parameters = Parameters::read(&words, plugin.magic)?;
     let built = filters::build(&filters, &mut parameters)?;
+    let reads_script = |word: &OsString| plugin.name == "sh" && (word == "-" || word == "script=-");
+    if choices.single && words.iter().any(reads_script) {
+        return Err(Failure::usage("inline script is incompatible with -s").into());
+    }
     let served = (plugin.build)(parameters)?;
 
     let mut job = ServeJob::new(vec![served.source]);
