@@ -10,6 +10,7 @@
 //!
 //! and one file for each command.
 
+mod bitmap;
 mod check;
 mod command;
 mod compare;
@@ -43,7 +44,7 @@ use command::{Command, Done, Stop, read};
 const COMMANDS: &[Command] = &[
     Command::missing("amend", "Change the options of an image"),
     Command::missing("bench", "Measure how fast an image is"),
-    Command::missing("bitmap", "Change the bitmaps of an image"),
+    Command::new("bitmap", "Change the bitmaps of an image", bitmap::run),
     Command::new(
         "check",
         "Look whether an image contradicts itself",

@@ -1,5 +1,11 @@
 //! Bitmaps of what was written (specification, "Bitmaps"): their directory, and which ranges of the disk are dirty.
 
+mod change;
+mod cluster;
+mod merge;
+mod room;
+mod switch;
+
 use std::{collections::HashSet, ffi::OsStr};
 
 use blockferry_block::{
@@ -14,12 +20,17 @@ use super::{
     header::{Autoclear, Header, LONGEST_NAME, be16, be32, be64},
 };
 
+pub use change::{BitmapChange, change_bitmap};
+pub(crate) use cluster::{BitCluster, Dirty};
+
 /// How long the directory can be: 256 bytes for each of as many bitmaps as there can be.
 const LONGEST_DIRECTORY: u64 = 16 << 20;
 /// How many bitmaps there can be (qemu's bound).
 const MOST_BITMAPS: u32 = 65535;
 /// How many entries a bitmap's table can have (qemu's bound).
 pub(crate) const MOST_ENTRIES: u64 = 0x800_0000;
+/// How large the bits of one bitmap can be together, in bytes (qemu's bound).
+pub(crate) const LARGEST_BITS: u64 = 512 << 20;
 /// How long the extra data of an entry can be. Nobody has defined any.
 const LONGEST_EXTRA: usize = 1024;
 /// The length of what every entry of the directory begins with.
@@ -67,6 +78,8 @@ pub(crate) struct Bitmap {
     pub(crate) table: ByteRange,
     /// Where its flags stand in the file, and what they are; nowhere in one that is being made.
     pub(crate) flags: Option<(u64, u32)>,
+    /// Where its entry of the directory begins in the file.
+    pub(crate) entry: u64,
 }
 
 /// Where a cluster of a bitmap is.
@@ -210,6 +223,7 @@ impl Bitmap {
             is_known: kind == DIRTY_TRACKING && flags & !known_flags == 0 && is_extra_known,
             table: table_range("the table of a bitmap", offset, entries * 8)?,
             flags: Some((place + FLAGS_IN_ENTRY, flags)),
+            entry: place,
         };
         Ok((bitmap, ((FIXED + extra + name).next_multiple_of(8)) as u64))
     }
@@ -225,6 +239,14 @@ impl Bitmap {
     /// The flags of a bitmap that nobody may believe, which has these.
     pub(crate) fn in_use(flags: u32) -> u32 {
         flags | IN_USE
+    }
+
+    /// The flags of one that has these, which is enabled or not.
+    fn enabled(flags: u32, is_enabled: bool) -> u32 {
+        match is_enabled {
+            true => flags | AUTO,
+            false => flags & !AUTO,
+        }
     }
 
     /// Where the first `entries` entries of its table lie, which is inside of `below`.
@@ -445,6 +467,7 @@ mod tests {
             is_known: true,
             table,
             flags: None,
+            entry: 0,
         }
     }
 
@@ -472,6 +495,7 @@ mod tests {
         let bytes = encode_directory(&bitmaps);
         bitmaps[0].flags = Some((12, AUTO));
         bitmaps[1].flags = Some((44, IN_USE));
+        bitmaps[1].entry = 32;
         assert_eq!(read(2, &bytes).await.expect("valid"), bitmaps);
         let marked = bitmaps.iter().map(Bitmap::marked_in_use);
         assert_eq!(

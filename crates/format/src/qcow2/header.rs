@@ -25,8 +25,8 @@ pub(crate) const LARGEST_REFCOUNT_TABLE: u64 = 8 << 20;
 const MOST_SNAPSHOTS: u32 = 65536;
 
 const BACKING_FORMAT: u32 = 0xe279_2aca;
-const FEATURE_NAMES: u32 = 0x6803_f857;
-const BITMAPS: u32 = 0x2385_2875;
+pub(crate) const FEATURE_NAMES: u32 = 0x6803_f857;
+pub(crate) const BITMAPS: u32 = 0x2385_2875;
 const ENCRYPTION: u32 = 0x0537_be77;
 const DATA_FILE: u32 = 0x4441_5441;
 
@@ -90,6 +90,17 @@ impl Compression {
 pub(crate) struct BitmapsExtension {
     pub(crate) count: u32,
     pub(crate) directory: ByteRange,
+}
+
+impl BitmapsExtension {
+    /// The body of the extension.
+    pub(crate) fn encode(self) -> [u8; 24] {
+        let mut body = [0; 24];
+        body[..4].copy_from_slice(&self.count.to_be_bytes());
+        body[8..16].copy_from_slice(&self.directory.len().to_be_bytes());
+        body[16..].copy_from_slice(&self.directory.start().to_be_bytes());
+        body
+    }
 }
 
 /// The header of an image, checked.
@@ -291,12 +302,7 @@ impl Header {
             extension(&mut bytes, DATA_FILE, name);
         }
         if let Some(bitmaps) = self.bitmaps {
-            let mut body = Vec::with_capacity(24);
-            put32(&mut body, bitmaps.count);
-            put32(&mut body, 0);
-            put64(&mut body, bitmaps.directory.len());
-            put64(&mut body, bitmaps.directory.start());
-            extension(&mut bytes, BITMAPS, &body);
+            extension(&mut bytes, BITMAPS, &bitmaps.encode());
         }
         for (kind, body) in &self.unknown {
             extension(&mut bytes, *kind, body);
@@ -341,27 +347,9 @@ struct Extensions {
 }
 
 impl Extensions {
-    fn parse(bytes: &[u8], mut at: usize) -> Result<Self> {
+    fn parse(bytes: &[u8], start: usize) -> Result<Self> {
         let mut found = Self::default();
-        // The backing file's name lies behind the extensions, which end there without an end of their own.
-        let name = usize::try_from(be64(bytes, 8)).unwrap_or(0);
-        let end = if name > at {
-            name.min(bytes.len())
-        } else {
-            bytes.len()
-        };
-        while at + 8 <= end {
-            let kind = be32(bytes, at);
-            if kind == 0 {
-                break;
-            }
-            let length = be32(bytes, at + 4) as usize;
-            let body = bytes.get(at + 8..).and_then(|rest| rest.get(..length));
-            let body =
-                body.ok_or_else(|| corrupt("a header extension is longer than the header"))?;
-            found.add(kind, body)?;
-            at += 8 + length.next_multiple_of(8);
-        }
+        walk_extensions(bytes, start, |_, kind, body| found.add(kind, body))?;
         Ok(found)
     }
 
@@ -387,6 +375,37 @@ impl Extensions {
         }
         Ok(())
     }
+}
+
+/// Tells `each` of the extensions that begin at `at` of the header's cluster `bytes`: where it lies, its kind and its body.
+/// Returns where the list ends.
+///
+/// # Errors
+/// `Corrupt` for one that is longer than the header; those of `each`.
+pub(crate) fn walk_extensions(
+    bytes: &[u8],
+    mut at: usize,
+    mut each: impl FnMut(usize, u32, &[u8]) -> Result<()>,
+) -> Result<usize> {
+    // The backing file's name lies behind the extensions, which end there without an end of their own.
+    let name = usize::try_from(be64(bytes, 8)).unwrap_or(0);
+    let end = if name > at {
+        name.min(bytes.len())
+    } else {
+        bytes.len()
+    };
+    while at + 8 <= end {
+        let kind = be32(bytes, at);
+        if kind == 0 {
+            break;
+        }
+        let length = be32(bytes, at + 4) as usize;
+        let body = bytes.get(at + 8..).and_then(|rest| rest.get(..length));
+        let body = body.ok_or_else(|| corrupt("a header extension is longer than the header"))?;
+        each(at, kind, body)?;
+        at += 8 + length.next_multiple_of(8);
+    }
+    Ok(at)
 }
 
 fn compression(bytes: &[u8], length: u32, incompatible: Incompatible) -> Result<Compression> {

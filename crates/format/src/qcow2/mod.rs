@@ -63,7 +63,7 @@ use crate::OpenOptions;
 #[cfg(test)]
 use crate::qemu;
 use crate::{holes, host};
-pub use bitmaps::BitmapDetails;
+pub use bitmaps::{BitmapChange, BitmapDetails, change_bitmap};
 pub use check::{CheckReport, RepairMode, check, repair};
 pub use details::Details;
 pub use header::Compression;

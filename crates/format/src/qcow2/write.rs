@@ -131,7 +131,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Refuses images that are not written.
-fn check_writable(header: &Header, files: [&HostFile; 2]) -> Result<()> {
+pub(crate) fn check_writable(header: &Header, files: [&HostFile; 2]) -> Result<()> {
     let refuse = |kind, message: String| Err(Error::with_message(kind, message));
     if header.is_corrupt() {
         let message = "the image is marked as corrupt and can only be read";

@@ -194,7 +194,11 @@ impl Allocator {
         }
     }
 
-    async fn allocate_one(&mut self) -> Result<u64> {
+    /// Takes one free cluster: its refcount is 1 from now on. As [`allocate_together`](Self::allocate_together).
+    ///
+    /// # Errors
+    /// As [`allocate`](Self::allocate) and [`grow`](Self::grow).
+    pub(crate) async fn allocate_one(&mut self) -> Result<u64> {
         loop {
             match self.allocate(1).await? {
                 Some(clusters) => return Ok(clusters.first),

@@ -424,15 +424,12 @@ impl<'a> Walk<'a> {
     }
 
     async fn bitmaps(&mut self) -> Result<()> {
-        let Some(extension) = self.header.bitmaps else {
+        // Whoever does not know bitmaps clears the bit, and may have given their clusters to others since: they are lost.
+        let known = self.header.autoclear.contains(Autoclear::BITMAPS);
+        let Some(extension) = self.header.bitmaps.filter(|_| known) else {
             return Ok(());
         };
-        // Whoever does not know bitmaps clears the bit, and their clusters are used all the same.
-        let header = Header {
-            autoclear: self.header.autoclear | Autoclear::BITMAPS,
-            ..self.header.clone()
-        };
-        let bitmaps = match bitmaps::read_directory(self.below, &header).await {
+        let bitmaps = match bitmaps::read_directory(self.below, self.header).await {
             Ok(bitmaps) => bitmaps,
             Err(error) => {
                 self.misread("the directory of bitmaps", &error);

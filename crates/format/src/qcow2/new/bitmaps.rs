@@ -10,7 +10,7 @@ use blockferry_block::{
 use super::{NewImage, finish::stored_size, refcounts::Counting};
 use crate::qcow2::{
     BitmapDetails,
-    bitmaps::{Bitmap, Bits, MOST_ENTRIES, encode_directory},
+    bitmaps::{BitCluster, Bitmap, Bits, Dirty, MOST_ENTRIES, encode_directory},
     header::{BitmapsExtension, LONGEST_NAME},
 };
 
@@ -98,6 +98,7 @@ impl NewImage {
             is_known: true,
             table: ByteRange::default(),
             flags: None,
+            entry: 0,
         };
         let geometry = self.options.geometry(stored_size(self.size()));
         let entries = bitmap.entries_for(geometry);
@@ -108,9 +109,10 @@ impl NewImage {
         let disk = ByteRange::between(0, geometry.size);
         let mut table = Vec::new();
         for part in disk.pieces(bitmap.span(geometry)) {
-            let mut bits = Cluster::new(part, bitmap.details.granularity, self.cluster_size());
-            bits.fill(source, &context).await?;
-            let entry = match bits.dirty {
+            let granularity = bitmap.details.granularity;
+            let mut bits = BitCluster::new(part, granularity, self.cluster_size(), Dirty::Nothing);
+            fill(&mut bits, source, &context).await?;
+            let entry = match bits.into_dirty() {
                 Dirty::Nothing => Bits::Zeroes,
                 Dirty::Everything => Bits::Ones,
                 Dirty::Some(bytes) => Bits::Host(self.store(&bytes, counting).await?),
@@ -139,88 +141,31 @@ impl NewImage {
     }
 }
 
-/// One cluster of a bitmap.
-struct Cluster {
-    /// The part of the disk that it tells of.
-    range: ByteRange,
-    granularity: u64,
-    cluster_size: u64,
-    dirty: Dirty,
-}
-
-/// Which of its bits are set.
-enum Dirty {
-    Nothing,
-    Everything,
-    /// As they are stored: the first one is the lowest of the first byte.
-    Some(Vec<u8>),
-}
-
-impl Cluster {
-    fn new(range: ByteRange, granularity: u64, cluster_size: u64) -> Self {
-        Self {
-            range,
-            granularity,
-            cluster_size,
-            dirty: Dirty::Nothing,
-        }
-    }
-
-    /// Sets the bits of what `source` says is dirty.
-    async fn fill(&mut self, source: &dyn BlockDevice, context: &Context) -> Result<()> {
-        let known = self
-            .range
-            .intersection(ByteRange::between(0, source.info().size));
-        let mut offset = known.start();
-        while offset < known.end() {
-            let rest = ByteRange::between(offset, known.end());
-            let extents = source.extents(rest, context).await?;
-            let mut end = offset;
-            for extent in extents {
-                let range = extent.range.intersection(rest);
-                end = end.max(range.end());
-                if extent.status.0 & DIRTY != 0 {
-                    self.set(range);
-                }
-            }
-            if end == offset {
-                let message = "the source does not say what is dirty";
-                let error = Error::with_message(ErrorKind::Io, message);
-                return Err(error
-                    .during(Operation::Extents)
-                    .at(rest.start(), rest.len()));
-            }
-            offset = end;
-        }
-        Ok(())
-    }
-
-    /// Sets the bits that tell of anything in `range`.
-    fn set(&mut self, range: ByteRange) {
-        if range == self.range {
-            self.dirty = Dirty::Everything;
-            return;
-        }
-        if matches!(self.dirty, Dirty::Nothing) {
-            self.dirty = Dirty::Some(vec![0; self.cluster_size as usize]);
-        }
-        let Dirty::Some(bytes) = &mut self.dirty else {
-            return;
-        };
-        let first = (range.start() - self.range.start()) / self.granularity;
-        let end = (range.end() - self.range.start()).div_ceil(self.granularity);
-        let mut bit = first;
-        while bit < end {
-            let at = (bit / 8) as usize;
-            if bit.is_multiple_of(8) && end - bit >= 8 {
-                bytes[at] = u8::MAX;
-                bit += 8;
-            } else {
-                bytes[at] |= 1 << (bit % 8);
-                bit += 1;
+/// Sets the bits of what `source` says is dirty.
+async fn fill(bits: &mut BitCluster, source: &dyn BlockDevice, context: &Context) -> Result<()> {
+    let known = ByteRange::between(0, source.info().size).intersection(bits.range());
+    let mut offset = known.start();
+    while offset < known.end() {
+        let rest = ByteRange::between(offset, known.end());
+        let extents = source.extents(rest, context).await?;
+        let mut end = offset;
+        for extent in extents {
+            let range = extent.range.intersection(rest);
+            end = end.max(range.end());
+            if extent.status.0 & DIRTY != 0 {
+                bits.set(range);
             }
         }
+        if end == offset {
+            let message = "the source does not say what is dirty";
+            let error = Error::with_message(ErrorKind::Io, message);
+            return Err(error
+                .during(Operation::Extents)
+                .at(rest.start(), rest.len()));
+        }
+        offset = end;
     }
+    Ok(())
 }
 
 /// The bit of a status that says that a range is dirty (NBD's `qemu:dirty-bitmap:`).
@@ -256,21 +201,5 @@ mod tests {
             let added = image.add_bitmap(details, Arc::new(source));
             assert_eq!(added.is_ok(), fits, "{length}");
         }
-    }
-
-    #[test]
-    fn bits_begin_at_the_lowest_of_the_first_byte() {
-        let range = ByteRange::between(1 << 20, 2 << 20);
-        let mut cluster = Cluster::new(range, 512, 512);
-        let at = |start: u64, end: u64| ByteRange::between((1 << 20) + start, (1 << 20) + end);
-        cluster.set(at(512, 1024));
-        cluster.set(at(4095, 4097));
-        cluster.set(at(8192, 16384 + 1));
-        let Dirty::Some(bytes) = &cluster.dirty else {
-            panic!("some are set");
-        };
-        assert_eq!(bytes[..6], [0b1000_0010, 1, 0xff, 0xff, 1, 0]);
-        cluster.set(range);
-        assert!(matches!(cluster.dirty, Dirty::Everything));
     }
 }

@@ -10,7 +10,7 @@ use blockferry_block::{Buffer, ByteRange, Error, ErrorKind, Result, printable};
 
 use crate::qcow2::{
     allocate::Clusters,
-    bitmaps::{Bitmap, Bits, MOST_ENTRIES},
+    bitmaps::{Bitmap, Bits, LARGEST_BITS, MOST_ENTRIES},
     geometry::Geometry,
     header::be64,
     host::HostFile,
@@ -19,9 +19,6 @@ use crate::qcow2::{
 
 /// Where the place, the length and the flags stand in an entry of the directory, counted back from the flags.
 const PLACE_BEFORE_FLAGS: u64 = 12;
-
-/// How large the bits of one bitmap can be together, in bytes (qemu's bound).
-const LARGEST: u64 = 512 << 20;
 
 /// Refuses bitmaps that cannot get the size, before anything is changed.
 ///
@@ -38,8 +35,8 @@ pub(super) fn check(bitmaps: &[Bitmap], geometry: Geometry) -> Result<()> {
             return Err(Error::with_message(ErrorKind::Unsupported, message));
         }
         let entries = bitmap.entries_for(geometry);
-        let is_too_large =
-            entries > MOST_ENTRIES || entries.saturating_mul(geometry.cluster_size()) > LARGEST;
+        let is_too_large = entries > MOST_ENTRIES
+            || entries.saturating_mul(geometry.cluster_size()) > LARGEST_BITS;
         if is_too_large || entries == 0 {
             let message = match entries {
                 0 => format!("a disk without a byte cannot have the bitmap \"{name}\""),
