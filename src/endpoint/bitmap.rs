@@ -54,7 +54,7 @@ pub async fn change_image_bitmap(
 }
 
 /// The bytes of a qcow2 image.
-async fn open_qcow2(
+pub(super) async fn open_qcow2(
     endpoint: &Endpoint,
     access: Access,
     options: &OpenOptions,
@@ -65,7 +65,7 @@ async fn open_qcow2(
     match told(endpoint, options, &*opened.device).await? {
         FormatKind::Image(Format::Qcow2) => Ok(opened),
         kind => {
-            let message = format!("images in the format {kind} have no bitmaps: qcow2 has");
+            let message = format!("images in the format {kind} are not changed so: qcow2 is");
             let error = Error::with_message(ErrorKind::Unsupported, message);
             Err(opening(endpoint)(error.during(Operation::Write)))
         }

@@ -21,8 +21,9 @@
 //!
 //! [`SOURCES`] is the table of all of them, with their parameters. [`Endpoint`] is the parsed text and has
 //! touched nothing yet; [`open_source`], [`open_destination`], [`open_device`] and [`open_exports`] do. [`NewImage`]
-//! [`resize_image`] and [`change_image_bitmap`] make and change images without anything in them.
+//! and [`resize_image`] make and change images without anything in them, as [`change_image_bitmap`] and [`amend_image`] do.
 
+mod amend;
 mod bitmap;
 mod child;
 mod command;
@@ -52,6 +53,7 @@ mod streams;
 
 pub(crate) use crate::block::printable;
 pub use crate::block::{Parameter, ParameterPlace, ParameterType, escape_commas};
+pub use amend::amend_image;
 pub use bitmap::change_image_bitmap;
 pub use child::ServerChild;
 pub use command::{ServerCommand, collapse_groups};

@@ -143,13 +143,13 @@ impl Choices {
 
     fn carry_out(self, file: &OsStr, bitmap: &str) -> Done {
         let image = self.naming.writable(file, self.format.as_deref())?;
+        let mut known = Known::read(&image)?;
         let is_guessed = self.format.is_none() && !self.naming.image_opts;
         if is_guessed && image.format().kind == FormatKind::Raw {
             tell(&format!(
                 "qemu-img: warning: no format was given for '{image}', and it is taken for raw (-f raw)"
             ));
         }
-        let mut known = Known::read(&image)?;
         let source = match &self.source_file {
             // A name, also where the other one is a description.
             Some(name) => {

@@ -10,6 +10,7 @@
 //!
 //! and one file for each command.
 
+mod amend;
 mod bitmap;
 mod check;
 mod command;
@@ -42,7 +43,7 @@ use command::{Command, Done, Stop, read};
 
 /// What each command is called, what it does, and what does it.
 const COMMANDS: &[Command] = &[
-    Command::missing("amend", "Change the options of an image"),
+    Command::new("amend", "Change the options of an image", amend::run),
     Command::missing("bench", "Measure how fast an image is"),
     Command::new("bitmap", "Change the bitmaps of an image", bitmap::run),
     Command::new(

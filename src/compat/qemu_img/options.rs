@@ -81,6 +81,16 @@ impl NewOptions {
         self.values.insert(key.to_owned(), value.to_owned());
     }
 
+    /// Whether the options themselves were asked for.
+    pub(super) fn is_help(&self) -> bool {
+        self.is_help
+    }
+
+    /// The first key that is left.
+    pub(super) fn first(&self) -> Option<&str> {
+        self.values.keys().next().map(String::as_str)
+    }
+
     /// What there is to be said of a format's options, where that was asked for.
     pub(super) fn help_for(&self, format: &str) -> Result<Option<String>, Stop> {
         match self.is_help {

@@ -264,6 +264,14 @@ impl Header {
     /// # Errors
     /// `InvalidInput` when names are too long for the cluster.
     pub(crate) fn encode(&self) -> Result<Vec<u8>> {
+        self.encode_within(self.geometry.cluster_size())
+    }
+
+    /// The same, without the names of features where it would be longer than `most` bytes with them.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub(crate) fn encode_within(&self, most: u64) -> Result<Vec<u8>> {
         let geometry = self.geometry;
         let mut bytes = Vec::with_capacity(512);
         bytes.extend(MAGIC);
@@ -310,7 +318,7 @@ impl Header {
         // Names for those who do not know a feature: where clusters are small there may be no room for them.
         let names = feature_names();
         let others = bytes.len() + 16 + self.backing.as_ref().map_or(0, Vec::len);
-        if geometry.version >= 3 && (others + names.len()) as u64 <= geometry.cluster_size() {
+        if geometry.version >= 3 && (others + names.len()) as u64 <= most {
             extension(&mut bytes, FEATURE_NAMES, &names);
         }
         put64(&mut bytes, 0);

@@ -15,7 +15,7 @@
 //!  image      all of that, open
 //!  codec      one cluster compressed or decompressed
 //!  snapshots  the table of internal snapshots
-//!  bitmaps    the directory of bitmaps, and what is dirty
+//!  bitmaps    the directory of bitmaps, what is dirty, and how they change
 //!  details    what an image says of itself
 //!  refcounts  how often clusters are used, as it stands in the file
 //!  check      whether an image is sound
@@ -23,6 +23,7 @@
 //!  write      images written in place: clusters allocated, tables committed in their order
 //!  pieces     tables, written in parts
 //!  resize     another size of the virtual disk
+//!  amend      another version
 //!  allocate   which clusters of the file are free
 //!  gate       who is looking at clusters
 //!  measure    how long the file of a new image becomes
@@ -31,6 +32,7 @@
 //! ```
 
 mod allocate;
+mod amend;
 mod bitmaps;
 mod check;
 pub(crate) mod codec;
@@ -63,6 +65,7 @@ use crate::OpenOptions;
 #[cfg(test)]
 use crate::qemu;
 use crate::{holes, host};
+pub use amend::{AmendOptions, amend};
 pub use bitmaps::{BitmapChange, BitmapDetails, change_bitmap};
 pub use check::{CheckReport, RepairMode, check, repair};
 pub use details::Details;

@@ -82,7 +82,7 @@ async fn change_inside(file: HostFile, name: &str, change: &BitmapChange) -> Res
     // Nothing is mended of an image that is not changed.
     directory.check(name, change, &header)?;
     let header = mend_dirty(&file, header).await?;
-    check_writable(&header, [&file, &file])?;
+    check_writable(&header, [&file, &file]).map_err(|error| error.during(Operation::Open))?;
     let changing = Changing {
         file: &file,
         header: &header,

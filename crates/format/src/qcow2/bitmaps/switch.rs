@@ -141,7 +141,7 @@ impl<'a> Switch<'a> {
         let mut header = self.header.clone();
         header.bitmaps = Some(to);
         header.autoclear |= Autoclear::BITMAPS;
-        let encoded = header.encode().ok();
+        let encoded = header.encode_within(SECTOR as u64).ok();
         let Some(mut bytes) = encoded.filter(|bytes| bytes.len() <= SECTOR) else {
             let message = "there is no room for bitmaps in the header of the image";
             return Err(Error::with_message(ErrorKind::NoSpace, message));
