@@ -109,9 +109,9 @@ fuzz_target!(|data: &[u8]| {
     config.structured = choice & 3 != 0;
     config.extended = choice & 3 > 1;
     config.contexts = match choice & 3 {
-            1 | 2 => vec!["base:allocation".to_owned()],
-            _ => Vec::new(),
-        };
+        1 | 2 => vec!["base:allocation".to_owned()],
+        _ => Vec::new(),
+    };
     let negotiated = shake(&mut host.socket, config);
     if choice & 0x04 != 0 {
         say_everything(&host.socket, input);

@@ -31,6 +31,7 @@ mod dropin_nbdkit;
 mod dropin_nbdkit_filters;
 mod dropin_nbdkit_plugins;
 mod dropin_qemu_img;
+mod dropin_qemu_img_amend;
 mod dropin_qemu_img_bitmap;
 mod dropin_qemu_img_check;
 mod dropin_qemu_img_convert;

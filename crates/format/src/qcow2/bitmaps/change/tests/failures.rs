@@ -128,3 +128,54 @@ async fn tables_that_point_anywhere_are_told_and_end_in_order() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_damaged_image_changes_or_not_and_a_clean_one_stays_clean() {
+    let image = memory(&ImageBuilder::new(9, 300 << 10));
+    let image = changed(&image, "a", &add(512)).await;
+    let other = rich_source(9, 300 << 10, 512).await;
+    let image = changed(&image, "a", &merge("s", Some(&other))).await;
+    let image = changed(&image, "b", &add(4096)).await;
+    let header = Header::read(&*image).await.expect("sound");
+    let directory = header.bitmaps.expect("two bitmaps").directory;
+    let mut sound = image.contents();
+    // There is some room, and not without an end.
+    sound.resize(sound.len() + (64 << 10), 0);
+    let mut state = 1_u64;
+    let mut next = |most: u64| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (state >> 33) % most
+    };
+    for turn in 0..1500 {
+        let mut bytes = sound.clone();
+        for _ in 0..=next(3) {
+            let place = match next(4) {
+                0 => next(112),
+                1 => 112 + next(48),
+                2 => directory.start() + next(directory.len()),
+                _ => next(bytes.len() as u64),
+            };
+            bytes[place as usize] = next(256) as u8;
+        }
+        let below = Arc::new(MemoryDevice::from_bytes(&bytes));
+        let was_clean = check(&*below).await.is_ok_and(|report| report.is_clean());
+        let (name, change) = match turn % 6 {
+            0 => ("c", add(512)),
+            1 => ("a", BitmapChange::Remove),
+            2 => ("b", merge("a", None)),
+            3 => ("a", BitmapChange::Clear),
+            4 => ("b", BitmapChange::Remove),
+            _ => ("a", BitmapChange::Disable),
+        };
+        match change_bitmap(below.clone(), name, &change).await {
+            Ok(()) if was_clean => {
+                let report = check(&*below).await.expect("checked");
+                assert!(report.is_clean(), "{turn}: {report:?}");
+            }
+            Ok(()) => {}
+            Err(error) => assert!(!error.to_string().contains(char::is_control), "{error}"),
+        }
+    }
+}
