@@ -99,7 +99,7 @@ struct Choices {
 }
 
 /// What is to change.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug)]
 struct Wanted {
     version: Option<u32>,
     lazy: Option<bool>,
@@ -183,8 +183,7 @@ impl Choices {
 impl Wanted {
     /// What the options ask for of an image, in which other options are as `details` has them.
     fn read(options: &mut NewOptions, details: &Details) -> Result<Self, Failure> {
-        let mut wanted = Self::default();
-        wanted.version = match options.take("compat").as_deref() {
+        let version = match options.take("compat").as_deref() {
             None => None,
             Some("0.10" | "v2") => Some(2),
             Some("1.1" | "v3") => Some(3),
@@ -195,8 +194,8 @@ impl Wanted {
                 )));
             }
         };
-        wanted.lazy = switch(options, "lazy_refcounts")?;
-        wanted.size = match options.take("size") {
+        let lazy = switch(options, "lazy_refcounts")?;
+        let size = match options.take("size") {
             None => None,
             Some(size) => Some(new_size(&size)?).filter(|size| *size > 0),
         };
@@ -214,7 +213,7 @@ impl Wanted {
                 continue;
             };
             let is_same = match *key {
-                "refcount_bits" => is_same_width(&value, details, wanted.version)?,
+                "refcount_bits" => is_same_width(&value, details, version)?,
                 _ if details.data_file.is_none() => {
                     return Err(Failure::usage(
                         "data-file can only be set for images that use an external data file",
@@ -230,7 +229,11 @@ impl Wanted {
             }
         }
         match options.first() {
-            None => Ok(wanted),
+            None => Ok(Self {
+                version,
+                lazy,
+                size,
+            }),
             Some(key) => Err(unknown(key)),
         }
     }

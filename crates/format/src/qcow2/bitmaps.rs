@@ -2,6 +2,7 @@
 
 mod change;
 mod cluster;
+mod directory;
 mod merge;
 mod room;
 mod switch;

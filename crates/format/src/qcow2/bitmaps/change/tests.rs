@@ -9,7 +9,7 @@ use blockferry_block::{Extent, MemoryDevice, push_merged};
 
 use super::*;
 use crate::qcow2::{
-    check,
+    BitmapDetails, check,
     testing::ImageBuilder,
     write::tests::{check_clean, copy, memory},
 };
