@@ -249,34 +249,34 @@ fn sequence(calls: &[&str], images: &[(&str, &str)]) {
 
 #[test]
 fn ovirt_carries_bitmaps_over_to_new_volumes_and_back() {
-    // What vdsm calls for a volume that gets an overlay, and when that is merged back into it.
+    // vdsm's calls for a volume that gets an overlay, and when that is merged back; options may stand last.
     sequence(
         &[
-            "bitmap --add -g 65536 top a",
-            "bitmap --remove image broken",
+            "bitmap --add --enable top a -g 65536",
+            "bitmap --add --disable top idle",
             "bitmap --merge a -F qcow2 -b base top a",
-            "bitmap --clear base a",
+            "bitmap --remove base a",
+            "bitmap --add --enable base a -g 65536",
             "bitmap --merge a -F qcow2 -b top base a",
-            "bitmap --enable base a",
-            "bitmap --disable top a",
+            "bitmap --remove top idle",
+            "amend -o compat=1.1 old",
         ],
         &[("base", "a"), ("top", "a")],
     );
 }
 
 #[test]
-fn backup_scripts_keep_one_bitmap_for_each_checkpoint() {
-    // As virtnbdbackup's and libvirt's checkpoints are kept offline.
+fn checkpoints_are_merged_into_one_for_a_backup() {
     sequence(
         &[
             "bitmap --remove -f qcow2 image broken",
-            "bitmap --add --enable -f qcow2 image virtnbdbackup.0",
-            "bitmap --disable -f qcow2 image virtnbdbackup.0",
-            "bitmap --add -f qcow2 image virtnbdbackup.1",
-            "bitmap --add --disable -f qcow2 -g 65536 image backup-of-both",
-            "bitmap --merge virtnbdbackup.0 --merge virtnbdbackup.1 --merge b -f qcow2 image backup-of-both",
-            "bitmap --remove -f qcow2 image virtnbdbackup.0",
+            "bitmap --add --enable -f qcow2 image checkpoint.0",
+            "bitmap --disable -f qcow2 image checkpoint.0",
+            "bitmap --add -f qcow2 image checkpoint.1",
+            "bitmap --add --disable -f qcow2 -g 65536 image both",
+            "bitmap --merge checkpoint.0 --merge checkpoint.1 --merge b -f qcow2 image both",
+            "bitmap --remove -f qcow2 image checkpoint.0",
         ],
-        &[("image", "backup-of-both"), ("image", "virtnbdbackup.1")],
+        &[("image", "both"), ("image", "checkpoint.1")],
     );
 }
