@@ -24,7 +24,7 @@ pub(crate) const LARGEST_L1: u64 = 32 << 20;
 pub(crate) const LARGEST_REFCOUNT_TABLE: u64 = 8 << 20;
 const MOST_SNAPSHOTS: u32 = 65536;
 
-const BACKING_FORMAT: u32 = 0xe279_2aca;
+pub(crate) const BACKING_FORMAT: u32 = 0xe279_2aca;
 pub(crate) const FEATURE_NAMES: u32 = 0x6803_f857;
 pub(crate) const BITMAPS: u32 = 0x2385_2875;
 const ENCRYPTION: u32 = 0x0537_be77;
@@ -390,10 +390,10 @@ impl Extensions {
 ///
 /// # Errors
 /// `Corrupt` for one that is longer than the header; those of `each`.
-pub(crate) fn walk_extensions(
-    bytes: &[u8],
+pub(crate) fn walk_extensions<'a>(
+    bytes: &'a [u8],
     mut at: usize,
-    mut each: impl FnMut(usize, u32, &[u8]) -> Result<()>,
+    mut each: impl FnMut(usize, u32, &'a [u8]) -> Result<()>,
 ) -> Result<usize> {
     // The backing file's name lies behind the extensions, which end there without an end of their own.
     let name = usize::try_from(be64(bytes, 8)).unwrap_or(0);
@@ -550,7 +550,7 @@ fn feature_names() -> Vec<u8> {
     table
 }
 
-fn extension(bytes: &mut Vec<u8>, kind: u32, body: &[u8]) {
+pub(crate) fn extension(bytes: &mut Vec<u8>, kind: u32, body: &[u8]) {
     put32(bytes, kind);
     put32(bytes, body.len() as u32);
     bytes.extend(body);

@@ -24,6 +24,9 @@
 //!  pieces     tables, written in parts
 //!  resize     another size of the virtual disk
 //!  amend      another version
+//!  backing    another name of the backing file
+//!  rebase     another backing file behind the same disk
+//!  empty      nothing of its own any more
 //!  allocate   which clusters of the file are free
 //!  gate       who is looking at clusters
 //!  measure    how long the file of a new image becomes
@@ -33,10 +36,12 @@
 
 mod allocate;
 mod amend;
+mod backing;
 mod bitmaps;
 mod check;
 pub(crate) mod codec;
 mod details;
+mod empty;
 mod entries;
 mod entry;
 mod gate;
@@ -50,6 +55,7 @@ mod options;
 mod pieces;
 mod placed;
 mod read;
+mod rebase;
 mod refcounts;
 mod resize;
 mod runs;
@@ -66,9 +72,11 @@ use crate::OpenOptions;
 use crate::qemu;
 use crate::{holes, host};
 pub use amend::{AmendOptions, amend};
+pub use backing::set_backing;
 pub use bitmaps::{BitmapChange, BitmapDetails, change_bitmap};
 pub use check::{CheckReport, RepairMode, check, repair};
 pub use details::Details;
+pub use empty::empty;
 pub use header::Compression;
 pub(crate) use header::Header;
 #[cfg(test)]
@@ -78,5 +86,6 @@ pub use laid_out::LaidOut;
 pub use measure::{DataClusters, Measured, measure, measure_bitmaps};
 pub use new::create;
 pub use options::{Backing, CreateOptions, DataFile, Preallocation};
+pub use rebase::{Common, RebaseOptions, rebase};
 pub use resize::{ResizeOptions, resize};
 pub use snapshots::Snapshot;

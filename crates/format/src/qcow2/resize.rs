@@ -162,7 +162,7 @@ impl Resizing<'_> {
             let is_dropped = is_cancelled && writer.drop_behind(old).await.is_ok();
             bitmaps.give_up(&writer).await;
             if is_dropped && writer.close().await.is_ok() {
-                let _ = self.cut_file(&writer).await;
+                let _ = cut_file(&self.file, &writer).await;
             }
             return Err(error);
         }
@@ -206,11 +206,7 @@ impl Resizing<'_> {
     async fn shrink(&self, header: Header, size: u64, stop: &Stop) -> Result<()> {
         let known = self.bitmaps(&header).await?;
         let mut bitmaps = Resized::new(&self.file, header.geometry, known);
-        // All that the tables can name, which a crash may have left, and nothing that shows behind.
-        let mut whole = header.clone();
-        whole.backing = None;
-        let mapped = (header.l1.len() / 8).saturating_mul(header.geometry.table_span());
-        whole.geometry.size = mapped.max(header.geometry.size).min(i64::MAX as u64);
+        let whole = all_of(&header);
         let (writer, data) = self.open(&whole).await?;
         writer.begin().await?;
         // From here on it goes to its end, which is not far.
@@ -221,20 +217,10 @@ impl Resizing<'_> {
         writer.close().await?;
         bitmaps.shorten(size).await?;
         bitmaps.finish(&writer).await?;
-        self.cut_file(&writer).await?;
+        cut_file(&self.file, &writer).await?;
         if header.geometry.data_file && data.device().info().can(Capabilities::RESIZE) {
             data.device().resize(size).await?;
             data.device().flush().await?;
-        }
-        Ok(())
-    }
-
-    /// Cuts off what is not used at the end of the file. Everything is in its place.
-    async fn cut_file(&self, writer: &Writer) -> Result<()> {
-        let (file, end) = (&self.file, writer.trim_end().await?);
-        if end < file.end() && file.device().info().can(Capabilities::RESIZE) {
-            file.device().resize(end).await?;
-            file.device().flush().await?;
         }
         Ok(())
     }
@@ -289,6 +275,26 @@ async fn lengthen_data(data: &HostFile, old: u64, size: u64, is_raw: bool) -> Re
         data.grown_to(size);
     }
     data.device().flush().await
+}
+
+/// The image without a backing file, whose disk is all that its tables can name: a crash may have left something behind
+/// the end of the disk.
+pub(crate) fn all_of(header: &Header) -> Header {
+    let mut whole = header.clone();
+    whole.backing = None;
+    let mapped = (header.l1.len() / 8).saturating_mul(header.geometry.table_span());
+    whole.geometry.size = mapped.max(header.geometry.size).min(i64::MAX as u64);
+    whole
+}
+
+/// Cuts off what is not used at the end of the file. Everything is in its place.
+pub(crate) async fn cut_file(file: &HostFile, writer: &Writer) -> Result<()> {
+    let end = writer.trim_end().await?;
+    if end < file.end() && file.device().info().can(Capabilities::RESIZE) {
+        file.device().resize(end).await?;
+        file.device().flush().await?;
+    }
+    Ok(())
 }
 
 /// Lets the header say the size, durably.

@@ -1,0 +1,341 @@
+//! Another backing file for an image whose disk stays what it is.
+//!
+//! Where the image has nothing of its own, and the two backing files differ, it gets what the old one has. All of that is
+//! durable before the header names the new one, so that a crash leaves an image that shows the same through one of both.
+
+use std::sync::Arc;
+
+use blockferry_block::{
+    BlockDevice, BoxFuture, Buffer, ByteRange, Context, DeviceInfo, Operation, RangeSet, Result,
+    Status, WriteFlags, ZeroFlags, is_zero, request_range,
+};
+use futures_util::{StreamExt, TryStreamExt, stream};
+
+use super::{
+    Backing, OpenOptions,
+    backing::{check_backing, set_backing},
+    check::mend_dirty,
+    geometry::Geometry,
+    header::Header,
+    host::HostFile,
+    image::open_reader,
+    read::Reader,
+    runs::Source,
+    write::Writer,
+};
+use crate::{Related, Stop};
+
+/// So much of the disk is looked at before the next part is, in bytes.
+const PART: u64 = 64 << 20;
+
+/// What is compared at a time, in bytes, unless clusters are larger, and how many of those side by side.
+const PIECE: u64 = 1 << 20;
+const SIDE_BY_SIDE: usize = 4;
+
+/// How an image gets another backing file.
+#[derive(Clone, Default)]
+#[non_exhaustive]
+pub struct RebaseOptions {
+    /// What the old backing file and the new one have in common. Nothing unless set.
+    pub common: Option<Common>,
+    /// Asks for the end: the image has its old backing file then. Nothing unless set.
+    pub stop: Stop,
+    /// Told how many bytes of the disk are done, in order. Nobody unless set.
+    pub progress: Option<Arc<dyn Fn(u64) + Send + Sync>>,
+}
+
+/// What a chain of images and the new backing file, which is one of them, have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Common {
+    /// Which one it is: 1 is the old backing file itself, as in `qemu:allocation-depth`.
+    pub depth: u64,
+    /// The size of the smallest of them, up to that one, in bytes: behind it they may show something else.
+    pub size: u64,
+}
+
+/// Gives the image in `below` the backing file `backing`, or none; its disk stays what it is. What is in the new one is in
+/// `backing.device`; without it the new one is taken for zeroes. The old one is opened by `related`, as the data file is.
+/// Nobody else uses the image meanwhile; `below` can grow where it needs room. Internal snapshots are left alone, and
+/// show what is in the new backing file.
+///
+/// A crash at any point leaves the old backing file or the new one, the same disk, and lost space at worst.
+///
+/// # Errors
+/// As [`set_backing`], those of `related` and of opening the image for writing, what reading and writing failed with,
+/// `NoSpace`, `Cancelled`: the image has its old backing file then.
+pub async fn rebase(
+    below: Arc<dyn BlockDevice>,
+    related: &dyn Related,
+    backing: Option<&Backing>,
+    options: &RebaseOptions,
+) -> Result<()> {
+    let header = Header::read(&*below).await?;
+    let file = HostFile::new(Arc::clone(&below));
+    let header = mend_dirty(&file, header).await?;
+    check_backing(&file, &header, backing).await?;
+    let opening = OpenOptions {
+        writable: true,
+        ..OpenOptions::default()
+    };
+    let mut reader = open_reader(&file, &header, related, &opening).await?;
+    let size = header.geometry.size;
+    let new = backing.and_then(|backing| backing.device.clone());
+    let old = Arc::new(Padded::new(
+        reader.backing.take().map(|it| Arc::clone(it.device())),
+        size,
+    ));
+    // Zeroes are written down where only the end of the old one makes them.
+    let shown: Arc<dyn BlockDevice> = old.clone();
+    reader.backing = Some(HostFile::new(shown));
+    let writer = Writer::open(&file, &reader, &header, &[]).await?;
+    writer.begin().await?;
+    let rebasing = Rebasing {
+        geometry: header.geometry,
+        old,
+        new: Padded::new(new, size),
+        reader,
+        writer,
+        options,
+    };
+    let written = rebasing.write_differences().await;
+    // What was written is no harm in any case.
+    let closed = rebasing.writer.close().await;
+    drop(rebasing);
+    written?;
+    closed?;
+    options.stop.check()?;
+    set_backing(below, backing).await
+}
+
+/// A backing file as the image shows it: as long as its disk, with zeroes behind its end.
+struct Padded {
+    file: Option<HostFile>,
+    info: DeviceInfo,
+}
+
+impl Padded {
+    fn new(device: Option<Arc<dyn BlockDevice>>, size: u64) -> Self {
+        let name = device
+            .as_ref()
+            .map_or_else(|| Arc::from("nothing"), |it| Arc::clone(&it.info().name));
+        let mut info = DeviceInfo::new(name, size);
+        info.contexts = Vec::new();
+        let file = device.map(HostFile::new);
+        Self { file, info }
+    }
+
+    /// The file, where `offset` lies before its end.
+    fn there(&self, offset: u64) -> Option<&HostFile> {
+        self.file.as_ref().filter(|file| offset < file.end())
+    }
+
+    async fn bytes(&self, range: ByteRange) -> Result<Buffer> {
+        let buffer = Buffer::zeroed(range.len() as usize);
+        match self.there(range.start()) {
+            Some(file) => {
+                let name = || "the backing file".to_owned();
+                file.read_padded(range.start(), buffer, name).await
+            }
+            None => Ok(buffer),
+        }
+    }
+
+    /// Adds the parts of `range` to `found` that may be something else than zeroes.
+    async fn add_data(&self, range: ByteRange, found: &mut RangeSet) {
+        let Some(file) = self.there(range.start()) else {
+            return;
+        };
+        let there = range.intersection(ByteRange::between(0, file.end()));
+        let add = |range, status: Status| {
+            if !status.is_zero() {
+                found.insert(range);
+            }
+        };
+        each_extent(
+            &**file.device(),
+            there,
+            &Context::Allocation,
+            Status::DATA,
+            add,
+        )
+        .await;
+    }
+}
+
+impl BlockDevice for Padded {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn read(&self, offset: u64, mut buffer: Buffer) -> BoxFuture<'_, Result<Buffer>> {
+        Box::pin(async move {
+            let range = request_range(Operation::Read, offset, &buffer)?;
+            self.info.check(Operation::Read, range)?;
+            match self.there(offset) {
+                Some(file) => {
+                    let name = || "the backing file".to_owned();
+                    file.read_padded(offset, buffer, name).await
+                }
+                None => {
+                    buffer.fill(0);
+                    Ok(buffer)
+                }
+            }
+        })
+    }
+}
+
+/// Tells `each` what `device` says of `range`; where it says nothing that makes sense, that it is `unknown`.
+async fn each_extent(
+    device: &dyn BlockDevice,
+    range: ByteRange,
+    context: &Context,
+    unknown: Status,
+    mut each: impl FnMut(ByteRange, Status),
+) {
+    let mut rest = range;
+    while !rest.is_empty() {
+        let answer = device.extents(rest, context).await.unwrap_or_default();
+        let before = rest;
+        for extent in answer {
+            if extent.range.start() != rest.start() {
+                break;
+            }
+            let (part, behind) = rest.split_at(extent.range.len());
+            each(part, extent.status);
+            rest = behind;
+        }
+        if rest == before {
+            return each(rest, unknown);
+        }
+    }
+}
+
+/// An image that gets another backing file.
+struct Rebasing<'a> {
+    geometry: Geometry,
+    old: Arc<Padded>,
+    new: Padded,
+    reader: Reader,
+    writer: Writer,
+    options: &'a RebaseOptions,
+}
+
+impl Rebasing<'_> {
+    async fn write_differences(&self) -> Result<()> {
+        let size = self.geometry.size;
+        for part in ByteRange::between(0, size).pieces(PART) {
+            self.options.stop.check()?;
+            let unit = self.unit();
+            let piece = PIECE.max(unit);
+            let candidates = self.candidates(part).await?;
+            let pieces = candidates.iter().flat_map(|range| range.pieces(piece));
+            let written = stream::iter(pieces.map(|range| self.write_where_different(range)));
+            let written = written.buffer_unordered(SIDE_BY_SIDE);
+            written.try_collect::<()>().await?;
+            if let Some(progress) = &self.options.progress {
+                progress(part.end());
+            }
+        }
+        Ok(())
+    }
+
+    /// What an entry tells apart.
+    fn unit(&self) -> u64 {
+        self.geometry.subcluster_size()
+    }
+
+    /// The parts of `part` that the image has nothing of and that may differ: whole units.
+    async fn candidates(&self, part: ByteRange) -> Result<RangeSet> {
+        let mut found = RangeSet::new();
+        for run in self.reader.runs(part).await? {
+            if run.source != Source::Behind {
+                continue;
+            }
+            let mut data = RangeSet::new();
+            self.old.add_data(run.range, &mut data).await;
+            self.new.add_data(run.range, &mut data).await;
+            if !data.is_empty() {
+                self.take_out_common(run.range, &mut data).await;
+            }
+            for range in data.iter() {
+                let unit = self.unit();
+                let start = range.start() - range.start() % unit;
+                let around = ByteRange::between(start, range.end().next_multiple_of(unit));
+                // Runs are whole units but for the end of the disk.
+                found.insert(around.intersection(run.range));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Takes out of `data` what of `range` comes from an image that both chains have.
+    async fn take_out_common(&self, range: ByteRange, data: &mut RangeSet) {
+        let (Some(common), Some(old)) = (self.options.common, &self.old.file) else {
+            return;
+        };
+        let there = range.intersection(ByteRange::between(0, common.size.min(old.end())));
+        if there.is_empty() {
+            return;
+        }
+        // What tells nothing of depths has all of itself.
+        let itself = Status(1);
+        let take = |range, depth: Status| {
+            if depth.0 == 0 || depth.0 >= common.depth {
+                data.remove(range);
+            }
+        };
+        each_extent(
+            &**old.device(),
+            there,
+            &Context::AllocationDepth,
+            itself,
+            take,
+        )
+        .await;
+    }
+
+    /// Compares `range`, whole units, and writes those that differ.
+    async fn write_where_different(&self, range: ByteRange) -> Result<()> {
+        self.options.stop.check()?;
+        let (old, new) = futures_util::try_join!(self.old.bytes(range), self.new.bytes(range))?;
+        let unit = usize::try_from(self.unit()).unwrap_or(usize::MAX);
+        let mut rest = old.chunks(unit).zip(new.chunks(unit)).peekable();
+        let mut at = range.start();
+        let kind = |(old, new): (&[u8], &[u8])| match old == new {
+            true => Kind::Same,
+            false if is_zero(old) => Kind::Zero,
+            false => Kind::Data,
+        };
+        while let Some(first) = rest.next() {
+            let what = kind(first);
+            let mut length = first.0.len();
+            while let Some(next) = rest.next_if(|next| kind(*next) == what) {
+                length += next.0.len();
+            }
+            let own = ByteRange::between(at, at + length as u64);
+            at = own.end();
+            match what {
+                Kind::Same => {}
+                Kind::Zero => self.writer.zero(own, ZeroFlags::empty()).await?,
+                Kind::Data => {
+                    let start = (own.start() - range.start()) as usize;
+                    let bytes = Buffer::from(&old[start..start + length]);
+                    self.writer.write(own, bytes, WriteFlags::empty()).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the image gets of a unit.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Same,
+    Zero,
+    Data,
+}
+
+#[cfg(test)]
+mod tests;
