@@ -391,7 +391,7 @@ struct Others {
 }
 
 /// Opens the backing file that somebody named. That allows this file, and none that it names itself.
-async fn open_backing(
+pub(super) async fn open_backing(
     backing: &BackingName,
     directory: &Path,
     destination: &Endpoint,

@@ -342,7 +342,11 @@ async fn open_image(
 }
 
 /// The image itself, in front of those behind it.
-fn first_layer(endpoint: &Endpoint, bytes: &Arc<dyn BlockDevice>, image: &Arc<dyn Image>) -> Layer {
+pub(super) fn first_layer(
+    endpoint: &Endpoint,
+    bytes: &Arc<dyn BlockDevice>,
+    image: &Arc<dyn Image>,
+) -> Layer {
     Layer {
         role: None,
         depth: 0,

@@ -20,13 +20,14 @@
 //! Each can be taken for an image in a format ([`Endpoint::interpreted`]); its disk is what is meant then.
 //!
 //! [`SOURCES`] is the table of all of them, with their parameters. [`Endpoint`] is the parsed text and has
-//! touched nothing yet; [`open_source`], [`open_destination`], [`open_device`] and [`open_exports`] do. [`NewImage`]
-//! and [`resize_image`] make and change images without anything in them, as [`change_image_bitmap`] and [`amend_image`] do.
+//! touched nothing yet; [`open_source`], [`open_destination`], [`open_device`] and [`open_exports`] do. [`NewImage`],
+//! [`resize_image`], [`rebase_image`], [`commit_image`], [`change_image_bitmap`] and [`amend_image`] make and change images.
 
 mod amend;
 mod bitmap;
 mod child;
 mod command;
+mod commit;
 mod connection;
 mod create;
 mod deep_chain;
@@ -43,6 +44,7 @@ mod layers;
 mod open;
 mod ova;
 mod parse;
+mod rebase;
 mod related;
 mod repair;
 mod resize;
@@ -57,6 +59,7 @@ pub use amend::amend_image;
 pub use bitmap::change_image_bitmap;
 pub use child::ServerChild;
 pub use command::{ServerCommand, collapse_groups};
+pub use commit::{Commit, commit_image};
 pub use connection::Connection;
 pub use create::NewImage;
 pub use destination_file::DestinationFile;
@@ -77,6 +80,7 @@ pub use open::{
     open_size, open_source,
 };
 pub use parse::{Endpoint, EndpointError, EndpointKind};
+pub use rebase::{Rebase, RebaseOnto, rebase_image};
 pub(crate) use related::beside;
 pub use repair::repair_qcow2;
 pub use resize::{NewSize, resize_image};

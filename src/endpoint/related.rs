@@ -357,7 +357,7 @@ fn is_regular(device: &dyn BlockDevice) -> bool {
 }
 
 /// What tells the file that `device` is from all others.
-fn identity_of(device: &dyn BlockDevice) -> Option<Identity> {
+pub(super) fn identity_of(device: &dyn BlockDevice) -> Option<Identity> {
     let Mapping::File { fd, .. } = device.mapping(ByteRange::between(0, 1)) else {
         return None;
     };

@@ -1,10 +1,11 @@
 //! One file per command: from a resolved job to its end.
 //!
 //! Commands that serve share `listen` (their sockets), `journal` (what is told and logged of them) and
-//! `exposition` (what they count).
+//! `exposition` (what they count); those that change an image in place end as `in_place` has it.
 
 pub(crate) mod check;
 pub(crate) mod checksum;
+pub(crate) mod commit;
 pub(crate) mod compare;
 pub(crate) mod copy;
 pub(crate) mod create;
@@ -12,12 +13,14 @@ pub(crate) mod dd;
 pub(crate) mod doctor;
 mod exposition;
 pub(crate) mod filters;
+mod in_place;
 pub(crate) mod info;
 mod journal;
 mod listen;
 pub(crate) mod listing;
 pub(crate) mod map;
 pub(crate) mod measure;
+pub(crate) mod rebase;
 pub(crate) mod relay;
 pub(crate) mod resize;
 pub(crate) mod serve;

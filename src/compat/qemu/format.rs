@@ -59,6 +59,14 @@ pub(in crate::compat) fn known(name: &str) -> Result<FormatKind, String> {
     }
 }
 
+/// Whether QEMU has a driver of that name.
+pub(in crate::compat) fn exists(name: &str) -> bool {
+    let kind = name.parse();
+    matches!(kind, Ok(FormatKind::Raw | FormatKind::Image(_)))
+        || OTHERS.contains(&name)
+        || matches!(name, "file" | "host_device" | "nbd" | "null-co")
+}
+
 fn not_read(name: &str) -> String {
     format!("{name} is not supported: use QEMU's own tools for it")
 }

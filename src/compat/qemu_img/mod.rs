@@ -14,6 +14,7 @@ mod amend;
 mod bitmap;
 mod check;
 mod command;
+mod commit;
 mod compare;
 mod convert;
 mod create;
@@ -24,6 +25,7 @@ mod map;
 mod measure;
 mod node;
 mod options;
+mod rebase;
 mod resize;
 mod snapshot;
 mod words;
@@ -51,7 +53,11 @@ const COMMANDS: &[Command] = &[
         "Look whether an image contradicts itself",
         check::run,
     ),
-    Command::missing("commit", "Write an overlay into its backing file"),
+    Command::new(
+        "commit",
+        "Write an overlay into its backing file",
+        commit::run,
+    ),
     Command::new(
         "compare",
         "Tell whether two images have the same contents",
@@ -75,7 +81,11 @@ const COMMANDS: &[Command] = &[
         "Tell how large an image would become",
         measure::run,
     ),
-    Command::missing("rebase", "Give an overlay another backing file"),
+    Command::new(
+        "rebase",
+        "Give an overlay another backing file",
+        rebase::run,
+    ),
     Command::new("resize", "Give an image another size", resize::run),
     Command::new("snapshot", "List the snapshots of an image", snapshot::run),
 ];
