@@ -91,6 +91,9 @@ async fn rebase_opened(
     });
     if rebase.is_unsafe {
         rebase.stop.check()?;
+        if let Some(progress) = &rebase.progress {
+            progress(0, 0);
+        }
         return qcow2::set_backing(below, named.as_ref()).await;
     }
     let size = Details::read(&below).await?.virtual_size;

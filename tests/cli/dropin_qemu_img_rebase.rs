@@ -390,6 +390,7 @@ fn a_full_disk_leaves_the_old_backing_file() {
     assert_identical((&image, "qcow2"), (&old, "raw"));
     assert_eq!(info(&image)["backing-filename"], text(&old));
     check(&image);
+    assert!(allocated(&image) < 1 << 20, "the space came back");
 }
 
 #[test]

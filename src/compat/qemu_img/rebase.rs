@@ -146,14 +146,10 @@ impl Choices {
             image: image.clone(),
             rebase: how,
             trust: Trust::of_environment(),
-            // Nothing is there to be waited for where only names change.
-            show: match self.is_unsafe {
-                true => Show::Nothing,
-                false => Show::Fraction(match self.progress && !self.quiet {
-                    true => FractionTo::All,
-                    false => FractionTo::WhoAsks,
-                }),
-            },
+            show: Show::Fraction(match self.progress && !self.quiet {
+                true => FractionTo::All,
+                false => FractionTo::WhoAsks,
+            }),
             quiet: self.quiet,
         };
         match rebase(job) {

@@ -15,8 +15,8 @@ mod walk;
 use blockferry_block::{BlockDevice, Result};
 
 use super::header::Header;
-pub(crate) use mend::mend_dirty;
 pub use mend::{RepairMode, repair};
+pub(crate) use mend::{mend_dirty, repair_in};
 use walk::Walk;
 
 /// How many findings are described; all are counted.

@@ -3,23 +3,27 @@
 //! Where the image has nothing of its own, and the two backing files differ, it gets what the old one has. All of that is
 //! durable before the header names the new one, so that a crash leaves an image that shows the same through one of both.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use blockferry_block::{
-    BlockDevice, BoxFuture, Buffer, ByteRange, Context, DeviceInfo, Operation, RangeSet, Result,
-    Status, WriteFlags, ZeroFlags, is_zero, request_range,
+    BlockDevice, BoxFuture, Buffer, ByteRange, Context, DeviceInfo, Error, ErrorKind, Operation,
+    RangeSet, Result, Status, WriteFlags, ZeroFlags, is_zero, request_range,
 };
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt, stream};
 
 use super::{
     Backing, OpenOptions,
     backing::{check_backing, set_backing},
-    check::mend_dirty,
+    check::{RepairMode, mend_dirty, repair_in},
     geometry::Geometry,
     header::Header,
     host::HostFile,
     image::open_reader,
     read::Reader,
+    resize::cut_file,
     runs::Source,
     write::Writer,
 };
@@ -96,15 +100,34 @@ pub async fn rebase(
         reader,
         writer,
         options,
+        has_failed: AtomicBool::new(false),
     };
     let written = rebasing.write_differences().await;
     // What was written is no harm in any case.
     let closed = rebasing.writer.close().await;
-    drop(rebasing);
+    let is_stopped = |error: &Error| error.kind() == ErrorKind::Cancelled;
+    if closed.is_err() || written.as_ref().is_err_and(|error| !is_stopped(error)) {
+        let reader = rebasing.reader.clone();
+        drop(rebasing);
+        // What failed first is told; if this fails, too, space is lost and nothing else.
+        let _ = give_back(&file, &reader).await;
+    }
     written?;
     closed?;
     options.stop.check()?;
     set_backing(below, backing).await
+}
+
+/// Gives up the space that was allocated and is named by no table: writes there failed, or those of the tables.
+async fn give_back(file: &HostFile, reader: &Reader) -> Result<()> {
+    let again = || async {
+        let header = Header::read(&**file.device()).await?;
+        Writer::open(file, reader, &header, &[]).await
+    };
+    // A write that failed may have made the file longer.
+    file.grown_to(again().await?.trim_end().await?);
+    repair_in(file, RepairMode::Leaks).await?;
+    cut_file(file, &again().await?).await
 }
 
 /// A backing file as the image shows it: as long as its disk, with zeroes behind its end.
@@ -219,6 +242,8 @@ struct Rebasing<'a> {
     reader: Reader,
     writer: Writer,
     options: &'a RebaseOptions,
+    /// Nothing more is begun.
+    has_failed: AtomicBool,
 }
 
 impl Rebasing<'_> {
@@ -231,8 +256,10 @@ impl Rebasing<'_> {
             let candidates = self.candidates(part).await?;
             let pieces = candidates.iter().flat_map(|range| range.pieces(piece));
             let written = stream::iter(pieces.map(|range| self.write_where_different(range)));
+            // Those under way come to their ends also when one has failed.
             let written = written.buffer_unordered(SIDE_BY_SIDE);
-            written.try_collect::<()>().await?;
+            let all = |so_far: Result<()>, written| async { so_far.and(written) };
+            written.fold(Ok(()), all).await?;
             if let Some(progress) = &self.options.progress {
                 progress(part.end());
             }
@@ -297,6 +324,17 @@ impl Rebasing<'_> {
 
     /// Compares `range`, whole units, and writes those that differ.
     async fn write_where_different(&self, range: ByteRange) -> Result<()> {
+        if self.has_failed.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let written = self.write_differing(range).await;
+        if written.is_err() {
+            self.has_failed.store(true, Ordering::Relaxed);
+        }
+        written
+    }
+
+    async fn write_differing(&self, range: ByteRange) -> Result<()> {
         self.options.stop.check()?;
         let (old, new) = futures_util::try_join!(self.old.bytes(range), self.new.bytes(range))?;
         let unit = usize::try_from(self.unit()).unwrap_or(usize::MAX);

@@ -73,7 +73,8 @@ pub(crate) async fn mend_dirty(file: &HostFile, header: Header) -> Result<Header
     Header::read(&**file.device()).await
 }
 
-async fn repair_in(file: &HostFile, mode: RepairMode) -> Result<CheckReport> {
+/// As [`repair`], of an image in `file`, which may have grown.
+pub(crate) async fn repair_in(file: &HostFile, mode: RepairMode) -> Result<CheckReport> {
     let below = Arc::clone(file.device());
     let header = Header::read(&*below).await?;
     let mut walk = Walk::new(&*below, file.end(), &header)?;

@@ -7,8 +7,6 @@ use blockferry_block::{
     testing::{Fault, FaultyDevice, ForgetfulDevice, Rule, Survival},
 };
 
-use blockferry_block::ErrorKind;
-
 use super::*;
 use crate::{
     Image as _,
