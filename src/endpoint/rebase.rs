@@ -32,6 +32,8 @@ pub struct Rebase {
     pub onto: Option<RebaseOnto>,
     /// The image's disk need not stay what it is: neither the old backing file nor the new one is looked at.
     pub is_unsafe: bool,
+    /// What is written into the image is compressed.
+    pub compress: bool,
     /// Asks for the end: the image has its old backing file then.
     pub stop: Stop,
     /// Told how far it is; nobody unless set.
@@ -100,6 +102,7 @@ async fn rebase_opened(
     let opened = open_new(endpoint, rebase.onto.as_ref(), options).await?;
     let mut how = RebaseOptions::default();
     how.stop = rebase.stop.clone();
+    how.compress = rebase.compress;
     how.progress = rebase.progress.clone().map(|progress| {
         progress(0, size);
         Arc::new(move |done| progress(done, size)) as Arc<dyn Fn(u64) + Send + Sync>

@@ -149,6 +149,11 @@ impl<L: Layer> Disk<L> {
         Self { info, layer }
     }
 
+    #[cfg(test)]
+    pub(crate) fn layer(&self) -> &L {
+        &self.layer
+    }
+
     async fn known(&self, range: ByteRange, context: &Context, most: usize) -> Result<Vec<Extent>> {
         self.info.check(Operation::Extents, range)?;
         if !self.info.contexts.contains(context) {

@@ -35,13 +35,13 @@ Usage: qemu-img rebase [OPTIONS] -b BACKING FILE
   -u, --backing-unsafe        Only the name and the format change: neither the old backing file nor
                               the new one is looked at. Without it what the image shows stays the
                               same: what differs is written into FILE first
+  -c, --compress              What is written into FILE is compressed
   -f, --format=FMT            Format of FILE; without it its first bytes tell
       --image-opts            FILE is a description: driver=qcow2,file.filename=PATH
   -p, --progress              Show how far it is, on standard output
   -q, --quiet                 Show nothing
       --object=OBJECT         tls-creds-x509,id=ID,dir=DIR,endpoint=client
   -U, -t MODE, -T MODE        Understood; they change nothing
-  -c, --compress              Understood with -u, where no data is written; refused without
   -h, --help                  Show this text
 
 Without -u the old backing file is opened where BLOCKFERRY_ALLOW_BACKING allows it.
@@ -133,14 +133,11 @@ impl Choices {
                 "Must specify backing file (-b) or use unsafe mode (-u)".to_owned(),
             ));
         }
-        if self.compress && !self.is_unsafe {
-            let why = "rebase -c is not done by blockferry: use QEMU's own qemu-img";
-            return Err(Failure::usage(why).into());
-        }
         let image = self.naming.writable(file, self.format.as_deref())?;
         let onto = self.onto()?;
         let mut how = Rebase::default();
         how.is_unsafe = self.is_unsafe;
+        how.compress = self.compress;
         how.onto.clone_from(&onto);
         let job = RebaseJob {
             image: image.clone(),

@@ -19,7 +19,7 @@ use super::{
     backing::{check_backing, set_backing},
     check::{RepairMode, mend_dirty, repair_in},
     geometry::Geometry,
-    header::Header,
+    header::{Compression, Header},
     host::HostFile,
     image::open_reader,
     read::Reader,
@@ -42,6 +42,8 @@ const SIDE_BY_SIDE: usize = 4;
 pub struct RebaseOptions {
     /// What the old backing file and the new one have in common. Nothing unless set.
     pub common: Option<Common>,
+    /// What is written into the image is compressed, in whole clusters, as the image compresses. Default false.
+    pub compress: bool,
     /// Asks for the end: the image has its old backing file then. Nothing unless set.
     pub stop: Stop,
     /// Told how many bytes of the disk are done, in order. Nobody unless set.
@@ -95,6 +97,7 @@ pub async fn rebase(
     writer.begin().await?;
     let rebasing = Rebasing {
         geometry: header.geometry,
+        compression: header.compression,
         old,
         new: Padded::new(new, size),
         reader,
@@ -237,6 +240,7 @@ async fn each_extent(
 /// An image that gets another backing file.
 struct Rebasing<'a> {
     geometry: Geometry,
+    compression: Compression,
     old: Arc<Padded>,
     new: Padded,
     reader: Reader,
@@ -251,8 +255,7 @@ impl Rebasing<'_> {
         let size = self.geometry.size;
         for part in ByteRange::between(0, size).pieces(PART) {
             self.options.stop.check()?;
-            let unit = self.unit();
-            let piece = PIECE.max(unit);
+            let piece = PIECE.max(self.geometry.cluster_size());
             let candidates = self.candidates(part).await?;
             let pieces = candidates.iter().flat_map(|range| range.pieces(piece));
             let written = stream::iter(pieces.map(|range| self.write_where_different(range)));
@@ -267,9 +270,12 @@ impl Rebasing<'_> {
         Ok(())
     }
 
-    /// What an entry tells apart.
+    /// What is written as a whole: what an entry tells apart, or what is compressed.
     fn unit(&self) -> u64 {
-        self.geometry.subcluster_size()
+        match self.options.compress {
+            true => self.geometry.cluster_size(),
+            false => self.geometry.subcluster_size(),
+        }
     }
 
     /// The parts of `part` that the image has nothing of and that may differ: whole units.
@@ -322,7 +328,7 @@ impl Rebasing<'_> {
         .await;
     }
 
-    /// Compares `range`, whole units, and writes those that differ.
+    /// Compares `range`, whole units, and writes those that differ, unless something has failed.
     async fn write_where_different(&self, range: ByteRange) -> Result<()> {
         if self.has_failed.load(Ordering::Relaxed) {
             return Ok(());
@@ -335,9 +341,38 @@ impl Rebasing<'_> {
     }
 
     async fn write_differing(&self, range: ByteRange) -> Result<()> {
+        let cluster = self.geometry.cluster_size();
+        let small = self.geometry.subcluster_size();
+        if !self.options.compress {
+            return self.write_units(range, small, Packing::None).await;
+        }
+        // The image may have a part of a cluster already.
+        let disk_end = self.geometry.size;
+        let start = range.start().next_multiple_of(cluster).min(range.end());
+        let end = match range.end() == disk_end {
+            true => disk_end,
+            false => range.end() - range.end() % cluster,
+        };
+        let end = end.max(start);
+        for (start, end, unit, packing) in [
+            (range.start(), start, small, Packing::None),
+            (start, end, cluster, Packing::Clusters),
+            (end, range.end(), small, Packing::None),
+        ] {
+            let part = ByteRange::between(start, end);
+            self.write_units(part, unit, packing).await?;
+        }
+        Ok(())
+    }
+
+    /// Compares `range`, whole units of `unit` bytes, and writes those that differ.
+    async fn write_units(&self, range: ByteRange, unit: u64, packing: Packing) -> Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
         self.options.stop.check()?;
         let (old, new) = futures_util::try_join!(self.old.bytes(range), self.new.bytes(range))?;
-        let unit = usize::try_from(self.unit()).unwrap_or(usize::MAX);
+        let unit = usize::try_from(unit).unwrap_or(usize::MAX);
         let mut rest = old.chunks(unit).zip(new.chunks(unit)).peekable();
         let mut at = range.start();
         let kind = |(old, new): (&[u8], &[u8])| match old == new {
@@ -353,18 +388,31 @@ impl Rebasing<'_> {
             }
             let own = ByteRange::between(at, at + length as u64);
             at = own.end();
-            match what {
-                Kind::Same => {}
-                Kind::Zero => self.writer.zero(own, ZeroFlags::empty()).await?,
-                Kind::Data => {
-                    let start = (own.start() - range.start()) as usize;
-                    let bytes = Buffer::from(&old[start..start + length]);
-                    self.writer.write(own, bytes, WriteFlags::empty()).await?;
+            let bytes = || {
+                let start = (own.start() - range.start()) as usize;
+                Buffer::from(&old[start..start + length])
+            };
+            match (what, packing) {
+                (Kind::Same, _) => {}
+                (Kind::Zero, _) => self.writer.zero(own, ZeroFlags::empty()).await?,
+                (Kind::Data, Packing::None) => {
+                    self.writer.write(own, bytes(), WriteFlags::empty()).await?;
+                }
+                (Kind::Data, Packing::Clusters) => {
+                    let written = self.writer.write_packed(own, bytes(), self.compression);
+                    written.await?;
                 }
             }
         }
         Ok(())
     }
+}
+
+/// Whether what is written is compressed.
+#[derive(Clone, Copy)]
+enum Packing {
+    None,
+    Clusters,
 }
 
 /// What the image gets of a unit.

@@ -11,6 +11,7 @@
 //! runtime ends, leaves a cluster unused at worst.
 
 mod commit;
+mod packed;
 mod pending;
 mod place;
 mod resize;

@@ -65,7 +65,11 @@ async fn any_image_shows_the_same_with_any_backing_file() {
             Some(backing) => contents(&**backing).await,
             None => text(3, 90_000),
         };
-        for (number, mut new) in others(&old).into_iter().enumerate() {
+        // Each of them twice, with the data compressed and not.
+        let others = others(&old)
+            .into_iter()
+            .chain(others(&old).into_iter().rev());
+        for (number, mut new) in others.enumerate() {
             let what = format!("{what}, to {number}");
             new.data.clone_from(&relatives.data);
             let below = memory(&image);
@@ -73,7 +77,10 @@ async fn any_image_shows_the_same_with_any_backing_file() {
             let expected = contents(&first).await;
             drop(first);
             let backing = onto(&new);
-            let options = RebaseOptions::default();
+            let options = RebaseOptions {
+                compress: number % 2 == 1,
+                ..RebaseOptions::default()
+            };
             let rebased = rebase(below.clone(), &relatives, backing.as_ref(), &options).await;
             rebased.unwrap_or_else(|error| panic!("{what}: {error:?}"));
             check_clean(&below, &what).await;
@@ -151,7 +158,10 @@ async fn a_cut_leaves_the_same_disk_with_the_old_backing_file_or_the_new_one() {
             let below = Arc::new(ForgetfulDevice::new(image.build()));
             let first = open_with(memory(&image), &old).await;
             let expected = contents(&first).await;
-            let options = RebaseOptions::default();
+            let options = RebaseOptions {
+                compress: number % 2 == 0,
+                ..RebaseOptions::default()
+            };
             let rebased = rebase(below.clone(), &old, onto(&new).as_ref(), &options).await;
             rebased.expect("rebased");
             let step = 1 + below.events() / 60;
