@@ -99,14 +99,15 @@ fn the_disk_stays_what_it_is_whatever_comes_behind_it() {
         ("other.qcow2", "qcow2"),
         ("", ""),
     ];
-    for (options, behind, format) in [
+    let images = [
         ("cluster_size=65536", "old.raw", "raw"),
         ("cluster_size=512", "old.qcow2", "qcow2"),
         ("extended_l2=on", "old.qcow2", "qcow2"),
         ("compat=0.10,cluster_size=4096", "old.raw", "raw"),
-        ("cluster_size=2M", "old.qcow2", "qcow2"),
-    ] {
-        for (new, kind) in news {
+    ];
+    for (number, (options, behind, format)) in images.into_iter().enumerate() {
+        // Some of each, for time's sake: others try all with all.
+        for (new, kind) in news.into_iter().skip(number).step_by(3) {
             let what = format!("{options}, {behind} to {new:?}");
             let flat = twins.path(Who::Ours, "flat");
             for who in BOTH {
@@ -375,11 +376,11 @@ fn snapshots_and_compressed_clusters_stay() {
 
 #[test]
 fn what_is_written_is_compressed_where_that_is_wanted() {
-    let twins = Twins::new(|dir| {
-        let words = "what compresses well. ".repeat(60_000);
-        fs::write(dir.join("old.raw"), &words[..1_300_000]).expect("room");
-        raw(&dir.join("other.raw"), 1_500_001, 2);
-    });
+    let dir = tempdir().expect("a directory");
+    let words = "what compresses well. ".repeat(60_000);
+    fs::write(dir.path().join("old.raw"), &words[..1_300_000]).expect("room");
+    raw(&dir.path().join("other.raw"), 1_500_001, 2);
+    let flat = dir.path().join("flat");
     for options in [
         "cluster_size=65536",
         "cluster_size=512",
@@ -388,35 +389,22 @@ fn what_is_written_is_compressed_where_that_is_wanted() {
         "compat=0.10",
         "refcount_bits=1",
     ] {
-        let flat = twins.path(Who::Ours, "flat");
-        let images = BOTH.map(|who| {
-            let image = overlay(&twins.path(who, ""), options, "old.raw", "raw");
-            if who == Who::Ours {
-                qemu_img(&["convert", "-O", "raw", text(&image), text(&flat)]);
-            }
-            image
-        });
-        let before = allocated(&images[1]);
-        let rebase = [
-            "rebase",
-            "-c",
-            "-b",
-            "other.raw",
-            "-F",
-            "raw",
-            "overlay.qcow2",
-        ];
-        let [_, ours] = both(&twins, &rebase);
-        assert_eq!(ours.code, 0, "{options}: {}", ours.stderr);
-        assert_identical((&images[1], "qcow2"), (&flat, "raw"));
-        check(&images[1]);
+        let image = overlay(dir.path(), options, "old.raw", "raw");
+        qemu_img(&["convert", "-O", "raw", text(&image), text(&flat)]);
+        let before = allocated(&image);
+        let rebase = ["rebase", "-c", "-b", "other.raw", "-F", "raw"];
+        let rebase = [&rebase[..], &["overlay.qcow2"]].concat();
+        // Theirs fails an assertion where a cluster is there in part.
+        run(&mut in_place(Who::Ours, dir.path(), &rebase)).success();
+        assert_identical((&image, "qcow2"), (&flat, "raw"));
+        check(&image);
         if !options.contains("=512") && !options.contains("bits") {
-            let written = allocated(&images[1]) - before;
+            let written = allocated(&image).saturating_sub(before);
             assert!(written < 400 << 10, "{options}: {written}");
         }
         // It can be written afterwards.
-        qemu_io(&images[1], "qcow2", &["write -P 9 0 1900k"]);
-        check(&images[1]);
+        qemu_io(&image, "qcow2", &["write -P 9 0 1900k"]);
+        check(&image);
     }
 }
 
