@@ -30,7 +30,7 @@ use crate::{
 use super::{
     Endpoint, FormatKind, Layer, OpenDevice, OpenOptions,
     formats::{first_layer, growable, interpret},
-    guess::told,
+    guess::{probed, told},
     identity::identities,
     in_use::claim_below,
     open::{open_device, opening},
@@ -123,6 +123,10 @@ impl Overlay<'_> {
         for layer in above {
             check_written(kind_of(layer))?;
         }
+        if details_of(top).is_some_and(|it| it.is_corrupt) {
+            let message = "the image is marked as corrupt and can only be read";
+            return Err(Error::with_message(ErrorKind::ReadOnly, message));
+        }
         check_written(match kind_of(layer) {
             FormatKind::Raw => FormatKind::Image(Format::Qcow2),
             kind => kind,
@@ -130,8 +134,10 @@ impl Overlay<'_> {
         let said = backing_of(last).and_then(|file| file.format);
         let kind = match said {
             Some(_) => kind_of(layer),
-            // Nobody has said what it is.
-            None => FormatKind::ProbeImage,
+            None => {
+                check_guess(top, layer).await?;
+                FormatKind::ProbeImage
+            }
         };
         let base = Base {
             endpoint: Endpoint::from(layer.path.clone()).interpreted(kind),
@@ -374,8 +380,26 @@ fn size_of(layer: &Layer) -> u64 {
     image.map_or(layer.bytes.info().size, |image| image.info().size)
 }
 
+/// Nobody has said what the base is. One that is taken for raw must not begin as an image afterwards: a guest chooses how
+/// its disk begins.
+async fn check_guess(top: &Layer, base: &Layer) -> Result<()> {
+    let (FormatKind::Raw, Some(disk)) = (kind_of(base), &top.image) else {
+        return Ok(());
+    };
+    match probed(&**disk).await {
+        Ok(FormatKind::Raw) => Ok(()),
+        _ => {
+            let message = "nothing says that its backing file is raw, and with this disk in it that would be taken for an image: rebase -u -F raw says it";
+            Err(Error::with_message(ErrorKind::NotPermitted, message))
+        }
+    }
+}
+
+fn details_of(layer: &Layer) -> Option<qcow2::Details> {
+    layer.image.as_ref()?.details().as_qcow2().cloned()
+}
+
 /// What a layer says of what is behind it.
 fn backing_of(layer: &Layer) -> Option<RelatedFile> {
-    let details = layer.image.as_ref()?.details();
-    details.as_qcow2()?.backing.clone()
+    details_of(layer)?.backing
 }

@@ -45,7 +45,10 @@ async fn rebase_image_of(mut job: RebaseJob, view: &Arc<View>) -> Result<(), Fai
     job.rebase.progress = Some(Arc::new(move |done, size| {
         shown.event(match done {
             0 => Event::Planned { size: Some(size) },
-            done => Event::Progress(progress(done)),
+            done => Event::Progress(Progress {
+                done,
+                ..Progress::default()
+            }),
         });
     }));
     let image = &job.image;
@@ -58,10 +61,4 @@ async fn rebase_image_of(mut job: RebaseJob, view: &Arc<View>) -> Result<(), Fai
     let work = rebase_image(image, &job.rebase, &options);
     let work = beside(work, view.keep_telling(questions));
     until_sound(work, || job.rebase.stop.ask(), signals, ends).await
-}
-
-fn progress(done: u64) -> Progress {
-    let mut progress = Progress::default();
-    progress.done = done;
-    progress
 }

@@ -135,10 +135,12 @@ impl Choices {
         }
         let image = self.naming.writable(file, self.format.as_deref())?;
         let onto = self.onto()?;
-        let mut how = Rebase::default();
-        how.is_unsafe = self.is_unsafe;
-        how.compress = self.compress;
-        how.onto.clone_from(&onto);
+        let how = Rebase {
+            onto: onto.clone(),
+            is_unsafe: self.is_unsafe,
+            compress: self.compress,
+            ..Rebase::default()
+        };
         let job = RebaseJob {
             image: image.clone(),
             rebase: how,
