@@ -54,7 +54,7 @@ pub struct RebaseOnto {
 ///
 /// # Errors
 /// `Unsupported` for an image in a format that names no backing file here; those of
-/// [`set_backing`](qcow2::set_backing) and [`rebase`](qcow2::rebase); what opening the image, the old chain or the new
+/// [`set_backing`](qcow2::set_backing()) and [`rebase`](qcow2::rebase()); what opening the image, the old chain or the new
 /// backing file failed with.
 pub async fn rebase_image(
     endpoint: &Endpoint,

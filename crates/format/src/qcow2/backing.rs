@@ -33,7 +33,7 @@ const NAME_LENGTH: Range<usize> = 16..20;
 const AUTOCLEAR: Range<usize> = 88..96;
 
 /// Lets the image in `below` say that `backing` is behind it, or nothing; no such file is looked at, and nothing else
-/// changes. What the image shows where it has nothing of its own is what is there: [`rebase`](super::rebase) keeps that.
+/// changes. What the image shows where it has nothing of its own is what is there: [`rebase`](super::rebase()) keeps that.
 /// Nobody else uses the image meanwhile.
 ///
 /// A crash at any point leaves the old backing file or the new one.

@@ -29,8 +29,8 @@ use super::{
 };
 use crate::{Related, Stop};
 
-/// So much of the disk is looked at before the next part is, in bytes.
-const PART: u64 = 64 << 20;
+/// So many clusters of the disk are looked at before the next ones are.
+const PART: u64 = 128 << 10;
 
 /// What is compared at a time, in bytes, unless clusters are larger, and how many of those side by side.
 const PIECE: u64 = 1 << 20;
@@ -46,7 +46,7 @@ pub struct RebaseOptions {
     pub compress: bool,
     /// Asks for the end: the image has its old backing file then. Nothing unless set.
     pub stop: Stop,
-    /// Told how many bytes of the disk are done, in order. Nobody unless set.
+    /// Told how far it is in the disk, in bytes: the numbers never fall. Nobody unless set.
     pub progress: Option<Arc<dyn Fn(u64) + Send + Sync>>,
 }
 
@@ -252,22 +252,40 @@ struct Rebasing<'a> {
 
 impl Rebasing<'_> {
     async fn write_differences(&self) -> Result<()> {
-        let size = self.geometry.size;
-        for part in ByteRange::between(0, size).pieces(PART) {
+        let cluster = self.geometry.cluster_size();
+        let (part, piece) = (cluster * PART, PIECE.max(cluster));
+        for part in ByteRange::between(0, self.geometry.size).pieces(part) {
             self.options.stop.check()?;
-            let piece = PIECE.max(self.geometry.cluster_size());
             let candidates = self.candidates(part).await?;
             let pieces = candidates.iter().flat_map(|range| range.pieces(piece));
-            let written = stream::iter(pieces.map(|range| self.write_where_different(range)));
+            let writing = pieces.map(|range| async move {
+                let written = self.write_where_different(range).await;
+                (range.end(), written)
+            });
             // Those under way come to their ends also when one has failed.
-            let written = written.buffer_unordered(SIDE_BY_SIDE);
-            let all = |so_far: Result<()>, written| async { so_far.and(written) };
-            written.fold(Ok(()), all).await?;
-            if let Some(progress) = &self.options.progress {
-                progress(part.end());
+            let mut writing = stream::iter(writing).buffer_unordered(SIDE_BY_SIDE);
+            let (mut done, mut result) = (part.start(), Ok(()));
+            while let Some((end, written)) = writing.next().await {
+                result = result.and(written);
+                if end > done {
+                    done = end;
+                    self.tell(done);
+                }
             }
+            result?;
+            if done < part.end() {
+                self.tell(part.end());
+            }
+            // Where there is nothing to be read, nobody else had a turn.
+            tokio::task::yield_now().await;
         }
         Ok(())
+    }
+
+    fn tell(&self, done: u64) {
+        if let Some(progress) = &self.options.progress {
+            progress(done);
+        }
     }
 
     /// What is written as a whole: what an entry tells apart, or what is compressed.

@@ -255,8 +255,15 @@ async fn progress_ends_with_the_size() {
     let mut options = RebaseOptions::default();
     let noted = Arc::clone(&told);
     options.progress = Some(Arc::new(move |done| noted.lock().expect("mine").push(done)));
-    let below = memory(&backed(ImageBuilder::new(16, 100 << 20)));
-    let old = behind(text(1, 1 << 20));
-    rebase(below, &old, None, &options).await.expect("rebased");
-    assert_eq!(*told.lock().expect("mine"), [64 << 20, 100 << 20]);
+    let below = memory(&backed(ImageBuilder::new(9, 100 << 20)));
+    let old = behind(text(1, 3 << 20));
+    let rebased = rebase(below, &old, None, &options).await;
+    rebased.expect("rebased");
+    let told = told.lock().expect("mine");
+    assert!(told.is_sorted(), "{told:?}");
+    assert!(
+        told.contains(&(3 << 20)) && told.contains(&(64 << 20)),
+        "{told:?}"
+    );
+    assert_eq!(told.last(), Some(&(100 << 20)));
 }
