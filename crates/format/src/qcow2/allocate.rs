@@ -25,7 +25,7 @@ use super::{
 const BLOCK_MEMORY: u64 = 4 << 20;
 
 /// Clusters beyond this cannot be named by an entry of a table.
-const MOST_OFFSET: u64 = 1 << 56;
+pub(crate) const MOST_OFFSET: u64 = 1 << 56;
 
 /// Clusters of the file that lie in a row, by their numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,18 +113,7 @@ impl Allocator {
     /// `Corrupt` where it does not lie in the file, or a block cannot lie where it says; what reading failed with.
     pub(crate) async fn open(file: HostFile, header: &Header) -> Result<Self> {
         let (geometry, place) = (header.geometry, header.refcount_table);
-        let buffer = Buffer::zeroed(place.len() as usize);
-        let name = || "the refcount table".to_owned();
-        let bytes = file.read_padded(place.start(), buffer, name).await?;
-        let words = bytes.chunks_exact(8).map(|word| be64(word, 0));
-        let table: Vec<u64> = words.collect();
-        for word in &table {
-            if word & !BLOCK_OFFSET != 0 || !geometry.is_aligned(*word) || *word >= MOST_OFFSET {
-                return Err(corrupt(format!(
-                    "no block of refcounts can be at {word:#x}"
-                )));
-            }
-        }
+        let table = read_refcount_table(&file, header).await?;
         let first = ByteRange::between(0, geometry.cluster_size());
         Ok(Self {
             geometry,
@@ -425,6 +414,27 @@ impl Allocator {
             bytes: words.flat_map(|word| word.to_be_bytes()).collect(),
         }
     }
+}
+
+/// The places of blocks of refcounts in the image in `file`; 0 where there is none.
+///
+/// # Errors
+/// `Corrupt` where the table does not lie in the file, or a block cannot lie where it says; what reading failed with.
+pub(crate) async fn read_refcount_table(file: &HostFile, header: &Header) -> Result<Vec<u64>> {
+    let (geometry, place) = (header.geometry, header.refcount_table);
+    let buffer = Buffer::zeroed(place.len() as usize);
+    let name = || "the refcount table".to_owned();
+    let bytes = file.read_padded(place.start(), buffer, name).await?;
+    let words = bytes.chunks_exact(8).map(|word| be64(word, 0));
+    let table: Vec<u64> = words.collect();
+    for word in &table {
+        if word & !BLOCK_OFFSET != 0 || !geometry.is_aligned(*word) || *word >= MOST_OFFSET {
+            return Err(corrupt(format!(
+                "no block of refcounts can be at {word:#x}"
+            )));
+        }
+    }
+    Ok(table)
 }
 
 fn no_space(message: &str) -> Error {

@@ -22,7 +22,7 @@ pub(crate) const LONGEST_NAME: u32 = 1023;
 /// qemu's bounds on tables: an L1 table of 32 MiB, a refcount table of 8 MiB, 65536 snapshots.
 pub(crate) const LARGEST_L1: u64 = 32 << 20;
 pub(crate) const LARGEST_REFCOUNT_TABLE: u64 = 8 << 20;
-const MOST_SNAPSHOTS: u32 = 65536;
+pub(crate) const MOST_SNAPSHOTS: u32 = 65536;
 
 pub(crate) const BACKING_FORMAT: u32 = 0xe279_2aca;
 pub(crate) const FEATURE_NAMES: u32 = 0x6803_f857;
@@ -557,11 +557,11 @@ pub(crate) fn extension(bytes: &mut Vec<u8>, kind: u32, body: &[u8]) {
     bytes.resize(bytes.len().next_multiple_of(8), 0);
 }
 
-fn put32(bytes: &mut Vec<u8>, value: u32) {
+pub(crate) fn put32(bytes: &mut Vec<u8>, value: u32) {
     bytes.extend(value.to_be_bytes());
 }
 
-fn put64(bytes: &mut Vec<u8>, value: u64) {
+pub(crate) fn put64(bytes: &mut Vec<u8>, value: u64) {
     bytes.extend(value.to_be_bytes());
 }
 

@@ -14,7 +14,7 @@
 //!  placed     where clusters lie
 //!  image      all of that, open
 //!  codec      one cluster compressed or decompressed
-//!  snapshots  the table of internal snapshots
+//!  snapshots  internal snapshots: the table of them, and how they are made, gone back to and deleted
 //!  bitmaps    the directory of bitmaps, what is dirty, and how they change
 //!  details    what an image says of itself
 //!  refcounts  how often clusters are used, as it stands in the file
@@ -88,4 +88,6 @@ pub use new::create;
 pub use options::{Backing, CreateOptions, DataFile, Preallocation};
 pub use rebase::{Common, RebaseOptions, rebase};
 pub use resize::{ResizeOptions, resize};
-pub use snapshots::Snapshot;
+pub use snapshots::{
+    Snapshot, SnapshotOptions, apply_snapshot, create_snapshot, delete_snapshot,
+};

@@ -45,7 +45,8 @@ use super::{
 };
 use commit::Freed;
 use pending::Pending;
-use place::{Change, places_of};
+use place::Change;
+pub(crate) use place::places_of;
 pub(crate) use resize::fill;
 use worker::Worker;
 

@@ -170,7 +170,7 @@ fn entry_after(geometry: Geometry, old: Cluster, host: u64, written: ByteRange) 
 }
 
 /// The clusters of the file that a cluster of the disk uses.
-pub(super) fn places_of(geometry: Geometry, cluster: Cluster) -> Option<Clusters> {
+pub(crate) fn places_of(geometry: Geometry, cluster: Cluster) -> Option<Clusters> {
     let size = geometry.cluster_size();
     if geometry.data_file {
         return None;
