@@ -21,7 +21,8 @@
 //!
 //! [`SOURCES`] is the table of all of them, with their parameters. [`Endpoint`] is the parsed text and has
 //! touched nothing yet; [`open_source`], [`open_destination`], [`open_device`] and [`open_exports`] do. [`NewImage`],
-//! [`resize_image`], [`rebase_image`], [`commit_image`], [`change_image_bitmap`] and [`amend_image`] make and change images.
+//! [`resize_image`], [`rebase_image`], [`commit_image`], [`change_snapshots`], [`change_image_bitmap`] and [`amend_image`] make and
+//! change images.
 
 mod amend;
 mod bitmap;
@@ -49,6 +50,7 @@ mod related;
 mod repair;
 mod resize;
 mod servers;
+mod snapshot;
 mod sources;
 mod space;
 mod streams;
@@ -84,5 +86,6 @@ pub use rebase::{Rebase, RebaseOnto, rebase_image};
 pub(crate) use related::beside;
 pub use repair::repair_qcow2;
 pub use resize::{NewSize, resize_image};
+pub use snapshot::{SnapshotChange, change_snapshots};
 pub use sources::{Roles, SOURCES, SourceKind};
 pub use space::Space;

@@ -40,6 +40,7 @@ mod dropin_qemu_img_info;
 mod dropin_qemu_img_map;
 mod dropin_qemu_img_measure;
 mod dropin_qemu_img_rebase;
+mod dropin_qemu_img_snapshot;
 mod dropin_qemu_nbd;
 mod dropin_qemu_nbd_formats;
 mod examples;

@@ -24,6 +24,7 @@ pub(crate) mod rebase;
 pub(crate) mod relay;
 pub(crate) mod resize;
 pub(crate) mod serve;
+pub(crate) mod snapshot;
 pub(crate) mod sources;
 mod tables;
 

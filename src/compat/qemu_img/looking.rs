@@ -114,6 +114,14 @@ impl Looking {
     pub(super) fn source(&self, operands: &[OsString]) -> Result<Endpoint, Stop> {
         Ok(self.image(operands)?.source)
     }
+
+    /// The same, to be written.
+    pub(super) fn writable(&self, operands: &[OsString]) -> Result<Endpoint, Stop> {
+        let [operand] = operands else {
+            return Err(Stop::Misused("Expecting one image file name".to_owned()));
+        };
+        Ok(self.naming.writable(operand, self.format.as_deref())?)
+    }
 }
 
 /// How images are opened: what they name is followed where the environment allows it.

@@ -87,7 +87,11 @@ const COMMANDS: &[Command] = &[
         rebase::run,
     ),
     Command::new("resize", "Give an image another size", resize::run),
-    Command::new("snapshot", "List the snapshots of an image", snapshot::run),
+    Command::new(
+        "snapshot",
+        "List, make, apply and delete snapshots in an image",
+        snapshot::run,
+    ),
 ];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

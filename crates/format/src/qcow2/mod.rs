@@ -88,6 +88,4 @@ pub use new::create;
 pub use options::{Backing, CreateOptions, DataFile, Preallocation};
 pub use rebase::{Common, RebaseOptions, rebase};
 pub use resize::{ResizeOptions, resize};
-pub use snapshots::{
-    Snapshot, SnapshotOptions, apply_snapshot, create_snapshot, delete_snapshot,
-};
+pub use snapshots::{Snapshot, SnapshotOptions, apply_snapshot, create_snapshot, delete_snapshot};

@@ -113,21 +113,27 @@ impl SnapshotTable {
     /// # Errors
     /// `NotFound`.
     pub(crate) fn find(&self, wanted: &str) -> Result<&Snapshot> {
+        let found = self.named(wanted);
+        found.ok_or_else(|| missing(wanted).during(Operation::Open))
+    }
+
+    fn named(&self, wanted: &str) -> Option<&Snapshot> {
         let of_id = |id: &str| self.snapshots.iter().find(|it| it.id == id);
         let of_name = |name: &str| self.snapshots.iter().find(|it| it.name == name);
         let id = wanted.strip_prefix("snapshot.id=");
         let name = wanted.strip_prefix("snapshot.name=");
-        let found = match (id, name) {
+        match (id, name) {
             (Some(id), _) => of_id(id),
             (_, Some(name)) => of_name(name),
             (None, None) => of_id(wanted).or_else(|| of_name(wanted)),
-        };
-        found.ok_or_else(|| {
-            let wanted = printable(OsStr::new(wanted));
-            let message = format!("there is no snapshot of the ID or name \"{wanted}\"");
-            Error::with_message(ErrorKind::NotFound, message).during(Operation::Open)
-        })
+        }
     }
+}
+
+fn missing(wanted: &str) -> Error {
+    let wanted = printable(OsStr::new(wanted));
+    let message = format!("there is no snapshot of the ID or name \"{wanted}\"");
+    Error::with_message(ErrorKind::NotFound, message)
 }
 
 impl Snapshot {

@@ -15,7 +15,7 @@ use blockferry_block::{
 };
 
 use super::{
-    Snapshot, SnapshotTable,
+    Snapshot, SnapshotTable, missing,
     recount::{Change, Recount, clusters_of},
     states::{States, read_l1},
     table::{encode, own_entries, unused_id},
@@ -130,7 +130,8 @@ async fn change(
     let file = HostFile::new(below);
     refuse(&file, &header, request).await?;
     let header = mend_dirty(&file, header).await?;
-    check_writable(&header, [&file, &file])?;
+    let writable = check_writable(&header, [&file, &file]);
+    writable.map_err(|error| error.during(Operation::Open))?;
     let table = SnapshotTable::read(&**file.device(), &header).await?;
     let end = file.end();
     let mut image = Changing {
@@ -142,19 +143,22 @@ async fn change(
     };
     let prepared = async {
         image.check_places().await?;
-        let prepared = image.prepare(request).await?;
+        let (state, snapshot) = image.prepare(request).await?;
+        let said = image.header_saying(&state).await?;
         file.device().flush().await?;
         options.stop.check()?;
-        Ok(prepared)
+        Ok((said, snapshot))
     };
-    let (state, snapshot) = match prepared.await {
+    let (said, snapshot) = match prepared.await {
         Ok(prepared) => prepared,
         Err(error) => {
             cut(&file, end).await;
             return Err(error);
         }
     };
-    image.switch(&state).await?;
+    // From here on nobody knows which of the two images it is, until that is durable.
+    file.patch(SIZE_IN_HEADER, &said).await?;
+    file.device().flush().await?;
     image.trim_freed().await;
     Ok(snapshot)
 }
@@ -196,7 +200,7 @@ struct Changing<'a> {
     stop: &'a Stop,
 }
 
-impl Changing<'_> {
+impl<'a> Changing<'a> {
     /// Refuses an image in which something could be overwritten because it is called free.
     async fn check_places(&mut self) -> Result<()> {
         let cluster = self.header.geometry.cluster_size();
@@ -235,7 +239,7 @@ impl Changing<'_> {
                 (words, snapshot)
             }
             Request::Apply(wanted) => {
-                let snapshot = self.table.find(wanted)?;
+                let snapshot = self.wanted(wanted)?;
                 let disk = snapshot.geometry(geometry)?;
                 let own = read_l1(self.file, geometry, snapshot.l1).await?;
                 self.states().count(&own, Change::OnceMore).await?;
@@ -244,7 +248,7 @@ impl Changing<'_> {
                 (self.states().mark(&own, None).await?, snapshot.clone())
             }
             Request::Delete(wanted) => {
-                let snapshot = self.table.find(wanted)?;
+                let snapshot = self.wanted(wanted)?;
                 let own = read_l1(self.file, geometry, snapshot.l1).await?;
                 self.states().count(&own, Change::OnceLess).await?;
                 let place = clusters_of(snapshot.l1, geometry);
@@ -265,6 +269,10 @@ impl Changing<'_> {
             snapshots_offset: table.1,
         };
         Ok((state, snapshot))
+    }
+
+    fn wanted(&self, wanted: &str) -> Result<&'a Snapshot> {
+        self.table.named(wanted).ok_or_else(|| missing(wanted))
     }
 
     fn states(&mut self) -> States<'_> {
@@ -332,8 +340,8 @@ impl Changing<'_> {
         Ok(ByteRange::between(start, start + length))
     }
 
-    /// Lets the header say what was prepared, durably.
-    async fn switch(&self, state: &NewState) -> Result<()> {
+    /// What the header is to have from the size on, to say what was prepared.
+    async fn header_saying(&self, state: &NewState) -> Result<Vec<u8>> {
         let end = match self.header.geometry.version {
             2 => V2_END,
             _ => AUTOCLEAR.end as u64,
@@ -354,9 +362,7 @@ impl Changing<'_> {
             let known = be64(features, 0) & self.header.autoclear.bits();
             bytes[AUTOCLEAR].copy_from_slice(&known.to_be_bytes());
         }
-        let said = &bytes[SIZE_IN_HEADER as usize..];
-        self.file.patch(SIZE_IN_HEADER, said).await?;
-        self.file.device().flush().await
+        Ok(bytes[SIZE_IN_HEADER as usize..].to_vec())
     }
 
     /// Gives space that is free now back to the file system. A hint.

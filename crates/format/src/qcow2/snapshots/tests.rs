@@ -228,7 +228,11 @@ async fn space_that_only_a_snapshot_had_is_used_again() {
     for value in 2..10 {
         create(&below, "one").await;
         below = copy(&below);
-        fill(&open_with(below.clone(), &Relatives::default()).await, value).await;
+        fill(
+            &open_with(below.clone(), &Relatives::default()).await,
+            value,
+        )
+        .await;
         below = copy(&below);
         let deleted = delete_snapshot(below.clone(), "one", &options()).await;
         deleted.expect("deleted");

