@@ -42,6 +42,32 @@ pub fn open_and_look(format: Format, bytes: Vec<u8>, options: &OpenOptions) {
     assert!(counted.calls(Operation::Read) < MOST_READS);
 }
 
+/// Makes a snapshot of the qcow2 image in `bytes`, goes back to one, or deletes one, and tells what was said: an image with
+/// which nothing is wrong stays so.
+#[allow(dead_code, reason = "other formats have none")]
+pub fn change_snapshots(bytes: Vec<u8>, choice: u8) {
+    let file = Arc::new(MemoryDevice::from_bytes(&bytes).growable());
+    let counted = Arc::new(FaultyDevice::new(Arc::clone(&file) as _));
+    let below: Arc<dyn BlockDevice> = Arc::clone(&counted) as _;
+    let options = qcow2::SnapshotOptions::default();
+    let runtime = Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime").block_on(async {
+        let was_clean = is_clean(&bytes).await;
+        told(match choice % 3 {
+            0 => qcow2::create_snapshot(below, "new", &options).await,
+            1 => qcow2::apply_snapshot(below, "1", &options).await,
+            _ => qcow2::delete_snapshot(below, "1", &options).await,
+        });
+        assert!(!was_clean || is_clean(&file.contents()).await);
+    });
+    assert!(counted.calls(Operation::Read) < MOST_READS);
+}
+
+async fn is_clean(bytes: &[u8]) -> bool {
+    let report = qcow2::check(&MemoryDevice::from_bytes(bytes)).await;
+    told(report).is_some_and(|report| report.is_clean())
+}
+
 /// `bytes` in which something was changed: of each three bytes of `changes` two say where, one with what.
 #[allow(dead_code, reason = "not all targets have a sound image to begin with")]
 pub fn changed(mut bytes: Vec<u8>, changes: &[u8]) -> Vec<u8> {

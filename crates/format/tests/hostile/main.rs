@@ -14,7 +14,7 @@ use blockferry_block::{
 use blockferry_format::{
     Image, NoRelatives, OpenOptions,
     fuzzing::check_qcow2_header,
-    qcow2::{self, CreateOptions, Details, check},
+    qcow2::{self, CreateOptions, Details, SnapshotOptions, check},
 };
 use images::{Builder, DISK, Found, cases};
 
@@ -206,6 +206,55 @@ async fn a_file_cut_short_anywhere_is_an_error_or_what_is_left() {
         }
         let _ = check(&*below).await;
     }
+}
+
+/// Whether nothing is wrong with the image in `bytes`.
+async fn is_clean(bytes: &[u8]) -> bool {
+    let report = check(&MemoryDevice::from_bytes(bytes)).await;
+    report.is_ok_and(|report| report.is_clean())
+}
+
+/// Makes, goes back to and deletes a snapshot of the image in `bytes`, each of its own copy.
+async fn change_snapshots(what: &str, bytes: &[u8]) {
+    let was_clean = is_clean(bytes).await;
+    for turn in 0..4 {
+        let file = Arc::new(MemoryDevice::from_bytes(bytes).growable());
+        let counted = Arc::new(FaultyDevice::new(file.clone()));
+        let below: Arc<dyn BlockDevice> = Arc::clone(&counted) as _;
+        let options = SnapshotOptions::default();
+        let changed = match turn {
+            0 => qcow2::create_snapshot(below, "new", &options).await,
+            1 => qcow2::apply_snapshot(below, "s", &options).await,
+            2 => qcow2::delete_snapshot(below, "s", &options).await,
+            _ => qcow2::delete_snapshot(below, "1", &options).await,
+        };
+        if let Err(error) = changed {
+            assert!(is_one_line(&error), "{what}: {error}");
+        }
+        let reads = counted.calls(Operation::Read);
+        assert!(reads < 2 * MOST_READS, "{what}, {turn}: {reads} reads");
+        if was_clean {
+            assert!(is_clean(&file.contents()).await, "{what}, {turn}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn snapshots_of_an_image_that_lies_are_refused_or_made_in_few_reads() {
+    for case in cases() {
+        change_snapshots(&case.name.to_string(), &case.image).await;
+    }
+    let whole = Builder::sound().rich().build();
+    let tables = (4096..whole.len()).step_by(4096).flat_map(|at| at..at + 72);
+    for place in (0..112).chain(tables) {
+        for value in [0, 0x81] {
+            let mut bytes = whole.clone();
+            bytes[place] = value;
+            change_snapshots(&format!("{place} {value}"), &bytes).await;
+        }
+    }
+    let memory = most_memory();
+    assert!(memory < 256 << 10, "{memory} KiB");
 }
 
 #[tokio::test]
