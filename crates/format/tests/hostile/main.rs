@@ -242,7 +242,7 @@ async fn change_snapshots(what: &str, bytes: &[u8]) {
 #[tokio::test]
 async fn snapshots_of_an_image_that_lies_are_refused_or_made_in_few_reads() {
     for case in cases() {
-        change_snapshots(&case.name.to_string(), &case.image).await;
+        change_snapshots(case.name, &case.image).await;
     }
     let whole = Builder::sound().rich().build();
     let tables = (4096..whole.len()).step_by(4096).flat_map(|at| at..at + 72);

@@ -17,7 +17,7 @@ use crate::{
         Image, ResizeOptions, resize,
         testing::{ImageBuilder, details},
         write::tests::{
-            Relatives, check_clean, contents, copy, everything, kinds, memory, open_with,
+            OnBlocks, Relatives, check_clean, contents, copy, everything, kinds, memory, open_with,
             subclusters, with_order,
         },
     },
@@ -259,4 +259,28 @@ async fn a_device_that_cannot_grow_is_enough_while_there_is_room() {
     let created = create_snapshot(tight.clone(), "one", &options()).await;
     assert_eq!(created.expect_err("no room").kind(), ErrorKind::NoSpace);
     assert!(tight.contents()[..used] == before[..used]);
+}
+
+#[tokio::test]
+async fn a_device_of_blocks_gets_whole_blocks() {
+    for image in [everything(12, 40), everything(16, 12)] {
+        let below = memory(&image);
+        let before = Model::of(&below, &Relatives::default()).await.disk;
+        let blocks = || Arc::new(OnBlocks::new(&below, 4096));
+        let created = create_snapshot(blocks(), "one", &options()).await;
+        created.expect("created");
+        check_clean(&below, "created").await;
+        let again = copy(&below);
+        let blocks = || Arc::new(OnBlocks::new(&again, 4096));
+        let applied = apply_snapshot(blocks(), "one", &options()).await;
+        applied.expect("applied");
+        check_clean(&again, "applied").await;
+        let again = copy(&again);
+        let blocks = Arc::new(OnBlocks::new(&again, 4096));
+        let deleted = delete_snapshot(blocks, "one", &options()).await;
+        deleted.expect("deleted");
+        check_clean(&again, "deleted").await;
+        let after = Model::of(&copy(&again), &Relatives::default()).await;
+        assert!(after.disk == before && after.snapshots.is_empty());
+    }
 }

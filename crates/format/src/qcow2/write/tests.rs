@@ -206,13 +206,13 @@ fn below_again(below: &Arc<MemoryDevice>, round: usize) -> Arc<dyn BlockDevice> 
 }
 
 /// A device that takes whole blocks alone.
-struct OnBlocks {
+pub(crate) struct OnBlocks {
     below: Arc<MemoryDevice>,
     info: DeviceInfo,
 }
 
 impl OnBlocks {
-    fn new(below: &Arc<MemoryDevice>, block: u32) -> Self {
+    pub(crate) fn new(below: &Arc<MemoryDevice>, block: u32) -> Self {
         let mut info = below.info().clone();
         info.limits.minimum = block;
         let below = Arc::clone(below);

@@ -77,7 +77,10 @@ async fn each_goes_on_with_what_the_other_made() {
                 "C" => create_snapshot(below, &name, &own).await.map(drop),
                 "A" => apply_snapshot(below, &name, &own).await.map(drop),
                 "D" => delete_snapshot(below, &name, &own).await.map(drop),
-                _ => Ok(theirs("b")),
+                _ => {
+                    theirs("b");
+                    Ok(())
+                }
             };
             done.unwrap_or_else(|error| panic!("{what}: {error}"));
             sound(directory, "b", &what);
@@ -172,4 +175,27 @@ async fn bitmaps_stay_where_the_disk_stays_and_keep_it_from_going_back() {
         "{info}"
     );
     assert!(!info.contains("in-use"), "{info}");
+}
+
+#[tokio::test]
+async fn a_disk_without_a_byte_has_snapshots_too() {
+    if !is_installed() {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let directory = directory.path();
+    qemu_img(directory, "create -q -f qcow2 a 0");
+    let (below, own) = (|| open(directory, "a"), options());
+    let created = create_snapshot(below(), "one", &own).await;
+    created.expect("created");
+    sound(directory, "a", "created");
+    qemu_img(directory, "resize -q a 1M");
+    qemu_io(directory, "a", &["write -q -P 1 0 1M"]);
+    let applied = apply_snapshot(below(), "one", &own).await;
+    assert_eq!(applied.expect("applied").size, 0);
+    sound(directory, "a", "applied");
+    qemu_img(directory, "snapshot -a one a");
+    let deleted = delete_snapshot(below(), "one", &own).await;
+    deleted.expect("deleted");
+    sound(directory, "a", "deleted");
 }
