@@ -107,10 +107,13 @@ impl Recount {
     /// What reading refcounts failed with.
     pub(super) async fn count(&mut self, cluster: u64) -> Result<u64> {
         let (index, at) = self.indices(cluster);
+        let order = self.geometry.refcount_order;
+        if let Some(block) = self.blocks.get(&index) {
+            return Ok(refcount(&block.new, order, at));
+        }
         if !self.is_there(index) {
             return Ok(0);
         }
-        let order = self.geometry.refcount_order;
         let block = self.load(index).await?;
         Ok(refcount(&block.new, order, at))
     }
@@ -122,10 +125,7 @@ impl Recount {
     /// `NoSpace`, what reading and writing refcounts failed with.
     pub(super) async fn change(&mut self, clusters: Clusters, change: Change) -> Result<()> {
         self.relieve().await?;
-        for cluster in clusters.first..clusters.first.saturating_add(clusters.count) {
-            self.change_one(cluster, change).await?;
-        }
-        Ok(())
+        self.change_all(clusters, change).await
     }
 
     /// Takes clusters in a row, whose refcounts are 1 then.
@@ -143,9 +143,8 @@ impl Recount {
     /// As [`allocate`](Self::allocate).
     pub(super) async fn finish(&mut self) -> Result<ByteRange> {
         let cluster = self.geometry.cluster_size();
-        for old in each(clusters_of(self.old_table, self.geometry)) {
-            self.change_one(old, Change::OnceLess).await?;
-        }
+        let old = clusters_of(self.old_table, self.geometry);
+        self.change_all(old, Change::OnceLess).await?;
         let needed = |recount: &Self| (recount.new.len() as u64 * 8).div_ceil(cluster).max(1);
         let table = loop {
             self.give_places().await?;
@@ -155,9 +154,7 @@ impl Recount {
             if needed(self) <= table.count {
                 break table;
             }
-            for taken in each(table) {
-                self.change_one(taken, Change::OnceLess).await?;
-            }
+            self.change_all(table, Change::OnceLess).await?;
         };
         self.write_blocks().await?;
         let mut bytes: Vec<u8> = self.new.iter().flat_map(|at| at.to_be_bytes()).collect();
@@ -201,27 +198,38 @@ impl Recount {
         Ok(freed)
     }
 
-    async fn change_one(&mut self, cluster: u64, change: Change) -> Result<()> {
-        let (index, at) = self.indices(cluster);
+    /// As [`change`](Self::change), without regard to memory. Where it fails some are changed.
+    async fn change_all(&mut self, clusters: Clusters, change: Change) -> Result<()> {
         let order = self.geometry.refcount_order;
-        let count = match self.is_there(index) {
-            true => refcount(&self.load(index).await?.new, order, at),
-            false => 0,
-        };
-        let changed = match (count, change) {
-            (0, _) => return Err(self.wrong(cluster)),
-            (_, Change::OnceLess) => count - 1,
-            (_, Change::OnceMore) if count == largest(order) => {
-                let message = format!(
-                    "refcounts of {} bits cannot say that another snapshot has the cluster at {:#x}",
-                    1_u64 << order,
-                    cluster << self.geometry.cluster_bits
-                );
-                return Err(Error::with_message(ErrorKind::Unsupported, message));
+        let mut rest = clusters;
+        while rest.count > 0 {
+            let (index, at) = self.indices(rest.first);
+            let left = self.geometry.refcounts_per_block() - at as u64;
+            let (run, behind) = rest.split_at(left);
+            if !self.is_there(index) {
+                return Err(self.wrong(run.first));
             }
-            (_, Change::OnceMore) => count + 1,
-        };
-        self.set(cluster, changed).await
+            let block = self.load(index).await?;
+            let is_first = !std::mem::replace(&mut block.is_changed, true);
+            let failed = (at..at + run.count as usize).find(|at| {
+                let changed = match (refcount(&block.new, order, *at), change) {
+                    (0, _) => None,
+                    (count, Change::OnceLess) => Some(count - 1),
+                    (count, Change::OnceMore) if count == largest(order) => None,
+                    (count, Change::OnceMore) => Some(count + 1),
+                };
+                let set = changed.map(|count| set_refcount(&mut block.new, order, *at, count));
+                set.is_none()
+            });
+            let is_free = failed.is_some_and(|at| refcount(&block.new, order, at) == 0);
+            self.changed += usize::from(is_first);
+            match failed.map(|failed| run.first + (failed - at) as u64) {
+                None => rest = behind,
+                Some(cluster) if is_free => return Err(self.wrong(cluster)),
+                Some(cluster) => return Err(self.too_often(cluster)),
+            }
+        }
+        Ok(())
     }
 
     /// As [`allocate`](Self::allocate), without regard to memory.
@@ -361,8 +369,11 @@ impl Recount {
                 let place = self.take(1).await?.first << self.geometry.cluster_bits;
                 let old = self.old[index as usize];
                 if old != 0 {
-                    let cluster = old >> self.geometry.cluster_bits;
-                    self.change_one(cluster, Change::OnceLess).await?;
+                    let old = Clusters {
+                        first: old >> self.geometry.cluster_bits,
+                        count: 1,
+                    };
+                    self.change_all(old, Change::OnceLess).await?;
                 }
                 self.new[index as usize] = place;
             }
@@ -380,6 +391,15 @@ impl Recount {
         }
         self.changed = 0;
         Ok(())
+    }
+
+    fn too_often(&self, cluster: u64) -> Error {
+        let message = format!(
+            "refcounts of {} bits cannot say that another snapshot has the cluster at {:#x}",
+            1_u64 << self.geometry.refcount_order,
+            cluster << self.geometry.cluster_bits
+        );
+        Error::with_message(ErrorKind::Unsupported, message)
     }
 
     fn wrong(&self, cluster: u64) -> Error {

@@ -66,16 +66,25 @@ impl States<'_> {
             self.pause().await?;
             let bytes = self.read_table(*place).await?;
             let table = L2Table::parse(&bytes, self.geometry);
+            // Clusters that lie in a row are counted in one go.
+            let mut row = Clusters { first: 0, count: 0 };
             for at in 0..table.len() {
                 let entry = table.entry(at);
                 if entry == Entry::default() {
                     continue;
                 }
                 let cluster = entry.decode(self.geometry)?;
-                if let Some(clusters) = places_of(self.geometry, cluster) {
-                    self.recount.change(clusters, change).await?;
+                let Some(clusters) = places_of(self.geometry, cluster) else {
+                    continue;
+                };
+                if row.first + row.count == clusters.first {
+                    row.count += clusters.count;
+                } else {
+                    self.recount.change(row, change).await?;
+                    row = clusters;
                 }
             }
+            self.recount.change(row, change).await?;
             let table = self.clusters_at(*place);
             self.recount.change(table, change).await?;
         }
