@@ -32,7 +32,7 @@ use super::{
 pub(crate) use contents::{ChecksumJob, CompareJob, DigestJob, DigestTo};
 pub(crate) use copy::{Bitmaps, CopyJob};
 pub(crate) use formats::Trust;
-pub(crate) use look::{CheckJob, InfoJob, ListingJob, MapJob, MeasureJob};
+pub(crate) use look::{CheckJob, InfoJob, ListingJob, MapJob, MeasureJob, SnapshotJob};
 pub(crate) use making::{
     CreateJob, DdJob, DdOperands, NewFormat, ResizeJob, WrongBlocks, new_size,
 };

@@ -14,7 +14,7 @@ use super::{
     manual,
     options::{
         CheckJob, ChecksumJob, CompareJob, CopyJob, CreateJob, DdJob, InfoJob, ListingJob, MapJob,
-        MeasureJob, RelayJob, ResizeJob, ServeJob, Terminals,
+        MeasureJob, RelayJob, ResizeJob, ServeJob, SnapshotJob, Terminals,
     },
     output::{become_the_program, print, program},
     usage::explain,
@@ -61,9 +61,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Map(args) => commands::map::run(&MapJob::resolve(&args)?),
         Command::Check(args) => return commands::check::run(&CheckJob::resolve(&args, common)?),
         Command::Measure(args) => commands::measure::run(&MeasureJob::resolve(&args)?),
-        Command::Snapshot(args) => {
-            commands::listing::run(&ListingJob::resolve(&args.listing)?, Listed::Snapshots)
-        }
+        Command::Snapshot(args) => commands::snapshot::run(&SnapshotJob::resolve(&args, common)?),
         Command::Bitmap(args) => {
             commands::listing::run(&ListingJob::resolve(&args.listing)?, Listed::Bitmaps)
         }

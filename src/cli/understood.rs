@@ -11,7 +11,7 @@ use super::{
     failure::Failure,
     options::{
         CheckJob, ChecksumJob, CompareJob, CopyJob, CreateJob, DdJob, InfoJob, ListingJob, MapJob,
-        MeasureJob, RelayJob, ResizeJob, ServeJob, Terminals,
+        MeasureJob, RelayJob, ResizeJob, ServeJob, SnapshotJob, Terminals,
     },
 };
 
@@ -45,7 +45,7 @@ fn resolve(cli: Cli) -> Result<(), Failure> {
         Command::Map(args) => MapJob::resolve(&args).map(drop),
         Command::Check(args) => CheckJob::resolve(&args, common).map(drop),
         Command::Measure(args) => MeasureJob::resolve(&args).map(drop),
-        Command::Snapshot(args) => ListingJob::resolve(&args.listing).map(drop),
+        Command::Snapshot(args) => SnapshotJob::resolve(&args, common).map(drop),
         Command::Bitmap(args) => ListingJob::resolve(&args.listing).map(drop),
         Command::Compare(args) => CompareJob::resolve(&args, common, terminals).map(drop),
         Command::Checksum(args) => ChecksumJob::resolve(&args, common, terminals).map(drop),

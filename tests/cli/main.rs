@@ -82,6 +82,7 @@ mod serve_life;
 mod serve_proxy;
 mod serve_script;
 mod serve_tls;
+mod snapshot;
 mod sources;
 mod streams;
 mod timeouts;

@@ -147,6 +147,14 @@ const EXAMPLES: &[(&str, &[Example])] = &[
                 line: "blockferry snapshot -f qcow2 nbd://server/disk",
                 does: "Those of an image inside an export",
             },
+            Example {
+                line: "blockferry snapshot --create before-upgrade disk.qcow2",
+                does: "A snapshot is made inside the image",
+            },
+            Example {
+                line: "blockferry snapshot --apply before-upgrade disk.qcow2",
+                does: "The disk is what it was then",
+            },
         ],
     ),
     (

@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
-use clap::{Args, ValueEnum, ValueHint};
+use clap::{Args, ValueEnum, ValueHint, builder::NonEmptyStringValueParser};
 
 use crate::block::Context;
 
@@ -152,13 +152,25 @@ pub(crate) struct MeasureArgs {
     pub(crate) json: bool,
 }
 
-/// List the snapshots in an image.
+/// List the snapshots in a qcow2 image, make one, go back to one, or delete one.
 #[derive(Args, Debug)]
 #[command(after_help = brief("snapshot"),
           after_long_help = whole("snapshot", Some(Reader::Reads), &[]))]
+#[group(id = "change", multiple = false, conflicts_with_all = ["list", "json"])]
 pub(crate) struct SnapshotArgs {
     #[command(flatten)]
     pub(crate) listing: ListingArgs,
+    /// Make a snapshot of the disk as it is now. Nobody else may have the image open, here as below.
+    #[arg(short, long, value_name = "NAME", group = "change",
+          value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) create: Option<String>,
+    /// Let the disk be what it was in a snapshot: its ID or name, or snapshot.id=ID, or snapshot.name=NAME. What it is now
+    /// is lost.
+    #[arg(short, long, value_name = "SNAPSHOT", group = "change")]
+    pub(crate) apply: Option<String>,
+    /// Delete a snapshot: its ID or name, or snapshot.id=ID, or snapshot.name=NAME.
+    #[arg(short, long, value_name = "SNAPSHOT", group = "change")]
+    pub(crate) delete: Option<String>,
 }
 
 /// List the bitmaps in an image.
@@ -176,7 +188,7 @@ pub(crate) struct ListingArgs {
     /// The image: an endpoint, see below.
     #[arg(value_hint = ValueHint::AnyPath)]
     pub(crate) image: OsString,
-    /// List them, which is all that there is.
+    /// List them, which is what is done without this, too.
     #[arg(short, long)]
     pub(crate) list: bool,
     /// The format of the image. Without it a regular local file is looked into, and all else is raw.

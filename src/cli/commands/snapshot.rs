@@ -1,20 +1,49 @@
-//! Snapshots made, gone back to and deleted: what `compat/qemu_img` does under that name.
-
-use std::pin::pin;
+//! `blockferry snapshot`: snapshots listed, made, gone back to and deleted.
 
 use crate::{
-    block::ErrorKind,
-    endpoint::{Endpoint, SnapshotChange, change_snapshots},
-    format::qcow2::SnapshotOptions,
+    endpoint::{Endpoint, SnapshotChange, change_snapshots, printable},
+    format::qcow2::{Snapshot, SnapshotOptions},
 };
 
-use super::super::{
-    failure::Failure,
-    options::{Timeouts, Trust, open_options},
-    signals::Signals,
+use super::{
+    super::{
+        failure::Failure,
+        options::{SnapshotJob, Timeouts, Trust, open_options},
+        output::tell,
+        signals::Signals,
+    },
+    in_place::{Ends, until_sound},
+    listing::{self, Listed},
 };
 
-/// Does it, until a signal asks for the end.
+pub(crate) fn run(job: &SnapshotJob) -> Result<(), Failure> {
+    let (image, wanted, timeouts, quiet) = match job {
+        SnapshotJob::List(job) => return listing::run(job, Listed::Snapshots),
+        SnapshotJob::Change {
+            image,
+            change,
+            timeouts,
+            quiet,
+        } => (image, change, *timeouts, *quiet),
+    };
+    let snapshot = change(image, wanted, &Trust::default(), timeouts)?;
+    if !quiet {
+        let (id, name) = (
+            printable(snapshot.id.as_ref()),
+            printable(snapshot.name.as_ref()),
+        );
+        tell(&match wanted {
+            SnapshotChange::Create(_) => format!("made snapshot {id}, \"{name}\", of {image}"),
+            SnapshotChange::Apply(_) => {
+                format!("{image} is what it was in snapshot {id}, \"{name}\"")
+            }
+            SnapshotChange::Delete(_) => format!("deleted snapshot {id}, \"{name}\", of {image}"),
+        });
+    }
+    Ok(())
+}
+
+/// Makes, goes back to or deletes a snapshot, which is returned, until a signal asks for the end.
 ///
 /// # Errors
 /// Those of [`change_snapshots`], and the interruption.
@@ -22,41 +51,21 @@ pub(crate) fn change(
     image: &Endpoint,
     change: &SnapshotChange,
     trust: &Trust,
-) -> Result<(), Failure> {
+    timeouts: Timeouts,
+) -> Result<Snapshot, Failure> {
     let runtime = super::runtime()?;
-    let changed = runtime.block_on(change_unless_interrupted(image, change, trust));
+    let options = trust.in_options(open_options(timeouts));
+    let changing = SnapshotOptions::default();
+    let changed = runtime.block_on(async {
+        let signals = Signals::listen().map_err(|error| Failure::system("signals", &error))?;
+        let changed = change_snapshots(image, change, &changing, &options);
+        let ends = Ends {
+            stopped: format!("{image} is as it was"),
+            abandoned: format!("{image} is as it was, or as it was to be"),
+        };
+        until_sound(changed, || changing.stop.ask(), signals, ends).await
+    });
     // What a second signal did not wait for is not waited for here.
     runtime.shutdown_background();
     changed
-}
-
-async fn change_unless_interrupted(
-    image: &Endpoint,
-    change: &SnapshotChange,
-    trust: &Trust,
-) -> Result<(), Failure> {
-    let mut signals = Signals::listen().map_err(|error| Failure::system("signals", &error))?;
-    let options = trust.in_options(open_options(Timeouts::PATIENT));
-    let changing = SnapshotOptions::default();
-    let mut changed = pin!(change_snapshots(image, change, &changing, &options));
-    let interrupt = tokio::select! {
-        changed = &mut changed => return Ok(changed.map(drop)?),
-        interrupt = signals.next() => interrupt,
-    };
-    // It ends where nothing is left of it; who does not want to wait for that leaves the image as a crash would.
-    changing.stop.ask();
-    let changed = tokio::select! {
-        changed = changed => changed,
-        again = signals.next() => {
-            let note = format!("{image} is as it was, or as it was to be");
-            return Err(Failure::interrupted(again).note(note));
-        }
-    };
-    match changed {
-        Err(error) if error.kind() == ErrorKind::Cancelled => {
-            let note = format!("{image} is as it was");
-            Err(Failure::interrupted(interrupt).note(note))
-        }
-        changed => Ok(changed.map(drop)?),
-    }
 }

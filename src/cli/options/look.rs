@@ -8,11 +8,12 @@ use crate::{
     cli::{
         args::{
             CheckArgs, Common, FormatArg, InfoArgs, ListingArgs, MapArgs, MeasureArgs, RepairArg,
+            SnapshotArgs,
         },
         commands::measure::{Subject, Target},
         failure::Failure,
     },
-    endpoint::{Endpoint, EndpointKind, ImageFormat, NewQcow2, raw_is_allocated},
+    endpoint::{Endpoint, EndpointKind, ImageFormat, NewQcow2, SnapshotChange, raw_is_allocated},
     format::qcow2::RepairMode,
     inspect::InspectOptions,
 };
@@ -70,7 +71,19 @@ pub(crate) struct MeasureJob {
     pub(crate) json: bool,
 }
 
-/// A resolved `snapshot` or `bitmap`.
+/// A resolved `snapshot`.
+#[derive(Debug)]
+pub(crate) enum SnapshotJob {
+    List(ListingJob),
+    Change {
+        image: Endpoint,
+        change: SnapshotChange,
+        timeouts: Timeouts,
+        quiet: bool,
+    },
+}
+
+/// A resolved `bitmap`, or a `snapshot` that lists.
 #[derive(Debug)]
 pub(crate) struct ListingJob {
     pub(crate) endpoint: Endpoint,
@@ -181,6 +194,24 @@ impl MeasureJob {
             trust: Trust::resolve(&args.formats.follow),
             timeouts: Timeouts::resolve(args.timeouts),
             json: args.json,
+        })
+    }
+}
+
+impl SnapshotJob {
+    pub(crate) fn resolve(args: &SnapshotArgs, common: Common) -> Result<Self, Failure> {
+        let create = args.create.clone().map(SnapshotChange::Create);
+        let apply = args.apply.clone().map(SnapshotChange::Apply);
+        let delete = args.delete.clone().map(SnapshotChange::Delete);
+        let listing = ListingJob::resolve(&args.listing)?;
+        Ok(match create.or(apply).or(delete) {
+            None => Self::List(listing),
+            Some(change) => Self::Change {
+                image: listing.endpoint,
+                change,
+                timeouts: listing.timeouts,
+                quiet: common.quiet,
+            },
         })
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     cli::{
         commands::{runtime, snapshot::change},
         failure::Failure,
-        options::Trust,
+        options::{Timeouts, Trust},
     },
     endpoint::{SnapshotChange, image_details, printable},
     format::qcow2::Snapshot,
@@ -123,8 +123,8 @@ fn changed(looking: &Looking, operands: &[OsString], name: &str, asked: &Snapsho
         let message = format!("{name}: force-share=on can only be used with read-only images");
         return Err(Failure::usage(message).into());
     }
-    match change(&image, asked, &Trust::of_environment()) {
-        Ok(()) => Ok(ExitCode::SUCCESS),
+    match change(&image, asked, &Trust::of_environment(), Timeouts::PATIENT) {
+        Ok(_) => Ok(ExitCode::SUCCESS),
         Err(failure) => Err(retold(failure, name, asked).into()),
     }
 }
