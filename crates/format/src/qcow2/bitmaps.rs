@@ -459,16 +459,8 @@ mod tests {
 
     fn bitmap(name: &str, granularity: u64, table: ByteRange) -> Bitmap {
         Bitmap {
-            details: BitmapDetails {
-                name: name.to_owned(),
-                granularity,
-                in_use: false,
-                auto: true,
-            },
-            is_known: true,
             table,
-            flags: None,
-            entry: 0,
+            ..Bitmap::new(name, granularity)
         }
     }
 
