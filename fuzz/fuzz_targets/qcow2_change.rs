@@ -65,6 +65,7 @@ async fn change(below: Arc<dyn BlockDevice>, step: u8) -> bool {
             let mut options = AmendOptions::default();
             options.version = (step & 16 != 0).then_some(2 + u32::from(step & 1));
             options.lazy_refcounts = Some(step & 32 != 0);
+            options.data_file_not_raw = step & 64 != 0;
             return told(amend(below, &options).await);
         }
     };

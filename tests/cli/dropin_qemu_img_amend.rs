@@ -42,6 +42,8 @@ fn twins() -> Twins {
         );
         create(dir, "wide", "refcount_bits=64", &[]);
         create(dir, "extended", "extended_l2=on", &[]);
+        let file = format!("data_file={},data_file_raw=on", text(&dir.join("data")));
+        create(dir, "outside", &file, &[]);
         create(dir, "zstd", "compression_type=zstd", &[]);
         create(dir, "zeroes", "compat=1.1", &[]);
         qemu_io(&dir.join("zeroes"), "qcow2", &["write -z 1M 64k"]);
@@ -142,6 +144,9 @@ fn images_become_what_qemu_makes_of_them() {
         "amend -o compat=1.1 over",
         "amend -o compat=0.10 over",
         "amend -o compat=1.1,size=20M kept",
+        "amend -o data_file_raw=on outside",
+        "amend -o data_file_raw=off outside",
+        "amend -o data_file_raw=on outside",
         "amend --image-opts -o compat=1.1 driver=qcow2,file.filename=old",
     ] {
         twins.same(arguments);

@@ -38,7 +38,7 @@ Changes the options of a qcow2 image.
 
 Usage: qemu-img amend [OPTIONS] -o OPTION=VALUE[,...] FILE
 
-  -o OPTION=VALUE,...   compat, lazy_refcounts, size; 'help' lists them
+  -o OPTION=VALUE,...   compat, lazy_refcounts, size, data_file_raw; 'help' lists them
   -f, --format FMT      Format of FILE
       --image-opts      FILE is a description: driver=qcow2,file.filename=PATH
       --object OBJECT   tls-creds-x509,id=ID,dir=DIR,endpoint=client
@@ -54,6 +54,7 @@ Amend options for 'qcow2':
   compat=<str>           - 0.10 or v2, which has fewer features, or 1.1 or v3
   lazy_refcounts=<bool (on/off)> - Refcounts may be written late
   size=<size>            - The size of the disk
+  data_file_raw=<bool (on/off)> - The data file is a raw image, too; off is for good
 ";
 
 /// What QEMU changes and we do not: the value that asks for nothing is the one that the image has.
@@ -104,6 +105,7 @@ struct Wanted {
     version: Option<u32>,
     lazy: Option<bool>,
     size: Option<u64>,
+    not_raw: bool,
 }
 
 pub(super) fn run(_: &Command, words: Vec<OsString>) -> Done {
@@ -200,13 +202,11 @@ impl Wanted {
             Some(size) => Some(new_size(&size)?).filter(|size| *size > 0),
         };
         check_backing(options, details)?;
-        match switch(options, "data_file_raw")? {
-            Some(true) if !details.data_file_raw => {
-                return Err(Failure::usage(
-                    "data-file-raw cannot be set on existing images",
-                ));
-            }
-            _ => {}
+        let raw = switch(options, "data_file_raw")?;
+        if raw == Some(true) && !details.data_file_raw {
+            return Err(Failure::usage(
+                "data-file-raw cannot be set on existing images",
+            ));
         }
         for key in NOT_HERE {
             let Some(value) = options.take(key) else {
@@ -233,6 +233,7 @@ impl Wanted {
                 version,
                 lazy,
                 size,
+                not_raw: raw == Some(false) && details.data_file_raw,
             }),
             Some(key) => Err(unknown(key)),
         }
@@ -276,6 +277,7 @@ impl Wanted {
             .is_some_and(|version| version < details.version);
         let mut first = AmendOptions::default();
         first.lazy_refcounts = self.lazy;
+        first.data_file_not_raw = self.not_raw;
         let mut last = AmendOptions::default();
         last.version = self.version.filter(|_| is_older);
         first.version = self.version.filter(|_| !is_older);

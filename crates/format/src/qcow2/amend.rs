@@ -1,4 +1,4 @@
-//! The version of an image that is there, and whether it writes refcounts late.
+//! The version of an image that is there, whether it writes refcounts late, and whether its data file is a raw image.
 //!
 //! The header changes in one write of one sector, so that a crash leaves it as it was or as it is to be.
 
@@ -17,7 +17,7 @@ use super::{
     write::check_writable,
 };
 
-/// Where the compatible features stand in the header.
+/// Where the compatible features stand in the header, with the autoclear features behind them.
 const COMPATIBLE_IN_HEADER: u64 = 80;
 /// What a disk writes as a whole, in bytes.
 const SECTOR: u64 = 512;
@@ -34,6 +34,8 @@ pub struct AmendOptions {
     pub version: Option<u32>,
     /// Whether refcounts may be written late; version 3 only. As it is unless set; version 2 never does.
     pub lazy_refcounts: Option<bool>,
+    /// The data file is no raw image any more, whatever it was.
+    pub data_file_not_raw: bool,
 }
 
 /// Changes the image in `below`, durably. Nobody else uses it meanwhile. No other file that it names is opened, and no
@@ -69,8 +71,13 @@ async fn amend_inside(file: HostFile, options: &AmendOptions) -> Result<()> {
     if let Some(is_lazy) = options.lazy_refcounts {
         new.compatible.set(lazy, is_lazy);
     }
+    if options.data_file_not_raw {
+        new.autoclear.remove(Autoclear::RAW_DATA_FILE);
+    }
     match (old.geometry.version, version) {
-        (3, 3) if old.compatible != new.compatible => set_lazy(&file, &new).await,
+        (3, 3) if (old.compatible, old.autoclear) != (new.compatible, new.autoclear) => {
+            set_features(&file, &new).await
+        }
         (2, 3) => {
             // Whoever wrote version 2 did not keep them.
             new.bitmaps = None;
@@ -87,15 +94,17 @@ async fn amend_inside(file: HostFile, options: &AmendOptions) -> Result<()> {
     }
 }
 
-/// Changes one bit of what may be ignored, of which others may be set that are not known here.
-async fn set_lazy(file: &HostFile, new: &Header) -> Result<()> {
+/// Changes features that may be ignored, of which others may be set that are not known here. Autoclear features that are
+/// not known here are cleared, as by whoever writes (specification, "Header", `autoclear_features`).
+async fn set_features(file: &HostFile, new: &Header) -> Result<()> {
     let name = || "the header".to_owned();
     let word = file
         .read_padded(COMPATIBLE_IN_HEADER, Buffer::zeroed(8), name)
         .await?;
     let known = Compatible::all().bits();
-    let word = be64(&word, 0) & !known | new.compatible.bits();
-    file.patch(COMPATIBLE_IN_HEADER, &word.to_be_bytes())
+    let compatible = be64(&word, 0) & !known | new.compatible.bits();
+    let words = [compatible, new.autoclear.bits()].map(u64::to_be_bytes);
+    file.patch(COMPATIBLE_IN_HEADER, words.as_flattened())
         .await?;
     file.device().flush().await
 }

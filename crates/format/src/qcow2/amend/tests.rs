@@ -18,7 +18,7 @@ use crate::qcow2::{
 fn version(version: u32) -> AmendOptions {
     AmendOptions {
         version: Some(version),
-        lazy_refcounts: None,
+        ..Default::default()
     }
 }
 
@@ -55,6 +55,7 @@ async fn versions_come_and_go_and_a_cut_leaves_one_of_them() {
             let lazy = AmendOptions {
                 version: Some(3),
                 lazy_refcounts: Some(true),
+                ..Default::default()
             };
             for (options, expected) in [
                 (version(3), (3, false)),
@@ -138,6 +139,7 @@ async fn what_only_version_3_knows_keeps_it() {
     let contradiction = AmendOptions {
         version: Some(2),
         lazy_refcounts: Some(true),
+        ..Default::default()
     };
     let image = memory(&with_data(16, 2));
     let error = amend(image.clone(), &contradiction).await;
@@ -191,6 +193,43 @@ async fn qemu_reads_and_writes_either_version() {
             for image in [&name[..], "before"] {
                 qemu_io(directory, image, &[&format!("write -P {wanted} 2M 100k")]);
             }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_data_file_is_no_raw_image_any_more_and_unknown_autoclear_features_go() {
+    const AUTOCLEAR: u64 = 88;
+    let not_raw = AmendOptions {
+        data_file_not_raw: true,
+        ..Default::default()
+    };
+    let lazy = AmendOptions {
+        lazy_refcounts: Some(true),
+        ..Default::default()
+    };
+    let unknown = 1 << 62;
+    for (options, before, after) in [
+        (not_raw, Autoclear::RAW_DATA_FILE.bits() | unknown, 0),
+        (not_raw, 0, 0),
+        (not_raw, unknown, unknown),
+        (
+            lazy,
+            Autoclear::RAW_DATA_FILE.bits() | unknown,
+            Autoclear::RAW_DATA_FILE.bits(),
+        ),
+    ] {
+        let image = memory(&with_data(16, 3));
+        let name = || "the header".to_owned();
+        let file = HostFile::new(image.clone());
+        let bits = u64::to_be_bytes(before);
+        file.patch(AUTOCLEAR, &bits).await.expect("written");
+        let all_before = image.contents();
+        amend(image.clone(), &options).await.expect("amended");
+        let word = file.read_padded(AUTOCLEAR, Buffer::zeroed(8), name).await;
+        assert_eq!(be64(&word.expect("read"), 0), after, "{options:?}");
+        if before == after {
+            assert!(image.contents() == all_before, "nothing was to change");
         }
     }
 }
