@@ -12,7 +12,7 @@ use super::{
     entry::Cluster,
     header::{Autoclear, Compatible, Compression, Header, Incompatible, be64, walk_extensions},
     host::HostFile,
-    snapshots::SnapshotTable,
+    snapshots::{SnapshotTable, complete_table},
     tables::Tables,
     write::check_writable,
 };
@@ -41,7 +41,7 @@ pub struct AmendOptions {
 /// Changes the image in `below`, durably. Nobody else uses it meanwhile. No other file that it names is opened, and no
 /// data moves.
 ///
-/// A crash at any point leaves it as it was, or as it is to be.
+/// A crash at any point leaves it as it was, or as it is to be; or as it was with a snapshot table that says more.
 ///
 /// # Errors
 /// `InvalidInput` for what contradicts itself; `Unsupported` for version 2 of an image that has what only version 3
@@ -63,8 +63,11 @@ async fn amend_inside(file: HostFile, options: &AmendOptions) -> Result<()> {
         let message = "version 2 (compat=0.10) always writes refcounts at once";
         return Err(Error::with_message(ErrorKind::InvalidInput, message));
     }
-    let old = mend_dirty(&file, old).await?;
+    let mut old = mend_dirty(&file, old).await?;
     check_writable(&old, [&file, &file]).map_err(|error| error.during(Operation::Open))?;
+    if version > old.geometry.version && complete_table(&file, &old).await? {
+        old = Header::read(&**file.device()).await?;
+    }
     let lazy = Compatible::LAZY_REFCOUNTS;
     let mut new = old.clone();
     new.geometry.version = version;

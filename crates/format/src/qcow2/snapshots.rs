@@ -21,6 +21,7 @@ use super::{
     geometry::{Geometry, corrupt, table_range},
     header::{Header, LARGEST_L1, be16, be32, be64},
 };
+pub(crate) use change::complete_table;
 pub use change::{SnapshotOptions, apply_snapshot, create_snapshot, delete_snapshot};
 
 /// How long the snapshot table can be: 256 bytes for each of as many snapshots as there can be.

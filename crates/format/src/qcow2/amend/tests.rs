@@ -9,7 +9,8 @@ use blockferry_block::{
 
 use super::*;
 use crate::qcow2::{
-    BitmapChange, change_bitmap, check,
+    BitmapChange, Snapshot, SnapshotOptions, change_bitmap, check, create_snapshot,
+    header::be32,
     qemu::{is_installed, number, qemu_check, qemu_img, qemu_io},
     testing::{Content, ImageBuilder},
     write::tests::{Relatives, backed, contents, copy, memory, open_with, text},
@@ -230,6 +231,74 @@ async fn a_data_file_is_no_raw_image_any_more_and_unknown_autoclear_features_go(
         assert_eq!(be64(&word.expect("read"), 0), after, "{options:?}");
         if before == after {
             assert!(image.contents() == all_before, "nothing was to change");
+        }
+    }
+}
+
+/// An image of version 2 with two snapshots, of which neither says how large the disk was.
+async fn with_old_entries() -> Vec<u8> {
+    const TABLE: usize = 64;
+    let mut below = memory(&with_data(12, 2));
+    for name in ["one", "two"] {
+        let made = create_snapshot(below.clone(), name, &SnapshotOptions::default()).await;
+        made.expect("made");
+        below = copy(&below);
+    }
+    let mut bytes = below.contents();
+    let table = be64(&bytes, TABLE) as usize;
+    let long = bytes[table..table + 2 * 72].to_vec();
+    bytes[table..table + 2 * 72].fill(0);
+    for (at, entry) in long.chunks(72).enumerate() {
+        assert_eq!(be32(entry, 36), 24, "the length of the extra data");
+        let mut short = entry[..36].to_vec();
+        short.extend([0; 4]);
+        short.extend(&entry[64..68]);
+        short.resize(48, 0);
+        bytes[table + at * 48..table + (at + 1) * 48].copy_from_slice(&short);
+    }
+    bytes
+}
+
+async fn snapshots_of(below: &dyn BlockDevice) -> (Header, Vec<Snapshot>) {
+    let header = Header::read(below).await.expect("sound");
+    let table = SnapshotTable::read(below, &header).await.expect("sound");
+    (header, table.snapshots)
+}
+
+#[tokio::test]
+async fn snapshots_say_the_size_of_their_disk_before_version_3_has_them() {
+    let first = with_old_entries().await;
+    let (_, old) = snapshots_of(&MemoryDevice::from_bytes(&first)).await;
+    assert!(old.len() == 2 && old.iter().all(|it| !it.says_size));
+    let expected: Vec<_> = old
+        .iter()
+        .map(|snapshot| Snapshot {
+            says_size: true,
+            ..snapshot.clone()
+        })
+        .collect();
+    let below = Arc::new(ForgetfulDevice::new(&first));
+    amend(below.clone(), &version(3)).await.expect("amended");
+    let whole = MemoryDevice::from_bytes(below.cut(usize::MAX, Survival::Nothing));
+    let (header, new) = snapshots_of(&whole).await;
+    assert_eq!((header.geometry.version, &new), (3, &expected));
+    for events in 0..=below.events() {
+        for seed in 0..4 {
+            let survival = Survival::Sectors(seed + 10 * events as u64);
+            let left = MemoryDevice::from_bytes(below.cut(events, survival));
+            let (header, found) = snapshots_of(&left).await;
+            let is_new = found == expected;
+            assert!(is_new || found == old, "{found:?}");
+            assert!(is_new || header.geometry.version == 2, "{events}, {seed}");
+            assert!(check(&left).await.expect("checked").is_clean());
+        }
+    }
+    if is_installed() {
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::write(directory.path().join("image"), whole.contents()).expect("written");
+        let report = qemu_check(directory.path(), "image");
+        for wrong in ["corruptions", "leaks", "check-errors"] {
+            assert_eq!(number(&report, wrong), 0, "{report}");
         }
     }
 }

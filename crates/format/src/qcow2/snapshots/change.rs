@@ -141,26 +141,28 @@ async fn change(
         table: &table,
         stop: &options.stop,
     };
-    let prepared = async {
-        image.check_places().await?;
-        let (state, snapshot) = image.prepare(request).await?;
-        let said = image.header_saying(&state).await?;
-        file.device().flush().await?;
-        options.stop.check()?;
-        Ok((said, snapshot))
+    let prepared = image.prepare(request).await;
+    image.carry_out(end, prepared).await
+}
+
+/// Lets each entry of the table of an image that may be written say the size of the disk: version 3 wants it, and early
+/// images of version 2 do not have it. `true` where that was to be done: the header is another one then.
+pub(crate) async fn complete_table(file: &HostFile, header: &Header) -> Result<bool> {
+    let table = SnapshotTable::read(&**file.device(), header).await?;
+    if table.snapshots.iter().all(|snapshot| snapshot.says_size) {
+        return Ok(false);
+    }
+    let end = file.end();
+    let mut image = Changing {
+        recount: Recount::open(file, header).await?,
+        file,
+        header,
+        table: &table,
+        stop: &Stop::default(),
     };
-    let (said, snapshot) = match prepared.await {
-        Ok(prepared) => prepared,
-        Err(error) => {
-            cut(&file, end).await;
-            return Err(error);
-        }
-    };
-    // From here on nobody knows which of the two images it is, until that is durable.
-    file.patch(SIZE_IN_HEADER, &said).await?;
-    file.device().flush().await?;
-    image.trim_freed().await;
-    Ok(snapshot)
+    let prepared = image.prepare_table().await;
+    image.carry_out(end, prepared).await?;
+    Ok(true)
 }
 
 /// Refuses what cannot be done, before anything is changed.
@@ -220,8 +222,46 @@ impl<'a> Changing<'a> {
         Ok(())
     }
 
+    /// Lets the header say what was prepared. Where that failed, the image in a file that ended at `end` stays as it was.
+    async fn carry_out<T>(&mut self, end: u64, prepared: Result<(NewState, T)>) -> Result<T> {
+        let said = async {
+            let (state, value) = prepared?;
+            let said = self.header_saying(&state).await?;
+            self.file.device().flush().await?;
+            self.stop.check()?;
+            Ok((said, value))
+        };
+        let (said, value) = match said.await {
+            Ok(said) => said,
+            Err(error) => {
+                cut(self.file, end).await;
+                return Err(error);
+            }
+        };
+        // From here on nobody knows which of the two images it is, until that is durable.
+        self.file.patch(SIZE_IN_HEADER, &said).await?;
+        self.file.device().flush().await?;
+        self.trim_freed().await;
+        Ok(value)
+    }
+
+    /// Writes the same table, with complete entries.
+    async fn prepare_table(&mut self) -> Result<(NewState, ())> {
+        self.check_places().await?;
+        let (snapshots, snapshots_offset) = self.write_table(None, None).await?;
+        let state = NewState {
+            size: self.header.geometry.size,
+            l1: self.header.l1,
+            refcounts: self.recount.finish().await?,
+            snapshots,
+            snapshots_offset,
+        };
+        Ok((state, ()))
+    }
+
     /// Writes all but what the header is to say, which is returned.
     async fn prepare(&mut self, request: Request<'_>) -> Result<(NewState, Snapshot)> {
+        self.check_places().await?;
         let geometry = self.header.geometry;
         let mut size = geometry.size;
         let mut table = (self.header.snapshots, self.header.snapshots_offset);

@@ -2,10 +2,10 @@
 
 use blockferry_block::{BlockDevice, Error, ErrorKind, Result, read_exact_at};
 
-use super::{LONGEST_TABLE, Snapshot, SnapshotTable};
+use super::{FIXED, LONGEST_TABLE, Snapshot, SnapshotTable};
 use crate::qcow2::{
     entries::padding,
-    header::{MOST_SNAPSHOTS, put32, put64},
+    header::{MOST_SNAPSHOTS, be32, put32, put64},
 };
 
 /// The length of the extra data that is written: the size of the guest's state, that of the disk, the instructions.
@@ -32,9 +32,23 @@ impl Snapshot {
         bytes.extend(self.name.as_bytes());
         bytes
     }
+
+    /// Its entry, which does not say how large the disk was, with all that is said of it elsewhere.
+    fn completed(&self, short: &[u8]) -> Vec<u8> {
+        let at = FIXED - 4;
+        let rest = FIXED.saturating_add(be32(short, at) as usize);
+        let mut bytes = short[..at].to_vec();
+        put32(&mut bytes, EXTRA);
+        put64(&mut bytes, self.state_size);
+        put64(&mut bytes, self.size);
+        put64(&mut bytes, u64::MAX);
+        bytes.extend(short.get(rest..).unwrap_or_default());
+        bytes
+    }
 }
 
-/// The entries that the table in `below` has, as they stand there, with what is not understood of them.
+/// The entries that the table in `below` has, as they stand there, with what is not understood of them. Those without the
+/// size of the disk get it, as version 3 wants it.
 ///
 /// # Errors
 /// What reading failed with.
@@ -43,8 +57,12 @@ pub(super) async fn own_entries(
     table: &SnapshotTable,
 ) -> Result<Vec<Vec<u8>>> {
     let mut entries = Vec::with_capacity(table.entries.len());
-    for range in &table.entries {
-        entries.push(read_exact_at(below, *range).await?.to_vec());
+    for (range, snapshot) in table.entries.iter().zip(&table.snapshots) {
+        let entry = read_exact_at(below, *range).await?.to_vec();
+        entries.push(match snapshot.says_size {
+            true => entry,
+            false => snapshot.completed(&entry),
+        });
     }
     Ok(entries)
 }
