@@ -403,3 +403,25 @@ fn holes_stay_holes_unless_none_are_wanted() {
     twins.same("convert -S 0 disk.qcow2 copy");
     assert!(allocated(&twins.path(Who::Ours, "copy")) >= 6 << 20);
 }
+
+#[test]
+fn an_image_has_all_clusters_where_no_zeroes_are_looked_for() {
+    let twins = prepared();
+    for who in BOTH {
+        qemu_img(&[
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            text(&twins.path(who, "empty")),
+            "4M",
+        ]);
+    }
+    twins.same("convert -f qcow2 -O qcow2 -S 0 empty copy");
+    let [theirs, ours] = BOTH.map(|who| twins.path(who, "copy"));
+    for path in [&theirs, &ours] {
+        assert!(allocated(path) >= 4 << 20, "{path:?}");
+    }
+    assert_identical((&theirs, "qcow2"), (&ours, "qcow2"));
+    check(&ours);
+}

@@ -295,13 +295,12 @@ impl Choices {
         format: DestinationFormat,
         allocated: bool,
     ) -> CopyJob {
-        let is_raw = matches!(
-            format,
-            DestinationFormat::Raw | DestinationFormat::RawInPlace
-        );
-        let in_order = match &format {
-            DestinationFormat::Qcow2(new) => new.create.compress && new.create.in_order,
-            _ => false,
+        let (is_compressed, in_order) = match &format {
+            DestinationFormat::Qcow2(new) => (
+                new.create.compress,
+                new.create.compress && new.create.in_order,
+            ),
+            _ => (false, false),
         };
         let sparse = self.sparse.unwrap_or(4096);
         let mut engine = CopyOptions::default();
@@ -310,8 +309,8 @@ impl Choices {
         if in_order {
             engine.order = Order::Ascending;
         }
-        // Who makes no holes has everything allocated.
-        engine.allocated = allocated || sparse == 0 && is_raw;
+        // Who makes no holes has everything allocated; zeroes that are to take no space are worth nothing allocated.
+        engine.allocated = allocated || sparse == 0 && !is_compressed;
         engine.destination_is_zero = self.target_is_zero;
         CopyJob {
             bitmaps: match (self.bitmaps, self.skip_broken) {
