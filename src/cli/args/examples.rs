@@ -140,14 +140,6 @@ const EXAMPLES: &[(&str, &[Example])] = &[
                 does: "The snapshots in an image",
             },
             Example {
-                line: "blockferry snapshot --json disk.qcow2",
-                does: "The same for programs",
-            },
-            Example {
-                line: "blockferry snapshot -f qcow2 nbd://server/disk",
-                does: "Those of an image inside an export",
-            },
-            Example {
                 line: "blockferry snapshot --create before-upgrade disk.qcow2",
                 does: "A snapshot is made inside the image",
             },

@@ -152,7 +152,7 @@ pub(crate) struct MeasureArgs {
     pub(crate) json: bool,
 }
 
-/// List the snapshots in a qcow2 image, make one, go back to one, or delete one.
+/// List, make, apply or delete snapshots in an image.
 #[derive(Args, Debug)]
 #[command(after_help = brief("snapshot"),
           after_long_help = whole("snapshot", Some(Reader::Reads), &[]))]
