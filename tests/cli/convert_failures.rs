@@ -149,7 +149,8 @@ fn what_is_lost_of_a_connection_is_not_salvaged_away() {
     .expect("the binary");
     until_it_writes(&child, dir.path());
     peer.kill();
-    finish(child).failure(75, &["the connection"]);
+    // It was closed, or reset where the server had not read everything.
+    finish(child).failure(75, &["onnection", "this may pass"]);
     assert!(!made.exists());
 }
 

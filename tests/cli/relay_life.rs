@@ -412,6 +412,8 @@ fn a_place_that_is_taken_is_left_alone() {
     UnixStream::connect(&path).expect("it is still there");
     // One that nobody listens on any more is replaced, and removed at the end.
     drop(listener);
+    // A child of another test that is about to begin may have it for a moment.
+    until("it to be gone", || UnixStream::connect(&path).is_err());
     let target = echo();
     let mut child = blockferry(["relay", "-q", &place, &target])
         .spawn()
