@@ -302,7 +302,7 @@ fn a_proxy_that_is_to_stop_waits_for_no_server() {
     server.stop();
     let waiting = thread::spawn(move || read(&mut client));
     // Closed, or reset where the server had not read everything.
-    until("the loss", || front.told().contains("onnection"));
+    until("the loss", || front.told().contains("the connection"));
     let (code, told) = front.stop();
     assert_eq!(code, 0, "{told}");
     assert!(waiting.join().expect("no panic").is_err());

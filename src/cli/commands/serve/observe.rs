@@ -139,7 +139,7 @@ fn describe_upstream(source: &str, event: &PoolEvent) -> Option<(Level, String, 
                 with_error(entry("upstream-lost"), error),
                 json!({ "left": left }),
             );
-            (level, format!("{}{rest}", in_words(error)), entry)
+            (level, format!("{error}{rest}"), entry)
         }
         PoolEvent::WritesLost => (
             Level::Trouble,
@@ -158,7 +158,6 @@ fn describe_upstream(source: &str, event: &PoolEvent) -> Option<(Level, String, 
                 with_error(entry("upstream-attempt-failed"), error),
                 json!({ "attempt": attempt }),
             );
-            let error = in_words(error);
             let line = format!("{error} (attempt {attempt}; the next in {seconds} s)");
             (Level::Detail, line, entry)
         }
@@ -171,7 +170,7 @@ fn describe_upstream(source: &str, event: &PoolEvent) -> Option<(Level, String, 
         }
         PoolEvent::GaveUp { error } => (
             Level::Trouble,
-            format!("{}; requests fail until it can be", in_words(error)),
+            format!("{error}; requests fail until it can be"),
             with_error(entry("upstream-gave-up"), error),
         ),
         _ => return None,
@@ -267,7 +266,7 @@ fn entry(event: &ServerEvent<'_>) -> Option<Value> {
 
 fn with_error(entry: Value, error: &Error) -> Value {
     let details = json!({
-        "error": in_words(error),
+        "error": error.to_string(),
         "kind": format!("{:?}", error.kind()),
         "offset": error.offset(),
         "length": error.length(),
